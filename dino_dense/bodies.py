@@ -1,0 +1,185 @@
+"""The networks themselves: timm bodies, and the one thing timm lacks, DINO's position interpolation.
+
+Shapes: B images, h x w patch grid, N = h*w patches, R register tokens, C channels.
+"""
+
+import difflib
+import re
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp, SwiGLUPacked
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# (channels, blocks). Heads are always channels / 64, as in DeiT and DINO (vision_transformer.py), which is
+# why a file's weights are enough to know them. "micro" is ours: small enough to train on a laptop in minutes.
+VIT_SIZES = {"micro": (192, 4), "tiny": (192, 12), "small": (384, 12), "base": (768, 12), "large": (1024, 24)}
+HEAD_DIM = 64
+VIT_NAME = re.compile(r"vit_(?P<size>micro|tiny|small|base|large)_patch(?P<patch>\d+)_(?P<image>\d+)")
+
+
+@dataclass(frozen=True)
+class ViTShape:
+    """All that is needed to build a DINO or DINOv2 vision transformer. Stored in every checkpoint we write."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    patch_size: int
+    grid_size: int
+    """Side of the square position grid, in patches (14 for 224 pixels at patch 16)."""
+    registers: int = 0
+    layer_scale: bool = False
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    mlp_hidden: int | None = None
+    """Channels of the hidden layer (both halves together for SwiGLU); None is 4 times embed_dim."""
+    position_offset: float = 0.1
+    """Added to the grid before the scale factor is taken (DINO, DINOv2 without registers: 0.1; with: 0)."""
+    position_antialias: bool = False
+    """Antialias when the position grid shrinks (DINOv2 with registers: true)."""
+
+    @property
+    def name(self) -> str:
+        """timm-style name when the size has one (`vit_small_patch16_224`), else the numbers."""
+        sizes = {dims: size for size, dims in VIT_SIZES.items()}
+        size = sizes.get((self.embed_dim, self.depth), f"c{self.embed_dim}d{self.depth}")
+        registers = f"_reg{self.registers}" if self.registers else ""
+        return f"vit_{size}_patch{self.patch_size}{registers}_{self.grid_size * self.patch_size}"
+
+    @staticmethod
+    def from_name(name: str, image_size: int | None = None) -> "ViTShape | None":
+        """Shape for a name such as `vit_small_patch16_224`, or None where the name is not of that form."""
+        match = VIT_NAME.fullmatch(name)
+        if match is None:
+            return None
+        embed_dim, depth = VIT_SIZES[match["size"]]
+        patch, image = int(match["patch"]), image_size or int(match["image"])
+        if image % patch:
+            raise ValueError(f"{name}: image size {image} is not a multiple of patch size {patch}.")
+        return ViTShape(embed_dim, depth, embed_dim // HEAD_DIM, patch, image // patch)
+
+
+class DinoViT(VisionTransformer):
+    """timm's ViT with DINO's position embedding: any input size, resampled as the reference resamples it.
+
+    The position table is [1, 1+N, C]: the class token has a position of its own, registers have none
+    (dinov2/models/vision_transformer.py).
+    """
+
+    def __init__(self, shape: ViTShape, drop_path_rate: float = 0.0) -> None:
+        super().__init__(
+            img_size=shape.grid_size * shape.patch_size,
+            patch_size=shape.patch_size,
+            embed_dim=shape.embed_dim,
+            depth=shape.depth,
+            num_heads=shape.num_heads,
+            mlp_ratio=(shape.mlp_hidden or 4 * shape.embed_dim) / shape.embed_dim,
+            mlp_layer=SwiGLUPacked if shape.mlp == "swiglu" else Mlp,
+            act_layer="silu" if shape.mlp == "swiglu" else None,
+            init_values=1e-5 if shape.layer_scale else None,
+            reg_tokens=shape.registers,
+            no_embed_class=True,
+            dynamic_img_size=True,
+            drop_path_rate=drop_path_rate,
+            num_classes=0,
+        )
+        self.shape = shape
+        # timm leaves the class token without a position here (no_embed_class), so that registers get none.
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + shape.grid_size**2, shape.embed_dim))
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def positions(self, height: int, width: int) -> Tensor:
+        """Position embedding for an h x w patch grid, [1, 1+h*w, C].
+
+        The reference passes (h + 0.1) / sqrt(N) to `interpolate` as its scale factor, and bicubic sampling
+        uses that factor, not the ratio of the sizes, so the 0.1 moves every sample
+        (dino/vision_transformer.py, interpolate_pos_encoding).
+        """
+        grid = self.shape.grid_size
+        if (height, width) == (grid, grid):
+            return self.pos_embed
+        table = self.pos_embed[:, 1:].unflatten(1, (grid, grid)).permute(0, 3, 1, 2)  # [1, C, grid, grid]
+        offset = self.shape.position_offset
+        target: dict[str, Any] = {"size": (height, width)}
+        if offset:
+            target = {"scale_factor": ((height + offset) / grid, (width + offset) / grid)}
+        table = F.interpolate(table, mode="bicubic", antialias=self.shape.position_antialias, **target)
+        if table.shape[-2:] != (height, width):
+            raise RuntimeError(f"positions came out {tuple(table.shape[-2:])}, expected {(height, width)}")
+        return torch.cat([self.pos_embed[:, :1], table.flatten(2).transpose(1, 2)], dim=1)
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        """Patch embeddings [B, h, w, C] -> tokens [B, 1+R+h*w, C]: class token, registers, patches."""
+        batch, height, width, _ = x.shape
+        tokens = torch.cat([self.cls_token.expand(batch, -1, -1), x.flatten(1, 2)], dim=1)
+        tokens = tokens + self.positions(height, width)
+        if self.reg_token is not None:
+            registers = self.reg_token.expand(batch, -1, -1)
+            tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
+        return self.pos_drop(tokens)
+
+
+def build_module(name: str, *, drop_path_rate: float = 0.0, img_size: int | None = None) -> nn.Module:
+    """A body with random weights.
+
+    Args:
+        name: `vit_{micro,tiny,small,base,large}_patch{P}_{SIZE}` for a DINO ViT, else any timm model name.
+        drop_path_rate: stochastic depth rate of the last block, in [0, 1); 0 where the body has no such thing.
+        img_size: side in pixels of the square image the position grid is made for; default from the name.
+
+    Returns:
+        A module that maps normalised images [B, 3, H, W] to image features [B, C].
+
+    Raises:
+        ValueError: the name is unknown (with the nearest names).
+    """
+    shape = ViTShape.from_name(name, img_size)
+    if shape is not None:
+        return DinoViT(shape, drop_path_rate)
+    options = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
+    return create_timm(name, pretrained=False, **options)
+
+
+def create_timm(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
+    """timm.create_model without classifier, taking any image size where the body can.
+
+    Raises:
+        ValueError: timm knows no such name (with the nearest ones).
+    """
+    if not name.startswith(("hf-hub:", "hf_hub:")) and not timm.is_model(name):
+        near = difflib.get_close_matches(name.split(".")[0], [*timm.list_models(), *_example_names()], n=4)
+        hint = f" Near names: {', '.join(near)}." if near else ""
+        raise ValueError(
+            f"unknown architecture {name!r}.{hint} Expected vit_{{micro,tiny,small,base,large}}_patch{{P}}_{{SIZE}} "
+            "or a name that timm.list_models() gives."
+        )
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **options)
+    except TypeError:  # not a transformer with a position grid: it takes any size as it is
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+
+
+def _example_names() -> list[str]:
+    return [f"vit_{size}_patch{patch}_224" for size in VIT_SIZES for patch in (8, 14, 16)]
+
+
+def describe(module: nn.Module) -> dict[str, Any]:
+    """What `rebuild` needs to make an empty body of the same architecture: plain JSON."""
+    if isinstance(module, DinoViT):
+        return {"body": "vit", **asdict(module.shape)}
+    return {"body": "timm", "name": module.pretrained_cfg["architecture"]}
+
+
+def rebuild(description: dict[str, Any]) -> nn.Module:
+    """The body that `describe` described, with random weights."""
+    facts = dict(description)
+    if facts.pop("body") == "vit":
+        return DinoViT(ViTShape(**facts))
+    return create_timm(facts["name"], pretrained=False)

@@ -1,0 +1,219 @@
+"""The command line of every entry point. The only file that knows the argument parser.
+
+A frozen dataclass is the whole definition: its fields are the options, their defaults the defaults, and the
+text under each field its help.
+"""
+
+import dataclasses
+import difflib
+import importlib.resources
+import os
+import re
+import sys
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+
+import docstring_parser
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+DEBUG_VARIABLE = "DINO_DENSE_DEBUG"
+
+
+class _Parser(ArgumentParser):
+    """jsonargparse with the field's spelling in its help, and the nearest name in its errors."""
+
+    def format_help(self) -> str:
+        """Options spelt --with-hyphens, as they are usually typed; underscores work too."""
+        return re.sub(r"--[a-z]\w*", lambda option: option[0].replace("_", "-"), super().format_help())
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message and the nearest option to an unknown one; exit with 2."""
+        text = re.sub(r"^Parser key ", "", str(message))
+        known = {action.dest for action in self._actions}
+        for word in re.findall(r"[\w-]+", text):
+            name = word.strip("-").replace("-", "_")
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+            if len(name) > 2 and near and name not in known:
+                text += f"\nDid you mean --{near[0].replace('_', '-')}?"
+                break
+        print(f"{self.prog}: error: {text}\nSee: {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def parse(
+    *config_types: type, prog: str, description: str, argv: Sequence[str] | None = None, presets: str = ""
+) -> Any:
+    """Read the command line into frozen dataclasses.
+
+    Args:
+        config_types: dataclasses, every field defaulted; their fields become flat options `--field value`.
+        prog: the command as typed.
+        description: the first lines of its help.
+        argv: the arguments; default those of the process.
+        presets: `--preset NAME` reads `configs/protocols/{presets}_{NAME}.yaml` before the other options.
+
+    Returns:
+        One value a type, in order; the value itself where there is one type.
+
+    Raises:
+        SystemExit: with 2 after a message, for an unknown or ill-typed option; with 0 after `--help`.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _Parser(prog=prog, description=description)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the fields below.")
+    kinds: dict[str, Any] = {}
+    for config_type in config_types:
+        group = parser.add_argument_group(_first_line(config_type))
+        kinds |= _add_fields(group, config_type)
+    argv = _normalise(argv, kinds)
+    if presets:
+        argv = _expand_preset(argv, presets, parser)
+    values = parser.parse_args(argv)
+    try:
+        built = tuple(
+            config_type(**{item.name: _frozen(values[item.name]) for item in dataclasses.fields(config_type)})
+            for config_type in config_types
+        )
+    except ValueError as error:  # a config checks itself when built
+        parser.error(str(error))
+    return built[0] if len(built) == 1 else built
+
+
+def load_protocol(presets: str, name: str) -> dict[str, Any]:
+    """The constants of a named protocol, `configs/protocols/{presets}_{name}.yaml`.
+
+    Raises:
+        ValueError: there is no such protocol (with those there are).
+    """
+    folder = importlib.resources.files("configs") / "protocols"
+    file = folder / f"{presets}_{name}.yaml"
+    if not file.is_file():
+        names = sorted(
+            entry.name.removeprefix(f"{presets}_").removesuffix(".yaml")
+            for entry in folder.iterdir()
+            if entry.name.startswith(f"{presets}_")
+        )
+        raise ValueError(f"unknown preset {name!r}; there are: {', '.join(names)}.")
+    return yaml.safe_load(file.read_text())
+
+
+def to_yaml(config: Any) -> str:
+    """A config as YAML that `--config` reads back."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False)
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A config dataclass as a dict of JSON values."""
+    plain = dataclasses.asdict(config)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+
+
+def from_plain(config_type: type, values: Mapping[str, Any]) -> Any:
+    """The inverse of `to_plain`.
+
+    Raises:
+        ValueError: a key is not a field (with the nearest name).
+    """
+    names = [item.name for item in dataclasses.fields(config_type)]
+    for key in values:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=1)
+            hint = f" Did you mean {near[0]}?" if near else f" Its fields: {', '.join(names)}."
+            raise ValueError(f"{config_type.__name__} has no field {key!r}.{hint}")
+    return config_type(**{key: _frozen(value) for key, value in values.items()})
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Run an entry point: what the user can mend is one plain message, not a traceback.
+
+    Exit status 0, 1 after an error, 130 after Ctrl-C, or what `main` returns.
+    """
+    try:
+        code = main() or 0
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        code = 130
+    except (ValueError, OSError) as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        print(f"error: {error}\n(set {DEBUG_VARIABLE}=1 to see where)", file=sys.stderr)
+        code = 1
+    raise SystemExit(code)
+
+
+def _add_fields(group: Any, config_type: type) -> dict[str, Any]:
+    hints = get_type_hints(config_type)
+    texts = field_docs(config_type)
+    for item in dataclasses.fields(config_type):
+        group.add_argument(f"--{item.name}", type=hints[item.name], default=item.default, help=texts[item.name])
+    return hints
+
+
+def field_docs(config_type: type) -> dict[str, str]:
+    """The text under each field of a dataclass and of its bases, on one line.
+
+    Raises:
+        TypeError: a field has no text; every option explains itself.
+    """
+    texts: dict[str, str] = {}
+    for base in reversed(config_type.__mro__):
+        if dataclasses.is_dataclass(base):
+            for param in docstring_parser.parse_from_object(base).params:
+                texts[param.arg_name] = " ".join((param.description or "").split())
+    for item in dataclasses.fields(config_type):
+        if not texts.get(item.name):
+            raise TypeError(f"{config_type.__name__}.{item.name} has no docstring under it")
+    return texts
+
+
+def _first_line(config_type: type) -> str:
+    return (config_type.__doc__ or config_type.__name__).strip().splitlines()[0].rstrip(".")
+
+
+def _is_tuple(hint: Any) -> bool:
+    options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return any(get_origin(option) is tuple for option in options)
+
+
+def _normalise(argv: list[str], kinds: Mapping[str, Any]) -> list[str]:
+    """Shell habits -> what the parser reads: --max-frames, a bare --resume, lists as a,b,c."""
+    result: list[str] = []
+    for position, word in enumerate(argv):
+        if word.startswith("--"):
+            option, equals, value = word.partition("=")
+            name = option[2:].replace("-", "_")
+            bare = position + 1 == len(argv) or argv[position + 1].startswith("--")
+            if kinds.get(name) is bool and not equals and bare:
+                value, equals = "true", "="
+            result.append(f"--{name}{equals}{_as_list(value, kinds.get(name)) if equals else ''}")
+        else:
+            last = result[-1].removeprefix("--") if result else ""
+            result.append(_as_list(word, kinds.get(last)))
+    return result
+
+
+def _as_list(value: str, hint: Any) -> str:
+    if not _is_tuple(hint) or value.startswith("[") or value == "null":
+        return value
+    return f"[{', '.join(part.strip() for part in value.split(','))}]"
+
+
+def _expand_preset(argv: list[str], presets: str, parser: _Parser) -> list[str]:
+    """Put the preset's constants under whatever else was said, so that explicit options win."""
+    reader = ArgumentParser(exit_on_error=False, add_help=False)
+    reader.add_argument("--preset", type=str, default=None)
+    name = next((value for option, value in zip(argv, argv[1:], strict=False) if option == "--preset"), None)
+    name = next((word.partition("=")[2] for word in argv if word.startswith("--preset=")), name)
+    if name is None:
+        return argv
+    try:
+        parser.set_defaults(load_protocol(presets, name))
+    except ValueError as error:
+        parser.error(str(error))
+    return argv
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

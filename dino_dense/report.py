@@ -1,0 +1,287 @@
+"""A result as a typed record: what was measured, on what, how, and what others published."""
+
+import functools
+import importlib.resources
+import json
+import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+import yaml
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that a task declares it will return."""
+
+    name: str
+    unit: str = "%"
+    higher_is_better: bool = True
+    low: float = 0.0
+    """Smallest possible value, in the unit."""
+    high: float = 100.0
+    """Largest possible value, in the unit."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A measured metric."""
+
+    metric: str
+    value: float
+    n: int
+    """How many samples (objects, images) the value is a mean over."""
+    stderr: float | None = None
+    """Standard error of that mean, in the metric's unit; None where the metric is no mean over samples."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number from a paper, for one checkpoint on one benchmark (`published.yaml`)."""
+
+    task: str
+    metric: str
+    benchmark: str
+    value: float
+    source: str
+    checkpoints: tuple[str, ...]
+    """timm names or SHA-256 digests of the files that are this checkpoint."""
+
+
+@functools.cache
+def published_numbers() -> tuple[Published, ...]:
+    """The registry of published numbers."""
+    text = importlib.resources.files("dino_dense").joinpath("published.yaml").read_text()
+    registry = yaml.safe_load(text)
+    aliases = registry["checkpoints"]
+    return tuple(
+        Published(
+            task=entry["task"],
+            metric=metric,
+            benchmark=entry["benchmark"],
+            value=float(value),
+            source=entry["source"],
+            checkpoints=tuple(aliases[checkpoint]),
+        )
+        for entry in registry["numbers"]
+        for checkpoint, values in entry["values"].items()
+        for metric, value in values.items()
+    )
+
+
+@dataclass(frozen=True)
+class Report:
+    """One task on one checkpoint."""
+
+    task: str
+    status: Literal["ok", "failed"]
+    metrics: tuple[Metric, ...] = ()
+    scores: tuple[Score, ...] = ()
+    error: str = ""
+    note: str = ""
+    """What a reader must know to read the number: embedded data, no ground truth, ..."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: Mapping[str, Any] = field(default_factory=dict)
+    """spec, name, sha256, architecture facts, step where known."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """name, root, n, unit of n, sha256 of the file list, benchmark (the published set this is, or null)."""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    peak_memory_mib: float = 0.0
+    schema: int = SCHEMA_VERSION
+
+    def published(self, metric: str) -> Published | None:
+        """The published number for this metric and checkpoint, whatever the data measured here."""
+        mine = {str(self.checkpoint.get("name")), str(self.checkpoint.get("sha256"))}
+        candidates = [
+            entry
+            for entry in published_numbers()
+            if entry.task == self.task and entry.metric == metric and mine & set(entry.checkpoints)
+        ]
+        same_data = [entry for entry in candidates if entry.benchmark == self.data.get("benchmark")]
+        return next(iter(same_data or candidates), None)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a score (one row in all for a failure), with provenance and the published number."""
+        shared = {
+            "task": self.task,
+            "checkpoint": self.checkpoint.get("spec", ""),
+            "data": self.data.get("name", ""),
+        }
+        tail = {
+            "status": self.status,
+            "error": self.error,
+            "note": self.note,
+            "seconds": round(self.seconds, 2),
+            "sha256": self.checkpoint.get("sha256", ""),
+        }
+        if not self.scores:
+            return pd.DataFrame([{**shared, **tail}])
+        units = {metric.name: metric for metric in self.metrics}
+        return pd.DataFrame([{**shared, **self._score_row(s, units[s.metric]), **tail} for s in self.scores])
+
+    def _score_row(self, score: Score, metric: Metric) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "metric": score.metric,
+            "value": score.value,
+            "unit": metric.unit,
+            "stderr": score.stderr,
+            "n": score.n,
+            "higher_is_better": metric.higher_is_better,
+            "published": None,
+            "difference": None,
+            "published_on": None,
+            "source": None,
+        }
+        known = self.published(score.metric)
+        if known is not None:
+            row |= {"published": known.value, "published_on": known.benchmark, "source": known.source}
+            if known.benchmark == self.data.get("benchmark"):
+                row["difference"] = score.value - known.value
+        return row
+
+    def to_json(self) -> str:
+        """The whole record; not-a-number becomes null, since JSON has none."""
+        return json.dumps(_plain(asdict(self)), indent=2, allow_nan=False)
+
+    @staticmethod
+    def from_json(text: str) -> "Report":
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: the text was written by a later version.
+        """
+        record = json.loads(text)
+        if record.get("schema", 0) > SCHEMA_VERSION:
+            raise ValueError(f"report schema {record['schema']}; this version reads up to {SCHEMA_VERSION}.")
+        record["metrics"] = tuple(Metric(**metric) for metric in record["metrics"])
+        record["scores"] = tuple(
+            Score(**{**score, "value": math.nan if score["value"] is None else score["value"]})
+            for score in record["scores"]
+        )
+        known = {item.name for item in fields(Report)}
+        return Report(**{name: value for name, value in record.items() if name in known})
+
+    def to_markdown(self) -> str:
+        """A page for people: the table, then what is needed to repeat it."""
+        title = f"# {self.task} · {self.checkpoint.get('spec', '')}"
+        lines = [title, ""]
+        if self.status == "failed":
+            lines += [f"**Failed:** {self.error}", ""]
+        if self.note:
+            lines += [f"**Note:** {self.note}", ""]
+        if self.scores:
+            lines += [_readable(self.to_frame()).to_markdown(index=False), ""]
+        for heading, record in (
+            ("Checkpoint", self.checkpoint),
+            ("Data", self.data),
+            ("Config", self.config),
+            ("Environment", {**self.environment, "seconds": round(self.seconds, 2)}),
+        ):
+            rows = [f"| {key} | {_cell(value)} |" for key, value in record.items()]
+            lines += [f"## {heading}", "", "| | |", "|---|---|", *rows, ""]
+        return "\n".join(lines)
+
+    def write(self, out: Path) -> None:
+        """Write `results.csv`, `report.json` and `report.md` into a folder, each whole or not at all."""
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / "results.csv", self.to_frame().to_csv(index=False))
+        write_text(out / "report.json", self.to_json() + "\n")
+        write_text(out / "report.md", self.to_markdown())
+
+
+def summary(reports: Sequence[Report]) -> pd.DataFrame:
+    """What one looks at first: a row a report, a column a metric."""
+    rows = []
+    for report in reports:
+        row: dict[str, Any] = {"task": report.task, "checkpoint": report.checkpoint.get("spec", "")}
+        row |= {"data": report.data.get("name", ""), "n": report.data.get("n")}
+        row |= {score.metric: round(score.value, 2) for score in report.scores}
+        for score in report.scores[:1]:
+            known = report.published(score.metric)
+            row["published"] = "" if known is None else f"{known.value:g} ({known.benchmark})"
+        if report.status == "failed":
+            row["error"] = report.error
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        file.write(text)
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(path)
+
+
+def environment(*, device: torch.device, dtype: str, seed: int) -> dict[str, Any]:
+    """What the number was made with."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": f"{device.type} ({name})",
+        "threads": torch.get_num_threads(),
+        "dtype": dtype,
+        "seed": seed,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Largest memory so far, MiB: of the device if CUDA, else resident memory of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    return usage / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+@functools.cache
+def _commit() -> str | None:
+    """Commit of the source tree this package runs from, "+" if changed; None where it is no git checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", os.fspath(root)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if dirty.strip() else "")
+
+
+def _readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """The columns a person reads, empty ones left out, numbers to two places."""
+    columns = ["metric", "value", "unit", "stderr", "n", "published", "difference", "published_on", "source"]
+    frame = frame[[name for name in columns if name in frame and frame[name].notna().any()]]
+    return frame.map(lambda value: f"{value:.2f}" if isinstance(value, float) else value)
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _plain(value: Any) -> Any:
+    """Only what JSON has."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int | bool) else str(value)
