@@ -1,0 +1,360 @@
+"""DAVIS trees: the frames and masks of a split, read as pixels and object ids.
+
+Layout (DAVIS 2016 and 2017, https://davischallenge.org)::
+
+    ROOT/ImageSets/2017/val.txt                      one sequence name a line
+    ROOT/JPEGImages/480p/<sequence>/00000.jpg        frames, in the order of their names
+    ROOT/Annotations/480p/<sequence>/00000.png       object ids (2017) or foreground (2016)
+
+What a mask's value means depends on the year: in 2016 every value above 0 is the one object, in 2017 the
+value is the object's id and 255 is void (davis2017/davis.py of the official evaluation).
+"""
+
+import difflib
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from data import DataError
+
+Pixels = npt.NDArray[np.uint8]
+Void = Literal["error", "background"]
+
+VOID_ID = 255  # the official scorer turns this value of a 2017 ground truth into background
+YEARS = (2016, 2017)
+
+
+@dataclass(frozen=True)
+class VideoSequence:
+    """One video: its frames, and a mask for each frame that has one (the first always has).
+
+    Attributes:
+        name: folder name of the sequence.
+        frames: JPEG files in temporal order.
+        masks: PNG file of each frame, None where the tree has none (test-dev gives only the first).
+        year: 2016 (one foreground object) or 2017 (object ids); says how mask values are read.
+        void: what value 255 in a 2017 first mask is: an error, or background.
+    """
+
+    name: str
+    frames: tuple[Path, ...]
+    masks: tuple[Path | None, ...]
+    year: int = 2017
+    void: Void = "error"
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the first frame in pixels; every frame and mask must have it."""
+        height, width = _decode_frame(self.frames[0]).shape[:2]
+        return height, width
+
+    @cached_property
+    def num_objects(self) -> int:
+        """Number of objects in the first mask: its highest id (official scorer)."""
+        return int(self.first_mask().max())
+
+    @property
+    def has_ground_truth(self) -> bool:
+        """Whether every frame has a mask, so that the sequence can be scored."""
+        return all(mask is not None for mask in self.masks)
+
+    def read_frame(self, index: int) -> Pixels:
+        """Frame ``index`` as RGB uint8 [H, W, 3]; DataError if unreadable, truncated or of another size."""
+        path = self.frames[index]
+        frame = _decode_frame(path)
+        self._check_size(path, frame)
+        return frame
+
+    def read_mask(self, index: int) -> Pixels:
+        """Object ids uint8 [H, W] of frame ``index``: 0 background, void counted as background."""
+        ids = self._read_ids(index)
+        ids[ids == VOID_ID] = 0
+        return ids
+
+    def read_masks(self) -> Pixels:
+        """Object ids uint8 [T, H, W] of all frames; DataError where a frame has no mask."""
+        return np.stack([self.read_mask(index) for index in range(len(self))])
+
+    def first_mask(self) -> Pixels:
+        """Object ids uint8 [H, W] of the first frame, checked: ids are 1..num_objects without gaps.
+
+        Raises:
+            DataError: mask missing, unreadable or of another size than the frame; no object; ids with gaps;
+                void (255) in a 2017 mask unless ``void="background"``.
+        """
+        path, ids = self.masks[0], self._read_ids(0)
+        if self.void == "background":
+            ids[ids == VOID_ID] = 0
+        found = [int(value) for value in np.unique(ids) if value > 0]
+        if VOID_ID in found:
+            raise DataError(
+                f"{path}: value {VOID_ID} (void: pixels without a label) in a first mask of values {found}. "
+                "If this is a 0/255 foreground mask, read it with year 2016; if void may count as "
+                "background, pass void='background'"
+            )
+        if not found:
+            raise DataError(f"{path}: the first mask has no object (all values are 0): nothing to propagate")
+        if found != list(range(1, len(found) + 1)):
+            raise DataError(
+                f"{path}: object ids {found} have gaps. The protocol counts max(id) = {found[-1]} objects, "
+                "and one that is never there scores J = 1: relabel them consecutively as "
+                f"1..{len(found)}"
+            )
+        return ids
+
+    def _read_ids(self, index: int) -> Pixels:
+        path = self.masks[index]
+        if path is None:
+            raise DataError(f"{self.frames[index]}: no mask for this frame of sequence {self.name!r}")
+        ids = read_foreground(path) if self.year == 2016 else read_ids(path)
+        self._check_size(path, ids)
+        return ids
+
+    def _check_size(self, path: Path, pixels: Pixels) -> None:
+        if pixels.shape[:2] != self.size:
+            found, expected = pixels.shape[:2], self.size
+            raise DataError(
+                f"{path}: {found[0]}x{found[1]} pixels (height x width), but the first frame of sequence "
+                f"{self.name!r} has {expected[0]}x{expected[1]}; frames and masks must have one size"
+            )
+
+
+def load_davis(
+    root: str | Path,
+    year: int = 2017,
+    split: str = "val",
+    sequences: Sequence[str] | None = None,
+    max_frames: int | None = None,
+    *,
+    resolution: str = "480p",
+    void: Void = "error",
+) -> list[VideoSequence]:
+    """The sequences of a DAVIS split, in the order of its list, with every first mask checked.
+
+    Args:
+        root: the folder that holds ``ImageSets``, ``JPEGImages`` and ``Annotations``.
+        year: 2016 or 2017: which list, and what mask values mean.
+        split: name of the list: ``val``, ``train``, ``test-dev``, ...
+        sequences: only these of the split; None takes all.
+        max_frames: only the first frames of each sequence; None takes all.
+        resolution: folder under JPEGImages and Annotations, ``480p`` or ``Full-Resolution``.
+        void: what value 255 in a 2017 first mask is.
+
+    Raises:
+        DataError: no such folder, not a DAVIS tree, an unknown sequence, or a first frame or mask that cannot
+            be used (``VideoSequence.first_mask``).
+    """
+    root = Path(root)
+    if year not in YEARS:
+        raise DataError(f"year {year}: DAVIS has the years {YEARS[0]} and {YEARS[1]}")
+    if max_frames is not None and max_frames < 1:
+        raise DataError(f"max_frames {max_frames}: expected at least 1, or None for all")
+    _check_tree(root, resolution)
+    names = _select(_split_names(root, year, split, resolution), sequences, f"split {split!r} of {root}")
+    loaded = [_find_sequence(root, name, year, resolution, void, max_frames) for name in names]
+    for sequence in loaded:
+        sequence.first_mask()
+    return loaded
+
+
+def read_predictions(folder: str | Path, sequence: VideoSequence) -> Pixels:
+    """Predicted ids uint8 [T, H, W] of a sequence from ``folder/<sequence>/<frame>.png``.
+
+    The first and the last frame are not scored and many submissions leave them out: they stay 0 here.
+
+    Raises:
+        DataError: a file is missing or unreadable, has another size than the frame, or holds an id above the
+            number of objects in the first mask.
+    """
+    predicted = np.zeros((len(sequence), *sequence.size), np.uint8)
+    for index in range(1, len(sequence) - 1):
+        path = Path(folder) / sequence.name / f"{sequence.frames[index].stem}.png"
+        if not path.is_file():
+            raise DataError(
+                f"{path}: no such file; expected a predicted mask for each frame but the first and last"
+            )
+        ids = read_foreground(path) if sequence.year == 2016 else read_ids(path)
+        sequence._check_size(path, ids)
+        if ids.max() > sequence.num_objects:
+            raise DataError(
+                f"{path}: predicted id {ids.max()}, but the first mask of sequence {sequence.name!r} has "
+                f"{sequence.num_objects} object(s). Foreground masks with the values 0 and 255 need year 2016"
+            )
+        predicted[index] = ids
+    return predicted
+
+
+def read_ids(path: str | Path) -> Pixels:
+    """Raw ids uint8 [H, W] of an 8-bit palette or greyscale PNG: the palette index, not its colour."""
+    mode, pixels = _decode_mask(Path(path))
+    if mode not in ("P", "L", "1"):
+        raise DataError(
+            f"{path}: a mask of mode {mode}, where ids need an 8-bit palette (P) or greyscale (L) PNG. "
+            "Colours are not ids: convert the file, or use year 2016 if every non-black pixel is the object"
+        )
+    return pixels.astype(np.uint8)
+
+
+def read_foreground(path: str | Path) -> Pixels:
+    """Foreground uint8 [H, W] in {0, 1} of a mask of any mode: 1 where the value or any colour is above 0."""
+    mode, pixels = _decode_mask(Path(path))
+    if pixels.ndim == 3:
+        colours = pixels.shape[-1] - mode.endswith("A")  # alpha says nothing about the object
+        pixels = pixels[..., :colours].max(axis=-1)
+    return (pixels > 0).astype(np.uint8)
+
+
+def write_mask(path: str | Path, ids: Pixels) -> None:
+    """Write ids uint8 [H, W] as a palette PNG; the file is either whole or not there."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.ascontiguousarray(ids, np.uint8), mode="P")
+    image.putpalette(PALETTE.tobytes())
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        image.save(unfinished, format="PNG")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _voc_palette() -> Pixels:
+    """PASCAL VOC's 256 label colours [256, 3]: an id's bits, three at a time, fill R, G, B from the top."""
+    ids = np.arange(256)
+    palette = np.zeros((256, 3), np.uint8)
+    for channel in range(3):
+        for step in range(8):
+            palette[:, channel] |= ((ids >> (3 * step + channel) & 1) << (7 - step)).astype(np.uint8)
+    return palette
+
+
+PALETTE = _voc_palette()
+
+
+def _decode_frame(path: Path) -> Pixels:
+    """RGB uint8 [H, W, 3] of a JPEG, by OpenCV's decoder (the reference's, so pixels are the same)."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    encoded = path.read_bytes()
+    if not encoded.startswith(_START_OF_IMAGE):
+        raise DataError(f"{path}: not a JPEG file (it begins with {encoded[:4]!r})")
+    # OpenCV fills what a truncated file lacks with grey and only warns on stderr.
+    if not _has_end_of_image(encoded):
+        raise DataError(
+            f"{path}: truncated JPEG ({len(encoded)} bytes, no end-of-image marker): copy it again"
+        )
+    bgr = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    if bgr is None:
+        raise DataError(f"{path}: OpenCV cannot decode this JPEG: the file is damaged, copy it again")
+    return np.ascontiguousarray(bgr[..., ::-1], np.uint8)
+
+
+# JPEG markers: ITU-T T.81, table B.1.
+_START_OF_IMAGE, _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xd8", 0xDA, b"\xff\xd9"
+
+
+def _has_end_of_image(encoded: bytes) -> bool:
+    """Whether a JPEG goes on to its end marker.
+
+    Header segments are stepped over, so that the end of an embedded thumbnail is not taken for the picture's;
+    whatever follows the marker (some cameras append data) does not matter.
+    """
+    position = len(_START_OF_IMAGE)
+    while position + 4 <= len(encoded) and encoded[position] == 0xFF:
+        marker = encoded[position + 1]
+        if marker == _START_OF_SCAN:
+            return encoded.find(_END_OF_IMAGE, position) != -1
+        is_fill_byte = marker == 0xFF
+        position += 1 if is_fill_byte else 2 + int.from_bytes(encoded[position + 2 : position + 4], "big")
+    return False
+
+
+def _decode_mask(path: Path) -> tuple[str, npt.NDArray]:
+    """PIL mode and values of a mask, refusing a truncated or damaged file."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        with Image.open(path) as image:
+            return image.mode, np.array(image)
+    except (OSError, SyntaxError, ValueError, struct.error, zlib.error) as error:
+        raise DataError(
+            f"{path}: unreadable mask ({error}): the file is truncated or damaged, copy it again"
+        ) from error
+
+
+def _check_tree(root: Path, resolution: str) -> None:
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; expected a DAVIS tree (ImageSets, JPEGImages, Annotations)")
+    expected = ["ImageSets", f"JPEGImages/{resolution}", f"Annotations/{resolution}"]
+    missing = [name for name in expected if not (root / name).is_dir()]
+    if not missing:
+        return
+    nested = sorted(folder.name for folder in root.iterdir() if (folder / "JPEGImages").is_dir())
+    advice = f"; did you mean {root / nested[0]}?" if nested else ""
+    raise DataError(
+        f"{root}: not a DAVIS tree: expected the folders {', '.join(expected)}, missing "
+        f"{', '.join(missing)}; found {_listing(root)}; JPEGImages has {_listing(root / 'JPEGImages')}"
+        f"{advice}"
+    )
+
+
+def _listing(folder: Path, limit: int = 8) -> str:
+    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "") if names else "nothing"
+
+
+def _split_names(root: Path, year: int, split: str, resolution: str) -> list[str]:
+    """Names in a split's list, which holds names (2017 package) or pairs of paths (2016 package)."""
+    candidates = [root / "ImageSets" / folder / f"{split}.txt" for folder in (str(year), resolution)]
+    listed = next((path for path in candidates if path.is_file()), None)
+    if listed is None:
+        lists = sorted(str(path.relative_to(root)) for path in root.glob("ImageSets/*/*.txt"))
+        raise DataError(
+            f"{candidates[0]}: no such list for year {year} and split {split!r}; "
+            f"the tree has {', '.join(lists) or 'no list'}"
+        )
+    firsts = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
+    names = [PurePosixPath(first).parent.name if "/" in first else first for first in firsts]
+    if not names:
+        raise DataError(f"{listed}: the list is empty")
+    return list(dict.fromkeys(names))
+
+
+def _select(names: list[str], wanted: Sequence[str] | None, where: str) -> list[str]:
+    if wanted is None:
+        return names
+    if not wanted:
+        raise DataError(f"no sequence asked for; {where} has {', '.join(names)}")
+    for name in wanted:
+        if name not in names:
+            near = difflib.get_close_matches(name, names) or names
+            raise DataError(f"no sequence {name!r} in {where}; did you mean {', '.join(near)}?")
+    return [name for name in names if name in wanted]
+
+
+def _find_sequence(
+    root: Path, name: str, year: int, resolution: str, void: Void, max_frames: int | None
+) -> VideoSequence:
+    folder = root / "JPEGImages" / resolution / name
+    frames = tuple(sorted(folder.glob("*.jpg"))[:max_frames])
+    if not frames:
+        raise DataError(f"{folder}: no *.jpg frames of sequence {name!r} (found {_listing(folder)})")
+    annotations = root / "Annotations" / resolution / name
+    expected = [annotations / f"{frame.stem}.png" for frame in frames]
+    if not expected[0].is_file():
+        raise DataError(f"{expected[0]}: no such file; sequence {name!r} needs a mask of its first frame")
+    masks = tuple(mask if mask.is_file() else None for mask in expected)
+    return VideoSequence(name, frames, masks, year, void)

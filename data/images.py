@@ -1,0 +1,179 @@
+"""Image files: finding them, reading them, and folders with one sub-folder per class."""
+
+import difflib
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+
+from data import DataError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+"""File name endings, in any case, that count as images."""
+
+WIDE_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N", "F"})
+"""PIL modes with more than 8 bits a channel, which PIL would clip to white on the way to RGB."""
+
+VAL_FOLDERS = ("val", "test")
+"""Names of the evaluation split, in the order in which they are looked for."""
+
+
+def natural_key(path: Path) -> list[tuple[int, int, str]]:
+    """Sort key that puts frame9 before frame10, folder by folder."""
+    parts = [part for name in path.parts for part in (*re.split(r"(\d+)", name), "")]
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]
+
+
+def is_hidden(path: Path, root: Path) -> bool:
+    """Whether `path` or a folder between it and `root` starts with a dot (editor and system leftovers)."""
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def list_files(root: Path | str, suffixes: Iterable[str]) -> list[Path]:
+    """Files below `root`, at any depth, with one of these endings, in natural order; hidden ones are left
+    out.
+
+    Raises FileNotFoundError for no such path, DataError when `root` is not a folder.
+    """
+    root = Path(root)
+    if not root.exists():
+        raise FileNotFoundError(f"{root}: no such folder. Check the path.")
+    if not root.is_dir():
+        raise DataError(f"{root}: expected a folder, found a file.")
+    wanted = frozenset(suffixes)
+    found = (path for path in root.rglob("*") if path.suffix.lower() in wanted and not is_hidden(path, root))
+    return sorted((path for path in found if path.is_file()), key=natural_key)
+
+
+def list_images(root: Path | str) -> list[Path]:
+    """Image files below `root`, nested or flat, in natural order.
+
+    Raises FileNotFoundError for no such path, DataError for a file or a folder without images.
+    """
+    paths = list_files(root, IMAGE_SUFFIXES)
+    if not paths:
+        raise DataError(
+            f"{root}: no images in it. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
+        )
+    return paths
+
+
+def read_rgb(path: Path | str) -> Image.Image:
+    """The whole picture as 8-bit RGB.
+
+    Raises FileNotFoundError for no such file; DataError, naming the file, when it is cut short, damaged, no
+    image at all, or has more than 8 bits a channel.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode in WIDE_MODES:
+                raise DataError(
+                    f"{path}: {image.mode} pixels, expected 8 bits a channel. Convert it to 8 bits first."
+                )
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: not an image that can be read. Replace or remove it.") from None
+    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be read whole ({error}). Replace or remove it.") from None
+
+
+def names_fingerprint(names: Iterable[str]) -> str:
+    """Number of names and a hash of them, in order: "1000 files 1f2e...". Contents are not read."""
+    names = list(names)
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    return f"{len(names)} files {digest[:16]}"
+
+
+class UnlabelledImages(Sequence[Image.Image]):
+    """Image files, read as RGB when indexed; raises what `read_rgb` raises."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Image.Image:  # type: ignore[override]
+        return read_rgb(self.paths[index])
+
+    def names(self, root: Path) -> list[str]:
+        """One name per image, relative to `root`."""
+        return [path.relative_to(root).as_posix() for path in self.paths]
+
+
+class LabelledImages(NamedTuple):
+    """Images and their classes."""
+
+    paths: list[Path]
+    labels: list[int]
+    """For each path, an index into class_names."""
+    class_names: list[str]
+
+
+def class_folders(root: Path | str, class_names: Sequence[str] | None = None) -> LabelledImages:
+    """Images of a folder with one sub-folder per class.
+
+    Args:
+        root: the folder of one split.
+        class_names: the classes to index into, as for an evaluation split that may lack some of the training
+            split's; default: the sub-folders of `root`, of which there must be two or more.
+
+    Raises FileNotFoundError for no such path; DataError for no class folders, only one class, a class folder
+    without images, or (with `class_names`) a folder that is none of them.
+    """
+    root = Path(root)
+    if not root.exists():
+        raise FileNotFoundError(f"{root}: no such folder. Check the path.")
+    if not root.is_dir():
+        raise DataError(f"{root}: expected a folder, found a file.")
+    folders = sorted((p for p in root.iterdir() if p.is_dir() and not is_hidden(p, root)), key=natural_key)
+    if not folders:
+        raise DataError(f"{root}: no class folders in it. Expected one sub-folder of images per class.")
+    names = [folder.name for folder in folders] if class_names is None else list(class_names)
+    if len(names) < 2:
+        raise DataError(
+            f"{root}: only one class ({names[0]}). Expected two or more sub-folders, one per class."
+        )
+    paths: list[Path] = []
+    labels: list[int] = []
+    for folder in folders:
+        label = _class_index(folder, names)
+        images = list_images(folder)
+        paths += images
+        labels += [label] * len(images)
+    return LabelledImages(paths, labels, names)
+
+
+def _class_index(folder: Path, names: list[str]) -> int:
+    if folder.name in names:
+        return names.index(folder.name)
+    near = difflib.get_close_matches(folder.name, names, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise DataError(f"{folder}: a class that the training split does not have.{hint} It has {_some(names)}.")
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def labelled_splits(root: Path | str) -> tuple[LabelledImages, LabelledImages]:
+    """ROOT/train and ROOT/val (or ROOT/test), each a folder of class folders, labelled with train's classes.
+
+    Raises FileNotFoundError for a missing split, and what `class_folders` raises.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder. Check the path.")
+    val = next((root / name for name in VAL_FOLDERS if (root / name).is_dir()), None)
+    if val is None or not (root / "train").is_dir():
+        found = _some(sorted(path.name for path in root.iterdir())) or "nothing"
+        raise FileNotFoundError(
+            f"{root}: expected train/ and {' or '.join(VAL_FOLDERS)}/ in it, found {found}."
+        )
+    train = class_folders(root / "train")
+    return train, class_folders(val, train.class_names)

@@ -1,0 +1,156 @@
+"""Frames of video files, read through decord, and any folder of pictures and videos as one set of images."""
+
+import bisect
+import itertools
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import decord
+import numpy as np
+from PIL import Image
+
+from data import DataError
+from data.images import IMAGE_SUFFIXES, UnlabelledImages, list_files, names_fingerprint
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
+"""File name endings, in any case, that count as videos."""
+OPEN_VIDEOS = 4
+"""Files kept open in each process: an open decoder takes tens of MB."""
+
+
+def open_video(path: Path | str) -> decord.VideoReader:
+    """A decoder with random access to RGB frames; one thread, as loaders already run in several processes.
+
+    Raises FileNotFoundError for no such file; DataError, naming the file, when it has no frames that can be
+    decoded.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such video. Check the path.")
+    try:
+        reader = decord.VideoReader(str(path), num_threads=1)
+    except (decord.DECORDError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(
+            f"{path}: not a video that can be decoded ({reason}). Replace or remove it."
+        ) from None
+    if len(reader) == 0:
+        raise DataError(f"{path}: a video without frames. Replace or remove it.")
+    return reader
+
+
+def sampled_frames(n_frames: int, stride: int = 1, count: int | None = None) -> list[int]:
+    """Indices of every `stride`-th frame, or of `count` evenly spaced ones (all, when there are fewer)."""
+    if count is None:
+        return list(range(0, n_frames, stride))
+    return sorted(set(np.linspace(0, n_frames - 1, min(count, n_frames)).round().astype(int).tolist()))
+
+
+class VideoFrames(Sequence[Image.Image]):
+    """Sampled frames of video files, as RGB images.
+
+    Each process opens the files itself, when it first needs them: a decoder does not survive a fork. A frame
+    is decoded from the key frame before it, so random access costs some tens of decoded frames.
+
+    Args:
+        paths: video files.
+        frame_stride: use every n-th frame.
+        frames_per_video: use this many frames of each file, evenly spaced, instead.
+
+    Raises what `open_video` raises, for any of the files.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], frame_stride: int = 1, frames_per_video: int | None = None
+    ) -> None:
+        self.paths = list(paths)
+        self.frames = [
+            (video, frame)
+            for video, path in enumerate(self.paths)
+            for frame in sampled_frames(len(open_video(path)), frame_stride, frames_per_video)
+        ]
+        self._readers: OrderedDict[tuple[int, int], decord.VideoReader] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Image.Image:  # type: ignore[override]
+        video, frame = self.frames[index]
+        try:
+            return Image.fromarray(self._reader(video)[frame].asnumpy())
+        except decord.DECORDError as error:
+            reason = str(error).strip().splitlines()[0]
+            path = self.paths[video]
+            raise DataError(
+                f"{path}: frame {frame} cannot be decoded ({reason}). Replace or remove it."
+            ) from None
+
+    def __getstate__(self) -> dict[str, object]:
+        """For a process started afresh: everything but the open files."""
+        return {**self.__dict__, "_readers": OrderedDict()}
+
+    def names(self, root: Path) -> list[str]:
+        """One name per frame, relative to `root`."""
+        relative = [path.relative_to(root).as_posix() for path in self.paths]
+        return [f"{relative[video]}#{frame}" for video, frame in self.frames]
+
+    def _reader(self, video: int) -> decord.VideoReader:
+        key = (os.getpid(), video)
+        if key not in self._readers:
+            self._readers[key] = open_video(self.paths[video])
+            while len(self._readers) > OPEN_VIDEOS:
+                self._readers.popitem(last=False)
+        self._readers.move_to_end(key)
+        return self._readers[key]
+
+
+class PretrainingImages(Sequence[Image.Image]):
+    """Image files, then video frames, under one index."""
+
+    def __init__(self, root: Path, images: UnlabelledImages, videos: VideoFrames) -> None:
+        self.root, self.parts = root, (images, videos)
+        self.ends = list(itertools.accumulate(map(len, self.parts)))
+
+    @property
+    def fingerprint(self) -> str:
+        """Number of pictures and a hash of their names below the root."""
+        return names_fingerprint(name for part in self.parts for name in part.names(self.root))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, index: int) -> Image.Image:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(f"picture {index} of {len(self)}")
+        part = bisect.bisect_right(self.ends, index)
+        return self.parts[part][index - (self.ends[part] - len(self.parts[part]))]
+
+
+def open_pretraining_data(
+    root: Path | str, frame_stride: int = 1, frames_per_video: int | None = None
+) -> PretrainingImages:
+    """Everything below `root` that can be trained on: images (nested, flat, folders of frames) and video
+    files.
+
+    Args:
+        root: a folder, or one video file.
+        frame_stride, frames_per_video: which frames of each video file, see `VideoFrames`.
+
+    Raises FileNotFoundError for no such path; DataError for a folder without images or videos, or a broken
+    video.
+    """
+    root = Path(root)
+    if root.is_file() and root.suffix.lower() in VIDEO_SUFFIXES:
+        return PretrainingImages(
+            root.parent, UnlabelledImages([]), VideoFrames([root], frame_stride, frames_per_video)
+        )
+    files = list_files(root, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+    if not files:
+        endings = ", ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
+        raise DataError(f"{root}: no images or videos in it. Expected files ending in {endings}.")
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
+    return PretrainingImages(
+        root, UnlabelledImages(images), VideoFrames(videos, frame_stride, frames_per_video)
+    )

@@ -1,0 +1,98 @@
+"""torch.distributed, or one plain process: the same calls work in both."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this process stands among its peers."""
+
+    rank: int = 0
+    """0-based, over all machines."""
+    local_rank: int = 0
+    """0-based, on this machine."""
+    size: int = 1
+    """Number of processes."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+
+def resolve_device(name: str, local_rank: int = 0) -> torch.device:
+    """ "auto" (CUDA when there is one), "cpu" or "cuda" -> this process's device.
+
+    Raises ValueError for another name, or for "cuda" where PyTorch sees no CUDA device.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device is {name!r}, expected auto, cpu or cuda")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("device is cuda, but PyTorch sees no CUDA device: use --device cpu or auto")
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def session(device: str) -> Iterator[tuple[World, torch.device]]:
+    """Join the other processes when started by torchrun (its WORLD_SIZE variable), else be alone.
+
+    Both backends are opened on CUDA, so that small host-side flags travel without a device synchronisation.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        yield World(), resolve_device(device)
+        return
+    world = World(int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]))
+    here = resolve_device(device, world.local_rank)
+    if here.type == "cuda":
+        torch.cuda.set_device(here)
+    dist.init_process_group("gloo" if here.type == "cpu" else "cpu:gloo,cuda:nccl")
+    try:
+        yield world, here
+    finally:
+        dist.destroy_process_group()
+
+
+def is_active() -> bool:
+    """Whether there are other processes to talk to."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def all_reduce_mean(tensor: Tensor) -> Tensor:
+    """The mean of `tensor` over the processes, written into `tensor`."""
+    if is_active():
+        dist.all_reduce(tensor)
+        tensor /= dist.get_world_size()
+    return tensor
+
+
+def all_gather(tensor: Tensor) -> Tensor:
+    """[N, ...] of every process (equal shapes) -> [size * N, ...], in rank order. Without gradient."""
+    if not is_active():
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def any_true(flag: bool) -> bool:
+    """Whether `flag` is set in any process: the same answer everywhere."""
+    if not is_active():
+        return flag
+    value = torch.tensor(int(flag))
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
+def barrier() -> None:
+    """Wait for every process."""
+    if is_active():
+        dist.barrier()

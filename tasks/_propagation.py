@@ -1,0 +1,467 @@
+"""Label propagation: carry the labels of a video's first frame to the others by feature similarity.
+
+Every patch of a frame looks at the patches of some earlier frames, keeps the ``top_k`` most similar inside a
+window around its own place, and takes the mean of their labels, weighted by exp(cosine / temperature).
+
+Shapes: D features, C label channels (0 is background), h x w patch grid, n context frames, H x W pixels.
+
+Sources, by file: DINO ``dino/eval_video_segmentation.py``, CRW ``videowalk/code/test.py`` and
+``utils/test_utils.py``, DINOv3 ``dinov3/notebooks/segmentation_tracking.ipynb``.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Literal, get_args
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+import yaml
+from PIL import Image
+from torch import Tensor
+
+Window = Literal["square", "circle", "open_circle"]
+Rounding = Literal["floor64", "ceil", "nearest"]
+Interpolation = Literal["bilinear", "bicubic"]
+LabelEncoding = Literal["nearest", "bilinear", "nearest-exact"]
+Upsample = Literal["bilinear", "nearest"]
+UpsampleTo = Literal["frame", "original"]
+Normalise = Literal["minmax", "none"]
+
+DEFAULT_MAX_BYTES = 256 * 2**20  # memory for one tile of the affinity; the results do not depend on it
+_DINO_MULTIPLE = 64  # dino/eval_video_segmentation.py, read_frame: the long side becomes a multiple of 64
+_SMALLEST_TILE = 8  # patches; below this the matrix products are too small to be fast
+
+
+@dataclass(frozen=True)
+class PropagationProtocol:
+    """Every constant of one published way to propagate labels; the defaults are DINO's (preset ``dino``)."""
+
+    context_frames: int = 7
+    """Most recent frames used as context besides frame 0 (DINO and DINOv3 7, CRW 20)."""
+    pad_context: bool = False
+    """Repeat frame 0 until the recent context is full (CRW)."""
+    radius: int = 12
+    """Half-width of the window in patches; 0 looks everywhere (all three 12)."""
+    window: Window = "square"
+    """square: |dy|, |dx| <= radius (DINO); circle: distance <= radius (DINOv3); open_circle: < (CRW)."""
+    window_on: Literal["all", "recent"] = "all"
+    """Context the window applies to: all (DINO, DINOv3), or recent: frame 0 is seen everywhere (CRW)."""
+    top_k: int = 5
+    """Most similar patches kept over the whole context (DINO and DINOv3 5, CRW 10)."""
+    keep_ties: bool = True
+    """Keep all patches as similar as the last one kept (DINO, DINOv3), or exactly top_k (CRW)."""
+    temperature: float = 0.1
+    """Weights are exp(cosine / temperature) (DINO 0.1, CRW's README 0.05, DINOv3 0.2)."""
+    short_side: int | None = 480
+    """Pixels of the frame's shorter side; null keeps the native size (DINO 480, DINOv3 960, CRW native)."""
+    rounding: Rounding = "floor64"
+    """Fit to the patch size: floor64: long side down to 64 (DINO); ceil: up (DINOv3, CRW's grid); nearest."""
+    interpolation: Interpolation = "bilinear"
+    """Frame resizing: bilinear of OpenCV (DINO) or bicubic of PIL (DINOv3)."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """RGB mean subtracted from frames in [0, 1] (ImageNet, all three)."""
+    std: tuple[float, float, float] = (0.228, 0.224, 0.225)
+    """RGB std frames are divided by; DINO's script has 0.228 where ImageNet has 0.229."""
+    label_encoding: LabelEncoding = "nearest"
+    """First mask to patch grid: nearest of PIL (DINO), nearest-exact (DINOv3), or bilinear one-hot (CRW)."""
+    upsample: Upsample = "bilinear"
+    """Scores from patch grid to pixels: bilinear (DINO, CRW) or nearest (DINOv3)."""
+    upsample_to: UpsampleTo = "frame"
+    """Where the argmax is taken: at the resized frame (DINO) or at the original size (CRW, DINOv3)."""
+    normalise: Normalise = "minmax"
+    """Scale each channel to [0, 1] over the frame before the argmax: minmax (DINO, DINOv3) or none (CRW)."""
+
+    def __post_init__(self) -> None:
+        for name, smallest in (("context_frames", 0), ("radius", 0), ("top_k", 1), ("short_side", 1)):
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise ValueError(f"{name} is {value}: expected {smallest} or more")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}: expected a number above 0")
+        for name, allowed in _CHOICES.items():
+            _check_choice(name, getattr(self, name), allowed)
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != 3:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected three numbers, R, G and B")
+        if min(self.std) <= 0:
+            raise ValueError(f"std is {self.std}: expected numbers above 0")
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "window": get_args(Window),
+    "window_on": ("all", "recent"),
+    "rounding": get_args(Rounding),
+    "interpolation": get_args(Interpolation),
+    "label_encoding": get_args(LabelEncoding),
+    "upsample": get_args(Upsample),
+    "upsample_to": get_args(UpsampleTo),
+    "normalise": get_args(Normalise),
+}
+
+
+def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}: expected one of {', '.join(allowed)}")
+
+
+def load_protocol(preset: str) -> PropagationProtocol:
+    """The protocol of ``configs/protocols/davis_<preset>.yaml``: ``dino``, ``crw`` or ``dinov3``."""
+    folder = files("configs") / "protocols"
+    presets = sorted(
+        entry.name[len("davis_") : -len(".yaml")] for entry in folder.iterdir() if "davis_" in entry.name
+    )
+    _check_choice("protocol", preset, presets)
+    values: dict[str, Any] = yaml.safe_load((folder / f"davis_{preset}.yaml").read_text())
+    known = [field.name for field in dataclasses.fields(PropagationProtocol)]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1) or known
+            raise ValueError(f"davis_{preset}.yaml: unknown field {name!r}; did you mean {', '.join(near)}?")
+    tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return PropagationProtocol(**(values | tuples))
+
+
+# ---- frames and labels in, masks out
+
+
+def frame_size(
+    height: int, width: int, *, short_side: int | None, rounding: Rounding, patch_size: int
+) -> tuple[int, int]:
+    """Size (h, w) in pixels, multiples of ``patch_size``, to which a frame and its labels are resized.
+
+    ``floor64`` is DINO's rule: the short side is ``short_side``, the long side is floored to a multiple of
+    64. Where 64 or ``short_side`` is no multiple of the patch size (patch 14), each side then goes down to
+    the next that is. (DINO's script swaps the sides of a square frame for its labels only; here frame and
+    labels have one size.) ``ceil`` rounds the short side up to a multiple of the patch size, scales the other
+    with it and rounds that up (DINOv3's notebook); ``nearest`` rounds both to the nearest multiple (DINOv3's
+    paper, App. D.5).
+
+    Raises:
+        ValueError: a side becomes 0.
+    """
+    _check_choice("rounding", rounding, get_args(Rounding))
+    native_short, native_long = sorted((height, width))
+    short = short_side or native_short
+    if rounding == "floor64":
+        long = short * native_long // native_short // _DINO_MULTIPLE * _DINO_MULTIPLE
+        short, long = (side // patch_size * patch_size for side in (short, long))
+    else:
+        round_up = math.ceil if rounding == "ceil" else _round_half_up
+        short = round_up(short / patch_size) * patch_size
+        long = round_up(short * native_long / native_short / patch_size) * patch_size
+    if not short or not long:
+        raise ValueError(
+            f"a frame {height} high and {width} wide, by short_side {short_side} and rounding {rounding!r}, "
+            f"becomes {short}x{long}: raise short_side (patch size {patch_size}) or choose rounding 'ceil'"
+        )
+    # In a square frame DINO's script shortens the width.
+    return (short, long) if height <= width else (long, short)
+
+
+def _round_half_up(value: float) -> int:
+    return math.floor(value + 0.5)
+
+
+def resize_frame(
+    frame: npt.NDArray[np.uint8], size: tuple[int, int], interpolation: Interpolation = "bilinear"
+) -> Tensor:
+    """Frame uint8 RGB [H, W, 3] at ``size`` (h, w), as float32 [3, h, w] in [0, 1].
+
+    The 8-bit picture is resized, as the references do: by OpenCV for bilinear, by PIL (antialiased) for
+    bicubic.
+    """
+    _check_choice("interpolation", interpolation, get_args(Interpolation))
+    width_height = size[1], size[0]
+    if interpolation == "bilinear":
+        resized = cv2.resize(frame, width_height, interpolation=cv2.INTER_LINEAR)
+    else:
+        resized = np.array(Image.fromarray(frame).resize(width_height, Image.Resampling.BICUBIC))
+    return torch.from_numpy(resized).permute(2, 0, 1).float() / 255
+
+
+def encode_labels(
+    ids: npt.NDArray[np.uint8], grid: tuple[int, int], num_objects: int, method: LabelEncoding = "nearest"
+) -> Tensor:
+    """Ids uint8 [H, W] as soft labels float32 [C, h, w] on the patch grid, C = num_objects + 1.
+
+    There are always C channels: an object that vanishes on the patch grid keeps a channel of zeros, so that
+    ids stay what they are (DINO's script drops the channel if the object has the highest id).
+    """
+    _check_choice("label_encoding", method, get_args(LabelEncoding))
+    if ids.max() > num_objects:
+        raise ValueError(f"a label id of {ids.max()}, but num_objects is {num_objects}")
+    height_width, width_height = grid, (grid[1], grid[0])
+    if method == "bilinear":
+        masks = [(ids == identity).astype(np.float32) for identity in range(num_objects + 1)]
+        resized = [cv2.resize(mask, width_height, interpolation=cv2.INTER_LINEAR) for mask in masks]
+        return torch.from_numpy(np.stack(resized))
+    if method == "nearest":
+        small = torch.from_numpy(
+            np.array(Image.fromarray(ids).resize(width_height, Image.Resampling.NEAREST))
+        )
+    else:
+        small = F.interpolate(torch.from_numpy(ids)[None, None].float(), height_width, mode="nearest-exact")[
+            0, 0
+        ]
+    return F.one_hot(small.long(), num_objects + 1).permute(2, 0, 1).float()
+
+
+def decode_labels(
+    scores: Tensor,
+    patch_size: int,
+    size: tuple[int, int],
+    upsample: Upsample = "bilinear",
+    normalise: Normalise = "minmax",
+    upsample_to: UpsampleTo = "frame",
+) -> npt.NDArray[np.uint8]:
+    """Soft labels [C, h, w] as ids uint8 [H, W] at ``size`` (H, W).
+
+    Scores are upsampled to the resized frame (h, w times ``patch_size``) or at once to ``size``, normalised,
+    and the channel of the highest score is the id; from the resized frame the ids go to ``size`` by nearest
+    neighbour (PIL).
+    """
+    _check_choice("upsample", upsample, get_args(Upsample))
+    _check_choice("normalise", normalise, get_args(Normalise))
+    _check_choice("upsample_to", upsample_to, get_args(UpsampleTo))
+    _, h, w = scores.shape
+    pixels = (h * patch_size, w * patch_size) if upsample_to == "frame" else size
+    align = {"align_corners": False} if upsample == "bilinear" else {}
+    dense = F.interpolate(scores[None].float(), pixels, mode=upsample, **align)[0]
+    if normalise == "minmax":
+        dense = _scale_channels(dense)
+    ids = dense.argmax(dim=0).to(torch.uint8).cpu().numpy()
+    return np.array(Image.fromarray(ids).resize((size[1], size[0]), Image.Resampling.NEAREST))
+
+
+def _scale_channels(scores: Tensor) -> Tensor:
+    """Each channel of [C, H, W] scaled to [0, 1]; a constant one stays as it is (0 / 0 in the references)."""
+    lowest, highest = scores.amin((1, 2), keepdim=True), scores.amax((1, 2), keepdim=True)
+    return torch.where(highest > lowest, (scores - lowest) / (highest - lowest), scores)
+
+
+# ---- propagation
+
+
+@torch.no_grad()
+def propagate_video(
+    features_of: Callable[[int], Tensor],
+    first_labels: Tensor,
+    n_frames: int,
+    protocol: PropagationProtocol,
+    *,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+) -> Iterator[Tensor]:
+    """Labels of the frames 1 .. n_frames - 1 in order, each [C, h, w]: soft, as the propagation gives them.
+
+    The context of a frame is frame 0 and the last ``context_frames`` frames before it, with their soft
+    labels. Only the features in the context are held.
+
+    Args:
+        features_of: gives the features [D, h, w] of a frame; called once a frame, in order, frame 0 first.
+        first_labels: labels [C, h, w] of frame 0 (``encode_labels``).
+        n_frames: number of frames of the video.
+        protocol: the constants.
+        max_bytes: see ``propagate_labels``.
+
+    Raises:
+        ValueError: features and labels have different grids.
+    """
+    hw = first_labels.shape[1:]
+    neighbourhood = _Neighbourhood.of(protocol)
+    unrestricted = 1 if protocol.window_on == "recent" else 0
+    first = _unit_features(features_of(0), hw)
+    anchor = first, first_labels.to(first)
+    recent = deque(
+        [anchor] * (protocol.context_frames * protocol.pad_context), maxlen=protocol.context_frames
+    )
+    for index in range(1, n_frames):
+        target = _unit_features(features_of(index), hw)
+        sources, labels = zip(anchor, *recent, strict=True)
+        propagated = _propagate(target, sources, labels, neighbourhood, unrestricted, max_bytes)
+        recent.append((target, propagated))
+        yield propagated
+
+
+@torch.no_grad()
+def propagate_labels(
+    target: Tensor,
+    sources: Tensor,
+    labels: Tensor,
+    *,
+    hw: tuple[int, int],
+    radius: int,
+    top_k: int,
+    temperature: float,
+    window: Window = "square",
+    unrestricted: int = 0,
+    keep_ties: bool = True,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+) -> Tensor:
+    """Labels [C, h, w] of one frame from the labels of its context.
+
+    Features are L2-normalised first. Of all source patches inside the window the ``top_k`` of highest cosine
+    are kept, ties at the last place included; their weights exp(cosine / temperature) are divided by the sum.
+    Source: ``label_propagation`` of dino/eval_video_segmentation.py.
+
+    Args:
+        target: features [h*w, D] of the frame.
+        sources: features [n, D, h*w] of the context frames.
+        labels: soft labels [n, C, h, w] of the context frames.
+        hw: the patch grid (h, w).
+        radius: half-width of the window in patches; 0 looks everywhere.
+        top_k: patches kept over all context frames together (all, where the window has fewer).
+        temperature: of the weights.
+        window: shape of the window, see ``PropagationProtocol``.
+        unrestricted: number of leading sources to which the window does not apply.
+        keep_ties: False keeps exactly ``top_k``.
+        max_bytes: memory for one tile of queries: the affinity of all patches is never held at once. One
+            query at a time is the least. The result does not depend on it but for rounding.
+
+    Raises:
+        ValueError: shapes do not fit together.
+    """
+    h, w = hw
+    n, channels = labels.shape[:2]
+    expected = {"target": (h * w, target.shape[-1]), "sources": (n, target.shape[-1], h * w)}
+    expected["labels"] = (n, channels, h, w)
+    for name, tensor in (("target", target), ("sources", sources), ("labels", labels)):
+        if tuple(tensor.shape) != expected[name]:
+            raise ValueError(
+                f"{name} is {tuple(tensor.shape)}: expected {expected[name]} for a grid of {h}x{w}"
+            )
+    unit_target = _unit_features(target.T.unflatten(1, hw), hw)
+    unit_sources = [_unit_features(source.unflatten(1, hw), hw) for source in sources]
+    neighbourhood = _Neighbourhood(radius, window, top_k, keep_ties, temperature)
+    return _propagate(unit_target, unit_sources, list(labels.float()), neighbourhood, unrestricted, max_bytes)
+
+
+def _unit_features(features: Tensor, hw: Sequence[int]) -> Tensor:
+    """Features [D, h, w] as float32 of unit length along D."""
+    if features.ndim != 3 or tuple(features.shape[1:]) != tuple(hw):
+        raise ValueError(
+            f"features are {tuple(features.shape)}: expected [D, {hw[0]}, {hw[1]}], the labels' grid"
+        )
+    return F.normalize(features.float(), dim=0)
+
+
+@dataclass(frozen=True)
+class _Neighbourhood:
+    """Which source patches a query looks at and how it weighs them."""
+
+    radius: int
+    window: Window
+    top_k: int
+    keep_ties: bool
+    temperature: float
+
+    @classmethod
+    def of(cls, protocol: PropagationProtocol) -> "_Neighbourhood":
+        return cls(protocol.radius, protocol.window, protocol.top_k, protocol.keep_ties, protocol.temperature)
+
+    def reach(self, queries: slice, length: int) -> slice:
+        """The rows (or columns) of a grid of ``length`` that a window around ``queries`` touches."""
+        if not self.radius:
+            return slice(0, length)
+        return slice(max(queries.start - self.radius, 0), min(queries.stop + self.radius, length))
+
+    def outside(self, queries: "_Area", keys: "_Area", device: torch.device) -> Tensor:
+        """Bool [queries, keys]: which keys lie outside the window of which query."""
+        rows, columns = (
+            (
+                torch.arange(a.start, a.stop, device=device)[:, None]
+                - torch.arange(b.start, b.stop, device=device)
+            ).abs()
+            for a, b in zip(queries, keys, strict=True)
+        )  # [query rows, key rows], [query columns, key columns]
+        dy, dx = rows[:, None, :, None], columns[None, :, None, :]
+        if self.window == "square":
+            inside = torch.maximum(dy, dx) <= self.radius
+        elif self.window == "circle":
+            inside = dy**2 + dx**2 <= self.radius**2
+        else:
+            inside = dy**2 + dx**2 < self.radius**2
+        return ~inside.flatten(2).flatten(0, 1)
+
+    def weights(self, cosine: Tensor) -> Tensor:
+        """Weights [queries, keys], summing to 1 over the keys kept; ``cosine`` (-inf outside) is overwritten.
+
+        softmax subtracts each row's maximum before the exponential, so that no temperature overflows.
+        """
+        best, index = cosine.topk(min(self.top_k, cosine.shape[1]), dim=1)
+        if self.keep_ties:
+            kept = cosine.masked_fill_(cosine < best[:, -1:], -math.inf)
+        else:
+            kept = cosine.fill_(-math.inf).scatter_(1, index, best)
+        return kept.div_(self.temperature).softmax(dim=1)
+
+
+_Area = tuple[slice, slice]  # rows and columns of the patch grid
+
+
+def _propagate(
+    target: Tensor,
+    sources: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    neighbourhood: _Neighbourhood,
+    unrestricted: int,
+    max_bytes: int,
+) -> Tensor:
+    """``propagate_labels`` on unit features [D, h, w] and labels [C, h, w], one of each per source.
+
+    Queries go tile by tile, each against only the part of the sources that its windows touch.
+    """
+    _, h, w = target.shape
+    everywhere = slice(0, h), slice(0, w)
+    out = target.new_empty(labels[0].shape)
+    side = _tile_side(target.shape, len(sources), neighbourhood.radius, unrestricted, max_bytes)
+    for tile in _tiles(h, w, side):
+        near = neighbourhood.reach(tile[0], h), neighbourhood.reach(tile[1], w)
+        areas = [everywhere] * unrestricted + [near] * (len(sources) - unrestricted)
+        keys = _gather(sources, areas)  # [D, K]
+        cosine = target[:, *tile].flatten(1).T @ keys  # [Q, K]
+        if neighbourhood.radius:
+            outside = neighbourhood.outside(tile, near, target.device)
+            windowed = cosine[:, unrestricted * h * w :].unflatten(1, (-1, outside.shape[1]))  # a view
+            windowed.masked_fill_(outside[:, None], -math.inf)
+        propagated = neighbourhood.weights(cosine) @ _gather(labels, areas).T  # [Q, C]
+        out[:, *tile] = propagated.T.unflatten(1, target[0, *tile].shape)
+    return out
+
+
+def _gather(maps: Sequence[Tensor], areas: Sequence[_Area]) -> Tensor:
+    """The patches of maps [c, h, w] inside one area each, side by side [c, patches]."""
+    return torch.cat([source[:, *area].flatten(1) for source, area in zip(maps, areas, strict=True)], dim=1)
+
+
+def _tiles(h: int, w: int, side: int) -> Iterator[_Area]:
+    for top in range(0, h, side):
+        for left in range(0, w, side):
+            yield slice(top, min(top + side, h)), slice(left, min(left + side, w))
+
+
+def _tile_side(shape: Sequence[int], n: int, radius: int, unrestricted: int, max_bytes: int) -> int:
+    """Side of the square tiles of queries: about the radius, or less where the memory does not suffice.
+
+    Larger tiles make larger products, smaller tiles touch fewer patches outside the windows.
+    """
+    dim, h, w = shape
+    side = max(radius, _SMALLEST_TILE) if radius else max(h, w)
+    while side > 1 and _tile_bytes(side, dim, (h, w), n, radius, unrestricted) > max_bytes:
+        side = side // 2
+    return side
+
+
+def _tile_bytes(side: int, dim: int, hw: tuple[int, int], n: int, radius: int, unrestricted: int) -> int:
+    """Memory of one tile: float32 keys, cosines and weights, and the bool mask of what is dropped."""
+    queries = math.prod(min(side, length) for length in hw)
+    near = math.prod(min(side + 2 * radius, length) if radius else length for length in hw)
+    keys = unrestricted * math.prod(hw) + (n - unrestricted) * near
+    return 4 * keys * dim + (4 + 4 + 1) * queries * keys

@@ -1,0 +1,299 @@
+"""What a task is, and the runner around it: seeds, paths, timing, provenance. A task owns only the science."""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import pkgutil
+import random
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+
+from dino_dense import cli, distributed
+from dino_dense.backbone import Backbone, load_backbone
+from dino_dense.report import Metric, Report, Score, environment, peak_memory_mib, write_text
+
+ENTRY_POINT_GROUP = "dino_dense.tasks"
+IDENTITY_FILE = "run.json"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Which backbone, where, and how (every task)"""
+
+    ckpt: str | None = None
+    """Checkpoint file or run folder, published .pth, timm:NAME, hf-hub:NAME (these download) or random:NAME."""
+    out: str | None = None
+    """Folder for results; default runs/TASK/CHECKPOINT-HASH. The same command goes on where it stopped."""
+    arch: str | None = None
+    """Architecture, where it cannot or should not be read from the file (any timm name)."""
+    network: Literal["teacher", "student"] = "teacher"
+    """Which network of a training file to measure (the paper measures the teacher)."""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu or cuda."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the backbone; reduced ones run under autocast."""
+    seed: int = 0
+    """Of random weights and of every draw."""
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """Which data a number was measured on."""
+
+    name: str
+    """As people call it; says so where it is the embedded set."""
+    root: str
+    n: int
+    """How many of `unit`."""
+    unit: str
+    """images, sequences, ..."""
+    sha256: str
+    """Of the list of files (names and sizes)."""
+    benchmark: str | None = None
+    """The published benchmark this is, complete and unchanged; None for any other data."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a task returns."""
+
+    scores: tuple[Score, ...]
+    data: DataFacts
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    """Further tables by file name without ending; the runner writes each as CSV."""
+    note: str = ""
+    """What a reader must know to read the number."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the runner lends a task."""
+
+    out: Path
+    device: torch.device
+    world: distributed.World = distributed.World()
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+    def folder(self, name: str = "") -> Path:
+        """A folder for the task's files, made on first use, so that a run that fails early leaves nothing."""
+        path = self.out / name
+        path.mkdir(parents=True, exist_ok=True)
+        if self.identity and self.world.is_main and not (self.out / IDENTITY_FILE).exists():
+            write_text(self.out / IDENTITY_FILE, json.dumps(self.identity, indent=2) + "\n")
+        return path
+
+
+Run = Callable[[Backbone | None, Any, Context], Outcome]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One way to measure a backbone: a value, found by its module's name."""
+
+    name: str
+    """The module's name: `python -m tasks.NAME`."""
+    summary: str
+    """One line, for help texts and tables."""
+    source: str
+    """The paper or script whose protocol this is."""
+    config: type
+    """Frozen dataclass, every field defaulted and documented."""
+    metrics: tuple[Metric, ...]
+    """Declared metrics; the first is the headline."""
+    run: Run
+    smoke: Any
+    """A config that takes seconds on the embedded data."""
+    presets: str = ""
+    """Prefix of the protocol files that `--preset` may name; "" where there are none."""
+    needs_backbone: Callable[[Any], bool] = lambda config: True
+
+
+def names() -> list[str]:
+    """Every task: the public modules of `tasks`, and the entry points of other packages."""
+    import tasks
+
+    own = [module.name for module in pkgutil.iter_modules(tasks.__path__) if not module.name.startswith("_")]
+    return sorted({*own, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
+
+
+def get(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        ValueError: there is none (with those there are).
+    """
+    if name not in names():
+        raise ValueError(f"unknown task {name!r}; there are: {', '.join(names())}.")
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        if point.name == name:
+            return point.load()
+    return importlib.import_module(f"tasks.{name}").TASK
+
+
+def main(name: str, argv: Sequence[str] | None = None) -> int:
+    """`python -m tasks.NAME`: parse, run, print. The exit status."""
+    task = get(name)
+    options, config = cli.parse(
+        RunOptions,
+        task.config,
+        prog=f"python -m tasks.{name}",
+        description=f"{task.summary} Protocol: {task.source}",
+        argv=argv,
+        presets=task.presets,
+    )
+    with distributed.session(options.device) as (world, device):
+        report = run_one(task, options, config, device=device, world=world)
+        if world.is_main:
+            print_report(report)
+    return 0
+
+
+def run_one(
+    task: Task,
+    options: RunOptions,
+    config: Any,
+    *,
+    device: torch.device | None = None,
+    world: distributed.World | None = None,
+) -> Report:
+    """Run a task on a checkpoint and write its results.
+
+    Raises:
+        ValueError, OSError: whatever of checkpoint, data or options cannot be used. Nothing is then written.
+    """
+    world = world or distributed.World()
+    device = device or distributed.resolve_device(options.device)
+    seed_everything(options.seed)
+    backbone = None
+    if task.needs_backbone(config):
+        if options.ckpt is None:
+            raise ValueError(
+                "which checkpoint? Give --ckpt: a file or run folder, timm:NAME or random:vit_small_patch16_224."
+            )
+        backbone = load_backbone(options.ckpt, arch=options.arch, seed=options.seed, network=options.network)
+        backbone.to(device, DTYPES[options.dtype])
+    context = _open(task, options, config, backbone, device, world)
+    start = time.perf_counter()
+    outcome = task.run(backbone, config, context)
+    report = Report(
+        task=task.name,
+        status="ok",
+        metrics=task.metrics,
+        scores=outcome.scores,
+        note=outcome.note,
+        config=cli.to_plain(config),
+        checkpoint=describe_checkpoint(backbone),
+        data=dataclasses.asdict(outcome.data),
+        environment=environment(device=device, dtype=options.dtype, seed=options.seed),
+        seconds=time.perf_counter() - start,
+        peak_memory_mib=peak_memory_mib(device),
+    )
+    if world.is_main:
+        _write(context, report, outcome, config)
+    return report
+
+
+def describe_checkpoint(backbone: Backbone | None) -> dict[str, Any]:
+    """What identifies the weights; {} for a task that scores other people's results."""
+    if backbone is None:
+        return {}
+    facts = {key: value for key, value in backbone.metadata.items() if isinstance(value, int | float | str)}
+    return {
+        "spec": backbone.spec,
+        "name": backbone.name,
+        "sha256": backbone.sha256,
+        "patch_size": backbone.patch_size,
+        "embed_dim": backbone.embed_dim,
+        "depth": backbone.depth,
+        **{key: facts[key] for key in ("step", "epoch") if key in facts},
+    }
+
+
+def print_report(report: Report) -> None:
+    """The table a person reads, on standard output."""
+    spec = report.checkpoint.get("spec", "")
+    print(f"\n{report.task} · {spec or 'no backbone'} · {report.data['name']} ({report.data['n']} {report.data['unit']})")
+    if report.note:
+        print(report.note)
+    if report.scores:
+        columns = ["metric", "value", "unit", "stderr", "n", "published", "difference", "published_on", "source"]
+        frame = report.to_frame()
+        frame = frame[[name for name in columns if frame[name].notna().any()]]
+        print(frame.to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep=""))
+    print(f"{report.seconds:.1f} s, peak memory {report.peak_memory_mib:.0f} MiB")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and PyTorch."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002, third-party code draws from it
+    torch.manual_seed(seed)
+
+
+def file_list_hash(root: Path, files: Sequence[Path]) -> str:
+    """SHA-256 over relative names and sizes: says which files a number was measured on."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(root).as_posix()}\0{file.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def _open(
+    task: Task,
+    options: RunOptions,
+    config: Any,
+    backbone: Backbone | None,
+    device: torch.device,
+    world: distributed.World,
+) -> Context:
+    """Choose the results folder, refusing one that holds another run's results."""
+    identity = {
+        "task": task.name,
+        "checkpoint": backbone.sha256 if backbone else None,
+        "dtype": options.dtype,
+        "seed": options.seed,
+        "config": json.loads(json.dumps(cli.to_plain(config))),
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    label = re.sub(r"[^\w.-]+", "-", Path(options.ckpt or "masks").name.removesuffix(".safetensors"))
+    out = Path(options.out) if options.out else Path("runs") / task.name / f"{label}-{digest}"
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out}: results need a folder here, found a file. Choose another --out.")
+    before = out / IDENTITY_FILE
+    if before.is_file():
+        held = json.loads(before.read_text())
+        changed = _differences(held, identity)
+        if changed:
+            raise ValueError(
+                f"{out}: holds the results of another run ({'; '.join(changed)}). Choose another --out, or delete it."
+            )
+    return Context(out=out, device=device, world=world, identity=identity)
+
+
+def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    flat = [{**record, **record.get("config", {})} for record in (held, wanted)]
+    keys = (set(flat[0]) | set(flat[1])) - {"config"}
+    return [
+        f"{key} was {flat[0].get(key)}, now {flat[1].get(key)}"
+        for key in sorted(keys)
+        if flat[0].get(key) != flat[1].get(key)
+    ]
+
+
+def _write(context: Context, report: Report, outcome: Outcome, config: Any) -> None:
+    out = context.folder()
+    for name, table in outcome.tables.items():
+        write_text(out / f"{name}.csv", table.to_csv(index=False))
+    write_text(out / "config.yaml", cli.to_yaml(config))
+    report.write(out)

@@ -1,0 +1,251 @@
+"""DAVIS video object segmentation by label propagation: masks on disk, and the official J&F.
+
+The first mask is carried along the video by nearest neighbours among frozen patch tokens; nothing is trained.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data import DataError
+from data.davis import VideoSequence, load_davis, read_predictions, write_mask
+from data.sample import sample_data
+from dino_dense import Backbone, Metric, Score, distributed
+from tasks import _figures
+from tasks._propagation import (
+    PropagationProtocol,
+    decode_labels,
+    encode_labels,
+    frame_size,
+    propagate_video,
+    resize_frame,
+)
+from tasks._scores.jf import score_sequence, summarise
+from tasks._task import Context, DataFacts, Outcome, Task, file_list_hash, main
+
+VAL_SEQUENCES = {2016: 20, 2017: 30}  # sequences of the official val lists; fewer are not the benchmark
+METRICS = tuple(
+    Metric(name, higher_is_better="Decay" not in name, low=-100.0 if "Decay" in name else 0.0)
+    for name in ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
+)
+
+
+@dataclass(frozen=True)
+class DavisConfig(PropagationProtocol):
+    """Which videos, and every constant of the protocol"""
+
+    data: str | None = None
+    """Root of a DAVIS tree (ImageSets, JPEGImages, Annotations); without it, the embedded set."""
+    year: Literal[2016, 2017] = 2017
+    """2016: one foreground, any value above 0; 2017: ids, 255 is void."""
+    split: str = "val"
+    """List under ImageSets/YEAR: val, train, test-dev, ... (test-dev has no ground truth: masks only)."""
+    sequences: tuple[str, ...] | None = None
+    """Only these of the split: a,b,c."""
+    max_frames: int | None = None
+    """Only the first frames of each sequence (frames)."""
+    resolution: str = "480p"
+    """Folder under JPEGImages and Annotations; 480p is what is published."""
+    void: Literal["error", "background"] = "error"
+    """What value 255 in a 2017 first mask is."""
+    score: str | None = None
+    """Score the masks in this folder (SEQUENCE/FRAME.png) and run no backbone."""
+    preset: Literal["dino", "crw", "dinov3"] = "dino"
+    """Whose constants are the defaults: configs/protocols/davis_PRESET.yaml."""
+    propagation_memory: int = 256
+    """Largest block of similarities held at once, MiB; does not change the result."""
+
+
+@dataclass(frozen=True)
+class _Videos:
+    """The sequences to measure, and what to call them."""
+
+    sequences: list[VideoSequence]
+    facts: DataFacts
+
+    @property
+    def scorable(self) -> bool:
+        return all(sequence.has_ground_truth for sequence in self.sequences)
+
+
+def run(backbone: Backbone | None, config: DavisConfig, context: Context) -> Outcome:
+    """Write the masks (unless `config.score` names some), then score them if there is ground truth."""
+    videos = open_videos(config)
+    if config.score is None:
+        assert backbone is not None
+        masks = _write_all_masks(backbone, videos.sequences, config, context)
+    else:
+        masks = Path(config.score)
+        if not masks.is_dir():
+            raise DataError(f"{masks}: no such folder of masks to score; expected SEQUENCE/FRAME.png in it.")
+    if not videos.scorable:
+        unscored = [sequence.name for sequence in videos.sequences if not sequence.has_ground_truth]
+        note = (
+            f"Not scored: {len(unscored)} of {len(videos.sequences)} sequences have no ground truth beyond their "
+            f"first mask ({', '.join(unscored[:3])}{', ...' if len(unscored) > 3 else ''}). The masks are in {masks}."
+        )
+        return Outcome((), videos.facts, note=note)
+    per_frame = _score_all(masks, videos.sequences, context)
+    overall, per_sequence = summarise(per_frame)
+    return Outcome(
+        scores=_scores(overall, per_frame),
+        data=videos.facts,
+        tables={
+            "per_frame": per_frame,
+            f"per-sequence_results-{config.split}": per_sequence,
+            f"global_results-{config.split}": overall,
+        },
+        note=f"Scored the masks in {masks}." if config.score else f"Masks are in {masks}.",
+    )
+
+
+def open_videos(config: DavisConfig) -> _Videos:
+    """The sequences that a config names; DataError if they cannot be used."""
+    root = Path(config.data) if config.data else sample_data().davis
+    sequences = load_davis(
+        root,
+        config.year,
+        config.split,
+        config.sequences,
+        config.max_frames,
+        resolution=config.resolution,
+        void=config.void,
+    )
+    files = [frame for sequence in sequences for frame in sequence.frames]
+    is_complete = (
+        config.data is not None
+        and config.split == "val"
+        and config.max_frames is None
+        and config.resolution == "480p"
+        and len(sequences) == VAL_SEQUENCES[config.year]
+    )
+    name = f"DAVIS-{config.year} {config.split}" if config.data else "embedded videos (not DAVIS)"
+    if config.data and not is_complete:
+        name += f" (part: {len(sequences)} sequences, {len(files)} frames)"
+    facts = DataFacts(
+        name=name,
+        root=str(root),
+        n=len(sequences),
+        unit="sequences",
+        sha256=file_list_hash(root, files),
+        benchmark=f"DAVIS-{config.year} val" if is_complete else None,
+    )
+    return _Videos(sequences, facts)
+
+
+def propagate_masks(
+    backbone: Backbone, sequence: VideoSequence, config: DavisConfig
+) -> Iterator[np.ndarray]:
+    """Ids uint8 [H, W] at native size for every frame; the first is the given mask."""
+    first = sequence.first_mask()
+    backbone = backbone.with_normalisation(config.mean, config.std)
+    size = frame_size(
+        *sequence.size, short_side=config.short_side, rounding=config.rounding, patch_size=backbone.patch_size
+    )
+    grid = (size[0] // backbone.patch_size, size[1] // backbone.patch_size)
+
+    def features_of(index: int) -> Tensor:
+        """Frame -> patch tokens [C, h, w]."""
+        frame = resize_frame(sequence.read_frame(index), size, config.interpolation)
+        patches = backbone.extract(frame[None]).patches
+        assert patches is not None
+        return patches[0]
+
+    labels = encode_labels(first, grid, sequence.num_objects, config.label_encoding).to(backbone.device)
+    yield first
+    budget = config.propagation_memory * 2**20
+    for scores in propagate_video(features_of, labels, len(sequence), config, max_bytes=budget):
+        yield decode_labels(
+            scores, backbone.patch_size, sequence.size, config.upsample, config.normalise, config.upsample_to
+        )
+
+
+def _write_all_masks(
+    backbone: Backbone, sequences: Sequence[VideoSequence], config: DavisConfig, context: Context
+) -> Path:
+    """Propagate through every sequence that is not on disk yet; the processes share them out."""
+    masks = context.out / "masks"
+    todo = [sequence for sequence in sequences if not (masks / sequence.name).is_dir()]
+    mine = todo[context.world.rank :: context.world.size]
+    frames = sum(len(sequence) for sequence in mine)
+    with tqdm(total=frames, unit="frame", desc="propagating", disable=not context.world.is_main) as bar:
+        for sequence in mine:
+            bar.set_postfix_str(sequence.name)
+            _write_masks(backbone, sequence, config, context, bar)
+    distributed.barrier()
+    return masks
+
+
+def _write_masks(
+    backbone: Backbone, sequence: VideoSequence, config: DavisConfig, context: Context, bar: tqdm
+) -> None:
+    """One sequence, whole or not at all: a folder is renamed into place when its last mask is written."""
+    unfinished = context.out / "masks" / f".{sequence.name}.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        for frame, ids in zip(sequence.frames, propagate_masks(backbone, sequence, config), strict=True):
+            context.folder("masks")
+            write_mask(unfinished / f"{frame.stem}.png", ids)
+            bar.update()
+        unfinished.rename(context.out / "masks" / sequence.name)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _score_all(masks: Path, sequences: Sequence[VideoSequence], context: Context) -> pd.DataFrame:
+    """J and F of every object and frame, and a picture of each sequence."""
+    tables = []
+    for sequence in tqdm(sequences, unit="sequence", desc="scoring", disable=not context.world.is_main):
+        predicted = read_predictions(masks, sequence)
+        tables.append(
+            score_sequence(
+                predicted,
+                sequence.read_masks(),
+                sequence.num_objects,
+                sequence=sequence.name,
+                frames=[frame.stem for frame in sequence.frames],
+            )
+        )
+        if context.world.is_main:
+            predicted[[0, -1]] = sequence.read_mask(0), predicted[-2]
+            _figures.mask_strip(context.folder("overlays") / f"{sequence.name}.jpg", sequence.read_frame, predicted)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _scores(overall: pd.DataFrame, per_frame: pd.DataFrame) -> tuple[Score, ...]:
+    """Scores in percent, with the standard error over objects where the metric is their mean."""
+    objects = per_frame.groupby(["sequence", "object"])[["J", "F"]].mean()
+    objects["J&F"] = objects.mean(axis=1)
+    scores = []
+    for metric in METRICS:
+        kind, _, statistic = metric.name.rpartition("-")
+        stderr = 100 * float(objects[kind].sem()) if statistic == "Mean" and len(objects) > 1 else None
+        scores.append(Score(metric.name, 100 * float(overall[metric.name].iloc[0]), len(objects), stderr))
+    return tuple(scores)
+
+
+TASK = Task(
+    name="davis",
+    summary="Video object segmentation by label propagation (J&F).",
+    source="DINO, arXiv 2104.14294, sec. 4.2; eval_video_segmentation.py and davis2017-evaluation.",
+    config=DavisConfig,
+    metrics=METRICS,
+    run=run,
+    smoke=DavisConfig(short_side=96, max_frames=5),
+    presets="davis",
+    needs_backbone=lambda config: config.score is None,
+)
+
+if __name__ == "__main__":
+    from dino_dense import cli
+
+    cli.run(lambda: main("davis"))

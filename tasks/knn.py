@@ -1,0 +1,163 @@
+"""Weighted k-nearest-neighbour classification on frozen features (Wu et al. 2018, as DINO's eval_knn.py)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.images import LabelledImages, labelled_splits
+from data.sample import sample_data
+from dino_dense import Backbone, Metric, Score
+from tasks._features import Preprocessing, image_features
+from tasks._task import Context, DataFacts, Outcome, Task, file_list_hash, main
+
+QUERY_CHUNK = 1024  # queries compared at once; bounds memory, does not change the result
+HEADLINE_K = 20  # the best k in the paper, and the one it reports
+IMAGENET = (1000, 50_000)  # classes and validation images of ImageNet-1k
+
+
+@dataclass(frozen=True)
+class KnnConfig:
+    """Which images, and the constants of the vote"""
+
+    data: str | None = None
+    """Folder with train/CLASS/* and val/CLASS/* (or test/); without it, the embedded set."""
+    k: tuple[int, ...] = (10, 20, 100, 200)
+    """Neighbours that vote (eval_knn.py --nb_knn). The headline is 20 where listed, else the first."""
+    temperature: float = 0.07
+    """Votes weigh exp(cosine / temperature) (eval_knn.py --temperature)."""
+    resize: int = 256
+    """Short side the image is resized to, bicubic, pixels (eval_knn.py)."""
+    crop: int = 224
+    """Side of the centre crop, pixels (eval_knn.py); a multiple of the patch size."""
+    batch_size: int = 64
+    """Images extracted at once; does not change the result."""
+    workers: int = 0
+    """Processes that read images beside the main one."""
+
+    def __post_init__(self) -> None:
+        if not self.k or min(self.k) < 1 or self.temperature <= 0:
+            raise ValueError(f"k {self.k} and temperature {self.temperature} must be positive.")
+        if self.crop > self.resize:
+            raise ValueError(f"crop {self.crop} is larger than resize {self.resize}; expected at most that.")
+
+
+def knn_votes(
+    train: Tensor, train_labels: Tensor, test: Tensor, *, k: Sequence[int], temperature: float, classes: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Classes ranked by the votes of the k nearest training images.
+
+    Args:
+        train: features [N, C], any length (normalised here). train_labels: [N], ids in 0..classes-1.
+        test: features [M, C].
+        k: numbers of neighbours, each at most N.
+        temperature: a neighbour's vote is exp(cosine / temperature).
+        classes: number of classes.
+
+    Yields:
+        For each k: k, and the class ids [M, classes] from most to least votes.
+
+    Raises:
+        ValueError: a k is larger than N.
+    """
+    if max(k) > len(train):
+        raise ValueError(f"k = {max(k)} neighbours, but there are only {len(train)} training images.")
+    train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
+    nearest = [(queries @ train.T).topk(max(k), dim=1) for queries in test.split(QUERY_CHUNK)]
+    similarity = torch.cat([found.values for found in nearest])  # [M, max k], highest first
+    labels = train_labels[torch.cat([found.indices for found in nearest])]
+    # exp(s / T) may overflow in float32 at small T; a factor common to a query's votes changes no ranking.
+    weights = ((similarity - similarity[:, :1]) / temperature).exp()
+    for count in k:
+        votes = torch.zeros(len(test), classes).scatter_add_(1, labels[:, :count], weights[:, :count])
+        yield count, votes.argsort(dim=1, descending=True, stable=True)
+
+
+def accuracy(ranking: Tensor, labels: Tensor, top: int) -> float:
+    """Share in percent of rows [M, classes] whose label is among the first `top`."""
+    return 100 * (ranking[:, :top] == labels[:, None]).any(dim=1).double().mean().item()
+
+
+def run(backbone: Backbone | None, config: KnnConfig, context: Context) -> Outcome:
+    """Extract (or find) the features of both folders, and vote."""
+    assert backbone is not None
+    root = Path(config.data) if config.data else sample_data().images
+    train_images, test_images = labelled_splits(root)
+    preprocessing = Preprocessing(config.resize, config.crop)
+    train, test = (
+        image_features(
+            backbone,
+            paths,
+            preprocessing,
+            world=context.world,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            label=label,
+        )
+        for label, paths in (("train features", train_images.paths), ("test features", test_images.paths))
+    )
+    possible = [count for count in config.k if count <= len(train)] or [len(train)]
+    targets = torch.tensor(test_images.labels)
+    ranked = knn_votes(
+        train,
+        torch.tensor(train_images.labels),
+        test,
+        k=possible,
+        temperature=config.temperature,
+        classes=len(train_images.class_names),
+    )
+    # An order among k classes or fewer says nothing beyond place k: the rest have no vote (eval_knn.py).
+    table = pd.DataFrame(
+        [(k, accuracy(order, targets, 1), accuracy(order, targets, min(5, k))) for k, order in ranked],
+        columns=["k", "top-1", "top-5"],
+    )
+    headline = HEADLINE_K if HEADLINE_K in possible else possible[0]
+    left_out = sorted(set(config.k) - set(possible))
+    note = f"k = {headline}; every k is in knn.csv."
+    if left_out:
+        note += f" There are {len(train)} training images, so k = {', '.join(map(str, left_out))} is left out."
+    return Outcome(
+        scores=_scores(table[table["k"] == headline].iloc[0], len(targets)),
+        data=_facts(config, root, train_images, test_images),
+        tables={"knn": table},
+        note=note,
+    )
+
+
+def _scores(row: pd.Series, n: int) -> tuple[Score, ...]:
+    """Accuracies with the standard error of a share of n images."""
+    return tuple(
+        Score(name, float(row[name]), n, float((row[name] * (100 - row[name]) / n) ** 0.5)) for name in ("top-1", "top-5")
+    )
+
+
+def _facts(config: KnnConfig, root: Path, train: LabelledImages, test: LabelledImages) -> DataFacts:
+    counts = (len(train.class_names), len(test.paths))
+    return DataFacts(
+        name=root.resolve().name if config.data else "embedded images",
+        root=str(root),
+        n=len(test.paths),
+        unit="test images",
+        sha256=file_list_hash(root, train.paths + test.paths),
+        benchmark="ImageNet-1k val" if counts == IMAGENET else None,
+    )
+
+
+TASK = Task(
+    name="knn",
+    summary="Weighted k-nearest-neighbour classification of frozen class tokens (top-1).",
+    source="DINO, arXiv 2104.14294, sec. 4.1; eval_knn.py.",
+    config=KnnConfig,
+    metrics=(Metric("top-1"), Metric("top-5")),
+    run=run,
+    smoke=KnnConfig(resize=64, crop=64),
+)
+
+if __name__ == "__main__":
+    from dino_dense import cli
+
+    cli.run(lambda: main("knn"))
