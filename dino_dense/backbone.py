@@ -13,13 +13,21 @@ from einops import rearrange
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from dino_dense.bodies import IMAGENET_MEAN, IMAGENET_STD, DinoViT, build_module, create_timm, rebuild
+from dino_dense.bodies import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    DinoViT,
+    build_module,
+    create_timm,
+    describe,
+    rebuild,
+)
 from dino_dense.checkpoint import (
     CheckpointError,
-    to_our_names,
     infer_vit_shape,
     load_file,
     sha256_of_weights,
+    to_our_names,
 )
 
 __all__ = ["Backbone", "Features", "build_module", "load_backbone"]
@@ -67,22 +75,23 @@ class Backbone:
         std: Triple = IMAGENET_STD,
         metadata: dict[str, Any] | None = None,
     ) -> None:
-        self.module = module.eval().requires_grad_(False)
+        body: Any = module.eval().requires_grad_(False)
+        self.module = body
         self.name, self.sha256, self.spec = name, sha256, spec or name
         self.metadata = metadata or {}
         self.mean, self.std = mean, std
         self.dtype = torch.float32
-        self.embed_dim: int = module.num_features
+        self.embed_dim: int = body.num_features
         self._is_vit = isinstance(module, VisionTransformer)
         if self._is_vit:
-            self.patch_size: int = module.patch_embed.patch_size[0]
-            self.depth, self.num_heads = len(module.blocks), module.blocks[0].attn.num_heads
+            self.patch_size: int = body.patch_embed.patch_size[0]
+            self.depth, self.num_heads = len(body.blocks), body.blocks[0].attn.num_heads
             self.provides = frozenset({"patches", "cls", "keys", "attention"})
-            if not module.has_class_token:
+            if not body.has_class_token:
                 self.provides -= {"attention"}
         else:
-            self.patch_size = int(module.feature_info[-1]["reduction"])
-            self.depth, self.num_heads = len(module.feature_info), 0
+            self.patch_size = int(body.feature_info[-1]["reduction"])
+            self.depth, self.num_heads = len(body.feature_info), 0
             self.provides = frozenset({"patches", "cls"})
 
     @property
@@ -104,7 +113,10 @@ class Backbone:
 
     @torch.no_grad()
     def extract(
-        self, images: Tensor, want: Set[str] | Sequence[str] = frozenset({"patches"}), layers: Sequence[int] = (-1,)
+        self,
+        images: Tensor,
+        want: Set[str] | Sequence[str] = frozenset({"patches"}),
+        layers: Sequence[int] = (-1,),
     ) -> Features:
         """Features of a batch.
 
@@ -231,7 +243,7 @@ def load_backbone(spec: str, *, arch: str | None = None, seed: int = 0, network:
         return _pretrained(name if kind == "timm" else f"hf-hub:{name}", spec)
     loaded = load_file(spec, arch=arch, network=network)
     shape = getattr(loaded.module, "shape", None)
-    name = shape.name if shape is not None else arch or loaded.module.pretrained_cfg["architecture"]
+    name = shape.name if shape is not None else arch or describe(loaded.module)["name"]
     return Backbone(loaded.module, name=name, sha256=loaded.sha256, spec=spec, metadata=loaded.metadata)
 
 

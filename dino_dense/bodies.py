@@ -174,7 +174,8 @@ def describe(module: nn.Module) -> dict[str, Any]:
     """What `rebuild` needs to make an empty body of the same architecture: plain JSON."""
     if isinstance(module, DinoViT):
         return {"body": "vit", **asdict(module.shape)}
-    return {"body": "timm", "name": module.pretrained_cfg["architecture"]}
+    facts: Any = module.pretrained_cfg
+    return {"body": "timm", "name": facts["architecture"]}
 
 
 def rebuild(description: dict[str, Any]) -> nn.Module:

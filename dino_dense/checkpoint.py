@@ -96,7 +96,7 @@ def sha256_of_weights(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -327,7 +327,11 @@ def _check_fit(module: nn.Module, weights: Mapping[str, Tensor], path: Path, arc
         ("matched", matched, ""),
         ("missing", len(missing), _some(missing)),
         ("unexpected", len(unexpected), _some(unexpected)),
-        ("reshaped", len(reshaped), _some(f"{n} {have[n]} in the file, {want[n]} expected" for n in reshaped)),
+        (
+            "reshaped",
+            len(reshaped),
+            _some(f"{n} {have[n]} in the file, {want[n]} expected" for n in reshaped),
+        ),
     ]
     table = "\n".join(f"  {kind:<11}{count:>5}  {names}".rstrip() for kind, count, names in rows)
     cause = f"--arch {arch}" if arch else "the architecture read from it"

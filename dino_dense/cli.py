@@ -7,18 +7,53 @@ text under each field its help.
 import dataclasses
 import difflib
 import importlib.resources
+import inspect
+import itertools
 import os
 import re
 import sys
 import types
+from argparse import SUPPRESS, Action
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
 
 DEBUG_VARIABLE = "DINO_DENSE_DEBUG"
+
+
+class _HelpFormatter(DefaultHelpFormatter):
+    """One or two lines an option: name, text, default. The types are in the placeholders."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=118)
+
+    def _get_help_string(self, action: Action) -> str:
+        if action.default in (None, SUPPRESS) or action.dest in ("help", "config"):
+            return action.help or ""
+        default = _spelt(action.default)
+        return f"{action.help} [{default}]"
+
+
+def _spelt(value: Any) -> str:
+    """A value as one types it."""
+    if isinstance(value, tuple | list):
+        return ",".join(map(_spelt, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _placeholder(hint: Any) -> str:
+    """What stands for a value of this type in the help: N, X, TEXT, a|b or A,B."""
+    options = [option for option in get_args(hint) if option is not type(None)]
+    if get_origin(hint) is Literal:
+        return "{" + "|".join(map(str, options)) + "}"
+    if isinstance(hint, types.UnionType):
+        return _placeholder(options[0])
+    if get_origin(hint) is tuple:
+        return ",".join([_placeholder(options[0])] * (2 if options[-1] is Ellipsis else len(options)))
+    return {int: "N", float: "X", bool: "{true|false}"}.get(hint, "TEXT")
 
 
 class _Parser(ArgumentParser):
@@ -61,15 +96,15 @@ def parse(
         SystemExit: with 2 after a message, for an unknown or ill-typed option; with 0 after `--help`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(prog=prog, description=description)
+    usage = f"{prog} [--config FILE] [--print-config] [--FIELD VALUE ...]"
+    parser = _Parser(prog=prog, usage=usage, description=description, formatter_class=_HelpFormatter)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the fields below.")
     kinds: dict[str, Any] = {}
     for config_type in config_types:
-        group = parser.add_argument_group(_first_line(config_type))
-        kinds |= _add_fields(group, config_type)
+        kinds |= _add_fields(parser, config_type)
     argv = _normalise(argv, kinds)
     if presets:
-        argv = _expand_preset(argv, presets, parser)
+        _apply_preset(argv, presets, parser)
     values = parser.parse_args(argv)
     try:
         built = tuple(
@@ -143,11 +178,20 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     raise SystemExit(code)
 
 
-def _add_fields(group: Any, config_type: type) -> dict[str, Any]:
+def _add_fields(parser: _Parser, config_type: type) -> dict[str, Any]:
+    """An option a field, the class's own before those of the class it extends."""
     hints = get_type_hints(config_type)
     texts = field_docs(config_type)
-    for item in dataclasses.fields(config_type):
-        group.add_argument(f"--{item.name}", type=hints[item.name], default=item.default, help=texts[item.name])
+    defaults = {item.name: item.default for item in dataclasses.fields(config_type)}
+    for owner in config_type.__mro__:
+        own = [name for name in inspect.get_annotations(owner) if name in defaults]
+        group = parser.add_argument_group(_first_line(owner)) if own else None
+        for name in own:
+            assert group is not None
+            help_text, hint = texts[name].replace("%", "%%"), hints[name]
+            group.add_argument(
+                f"--{name}", type=hint, default=defaults[name], help=help_text, metavar=_placeholder(hint)
+            )
     return hints
 
 
@@ -200,19 +244,15 @@ def _as_list(value: str, hint: Any) -> str:
     return f"[{', '.join(part.strip() for part in value.split(','))}]"
 
 
-def _expand_preset(argv: list[str], presets: str, parser: _Parser) -> list[str]:
+def _apply_preset(argv: list[str], presets: str, parser: _Parser) -> None:
     """Put the preset's constants under whatever else was said, so that explicit options win."""
-    reader = ArgumentParser(exit_on_error=False, add_help=False)
-    reader.add_argument("--preset", type=str, default=None)
-    name = next((value for option, value in zip(argv, argv[1:], strict=False) if option == "--preset"), None)
-    name = next((word.partition("=")[2] for word in argv if word.startswith("--preset=")), name)
-    if name is None:
-        return argv
-    try:
-        parser.set_defaults(load_protocol(presets, name))
-    except ValueError as error:
-        parser.error(str(error))
-    return argv
+    named = [word.partition("=")[2] for word in argv if word.startswith("--preset=")]
+    named += [value for option, value in itertools.pairwise(argv) if option == "--preset"]
+    if named:
+        try:
+            parser.set_defaults(load_protocol(presets, named[-1]))
+        except ValueError as error:
+            parser.error(str(error))
 
 
 def _frozen(value: Any) -> Any:

@@ -115,9 +115,7 @@ def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
 def load_protocol(preset: str) -> PropagationProtocol:
     """The protocol of ``configs/protocols/davis_<preset>.yaml``: ``dino``, ``crw`` or ``dinov3``."""
     folder = files("configs") / "protocols"
-    presets = sorted(
-        entry.name[len("davis_") : -len(".yaml")] for entry in folder.iterdir() if "davis_" in entry.name
-    )
+    presets = sorted(entry.name[len("davis_") : -len(".yaml")] for entry in folder.iterdir() if "davis_" in entry.name)
     _check_choice("protocol", preset, presets)
     values: dict[str, Any] = yaml.safe_load((folder / f"davis_{preset}.yaml").read_text())
     known = [field.name for field in dataclasses.fields(PropagationProtocol)]
@@ -204,13 +202,9 @@ def encode_labels(
         resized = [cv2.resize(mask, width_height, interpolation=cv2.INTER_LINEAR) for mask in masks]
         return torch.from_numpy(np.stack(resized))
     if method == "nearest":
-        small = torch.from_numpy(
-            np.array(Image.fromarray(ids).resize(width_height, Image.Resampling.NEAREST))
-        )
+        small = torch.from_numpy(np.array(Image.fromarray(ids).resize(width_height, Image.Resampling.NEAREST)))
     else:
-        small = F.interpolate(torch.from_numpy(ids)[None, None].float(), height_width, mode="nearest-exact")[
-            0, 0
-        ]
+        small = F.interpolate(torch.from_numpy(ids)[None, None].float(), height_width, mode="nearest-exact")[0, 0]
     return F.one_hot(small.long(), num_objects + 1).permute(2, 0, 1).float()
 
 
@@ -279,9 +273,7 @@ def propagate_video(
     unrestricted = 1 if protocol.window_on == "recent" else 0
     first = _unit_features(features_of(0), hw)
     anchor = first, first_labels.to(first)
-    recent = deque(
-        [anchor] * (protocol.context_frames * protocol.pad_context), maxlen=protocol.context_frames
-    )
+    recent = deque([anchor] * (protocol.context_frames * protocol.pad_context), maxlen=protocol.context_frames)
     for index in range(1, n_frames):
         target = _unit_features(features_of(index), hw)
         sources, labels = zip(anchor, *recent, strict=True)
@@ -334,9 +326,7 @@ def propagate_labels(
     expected["labels"] = (n, channels, h, w)
     for name, tensor in (("target", target), ("sources", sources), ("labels", labels)):
         if tuple(tensor.shape) != expected[name]:
-            raise ValueError(
-                f"{name} is {tuple(tensor.shape)}: expected {expected[name]} for a grid of {h}x{w}"
-            )
+            raise ValueError(f"{name} is {tuple(tensor.shape)}: expected {expected[name]} for a grid of {h}x{w}")
     unit_target = _unit_features(target.T.unflatten(1, hw), hw)
     unit_sources = [_unit_features(source.unflatten(1, hw), hw) for source in sources]
     neighbourhood = _Neighbourhood(radius, window, top_k, keep_ties, temperature)
@@ -346,9 +336,7 @@ def propagate_labels(
 def _unit_features(features: Tensor, hw: Sequence[int]) -> Tensor:
     """Features [D, h, w] as float32 of unit length along D."""
     if features.ndim != 3 or tuple(features.shape[1:]) != tuple(hw):
-        raise ValueError(
-            f"features are {tuple(features.shape)}: expected [D, {hw[0]}, {hw[1]}], the labels' grid"
-        )
+        raise ValueError(f"features are {tuple(features.shape)}: expected [D, {hw[0]}, {hw[1]}], the labels' grid")
     return F.normalize(features.float(), dim=0)
 
 
@@ -375,10 +363,7 @@ class _Neighbourhood:
     def outside(self, queries: "_Area", keys: "_Area", device: torch.device) -> Tensor:
         """Bool [queries, keys]: which keys lie outside the window of which query."""
         rows, columns = (
-            (
-                torch.arange(a.start, a.stop, device=device)[:, None]
-                - torch.arange(b.start, b.stop, device=device)
-            ).abs()
+            (torch.arange(a.start, a.stop, device=device)[:, None] - torch.arange(b.start, b.stop, device=device)).abs()
             for a, b in zip(queries, keys, strict=True)
         )  # [query rows, key rows], [query columns, key columns]
         dy, dx = rows[:, None, :, None], columns[None, :, None, :]

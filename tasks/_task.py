@@ -82,7 +82,7 @@ class Context:
 
     out: Path
     device: torch.device
-    world: distributed.World = distributed.World()
+    world: distributed.World = field(default_factory=distributed.World)
     identity: Mapping[str, Any] = field(default_factory=dict)
 
     def folder(self, name: str = "") -> Path:
@@ -223,11 +223,23 @@ def describe_checkpoint(backbone: Backbone | None) -> dict[str, Any]:
 def print_report(report: Report) -> None:
     """The table a person reads, on standard output."""
     spec = report.checkpoint.get("spec", "")
-    print(f"\n{report.task} · {spec or 'no backbone'} · {report.data['name']} ({report.data['n']} {report.data['unit']})")
+    print(
+        f"\n{report.task} · {spec or 'no backbone'} · {report.data['name']} ({report.data['n']} {report.data['unit']})"
+    )
     if report.note:
         print(report.note)
     if report.scores:
-        columns = ["metric", "value", "unit", "stderr", "n", "published", "difference", "published_on", "source"]
+        columns = [
+            "metric",
+            "value",
+            "unit",
+            "stderr",
+            "n",
+            "published",
+            "difference",
+            "published_on",
+            "source",
+        ]
         frame = report.to_frame()
         frame = frame[[name for name in columns if frame[name].notna().any()]]
         print(frame.to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep=""))
@@ -237,7 +249,7 @@ def print_report(report: Report) -> None:
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and PyTorch."""
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002, third-party code draws from it
+    np.random.seed(seed)
     torch.manual_seed(seed)
 
 

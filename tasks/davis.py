@@ -3,7 +3,6 @@
 The first mask is carried along the video by nearest neighbours among frozen patch tokens; nothing is trained.
 """
 
-import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -142,9 +140,7 @@ def open_videos(config: DavisConfig) -> _Videos:
     return _Videos(sequences, facts)
 
 
-def propagate_masks(
-    backbone: Backbone, sequence: VideoSequence, config: DavisConfig
-) -> Iterator[np.ndarray]:
+def propagate_masks(backbone: Backbone, sequence: VideoSequence, config: DavisConfig) -> Iterator[np.ndarray]:
     """Ids uint8 [H, W] at native size for every frame; the first is the given mask."""
     first = sequence.first_mask()
     backbone = backbone.with_normalisation(config.mean, config.std)
@@ -185,9 +181,7 @@ def _write_all_masks(
     return masks
 
 
-def _write_masks(
-    backbone: Backbone, sequence: VideoSequence, config: DavisConfig, context: Context, bar: tqdm
-) -> None:
+def _write_masks(backbone: Backbone, sequence: VideoSequence, config: DavisConfig, context: Context, bar: tqdm) -> None:
     """One sequence, whole or not at all: a folder is renamed into place when its last mask is written."""
     unfinished = context.out / "masks" / f".{sequence.name}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -228,8 +222,9 @@ def _scores(overall: pd.DataFrame, per_frame: pd.DataFrame) -> tuple[Score, ...]
     scores = []
     for metric in METRICS:
         kind, _, statistic = metric.name.rpartition("-")
-        stderr = 100 * float(objects[kind].sem()) if statistic == "Mean" and len(objects) > 1 else None
-        scores.append(Score(metric.name, 100 * float(overall[metric.name].iloc[0]), len(objects), stderr))
+        spread = objects[kind].std() / len(objects) ** 0.5 if statistic == "Mean" and len(objects) > 1 else None
+        value = float(overall[metric.name].to_numpy()[0])
+        scores.append(Score(metric.name, 100 * value, len(objects), None if spread is None else 100 * float(spread)))
     return tuple(scores)
 
 

@@ -131,7 +131,8 @@ def run(backbone: Backbone | None, config: KnnConfig, context: Context) -> Outco
 def _scores(row: pd.Series, n: int) -> tuple[Score, ...]:
     """Accuracies with the standard error of a share of n images."""
     return tuple(
-        Score(name, float(row[name]), n, float((row[name] * (100 - row[name]) / n) ** 0.5)) for name in ("top-1", "top-5")
+        Score(name, float(row[name]), n, float((row[name] * (100 - row[name]) / n) ** 0.5))
+        for name in ("top-1", "top-5")
     )
 
 

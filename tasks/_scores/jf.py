@@ -96,9 +96,7 @@ def score_sequence(
             "expected one [T, H, W] for all"
         )
     if len(gt_ids) < 3:
-        raise ValueError(
-            f"{sequence}: {len(gt_ids)} frame(s); the first and the last are not scored: 3 are needed"
-        )
+        raise ValueError(f"{sequence}: {len(gt_ids)} frame(s); the first and the last are not scored: 3 are needed")
     rows = []
     for index in range(1, len(gt_ids) - 1):
         pred, gt = pred_ids[index], gt_ids[index]
@@ -109,9 +107,7 @@ def score_sequence(
             )
         for identity in range(1, num_objects + 1):
             masks = pred == identity, gt == identity
-            rows.append(
-                (sequence, identity, names[index], region_similarity(*masks), contour_accuracy(*masks))
-            )
+            rows.append((sequence, identity, names[index], region_similarity(*masks), contour_accuracy(*masks)))
     table = pd.DataFrame(rows, columns=["sequence", "object", "frame", "J", "F"])
     return table.sort_values("object", kind="stable", ignore_index=True)
 

@@ -1,0 +1,24 @@
+PYTHON ?= .venv/bin/python
+
+.PHONY: setup format check test bench lock
+
+setup:   ## .venv from the lock file
+	python3 bootstrap.py setup
+
+format:  ## rewrite the source in the house style
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+check:   ## what CI checks besides the tests
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+
+test:    ## every test this machine can run
+	python3 bootstrap.py test
+
+bench:   ## every benchmark, one after another
+	for file in benchmarks/[a-z]*.py; do $(PYTHON) $$file || exit 1; done
+
+lock:    ## pin the newest packages that pyproject.toml allows
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --all-extras pyproject.toml -o requirements.lock

@@ -1,0 +1,54 @@
+#!/usr/bin/env python3
+"""Set up and run with nothing but Python 3.11 or later: `python3 bootstrap.py quickstart` or `... test`.
+
+The first call makes a virtual environment in .venv and installs the pinned, hash-checked packages of
+requirements.lock; later calls find it there. Only the standard library is used here.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+LOCK = ROOT / "requirements.lock"
+ENVIRONMENT = ROOT / ".venv"
+PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+COMMANDS = {
+    "quickstart": ["-m", "tasks", "quickstart"],
+    "test": ["-m", "pytest"],
+    "setup": ["-c", "print('ready: .venv')"],
+}
+
+
+def set_up() -> None:
+    """Make .venv and install into it what the lock file names, unless that has been done for this lock file."""
+    marker = ENVIRONMENT / "installed-from"
+    wanted = hashlib.sha256(LOCK.read_bytes()).hexdigest()
+    if marker.is_file() and marker.read_text() == wanted:
+        return
+    print("Setting up .venv (once; some gigabytes, since PyTorch is large)...", flush=True)
+    subprocess.check_call([sys.executable, "-m", "venv", str(ENVIRONMENT)])
+    pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check"]
+    subprocess.check_call([*pip, "install", "--quiet", "uv"])
+    install = [str(PYTHON), "-m", "uv", "pip", "install", "--quiet", "--python", str(PYTHON)]
+    subprocess.check_call([*install, "--require-hashes", "-r", str(LOCK)])
+    subprocess.check_call([*install, "--no-deps", "--editable", str(ROOT)])
+    marker.write_text(wanted)
+
+
+def main() -> int:
+    """Set up, then run the command with whatever follows it on the line."""
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        print(f"usage: python3 bootstrap.py {{{','.join(COMMANDS)}}} [options]")
+        return 2
+    if sys.version_info < (3, 11):  # noqa: UP036, this file is what an older Python meets first
+        print(f"Python 3.11 or later is needed; this is {sys.version.split()[0]}.")
+        return 1
+    set_up()
+    return subprocess.call([str(PYTHON), *COMMANDS[sys.argv[1]], *sys.argv[2:]], cwd=ROOT)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

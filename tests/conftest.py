@@ -1,0 +1,27 @@
+"""One cache for the whole test session, and small checkpoints to load."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from dino_dense.bodies import DinoViT, ViTShape
+
+TINY_SHAPE = ViTShape(embed_dim=64, depth=2, num_heads=1, patch_size=8, grid_size=8)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The embedded data and the feature cache of this session, not the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DINO_DENSE_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture
+def tiny_vit() -> DinoViT:
+    """Two blocks of 64 channels at patch 8, weights from seed 0."""
+    torch.manual_seed(0)
+    return DinoViT(TINY_SHAPE)
