@@ -183,9 +183,7 @@ def read_predictions(folder: str | Path, sequence: VideoSequence) -> Pixels:
     for index in range(1, len(sequence) - 1):
         path = Path(folder) / sequence.name / f"{sequence.frames[index].stem}.png"
         if not path.is_file():
-            raise DataError(
-                f"{path}: no such file; expected a predicted mask for each frame but the first and last"
-            )
+            raise DataError(f"{path}: no such file; expected a predicted mask for each frame but the first and last")
         ids = read_foreground(path) if sequence.year == 2016 else read_ids(path)
         sequence._check_size(path, ids)
         if ids.max() > sequence.num_objects:
@@ -253,9 +251,7 @@ def _decode_frame(path: Path) -> Pixels:
         raise DataError(f"{path}: not a JPEG file (it begins with {encoded[:4]!r})")
     # OpenCV fills what a truncated file lacks with grey and only warns on stderr.
     if not _has_end_of_image(encoded):
-        raise DataError(
-            f"{path}: truncated JPEG ({len(encoded)} bytes, no end-of-image marker): copy it again"
-        )
+        raise DataError(f"{path}: truncated JPEG ({len(encoded)} bytes, no end-of-image marker): copy it again")
     bgr = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
     if bgr is None:
         raise DataError(f"{path}: OpenCV cannot decode this JPEG: the file is damaged, copy it again")

@@ -97,7 +97,9 @@ def parse(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     usage = f"{prog} [--config FILE] [--print-config] [--FIELD VALUE ...]"
-    parser = _Parser(prog=prog, usage=usage, description=description, formatter_class=_HelpFormatter)
+    parser = _Parser(
+        prog=prog, usage=usage, description=description, formatter_class=_HelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the fields below.")
     kinds: dict[str, Any] = {}
     for config_type in config_types:

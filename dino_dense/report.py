@@ -183,7 +183,7 @@ class Report:
         if self.note:
             lines += [f"**Note:** {self.note}", ""]
         if self.scores:
-            lines += [_readable(self.to_frame()).to_markdown(index=False), ""]
+            lines += [_readable(self.to_frame()).to_markdown(index=False, disable_numparse=True), ""]
         for heading, record in (
             ("Checkpoint", self.checkpoint),
             ("Data", self.data),

@@ -9,21 +9,17 @@ Sources, by file: DINO ``dino/eval_video_segmentation.py``, CRW ``videowalk/code
 ``utils/test_utils.py``, DINOv3 ``dinov3/notebooks/segmentation_tracking.ipynb``.
 """
 
-import dataclasses
-import difflib
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-import yaml
 from PIL import Image
 from torch import Tensor
 
@@ -110,21 +106,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}: expected one of {', '.join(allowed)}")
-
-
-def load_protocol(preset: str) -> PropagationProtocol:
-    """The protocol of ``configs/protocols/davis_<preset>.yaml``: ``dino``, ``crw`` or ``dinov3``."""
-    folder = files("configs") / "protocols"
-    presets = sorted(entry.name[len("davis_") : -len(".yaml")] for entry in folder.iterdir() if "davis_" in entry.name)
-    _check_choice("protocol", preset, presets)
-    values: dict[str, Any] = yaml.safe_load((folder / f"davis_{preset}.yaml").read_text())
-    known = [field.name for field in dataclasses.fields(PropagationProtocol)]
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1) or known
-            raise ValueError(f"davis_{preset}.yaml: unknown field {name!r}; did you mean {', '.join(near)}?")
-    tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-    return PropagationProtocol(**(values | tuples))
 
 
 # ---- frames and labels in, masks out

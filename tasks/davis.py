@@ -235,7 +235,7 @@ TASK = Task(
     config=DavisConfig,
     metrics=METRICS,
     run=run,
-    smoke=DavisConfig(short_side=96, max_frames=5),
+    smoke=DavisConfig(short_side=192, max_frames=5),
     presets="davis",
     needs_backbone=lambda config: config.score is None,
 )

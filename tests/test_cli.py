@@ -1,0 +1,135 @@
+"""The command line: dataclass in, dataclass out, and errors a person can act on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from dino_dense import cli
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Constants"""
+
+    radius: int = 12
+    """Half-width of the window, patches."""
+    window: Literal["square", "circle"] = "square"
+    """Shape."""
+
+
+@dataclass(frozen=True)
+class Config(Protocol):
+    """What to do"""
+
+    k: tuple[int, ...] = (10, 20)
+    """Neighbours."""
+    sequences: tuple[str, ...] | None = None
+    """Names."""
+    max_frames: int | None = None
+    """Frames."""
+    resume: bool = False
+    """Go on."""
+
+    def __post_init__(self) -> None:
+        if self.radius < 0:
+            raise ValueError(f"radius {self.radius} is negative; expected 0 or more")
+
+
+def parse(*argv: str) -> Config:
+    return cli.parse(Config, prog="prog", description="Does it.", argv=argv)
+
+
+def test_defaults():
+    assert parse() == Config()
+
+
+def test_shell_habits():
+    expected = Config(radius=3, k=(1, 5), sequences=("dog", "libby"), max_frames=7, resume=True)
+    assert parse("--radius=3", "--k", "1,5", "--sequences", "dog,libby", "--max-frames", "7", "--resume") == expected
+    assert parse("--radius", "3", "--k=1,5", "--sequences=dog,libby", "--max_frames=7", "--resume", "true") == expected
+
+
+def test_yaml_and_overrides_and_back(tmp_path: Path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("radius: 3\nk: [1, 2]\n")
+    assert parse("--config", str(recipe), "--radius", "4") == Config(radius=4, k=(1, 2))
+    recipe.write_text(cli.to_yaml(Config(k=(7,), sequences=("a",))))
+    assert parse("--config", str(recipe)) == Config(k=(7,), sequences=("a",))
+
+
+def failure(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        parse(*argv)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_unknown_option_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]):
+    assert "Did you mean --radius?" in failure(capsys, "--radus", "3")
+    assert "Did you mean --max-frames?" in failure(capsys, "--max-frame", "3")
+
+
+def test_unknown_key_of_a_recipe_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    (tmp_path / "r.yaml").write_text("windw: circle\n")
+    assert "Did you mean --window?" in failure(capsys, "--config", str(tmp_path / "r.yaml"))
+    with pytest.raises(ValueError, match="Did you mean window"):
+        cli.from_plain(Config, {"windw": "circle"})
+
+
+@pytest.mark.parametrize("argv", [("--radius", "x"), ("--window", "triangle"), ("--k", "a,b"), ("--radius", "-1")])
+def test_bad_values_name_the_option(capsys: pytest.CaptureFixture[str], argv: tuple[str, str]):
+    assert argv[0].removeprefix("--") in failure(capsys, *argv)
+
+
+def test_help_explains_every_field_once(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        parse("--help")
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--radius N", "--window {square|circle}", "--max-frames N", "--resume {true|false}"):
+        assert text.count(option) == 1
+    assert "Half-width of the window, patches. [12]" in text
+    assert text.index("What to do") < text.index("Constants")
+
+
+def test_a_field_without_text_is_refused():
+    @dataclass(frozen=True)
+    class Silent:
+        """Silent"""
+
+        x: int = 1
+
+    with pytest.raises(TypeError, match=r"Silent\.x has no docstring"):
+        cli.parse(Silent, prog="prog", description="", argv=[])
+
+
+def test_presets_lie_under_explicit_options():
+    from tasks.davis import DavisConfig
+
+    crw = cli.parse(DavisConfig, prog="p", description="", argv=["--preset", "crw"], presets="davis")
+    assert crw.preset == "crw"
+    assert (crw.context_frames, crw.top_k, crw.window_on) == (20, 10, "recent")
+    mixed = cli.parse(DavisConfig, prog="p", description="", argv=["--top-k=3", "--preset=crw"], presets="davis")
+    assert (mixed.context_frames, mixed.top_k) == (20, 3)
+
+
+def test_unknown_preset_names_those_there_are():
+    with pytest.raises(ValueError, match="there are: crw, dino, dinov3"):
+        cli.load_protocol("davis", "dino2")
+
+
+def test_errors_are_one_message_and_exit_1(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(cli.DEBUG_VARIABLE, raising=False)
+
+    def broken() -> None:
+        raise ValueError("masks/0.png: no object")
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(broken)
+    assert caught.value.code == 1
+    assert "error: masks/0.png: no object" in capsys.readouterr().err
+    monkeypatch.setenv(cli.DEBUG_VARIABLE, "1")
+    with pytest.raises(ValueError, match="no object"):
+        cli.run(broken)

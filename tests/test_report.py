@@ -1,0 +1,85 @@
+"""Reports: published numbers beside ours, lossless JSON, tables."""
+
+import json
+import math
+
+import pytest
+
+from dino_dense.report import Metric, Report, Score, published_numbers, summary
+
+
+def report(**changes: object) -> Report:
+    facts: dict = {
+        "task": "davis",
+        "status": "ok",
+        "metrics": (Metric("J&F-Mean"), Metric("J-Mean")),
+        "scores": (Score("J&F-Mean", 60.0, 61, 1.5), Score("J-Mean", 58.0, 61)),
+        "checkpoint": {"spec": "timm:vit_small_patch16_224.dino", "name": "vit_small_patch16_224.dino", "sha256": "00"},
+        "data": {"name": "DAVIS-2017 val", "n": 30, "unit": "sequences", "benchmark": "DAVIS-2017 val"},
+        "config": {"radius": 12},
+    }
+    return Report(**{**facts, **changes})
+
+
+def test_published_number_and_difference_on_the_same_benchmark():
+    rows = report().to_frame().set_index("metric")
+    assert rows.loc["J&F-Mean", "published"] == 61.8
+    assert rows.loc["J&F-Mean", "difference"] == pytest.approx(-1.8)
+    assert "2104.14294" in rows.loc["J&F-Mean", "source"]
+
+
+def test_other_data_shows_the_number_but_no_difference():
+    data = {"name": "mine", "n": 2, "unit": "sequences", "benchmark": None}
+    row = report(data=data).to_frame().iloc[0]
+    assert row["published"] == 61.8
+    assert row["published_on"] == "DAVIS-2017 val"
+    assert row["difference"] is None
+
+
+def test_unknown_checkpoint_has_no_published_number():
+    checkpoint = {"spec": "x.pth", "name": "vit_small_patch16_224", "sha256": "11"}
+    assert report(checkpoint=checkpoint).to_frame()["published"].isna().all()
+
+
+def test_a_files_digest_identifies_it_too():
+    entry = published_numbers()[0]
+    checkpoint = {"spec": "x.pth", "name": "renamed", "sha256": entry.checkpoints[0]}
+    assert report(task=entry.task, checkpoint=checkpoint).published(entry.metric) == entry
+
+
+def test_registry_is_sound():
+    for entry in published_numbers():
+        assert 0 < entry.value < 100
+        assert entry.source
+        assert entry.checkpoints
+
+
+def test_json_round_trip_and_not_a_number():
+    odd = report(scores=(Score("J&F-Mean", math.nan, 3), Score("J-Mean", 1.0, 3)))
+    text = odd.to_json()
+    assert json.loads(text)["scores"][0]["value"] is None
+    assert math.isnan(Report.from_json(text).scores[0].value)
+    assert Report.from_json(report().to_json()) == report()
+    with pytest.raises(ValueError, match="schema 99"):
+        Report.from_json(json.dumps({**json.loads(text), "schema": 99}))
+
+
+def test_failure_is_a_row():
+    failed = report(status="failed", scores=(), error="x.pth: cut short")
+    frame = failed.to_frame()
+    assert len(frame) == 1
+    assert frame.loc[0, "error"] == "x.pth: cut short"
+    assert "**Failed:** x.pth: cut short" in failed.to_markdown()
+
+
+def test_summary_is_a_row_a_report():
+    table = summary([report(), report(task="knn", metrics=(Metric("top-1"),), scores=(Score("top-1", 50.0, 9),))])
+    assert table["J&F-Mean"].tolist()[0] == 60.0
+    assert table["top-1"].tolist()[1] == 50.0
+    assert table["published"].tolist() == ["61.8 (DAVIS-2017 val)", "74.5 (ImageNet-1k val)"]
+
+
+def test_markdown_has_the_number_and_what_repeats_it():
+    page = report().to_markdown()
+    for text in ("60.00", "61.80", "-1.80", "| radius | 12 |", "timm:vit_small_patch16_224.dino"):
+        assert text in page

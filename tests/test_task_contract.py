@@ -1,0 +1,116 @@
+"""What holds for every task, built in or from another package."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import tasks
+from dino_dense import Backbone, Report, cli, load_backbone
+from tasks import Context, Outcome, RunOptions, Task, run_one
+from tests.oracles import NoiseBackbone, OracleBackbone
+
+RANDOM = "random:vit_micro_patch8_64"
+NAMES = tasks.names()
+NEAR_THE_TOP = 70.0  # percent of the headline's range; patches of 8 pixels cannot trace a contour exactly
+WELL_BELOW = 25.0  # percentage points between truth and noise
+
+
+@pytest.fixture(params=NAMES)
+def task(request: pytest.FixtureRequest) -> Task:
+    return tasks.get(request.param)
+
+
+@pytest.fixture(scope="module")
+def oracle() -> OracleBackbone:
+    return OracleBackbone()
+
+
+def run_smoke(task: Task, backbone: Backbone, out: Path) -> Outcome:
+    return task.run(backbone, task.smoke, Context(out=out, device=torch.device("cpu")))
+
+
+def test_there_are_tasks():
+    assert {"davis", "knn"} <= set(NAMES)
+
+
+def test_name_is_the_modules(task: Task):
+    assert task.name in NAMES
+    assert task.metrics
+    assert task.summary.endswith(".")
+    assert task.source
+
+
+def test_config_defaults_are_documented_and_survive_a_round_trip(task: Task):
+    config = task.config()
+    assert cli.from_plain(task.config, cli.to_plain(config)) == config
+    assert cli.from_plain(task.config, cli.to_plain(task.smoke)) == task.smoke
+    assert set(cli.field_docs(task.config)) >= {field.name for field in dataclasses.fields(task.config)}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.data = "elsewhere"  # type: ignore[misc]
+
+
+def test_without_data_it_takes_the_embedded_set(task: Task):
+    assert task.config().data is None
+    assert task.smoke.data is None
+
+
+def check_scores(task: Task, outcome: Outcome) -> None:
+    declared = {metric.name: metric for metric in task.metrics}
+    assert [score.metric for score in outcome.scores] == list(declared)
+    for score in outcome.scores:
+        metric = declared[score.metric]
+        assert math.isfinite(score.value)
+        assert metric.low <= score.value <= metric.high
+        assert score.n > 0
+        assert score.stderr is None or score.stderr >= 0
+
+
+def test_smoke_run_gives_the_declared_metrics_twice_the_same_and_leaves_the_weights(task: Task, tmp_path: Path):
+    backbone = load_backbone(RANDOM)
+    before = {name: value.clone() for name, value in backbone.module.state_dict().items()}
+    outcomes = []
+    for attempt in ("first", "again"):
+        torch.manual_seed(0)
+        outcomes.append(run_smoke(task, backbone, tmp_path / attempt))
+        check_scores(task, outcomes[-1])
+    assert outcomes[0].scores == outcomes[1].scores
+    assert "embedded" in outcomes[0].data.name
+    after = backbone.module.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(parameter.requires_grad for parameter in backbone.module.parameters())
+
+
+def test_truth_scores_near_the_top_and_noise_well_below(task: Task, oracle: OracleBackbone, tmp_path: Path):
+    truth = run_smoke(task, oracle, tmp_path / "truth").scores[0].value
+    noise = run_smoke(task, NoiseBackbone(), tmp_path / "noise").scores[0].value
+    metric = task.metrics[0]
+    assert metric.higher_is_better
+    assert truth >= metric.low + (metric.high - metric.low) * NEAR_THE_TOP / 100
+    assert truth - noise >= WELL_BELOW
+
+
+def test_report_survives_json_and_names_everything(task: Task, tmp_path: Path):
+    report = run_one(task, RunOptions(ckpt=RANDOM, out=str(tmp_path / "out"), device="cpu"), task.smoke)
+    text = (tmp_path / "out" / "report.json").read_text()
+    assert Report.from_json(text).to_json() == report.to_json() == text.strip()
+    assert report.checkpoint["spec"] == RANDOM
+    assert len(report.checkpoint["sha256"]) == len(report.data["sha256"]) == 64
+    assert {"commit", "torch", "device", "dtype", "seed"} <= set(report.environment)
+    assert report.seconds > 0
+    assert report.peak_memory_mib > 0
+    for name in ("results.csv", "report.md", "config.yaml", "run.json"):
+        assert (tmp_path / "out" / name).is_file()
+
+
+def test_the_contract_catches_a_task_that_breaks_it():
+    """A metric left out, or out of its range, does not pass."""
+    task = tasks.get("knn")
+    good = tasks.DataFacts(name="embedded", root="", n=1, unit="images", sha256="")
+    from dino_dense import Score
+
+    for scores in ((Score("top-1", 50.0, 1),), (Score("top-1", 150.0, 1), Score("top-5", 50.0, 1))):
+        with pytest.raises(AssertionError):
+            check_scores(task, Outcome(scores, good))
