@@ -23,8 +23,12 @@ VAL_FOLDERS = ("val", "test")
 
 def natural_key(path: Path) -> list[tuple[int, int, str]]:
     """Sort key that puts frame9 before frame10, folder by folder."""
-    parts = [part for name in path.parts for part in (*re.split(r"(\d+)", name), "")]
-    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]
+    key: list[tuple[int, int, str]] = []
+    for name in path.parts:
+        pieces = [piece for piece in re.split(r"(\d+)", name) if piece]
+        key += [(1, int(piece), piece) if piece.isdecimal() else (2, 0, piece) for piece in pieces]
+        key.append((0, 0, ""))  # a name that ends sorts before one that goes on
+    return key
 
 
 def is_hidden(path: Path, root: Path) -> bool:
@@ -55,9 +59,7 @@ def list_images(root: Path | str) -> list[Path]:
     """
     paths = list_files(root, IMAGE_SUFFIXES)
     if not paths:
-        raise DataError(
-            f"{root}: no images in it. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
-        )
+        raise DataError(f"{root}: no images in it. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}.")
     return paths
 
 
@@ -70,9 +72,7 @@ def read_rgb(path: Path | str) -> Image.Image:
     try:
         with Image.open(path) as image:
             if image.mode in WIDE_MODES:
-                raise DataError(
-                    f"{path}: {image.mode} pixels, expected 8 bits a channel. Convert it to 8 bits first."
-                )
+                raise DataError(f"{path}: {image.mode} pixels, expected 8 bits a channel. Convert it to 8 bits first.")
             return image.convert("RGB")
     except FileNotFoundError:
         raise
@@ -136,9 +136,7 @@ def class_folders(root: Path | str, class_names: Sequence[str] | None = None) ->
         raise DataError(f"{root}: no class folders in it. Expected one sub-folder of images per class.")
     names = [folder.name for folder in folders] if class_names is None else list(class_names)
     if len(names) < 2:
-        raise DataError(
-            f"{root}: only one class ({names[0]}). Expected two or more sub-folders, one per class."
-        )
+        raise DataError(f"{root}: only one class ({names[0]}). Expected two or more sub-folders, one per class.")
     paths: list[Path] = []
     labels: list[int] = []
     for folder in folders:
@@ -172,8 +170,6 @@ def labelled_splits(root: Path | str) -> tuple[LabelledImages, LabelledImages]:
     val = next((root / name for name in VAL_FOLDERS if (root / name).is_dir()), None)
     if val is None or not (root / "train").is_dir():
         found = _some(sorted(path.name for path in root.iterdir())) or "nothing"
-        raise FileNotFoundError(
-            f"{root}: expected train/ and {' or '.join(VAL_FOLDERS)}/ in it, found {found}."
-        )
+        raise FileNotFoundError(f"{root}: expected train/ and {' or '.join(VAL_FOLDERS)}/ in it, found {found}.")
     train = class_folders(root / "train")
     return train, class_folders(val, train.class_names)

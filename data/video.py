@@ -32,9 +32,7 @@ def open_video(path: Path | str) -> decord.VideoReader:
         reader = decord.VideoReader(str(path), num_threads=1)
     except (decord.DECORDError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise DataError(
-            f"{path}: not a video that can be decoded ({reason}). Replace or remove it."
-        ) from None
+        raise DataError(f"{path}: not a video that can be decoded ({reason}). Replace or remove it.") from None
     if len(reader) == 0:
         raise DataError(f"{path}: a video without frames. Replace or remove it.")
     return reader
@@ -61,9 +59,7 @@ class VideoFrames(Sequence[Image.Image]):
     Raises what `open_video` raises, for any of the files.
     """
 
-    def __init__(
-        self, paths: Sequence[Path], frame_stride: int = 1, frames_per_video: int | None = None
-    ) -> None:
+    def __init__(self, paths: Sequence[Path], frame_stride: int = 1, frames_per_video: int | None = None) -> None:
         self.paths = list(paths)
         self.frames = [
             (video, frame)
@@ -82,9 +78,7 @@ class VideoFrames(Sequence[Image.Image]):
         except decord.DECORDError as error:
             reason = str(error).strip().splitlines()[0]
             path = self.paths[video]
-            raise DataError(
-                f"{path}: frame {frame} cannot be decoded ({reason}). Replace or remove it."
-            ) from None
+            raise DataError(f"{path}: frame {frame} cannot be decoded ({reason}). Replace or remove it.") from None
 
     def __getstate__(self) -> dict[str, object]:
         """For a process started afresh: everything but the open files."""
@@ -142,15 +136,11 @@ def open_pretraining_data(
     """
     root = Path(root)
     if root.is_file() and root.suffix.lower() in VIDEO_SUFFIXES:
-        return PretrainingImages(
-            root.parent, UnlabelledImages([]), VideoFrames([root], frame_stride, frames_per_video)
-        )
+        return PretrainingImages(root.parent, UnlabelledImages([]), VideoFrames([root], frame_stride, frames_per_video))
     files = list_files(root, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
     if not files:
         endings = ", ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
         raise DataError(f"{root}: no images or videos in it. Expected files ending in {endings}.")
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
-    return PretrainingImages(
-        root, UnlabelledImages(images), VideoFrames(videos, frame_stride, frames_per_video)
-    )
+    return PretrainingImages(root, UnlabelledImages(images), VideoFrames(videos, frame_stride, frames_per_video))

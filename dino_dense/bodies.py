@@ -20,7 +20,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # (channels, blocks). Heads are always channels / 64, as in DeiT and DINO (vision_transformer.py), which is
 # why a file's weights are enough to know them. "micro" is ours: small enough to train on a laptop in minutes.
-VIT_SIZES = {"micro": (192, 4), "tiny": (192, 12), "small": (384, 12), "base": (768, 12), "large": (1024, 24)}
+VIT_SIZES = {"micro": (128, 4), "tiny": (192, 12), "small": (384, 12), "base": (768, 12), "large": (1024, 24)}
 HEAD_DIM = 64
 VIT_NAME = re.compile(r"vit_(?P<size>micro|tiny|small|base|large)_patch(?P<patch>\d+)_(?P<image>\d+)")
 

@@ -1,0 +1,21 @@
+"""Train a DINO backbone on a folder of images or videos; without --data, on images that it renders itself."""
+
+from data.sample import sample_data
+from data.video import open_pretraining_data
+from dino_dense import cli, distributed
+from dino_dense.pretrain.config import PretrainConfig
+from dino_dense.pretrain.trainer import Trainer
+
+
+def main() -> int:
+    """Parse, build, train. Returns the exit status: 0, or 128 + the signal that stopped the run."""
+    config = cli.parse(PretrainConfig, prog="python -m dino_dense.pretrain", description=__doc__ or "")
+    with distributed.session(config.device) as (world, device):
+        root = config.data or sample_data().images / "train"
+        images = open_pretraining_data(root, config.frame_stride, config.frames_per_video)
+        outcome = Trainer(config, images, world, device).train()
+    return 128 + outcome.signal if outcome.signal else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,87 @@
+"""Optimizers, parameter groups and gradient clipping as in the published script (PROTOCOLS 2.0)."""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from timm.optim.lars import Lars
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+OptimizerName = Literal["adamw", "sgd", "lars"]
+ClipMode = Literal["tensor", "global"]
+
+SGD_MOMENTUM = 0.9
+"""Momentum of SGD and LARS (main_dino.py; utils.py)."""
+CLIP_EPS = 1e-6
+"""Added to the norm before the division (utils.py, and torch.nn.utils.clip_grad_norm_)."""
+LR_REFERENCE_BATCH = 256
+"""Images: the batch size for which the base learning rate is given (linear scaling rule, main_dino.py)."""
+
+
+def scaled_lr(lr: float, batch_size: int) -> float:
+    """The linear scaling rule: `lr` is for a batch of 256 images."""
+    return lr * batch_size / LR_REFERENCE_BATCH
+
+
+def param_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Two groups: weights, decayed, and biases and other vectors, never decayed; nothing that is frozen."""
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            (plain if parameter.ndim <= 1 or name.endswith(".bias") else decayed).append(parameter)
+    return [{"params": decayed, "decay": True}, {"params": plain, "decay": False, "weight_decay": 0.0}]
+
+
+def build_optimizer(name: OptimizerName, module: nn.Module) -> Optimizer:
+    """The optimizer over `module`'s trainable parameters; `set_schedule` gives it lr and weight decay."""
+    groups = param_groups(module)
+    if name == "adamw":
+        return AdamW(groups, fused=True)
+    if name == "sgd":
+        return SGD(groups, lr=0.0, momentum=SGD_MOMENTUM, foreach=True)
+    return Lars(groups, lr=0.0, momentum=SGD_MOMENTUM)
+
+
+def set_schedule(optimizer: Optimizer, lr: float, weight_decay: float) -> None:
+    """Set this step's learning rate, and the weight decay of the decayed group only."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        if group["decay"]:
+            group["weight_decay"] = weight_decay
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, mode: ClipMode = "tensor") -> Tensor:
+    """Scale gradients down to `max_norm` (0 = leave them), and return the global L2 norm before that.
+
+    mode "tensor" limits each tensor's own norm, as the published script does; "global" limits the joint norm.
+    Nothing is read back from the device.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch.stack(list(torch._foreach_norm(gradients)))
+    total = torch.linalg.vector_norm(norms)
+    if max_norm > 0:
+        limited = norms if mode == "tensor" else total.expand_as(norms)
+        factors = (max_norm / (limited + CLIP_EPS)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, list(factors.unbind()))
+    return total
+
+
+def drop_last_layer_gradients(head: nn.Module) -> None:
+    """Freeze the head's last layer for this step: an optimizer skips what has no gradient."""
+    for name, parameter in head.named_parameters():
+        if "last_layer" in name:
+            parameter.grad = None
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """teacher = momentum · teacher + (1 - momentum) · student, over parameters only.
+
+    Buffers (BatchNorm statistics) are left alone: the teacher runs its own.
+    """
+    targets: list[Tensor] = list(teacher.parameters())
+    sources: list[Tensor] = list(student.parameters())
+    torch._foreach_lerp_(targets, sources, 1.0 - momentum)

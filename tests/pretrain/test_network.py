@@ -1,0 +1,87 @@
+"""Student and teacher: groups of crops, keyed drop path, starting weights."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dino_dense.pretrain.network import DropPathKeys, KeyedDropPath, build_student_and_teacher
+from tests.pretrain.tiny_run import TINY
+
+
+def crops(n: int, size: int, seed: int) -> torch.Tensor:
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_networks_begin_equal_and_only_the_student_learns_and_drops_paths():
+    student, teacher = build_student_and_teacher(TINY)
+    for (name, a), (other, b) in zip(student.state_dict().items(), teacher.state_dict().items(), strict=True):
+        assert name == other
+        assert torch.equal(a, b)
+    assert not any(p.requires_grad for p in teacher.parameters())
+    DropPathKeys(student, TINY)
+    rates = [1 - m.keep_prob for m in student.modules() if isinstance(m, KeyedDropPath)]
+    assert rates == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.3, 0.3])  # linear with depth, two in each block
+    assert not DropPathKeys(teacher, TINY).modules
+
+
+def test_weights_come_from_the_seed():
+    torch.manual_seed(1)
+    a, _ = build_student_and_teacher(TINY)
+    torch.manual_seed(2)
+    b, _ = build_student_and_teacher(TINY)
+    c, _ = build_student_and_teacher(replace(TINY, seed=1))
+    weight = "backbone.blocks.0.attn.qkv.weight"
+    assert torch.equal(a.state_dict()[weight], b.state_dict()[weight])
+    assert not torch.equal(a.state_dict()[weight], c.state_dict()[weight])
+
+
+def test_scores_are_view_major_over_the_groups():
+    _, teacher = build_student_and_teacher(TINY)
+    groups = [crops(4, 32, 0), crops(6, 16, 1)]
+    scores, features = teacher(groups)
+    assert scores.shape == (10, TINY.out_dim)
+    alone, _ = teacher([groups[1][2:3]])
+    torch.testing.assert_close(scores[6:7], alone, rtol=1e-4, atol=1e-5)
+    assert features.shape == (10, teacher.backbone.num_features)
+
+
+def student_scores(places: list[int], step: int = 3) -> torch.Tensor:
+    """[views, images, K] of the images at these places of the batch, in one forward."""
+    student, _ = build_student_and_teacher(TINY)
+    keys = DropPathKeys(student, TINY)
+    keys.arm(step, torch.tensor(places), torch.device("cpu"))
+    groups = []
+    for size, first, views in ((32, 0, 2), (16, 2, 2)):
+        whole = torch.stack([crops(8, size, first + view) for view in range(views)])  # [views, B, ...]
+        groups.append(whole[:, places].flatten(0, 1))
+    scores, _ = student(groups)
+    return scores.unflatten(0, (4, len(places)))
+
+
+def test_a_split_batch_drops_the_same_paths():
+    whole = student_scores(list(range(8)))
+    halves = torch.cat([student_scores([0, 1, 2, 3]), student_scores([4, 5, 6, 7])], dim=1)
+    torch.testing.assert_close(halves, whole, rtol=1e-4, atol=1e-5)
+    other_step = student_scores(list(range(8)), step=4)
+    assert (other_step - whole).abs().max() > 1e-3
+
+
+def test_drop_path_drops_rows_at_its_rate_and_keeps_the_mean():
+    module = KeyedDropPath(0.3)
+    module.uniform = torch.rand(20000, generator=torch.Generator().manual_seed(0))
+    out = module(torch.ones(20000, 2, 3))
+    rows = out.flatten(1)
+    assert ((rows == rows[:, :1]).all(dim=1)).all()
+    assert (rows[:, 0] == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
+    assert out.mean().item() == pytest.approx(1.0, abs=0.02)
+
+
+def test_drop_path_without_numbers_is_an_error_not_a_silent_default():
+    with pytest.raises(RuntimeError, match=r"DropPathKeys\.arm"):
+        KeyedDropPath(0.1)(torch.ones(1, 1))
+
+
+def test_a_crop_size_that_the_patch_does_not_divide_is_named_with_a_near_one():
+    with pytest.raises(ValueError, match=r"local_crop_size is 18, not a multiple of .* patch size 8: try 16"):
+        build_student_and_teacher(replace(TINY, local_crop_size=18))
