@@ -1,6 +1,6 @@
 """Pictures that go beside the numbers."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -25,15 +25,15 @@ def overlay(frame: Pixels, ids: Pixels, opacity: float = 0.5) -> Pixels:
     return tinted
 
 
-def mask_strip(path: Path, read_frame: Callable[[int], Pixels], ids: Pixels) -> None:
-    """Write evenly spaced frames of a video with their masks, side by side, as one JPEG.
+def spread(items: Sequence[int], most: int = STRIP_FRAMES) -> list[int]:
+    """At most `most` of the items, evenly spaced, first and last among them."""
+    places = np.unique(np.linspace(0, len(items) - 1, most).round().astype(int))
+    return [items[place] for place in places]
 
-    Args:
-        read_frame: frame index -> RGB uint8 [H, W, 3].
-        ids: object ids uint8 [T, H, W].
-    """
-    chosen = np.unique(np.linspace(0, len(ids) - 1, STRIP_FRAMES).round().astype(int))
-    tiles = [overlay(read_frame(int(index)), ids[index]) for index in chosen]
+
+def mask_strip(path: Path, pairs: Sequence[tuple[Pixels, Pixels]]) -> None:
+    """Write frames RGB [H, W, 3] with their masks (ids [H, W]), side by side, as one JPEG."""
+    tiles = [overlay(frame, ids) for frame, ids in pairs]
     width = round(tiles[0].shape[1] * STRIP_HEIGHT / tiles[0].shape[0])
     strip = np.hstack([cv2.resize(tile, (width, STRIP_HEIGHT), interpolation=cv2.INTER_AREA) for tile in tiles])
     cv2.imwrite(str(path), cv2.cvtColor(strip, cv2.COLOR_RGB2BGR))

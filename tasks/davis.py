@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import DataError
-from data.davis import VideoSequence, load_davis, read_predictions, write_mask
+from data.davis import VideoSequence, load_davis, read_ids, read_predictions, write_mask
 from data.sample import sample_data
 from dino_dense import Backbone, Metric, Score, distributed
 from tasks import _figures
@@ -93,6 +93,8 @@ def run(backbone: Backbone | None, config: DavisConfig, context: Context) -> Out
         )
         return Outcome((), videos.facts, note=note)
     per_frame = _score_all(masks, videos.sequences, context)
+    if context.world.is_main:
+        _draw_all(masks, videos.sequences, context)
     overall, per_sequence = summarise(per_frame)
     return Outcome(
         scores=_scores(overall, per_frame),
@@ -196,7 +198,7 @@ def _write_masks(backbone: Backbone, sequence: VideoSequence, config: DavisConfi
 
 
 def _score_all(masks: Path, sequences: Sequence[VideoSequence], context: Context) -> pd.DataFrame:
-    """J and F of every object and frame, and a picture of each sequence."""
+    """J and F of every object and frame."""
     tables = []
     for sequence in tqdm(sequences, unit="sequence", desc="scoring", disable=not context.world.is_main):
         predicted = read_predictions(masks, sequence)
@@ -209,10 +211,18 @@ def _score_all(masks: Path, sequences: Sequence[VideoSequence], context: Context
                 frames=[frame.stem for frame in sequence.frames],
             )
         )
-        if context.world.is_main:
-            predicted[[0, -1]] = sequence.read_mask(0), predicted[-2]
-            _figures.mask_strip(context.folder("overlays") / f"{sequence.name}.jpg", sequence.read_frame, predicted)
     return pd.concat(tables, ignore_index=True)
+
+
+def _draw_all(masks: Path, sequences: Sequence[VideoSequence], context: Context) -> None:
+    """A picture of each sequence: masks over frames. The last frame is not scored and may have no mask."""
+    for sequence in sequences:
+        files = [masks / sequence.name / f"{frame.stem}.png" for frame in sequence.frames]
+        shown = [index for index, file in enumerate(files) if file.is_file()]
+        _figures.mask_strip(
+            context.folder("overlays") / f"{sequence.name}.jpg",
+            [(sequence.read_frame(index), read_ids(files[index])) for index in _figures.spread(shown)],
+        )
 
 
 def _scores(overall: pd.DataFrame, per_frame: pd.DataFrame) -> tuple[Score, ...]:

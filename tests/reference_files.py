@@ -1,10 +1,14 @@
 """Where the reference arrays and the DAVIS frames for tests are; tests skip, saying which variable to set."""
 
 import os
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -26,3 +30,25 @@ def davis_root() -> Path:
     if not path.is_dir():
         pytest.skip(f"no {path}: set DINO_DENSE_DAVIS to a DAVIS-2016 tree")
     return path
+
+
+def recipe_weights(shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """The reference's deterministic weights: parameter names and shapes -> float32 tensors.
+
+    A normal draw seeded by the name's CRC-32, scaled by what the parameter is.
+    """
+    return {name: torch.from_numpy(_recipe(name, tuple(shape))) for name, shape in shapes.items()}
+
+
+def _recipe(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    draw = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode()))).standard_normal(shape)
+    fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 1
+    if name.endswith(("norm1.weight", "norm2.weight")) or name == "norm.weight":
+        return (1 + 0.1 * draw).astype(np.float32)
+    if name in ("pos_embed", "cls_token"):
+        scale = 0.05
+    elif name == "patch_embed.proj.weight":
+        scale = 2 / np.sqrt(fan_in)
+    else:
+        scale = 0.5 / np.sqrt(fan_in) if len(shape) >= 2 else 0.02
+    return (scale * draw).astype(np.float32)

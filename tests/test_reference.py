@@ -1,0 +1,216 @@
+"""The same numbers as the published reference implementations, through the project's public functions.
+
+Every size, sequence name and parameter is read from the files, so the same tests run on another folder of them.
+"""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from data.davis import load_davis, read_ids
+from dino_dense import Backbone, load_backbone
+from dino_dense.bodies import build_module
+from dino_dense.pretrain.head import DINOHead
+from dino_dense.pretrain.loss import DINOLoss
+from dino_dense.pretrain.optim import scaled_lr
+from dino_dense.pretrain.schedules import cosine_schedule
+from tasks import RunOptions, get, run_one
+from tasks._propagation import propagate_labels
+from tasks._scores.jf import score_sequence, summarise
+from tasks.davis import DavisConfig
+from tasks.knn import accuracy, knn_votes
+from tests.reference_files import davis_root, recipe_weights, reference
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+VIDEO_STD = (0.228, 0.224, 0.225)  # the video script's own constant, used for these arrays too
+
+
+def recipe_checkpoint(folder: Path, name: str) -> Path:
+    """A checkpoint file with the reference's deterministic weights, as published files look."""
+    path = folder / f"{name}.pth"
+    if not path.exists():
+        weights = build_module(name).state_dict()
+        torch.save(recipe_weights({key: value.shape for key, value in weights.items()}), path)
+    return path
+
+
+# --- vit_features ---
+
+
+def first_frame(size: tuple[int, int], input_mean: float) -> torch.Tensor:
+    """Frame 0, resized to (H, W), of the sequence whose normalised pixels have this mean: [1, 3, H, W] in [0, 1]."""
+    height, width = size
+    for path in sorted(davis_root().glob("JPEGImages/480p/*/00000.jpg")):
+        frame = cv2.cvtColor(cv2.resize(cv2.imread(str(path)), (width, height)), cv2.COLOR_BGR2RGB) / 255
+        if abs(((frame - IMAGENET_MEAN) / VIDEO_STD).mean() - input_mean) < 1e-5:
+            return torch.from_numpy(frame).permute(2, 0, 1)[None].float()
+    pytest.skip("no sequence of DINO_DENSE_DAVIS begins with the frame that vit_features was made from")
+
+
+def test_vit_features(tmp_path: Path):
+    arrays = reference("vit_features")
+    cases = sorted({key.split(".")[0] for key in arrays.files})
+    assert cases
+    for case in cases:
+        _, size, patch, sides = case.split("_")
+        height, width = map(int, sides.split("x"))
+        path = recipe_checkpoint(tmp_path, f"vit_{size}_patch{patch}_224")
+        backbone = load_backbone(str(path)).with_normalisation(IMAGENET_MEAN, VIDEO_STD)
+        image = first_frame((height, width), float(arrays[f"{case}.input_mean"]))
+        check_features(backbone, image, arrays, case)
+
+
+def check_features(backbone: Backbone, image: torch.Tensor, arrays: np.lib.npyio.NpzFile, case: str) -> None:
+    found = backbone.extract(image, {"patches", "cls", "attention"})
+    tokens = torch.cat([found.cls[:, :, None], found.patches.flatten(2)], dim=2)[0].T.numpy()
+    step = int(arrays[f"{case}.step"])
+    np.testing.assert_allclose(tokens[::step], arrays[f"{case}.tokens"], rtol=0, atol=2e-4, err_msg=case)
+    np.testing.assert_allclose(found.cls[0], arrays[f"{case}.forward_cls"], rtol=0, atol=2e-4, err_msg=case)
+    attention = found.attention.flatten(2)[0]
+    expected = arrays[f"{case}.cls_attention"]
+    np.testing.assert_allclose(attention, expected[:, 1:], rtol=0, atol=1e-5, err_msg=case)
+    np.testing.assert_allclose(1 - attention.sum(1), expected[:, 0], rtol=0, atol=1e-5, err_msg=case)
+    if f"{case}.linear_probe_4blocks" in arrays.files:
+        joined = backbone.extract(image, {"cls"}, layers=(-4, -3, -2, -1)).cls[0]
+        np.testing.assert_allclose(joined, arrays[f"{case}.linear_probe_4blocks"], rtol=0, atol=2e-4, err_msg=case)
+
+
+# --- dino_head, dino_loss, schedules ---
+
+# Hidden and bottleneck sizes are not in the file; they are part of the case's definition.
+HIDDEN, BOTTLENECK = 64, 32
+EPOCHS = 100  # of the schedules
+
+
+def test_dino_head():
+    arrays = reference("dino_head")
+    x, y = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
+    head = DINOHead(x.shape[1], y.shape[1], HIDDEN, BOTTLENECK)
+    weights = recipe_weights({name: value.shape for name, value in head.state_dict().items()})
+    weights["last_layer.weight_g"] = torch.ones_like(weights["last_layer.weight_g"])
+    head.load_state_dict(weights)
+    torch.testing.assert_close(head(x), y, rtol=0, atol=1e-5)
+
+
+def test_dino_loss():
+    arrays = reference("dino_loss")
+    steps = sorted({int(key.split(".")[0]) for key in arrays.files})
+    # The file does not say the number of views; the teacher has 2 of the same images.
+    n_views = 2 * len(arrays["0.student"]) // len(arrays["0.teacher"])
+    loss = DINOLoss(arrays["0.student"].shape[1], n_views, 0.04, 0.07, 30)
+    for step in steps:
+        student = torch.from_numpy(arrays[f"{step}.student"]).requires_grad_()
+        epoch = int(arrays[f"{step}.epoch"])
+        assert loss.teacher_temp(epoch) == pytest.approx(float(arrays[f"{step}.teacher_temp"]), rel=1e-12)
+        output = loss(student, torch.from_numpy(arrays[f"{step}.teacher"]), epoch)
+        output.loss.backward()
+        loss.update_center(output.teacher_mean)
+        assert output.loss.item() == pytest.approx(float(arrays[f"{step}.loss"]), rel=1e-5)
+        assert_relative(student.grad, arrays[f"{step}.grad"])
+        assert_relative(loss.center, arrays[f"{step}.center_after"])
+
+
+def assert_relative(ours: torch.Tensor | None, theirs: np.ndarray) -> None:
+    """Largest error at most 1e-5 of the largest value."""
+    assert ours is not None
+    assert ours.shape == theirs.shape
+    assert np.abs(ours.numpy() - theirs).max() <= 1e-5 * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "final", "warmup"),
+    [
+        ("lr", scaled_lr(0.0005, 512), 1e-6, 10),
+        ("wd", 0.04, 0.4, 0),
+        ("momentum", 0.996, 1.0, 0),
+    ],
+)
+def test_schedules(name: str, base: float, final: float, warmup: int):
+    published = reference("schedules")[name]
+    ours = cosine_schedule(base, final, EPOCHS, len(published) // EPOCHS, warmup)
+    np.testing.assert_allclose(ours, published, rtol=0, atol=1e-12)
+
+
+# --- label_propagation, davis_masks ---
+
+
+def test_label_propagation():
+    arrays = reference("label_propagation")
+    cases = sorted({key.split(".")[0] for key in arrays.files})
+    assert cases
+    for case in cases:
+        target, sources, labels = (torch.from_numpy(arrays[f"{case}.{key}"]) for key in ("target", "sources", "labels"))
+        height, width = (int(side) for side in arrays[f"{case}.hw"])
+        ours = propagate_labels(
+            target,
+            sources,
+            labels,
+            hw=(height, width),
+            radius=int(arrays[f"{case}.radius"]),
+            top_k=int(arrays[f"{case}.topk"]),
+            temperature=0.1,
+        )
+        np.testing.assert_allclose(ours.numpy(), arrays[f"{case}.out"][0], rtol=0, atol=1e-5, err_msg=case)
+
+
+def stored_masks(arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    """Binary masks [frames, H, W]."""
+    frames, height, width = (int(size) for size in arrays[f"{name}.shape"])
+    masks = np.unpackbits(arrays[f"{name}.masks"], axis=-1)[..., :width]
+    assert masks.shape == (frames, height, width)
+    return masks
+
+
+def sequences_of(arrays: np.lib.npyio.NpzFile) -> list[str]:
+    names = sorted({key.rsplit(".", 1)[0] for key in arrays.files})
+    assert names
+    return names
+
+
+def test_davis_scores_of_the_stored_masks():
+    arrays = reference("davis_masks")
+    for name in sequences_of(arrays):
+        masks = stored_masks(arrays, name)
+        (sequence,) = load_davis(davis_root(), year=2016, sequences=[name], max_frames=len(masks))
+        table = score_sequence(masks, sequence.read_masks(), sequence.num_objects, sequence=name)
+        for metric in ("J", "F"):
+            np.testing.assert_allclose(table[metric], arrays[f"{name}.{metric}"], rtol=0, atol=1e-9, err_msg=name)
+        overall, per_sequence = summarise(table)
+        np.testing.assert_allclose(overall.to_numpy()[0], arrays[f"{name}.stats"], rtol=0, atol=1e-6, err_msg=name)
+        assert per_sequence["Sequence"].tolist() == [f"{name}_1"]
+
+
+@pytest.mark.slow
+def test_davis_masks(tmp_path: Path):
+    """The whole task, from a checkpoint file to PNGs on disk."""
+    arrays = reference("davis_masks")
+    names = sequences_of(arrays)
+    frames = {len(stored_masks(arrays, name)) for name in names}
+    assert len(frames) == 1
+    config = DavisConfig(data=str(davis_root()), year=2016, sequences=tuple(names), max_frames=frames.pop())
+    options = RunOptions(ckpt=str(recipe_checkpoint(tmp_path, "vit_small_patch16_224")), out=str(tmp_path / "out"))
+    run_one(get("davis"), options, config)
+    for name in names:
+        expected = stored_masks(arrays, name)
+        written = sorted((tmp_path / "out" / "masks" / name).glob("*.png"))
+        found = np.stack([read_ids(path) for path in written])
+        assert found.shape == expected.shape
+        assert (found == expected).mean(axis=(1, 2)).min() >= 0.995, name
+
+
+# --- knn ---
+
+
+def test_knn():
+    arrays = reference("knn")
+    train, train_labels, test, test_labels = (
+        torch.from_numpy(arrays[key]) for key in ("train", "train_labels", "test", "test_labels")
+    )
+    counts = arrays["k"].tolist()
+    classes = int(max(train_labels.max(), test_labels.max())) + 1
+    ranked = knn_votes(train, train_labels, test, k=counts, temperature=0.07, classes=classes)
+    ours = [(accuracy(order, test_labels, 1), accuracy(order, test_labels, min(5, k))) for k, order in ranked]
+    np.testing.assert_allclose(ours, arrays["top1_top5"], rtol=0, atol=1e-6)
