@@ -196,6 +196,11 @@ def _move_in(partial: Path, root: Path) -> None:
             raise
 
 
+def cache_folder() -> Path:
+    """What the environment variable DINO_DENSE_CACHE names, else the user's cache folder for dino_dense."""
+    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("dino_dense"))
+
+
 def sample_root(cache: Path | None = None, seed: int = 0, config: SampleConfig | None = None) -> Path:
     """Root of the embedded data set, rendered on the first call (some 10 s and 20 MB; later calls only look).
 
@@ -206,7 +211,7 @@ def sample_root(cache: Path | None = None, seed: int = 0, config: SampleConfig |
     """
     config = config or SampleConfig()
     if cache is None:
-        cache = Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("dino_dense"))
+        cache = cache_folder()
     identity = {"version": VERSION, "seed": seed, "config": asdict(config)}
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     root = Path(cache).expanduser().resolve() / f"sample-v{VERSION}-seed{seed}-{key}"

@@ -142,9 +142,23 @@ def build_module(name: str, *, drop_path_rate: float = 0.0, img_size: int | None
     """
     shape = ViTShape.from_name(name, img_size)
     if shape is not None:
-        return DinoViT(shape, drop_path_rate)
+        body = DinoViT(shape, drop_path_rate)
+        if (shape.embed_dim, shape.depth) == VIT_SIZES["micro"]:
+            _widen_attention(body)
+        return body
     options = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
     return create_timm(name, pretrained=False, **options)
+
+
+def _widen_attention(body: DinoViT) -> None:
+    """Draw queries and keys at 2 / sqrt(C) instead of the usual 0.02.
+
+    In so narrow a network 0.02 makes every attention weight about 1 / N: the class token is the mean of the patches,
+    which says little but the mean colour, and training has nothing else to start from.
+    """
+    channels = body.embed_dim
+    for block in body.blocks:
+        nn.init.trunc_normal_(block.attn.qkv.weight[: 2 * channels], std=2 * channels**-0.5)
 
 
 def create_timm(name: str, *, pretrained: bool, **options: Any) -> nn.Module:

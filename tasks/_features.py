@@ -2,12 +2,10 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import platformdirs
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -15,10 +13,9 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from data.images import read_rgb
+from data.sample import cache_folder
 from dino_dense import Backbone, distributed
 from dino_dense.checkpoint import CheckpointError, read_tensors, write_tensors
-
-CACHE_VARIABLE = "DINO_DENSE_CACHE"
 
 
 @dataclass(frozen=True)
@@ -118,5 +115,4 @@ def _cache_file(backbone: Backbone, paths: Sequence[Path], preprocessing: Prepro
     for path in paths:
         status = path.stat()
         digest.update(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    cache = os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("dino_dense")
-    return Path(cache) / "features" / f"{digest.hexdigest()[:32]}.safetensors"
+    return cache_folder() / "features" / f"{digest.hexdigest()[:32]}.safetensors"
