@@ -1,4 +1,4 @@
-"""Optimizers, parameter groups and gradient clipping as in the published script (PROTOCOLS 2.0)."""
+"""Optimizers, parameter groups and gradient clipping as in the published script."""
 
 from collections.abc import Iterable
 from typing import Any, Literal

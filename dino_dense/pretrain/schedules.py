@@ -1,4 +1,4 @@
-"""Cosine schedules, one value per optimizer step (PROTOCOLS 2.0: main_dino.py, utils.py)."""
+"""Cosine schedules, one value per optimizer step (main_dino.py, utils.py)."""
 
 import numpy as np
 import numpy.typing as npt
