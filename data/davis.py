@@ -30,6 +30,28 @@ from data import DataError
 Pixels = npt.NDArray[np.uint8]
 Void = Literal["error", "background"]
 
+# The official val lists (ImageSets/2016/val.txt, ImageSets/2017/val.txt): what "DAVIS val" in a paper means.
+VAL_2016 = frozenset(
+    [
+        *(
+            "blackswan",
+            "bmx-trees",
+            "breakdance",
+            "camel",
+            "car-roundabout",
+            "car-shadow",
+            "cows",
+            "dance-twirl",
+            "dog",
+        ),
+        *("drift-chicane", "drift-straight", "goat", "horsejump-high", "kite-surf", "libby", "motocross-jump"),
+        *("paragliding-launch", "parkour", "scooter-black", "soapbox"),
+    ]
+)
+VAL_2017 = VAL_2016 | {
+    *("bike-packing", "dogs-jump", "gold-fish", "india", "judo", "lab-coat", "loading", "mbike-trick", "pigs"),
+    "shooting",
+}
 VOID_ID = 255  # the official scorer turns this value of a 2017 ground truth into background
 YEARS = (2016, 2017)
 
@@ -168,6 +190,11 @@ def load_davis(
     for sequence in loaded:
         sequence.first_mask()
     return loaded
+
+
+def is_official_val(sequences: Sequence[VideoSequence], year: int) -> bool:
+    """Whether these are the sequences of the official val list of that year, all of them and no other."""
+    return {sequence.name for sequence in sequences} == (VAL_2016 if year == 2016 else VAL_2017)
 
 
 def read_predictions(folder: str | Path, sequence: VideoSequence) -> Pixels:
@@ -345,7 +372,7 @@ def _find_sequence(
     root: Path, name: str, year: int, resolution: str, void: Void, max_frames: int | None
 ) -> VideoSequence:
     folder = root / "JPEGImages" / resolution / name
-    frames = tuple(sorted(folder.glob("*.jpg"))[:max_frames])
+    frames = tuple(sorted(folder.glob("[!.]*.jpg"))[:max_frames])
     if not frames:
         raise DataError(f"{folder}: no *.jpg frames of sequence {name!r} (found {_listing(folder)})")
     annotations = root / "Annotations" / resolution / name

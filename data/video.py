@@ -137,6 +137,10 @@ def open_pretraining_data(
     root = Path(root)
     if root.is_file() and root.suffix.lower() in VIDEO_SUFFIXES:
         return PretrainingImages(root.parent, UnlabelledImages([]), VideoFrames([root], frame_stride, frames_per_video))
+    if (root / "Annotations").is_dir() and (root / "JPEGImages").is_dir():
+        raise DataError(
+            f"{root}: a DAVIS or VOC tree, whose masks are no pictures to train on. Name {root}/JPEGImages."
+        )
     files = list_files(root, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
     if not files:
         endings = ", ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))

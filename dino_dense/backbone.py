@@ -24,6 +24,7 @@ from dino_dense.bodies import (
 )
 from dino_dense.checkpoint import (
     CheckpointError,
+    check_fit,
     infer_vit_shape,
     load_file,
     sha256_of_weights,
@@ -58,8 +59,10 @@ class Backbone:
         embed_dim: channels C.
         depth: number of layers that `layers` can name.
         num_heads: attention heads, 0 where there is no attention.
-        name: architecture. `spec`: what the user asked for. `sha256`: of the file, or of the weights where
-            no file holds them.
+        name: architecture, with timm's tag where the weights are timm's.
+        spec: what the user asked for.
+        sha256: of the file, or of the weights where no file holds them.
+        weights_sha256: of the weights in use (a file may hold a teacher and a student).
         provides: which features `extract` can return.
         module: the timm body itself, for fine-tuning only.
     """
@@ -78,6 +81,7 @@ class Backbone:
         body: Any = module.eval().requires_grad_(False)
         self.module = body
         self.name, self.sha256, self.spec = name, sha256, spec or name
+        self.weights_sha256 = sha256_of_weights(module)
         self.metadata = metadata or {}
         self.mean, self.std = mean, std
         self.dtype = torch.float32
@@ -238,12 +242,12 @@ def load_backbone(spec: str, *, arch: str | None = None, seed: int = 0, network:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = build_module(name)
-        return _in_memory(module, name, spec)
+        return _in_memory(module, name.partition(".")[0], spec)
     if kind in ("timm", "hf-hub", "hf_hub") and name:
         return _pretrained(name if kind == "timm" else f"hf-hub:{name}", spec)
     loaded = load_file(spec, arch=arch, network=network)
     shape = getattr(loaded.module, "shape", None)
-    name = shape.name if shape is not None else arch or describe(loaded.module)["name"]
+    name = shape.name if shape is not None else describe(loaded.module)["name"]
     return Backbone(loaded.module, name=name, sha256=loaded.sha256, spec=spec, metadata=loaded.metadata)
 
 
@@ -256,16 +260,20 @@ def _pretrained(name: str, spec: str) -> Backbone:
             f"{spec}: its pretrained weights could not be had ({reason}). Check the name and the network, "
             f"or write random:{name} if random weights are what you want."
         ) from error
-    if "dino" in name and isinstance(module, VisionTransformer):
-        module = _with_dino_positions(module)
+    facts: Any = module.pretrained_cfg
+    name = ".".join(part for part in (facts["architecture"], facts.get("tag")) if part)
+    if ("dinov2" in name or name.endswith(".dino")) and isinstance(module, VisionTransformer):
+        module = _with_dino_positions(module, spec)
     return _in_memory(module, name, spec)
 
 
-def _with_dino_positions(module: VisionTransformer) -> DinoViT:
+def _with_dino_positions(module: VisionTransformer, spec: str) -> DinoViT:
     """The same weights in our body: DINO and DINOv2 numbers need their own position interpolation."""
     weights = module.state_dict()
-    body = rebuild({"body": "vit", **vars(infer_vit_shape(weights))})
-    body.load_state_dict(to_our_names(weights), strict=True)
+    body = rebuild({"body": "vit", **vars(infer_vit_shape(weights, spec))})
+    weights = to_our_names(weights)
+    check_fit(body, weights, spec)
+    body.load_state_dict(weights, strict=True)
     body.pretrained_cfg = module.pretrained_cfg
     return body  # type: ignore[return-value]
 

@@ -19,10 +19,18 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # (channels, blocks). Heads are always channels / 64, as in DeiT and DINO (vision_transformer.py), which is
-# why a file's weights are enough to know them. "micro" is ours: small enough to train on a laptop in minutes.
-VIT_SIZES = {"micro": (128, 4), "tiny": (192, 12), "small": (384, 12), "base": (768, 12), "large": (1024, 24)}
+# why a file's weights are enough to know them. "giant" is DINOv2's; "micro" is ours: small enough to train on a
+# laptop in minutes.
+VIT_SIZES = {
+    "micro": (128, 4),
+    "tiny": (192, 12),
+    "small": (384, 12),
+    "base": (768, 12),
+    "large": (1024, 24),
+    "giant": (1536, 40),
+}
 HEAD_DIM = 64
-VIT_NAME = re.compile(r"vit_(?P<size>micro|tiny|small|base|large)_patch(?P<patch>\d+)_(?P<image>\d+)")
+VIT_NAME = re.compile(r"vit_(?P<size>micro|tiny|small|base|large|giant)_patch(?P<patch>\d+)_(?P<image>\d+)")
 
 
 @dataclass(frozen=True)
@@ -55,8 +63,11 @@ class ViTShape:
 
     @staticmethod
     def from_name(name: str, image_size: int | None = None) -> "ViTShape | None":
-        """Shape for a name such as `vit_small_patch16_224`, or None where the name is not of that form."""
-        match = VIT_NAME.fullmatch(name)
+        """Shape for a name such as `vit_small_patch16_224`, or None where the name is not of that form.
+
+        A tag after a dot (`vit_small_patch16_224.dino`) names weights, not an architecture, and is left out.
+        """
+        match = VIT_NAME.fullmatch(name.partition(".")[0])
         if match is None:
             return None
         embed_dim, depth = VIT_SIZES[match["size"]]
@@ -146,8 +157,10 @@ def build_module(name: str, *, drop_path_rate: float = 0.0, img_size: int | None
         if (shape.embed_dim, shape.depth) == VIT_SIZES["micro"]:
             _widen_attention(body)
         return body
-    options = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
-    return create_timm(name, pretrained=False, **options)
+    options: dict[str, Any] = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
+    if name.startswith("resnet"):
+        options["zero_init_last"] = False  # as torchvision's ResNets begin, which DINO trained
+    return create_timm(name.partition(".")[0], pretrained=False, **options)
 
 
 def _widen_attention(body: DinoViT) -> None:

@@ -21,11 +21,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dino_dense.bodies import HEAD_DIM, VIT_NAME, ViTShape, build_module, describe, rebuild
+from dino_dense.bodies import HEAD_DIM, VIT_NAME, VIT_SIZES, ViTShape, build_module, describe, rebuild
 
 METADATA_KEY = "dino_dense"
 FORMAT_VERSION = 1
 TEACHER_FILE = "teacher.safetensors"
+STATE_FILE = "last.safetensors"
 
 Weights = dict[str, Tensor]
 
@@ -127,7 +128,7 @@ def load_file(path: Path | str, *, arch: str | None = None, network: str = "teac
         CheckpointError: the file is unsafe or damaged, of unknown architecture, or does not fit: then the
             message holds a table of the matched, missing, unexpected and reshaped names.
     """
-    path = find_weights(Path(path))
+    path = find_weights(Path(path), network)
     if path.suffix == ".safetensors":
         tensors, metadata = read_tensors(path)
     else:
@@ -136,24 +137,25 @@ def load_file(path: Path | str, *, arch: str | None = None, network: str = "teac
     module = _empty_body(weights, metadata, arch, path)
     if isinstance(getattr(module, "shape", None), ViTShape):
         weights = to_our_names(weights)
-    _check_fit(module, weights, path, arch)
+    check_fit(module, weights, path, arch)
     module.load_state_dict(weights, strict=True)
     return LoadedFile(module, path, sha256_of_file(path), metadata)
 
 
-def find_weights(path: Path) -> Path:
-    """The weights file that a path names: itself, or the teacher in a run folder."""
+def find_weights(path: Path, network: str = "teacher") -> Path:
+    """The weights file that a path names: itself, or the one in a run folder that holds this network."""
     if path.is_file():
         return path
     if not path.exists():
         raise FileNotFoundError(
             f"{path}: no such checkpoint. Give a file or run folder, or timm:NAME, hf-hub:NAME, random:NAME."
         )
-    for name in (TEACHER_FILE, "model.safetensors"):
+    for name in (TEACHER_FILE, "model.safetensors") if network == "teacher" else (STATE_FILE,):
         if (path / name).is_file():
             return path / name
     found = ", ".join(sorted(child.name for child in path.iterdir())[:8]) or "nothing"
-    raise FileNotFoundError(f"{path}: a run folder holds {TEACHER_FILE}; found {found}.")
+    expected = TEACHER_FILE if network == "teacher" else STATE_FILE
+    raise FileNotFoundError(f"{path}: a run folder holds {expected} (for the {network}); found {found}.")
 
 
 def _read_pickled(path: Path) -> Any:
@@ -189,12 +191,17 @@ NOT_BACKBONE = re.compile(r"(head|heads|fc|dino_head|ibot_head|projection_head|p
 
 def _backbone_weights(content: Any, path: Path, network: str) -> Weights:
     """Only the backbone's tensors, under the body's own names."""
+    start = f"{network}.backbone."
+    has_network = isinstance(content, Mapping) and (
+        network in content or any(str(n).startswith(start) for n in content)
+    )
+    if network != "teacher" and not has_network:
+        raise CheckpointError(f"{path}: holds no {network}. Leave out --network, or name a whole training file.")
     content = _choose_network(content, network)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: expected a state dict, found a {type(content).__name__}.")
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    if any(name.startswith(f"{network}.backbone.") for name in tensors):  # our training state
-        start = f"{network}.backbone."
+    if any(name.startswith(start) for name in tensors):  # our training state
         tensors = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
     weights = {_strip(name): value for name, value in tensors.items()}
     weights = {name: value for name, value in weights.items() if not NOT_BACKBONE.fullmatch(name)}
@@ -230,13 +237,13 @@ def _empty_body(weights: Weights, metadata: dict[str, Any], arch: str | None, pa
         return build_module(resnet)
     hint = "Give its architecture with --arch (any timm name)."
     if any("storage_tokens" in name or "rope_embed" in name for name in weights):
-        hint = "It looks like DINOv3: use --arch with timm's name for it, or timm:vit_small_patch16_dinov3."
+        hint = "It looks like DINOv3, whose files timm converts: use timm:vit_small_patch16_dinov3 and its like."
     raise CheckpointError(f"{path}: unknown architecture; its names begin {_some(weights)}. {hint}")
 
 
 def _named_body(arch: str, weights: Weights) -> nn.Module:
     """The architecture asked for, with the position grid the file has (a name says little about it)."""
-    match = VIT_NAME.fullmatch(arch)
+    match = VIT_NAME.fullmatch(arch.partition(".")[0])
     if match and "pos_embed" in weights:
         side = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
         return build_module(arch, img_size=side * int(match["patch"]))
@@ -247,18 +254,28 @@ def infer_vit_shape(weights: Mapping[str, Tensor], path: Path | str = "checkpoin
     """Read a ViT's architecture off its weights (published or timm names).
 
     Raises:
-        CheckpointError: the position table is not a square grid, or the width no multiple of 64.
+        CheckpointError: a part is missing, the position table is not a square grid, or the size is none of
+            DINO's, so that the number of heads is unknown.
     """
+    needed = ("patch_embed.proj.weight", "cls_token", "norm.weight", "blocks.0.mlp.fc2.weight")
+    absent = [name for name in needed if name not in weights and name.replace("fc2", "w3") not in weights]
+    if absent:
+        raise CheckpointError(f"{path}: no {', '.join(absent)} in it; expected a complete vision transformer.")
     embed_dim, _, patch, _ = weights["patch_embed.proj.weight"].shape
     depth = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
+    if (embed_dim, depth) not in VIT_SIZES.values():
+        raise CheckpointError(
+            f"{path}: a transformer of {embed_dim} channels and {depth} blocks is none of DINO's sizes "
+            f"({', '.join(f'{size} {dims}' for size, dims in VIT_SIZES.items())}), so its number of heads is unknown. "
+            "Give its architecture with --arch."
+        )
     registers = weights.get("register_tokens", weights.get("reg_token"))
     count = 0 if registers is None else registers.shape[1]
     positions = weights["pos_embed"].shape[1]
     side = round(positions**0.5)  # timm leaves out the class token's position in some; both are square +0 or +1
-    if side**2 not in (positions, positions - 1) or embed_dim % HEAD_DIM:
+    if side**2 not in (positions, positions - 1):
         raise CheckpointError(
-            f"{path}: pos_embed has {positions} positions and {embed_dim} channels; expected a square grid "
-            f"(with or without the class token) and a multiple of {HEAD_DIM}. Give the architecture with --arch."
+            f"{path}: pos_embed has {positions} positions; expected a square grid, with or without the class token."
         )
     swiglu = "blocks.0.mlp.w12.weight" in weights
     hidden = weights["blocks.0.mlp.w12.weight" if swiglu else "blocks.0.mlp.fc1.weight"].shape[0]
@@ -313,7 +330,7 @@ def _resnet_name(weights: Mapping[str, Tensor]) -> str | None:
 # --- Does it fit? --------------------------------------------------------------------------------------------
 
 
-def _check_fit(module: nn.Module, weights: Mapping[str, Tensor], path: Path, arch: str | None) -> None:
+def check_fit(module: nn.Module, weights: Mapping[str, Tensor], path: Path | str, arch: str | None = None) -> None:
     """Raise with a table of names unless every weight of the body is in the file, and nothing else is."""
     want = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     have = {name: tuple(tensor.shape) for name, tensor in weights.items()}

@@ -8,7 +8,6 @@ import dataclasses
 import difflib
 import importlib.resources
 import inspect
-import itertools
 import os
 import re
 import sys
@@ -106,7 +105,15 @@ def parse(
         kinds |= _add_fields(parser, config_type)
     argv = _normalise(argv, kinds)
     if presets:
-        _apply_preset(argv, presets, parser)
+        names = protocol_names(presets)
+        text = f"Whose constants are the defaults: configs/protocols/{presets}_PRESET.yaml."
+        kinds["preset"] = Literal[*names]
+        parser.add_argument(
+            "--preset", type=kinds["preset"], default=None, help=text, metavar="{" + "|".join(names) + "}"
+        )
+        preset = parser.parse_args([word for word in argv if word not in ("--help", "-h")]).preset
+        if preset is not None:  # under whatever else was said, here or in a recipe
+            parser.set_defaults(load_protocol(presets, preset))
     values = parser.parse_args(argv)
     try:
         built = tuple(
@@ -127,13 +134,15 @@ def load_protocol(presets: str, name: str) -> dict[str, Any]:
     folder = importlib.resources.files("configs") / "protocols"
     file = folder / f"{presets}_{name}.yaml"
     if not file.is_file():
-        names = sorted(
-            entry.name.removeprefix(f"{presets}_").removesuffix(".yaml")
-            for entry in folder.iterdir()
-            if entry.name.startswith(f"{presets}_")
-        )
-        raise ValueError(f"unknown preset {name!r}; there are: {', '.join(names)}.")
+        raise ValueError(f"unknown preset {name!r}; there are: {', '.join(protocol_names(presets))}.")
     return yaml.safe_load(file.read_text())
+
+
+def protocol_names(presets: str) -> list[str]:
+    """Names of the protocols `configs/protocols/{presets}_NAME.yaml`."""
+    folder = importlib.resources.files("configs") / "protocols"
+    files = [entry.name for entry in folder.iterdir() if entry.name.startswith(f"{presets}_")]
+    return sorted(file.removeprefix(f"{presets}_").removesuffix(".yaml") for file in files)
 
 
 def to_yaml(config: Any) -> str:
@@ -244,17 +253,6 @@ def _as_list(value: str, hint: Any) -> str:
     if not _is_tuple(hint) or value.startswith("[") or value == "null":
         return value
     return f"[{', '.join(part.strip() for part in value.split(','))}]"
-
-
-def _apply_preset(argv: list[str], presets: str, parser: _Parser) -> None:
-    """Put the preset's constants under whatever else was said, so that explicit options win."""
-    named = [word.partition("=")[2] for word in argv if word.startswith("--preset=")]
-    named += [value for option, value in itertools.pairwise(argv) if option == "--preset"]
-    if named:
-        try:
-            parser.set_defaults(load_protocol(presets, named[-1]))
-        except ValueError as error:
-            parser.error(str(error))
 
 
 def _frozen(value: Any) -> Any:

@@ -6,11 +6,10 @@ import json
 import math
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,11 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 import yaml
+
+try:
+    import resource
+except ImportError:  # Windows has no such module
+    resource = None  # type: ignore[assignment]
 
 SCHEMA_VERSION = 1
 
@@ -152,6 +156,13 @@ class Report:
                 row["difference"] = score.value - known.value
         return row
 
+    def readable(self) -> pd.DataFrame:
+        """The columns a person reads, empty ones left out, numbers to two places."""
+        columns = ["metric", "value", "unit", "stderr", "n", "published", "difference", "published_on", "source"]
+        frame = self.to_frame()
+        frame = frame[[name for name in columns if name in frame and frame[name].notna().any()]]
+        return frame.map(lambda x: x if not isinstance(x, float) else "" if math.isnan(x) else f"{x:.2f}")
+
     def to_json(self) -> str:
         """The whole record; not-a-number becomes null, since JSON has none."""
         return json.dumps(_plain(asdict(self)), indent=2, allow_nan=False)
@@ -183,7 +194,7 @@ class Report:
         if self.note:
             lines += [f"**Note:** {self.note}", ""]
         if self.scores:
-            lines += [_readable(self.to_frame()).to_markdown(index=False, disable_numparse=True), ""]
+            lines += [self.readable().to_markdown(index=False, disable_numparse=True), ""]
         for heading, record in (
             ("Checkpoint", self.checkpoint),
             ("Data", self.data),
@@ -200,22 +211,6 @@ class Report:
         write_text(out / "results.csv", self.to_frame().to_csv(index=False))
         write_text(out / "report.json", self.to_json() + "\n")
         write_text(out / "report.md", self.to_markdown())
-
-
-def summary(reports: Sequence[Report]) -> pd.DataFrame:
-    """What one looks at first: a row a report, a column a metric."""
-    rows = []
-    for report in reports:
-        row: dict[str, Any] = {"task": report.task, "checkpoint": report.checkpoint.get("spec", "")}
-        row |= {"data": report.data.get("name", ""), "n": report.data.get("n")}
-        row |= {score.metric: round(score.value, 2) for score in report.scores}
-        for score in report.scores[:1]:
-            known = report.published(score.metric)
-            row["published"] = "" if known is None else f"{known.value:g} ({known.benchmark})"
-        if report.status == "failed":
-            row["error"] = report.error
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -246,6 +241,8 @@ def peak_memory_mib(device: torch.device) -> float:
     """Largest memory so far, MiB: of the device if CUDA, else resident memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if resource is None:
+        return 0.0
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
     return usage / (2**20 if sys.platform == "darwin" else 2**10)
 
@@ -263,13 +260,6 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("+" if dirty.strip() else "")
-
-
-def _readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """The columns a person reads, empty ones left out, numbers to two places."""
-    columns = ["metric", "value", "unit", "stderr", "n", "published", "difference", "published_on", "source"]
-    frame = frame[[name for name in columns if name in frame and frame[name].notna().any()]]
-    return frame.map(lambda value: f"{value:.2f}" if isinstance(value, float) else value)
 
 
 def _cell(value: Any) -> str:

@@ -104,7 +104,7 @@ def _cache_file(backbone: Backbone, paths: Sequence[Path], preprocessing: Prepro
     """Where these features live: the name is a hash of all they depend on."""
     digest = hashlib.sha256()
     facts = {
-        "checkpoint": backbone.sha256,
+        "weights": backbone.weights_sha256,
         "architecture": backbone.name,
         "pixels": [backbone.mean, backbone.std],
         "dtype": str(backbone.dtype),

@@ -12,8 +12,8 @@ import yaml
 from data.sample import sample_data
 from data.video import open_pretraining_data
 from dino_dense import Report, cli, distributed
+from dino_dense.checkpoint import STATE_FILE
 from dino_dense.pretrain.config import PretrainConfig
-from dino_dense.pretrain.run_folder import STATE_FILE
 from dino_dense.pretrain.trainer import Trainer
 from dino_dense.report import write_text
 from tasks._task import RunOptions, get, run_one
@@ -51,7 +51,9 @@ def quickstart(argv: Sequence[str]) -> int:
                 options = RunOptions(ckpt=spec, out=str(Path(config.out) / name), device="cpu", seed=seed)
                 reports.append(run_one(task, options, cli.from_plain(task.config, entry["config"])))
     table = _table(reports)
-    write_text(Path(config.out) / "results.csv", pd.concat([report.to_frame() for report in reports]).to_csv())
+    write_text(
+        Path(config.out) / "results.csv", pd.concat([report.to_frame() for report in reports]).to_csv(index=False)
+    )
     write_text(Path(config.out) / "results.md", table.to_markdown(floatfmt=".1f") + "\n")
     print(f"\nFrozen features on the embedded data, percent:\n\n{table.to_string(float_format='{:.1f}'.format)}\n")
     print(f"Masks over frames, loss curve, reports: {config.out}")

@@ -83,7 +83,17 @@ class Context:
     out: Path
     device: torch.device
     world: distributed.World = field(default_factory=distributed.World)
-    identity: Mapping[str, Any] = field(default_factory=dict)
+    identity: dict[str, Any] = field(default_factory=dict)
+    """What makes these results these: they are kept apart from those of any other run."""
+
+    def bind(self, data: DataFacts) -> None:
+        """Say which data the task's files are made from, before any is written or reused.
+
+        Raises:
+            ValueError: the results folder holds files made from other data, or by something else.
+        """
+        self.identity["data"] = data.sha256
+        _check_same_run(self.out, self.identity)
 
     def folder(self, name: str = "") -> Path:
         """A folder for the task's files, made on first use, so that a run that fails early leaves nothing."""
@@ -116,6 +126,8 @@ class Task:
     """A config that takes seconds on the embedded data."""
     presets: str = ""
     """Prefix of the protocol files that `--preset` may name; "" where there are none."""
+    free: frozenset[str] = frozenset()
+    """Fields that change no result, only speed or memory: a run may go on with other values of them."""
     needs_backbone: Callable[[Any], bool] = lambda config: True
 
 
@@ -200,7 +212,7 @@ def run_one(
         peak_memory_mib=peak_memory_mib(device),
     )
     if world.is_main:
-        _write(context, report, outcome, config)
+        _write(context, report, outcome, options, config)
     return report
 
 
@@ -208,11 +220,12 @@ def describe_checkpoint(backbone: Backbone | None) -> dict[str, Any]:
     """What identifies the weights; {} for a task that scores other people's results."""
     if backbone is None:
         return {}
-    facts = {key: value for key, value in backbone.metadata.items() if isinstance(value, int | float | str)}
+    facts = backbone.metadata
     return {
         "spec": backbone.spec,
         "name": backbone.name,
         "sha256": backbone.sha256,
+        "weights_sha256": backbone.weights_sha256,
         "patch_size": backbone.patch_size,
         "embed_dim": backbone.embed_dim,
         "depth": backbone.depth,
@@ -229,20 +242,7 @@ def print_report(report: Report) -> None:
     if report.note:
         print(report.note)
     if report.scores:
-        columns = [
-            "metric",
-            "value",
-            "unit",
-            "stderr",
-            "n",
-            "published",
-            "difference",
-            "published_on",
-            "source",
-        ]
-        frame = report.to_frame()
-        frame = frame[[name for name in columns if frame[name].notna().any()]]
-        print(frame.to_string(index=False, float_format=lambda value: f"{value:.2f}", na_rep=""))
+        print(report.readable().to_string(index=False))
     print(f"{report.seconds:.1f} s, peak memory {report.peak_memory_mib:.0f} MiB")
 
 
@@ -270,32 +270,42 @@ def _open(
     world: distributed.World,
 ) -> Context:
     """Choose the results folder, refusing one that holds another run's results."""
+    settings = {name: value for name, value in cli.to_plain(config).items() if name not in task.free}
     identity = {
         "task": task.name,
-        "checkpoint": backbone.sha256 if backbone else None,
+        "weights": backbone.weights_sha256 if backbone else None,
+        "architecture": backbone.name if backbone else None,
         "dtype": options.dtype,
         "seed": options.seed,
-        "config": json.loads(json.dumps(cli.to_plain(config))),
+        "config": json.loads(json.dumps(settings)),
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     label = re.sub(r"[^\w.-]+", "-", Path(options.ckpt or "masks").name.removesuffix(".safetensors"))
     out = Path(options.out) if options.out else Path("runs") / task.name / f"{label}-{digest}"
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out}: results need a folder here, found a file. Choose another --out.")
-    before = out / IDENTITY_FILE
-    if before.is_file():
-        held = json.loads(before.read_text())
-        changed = _differences(held, identity)
-        if changed:
-            raise ValueError(
-                f"{out}: holds the results of another run ({'; '.join(changed)}). Choose another --out, or delete it."
-            )
+    _check_same_run(out, identity)
     return Context(out=out, device=device, world=world, identity=identity)
 
 
+def _check_same_run(out: Path, identity: Mapping[str, Any]) -> None:
+    """Raise where `out` holds results that a run of this identity must not go on from."""
+    before = out / IDENTITY_FILE
+    if not before.is_file():
+        if (out / "masks").exists():
+            raise ValueError(f"{out}: holds masks but no {IDENTITY_FILE} that says of which run. Choose another --out.")
+        return
+    changed = _differences(json.loads(before.read_text()), identity)
+    if changed:
+        raise ValueError(
+            f"{out}: holds the results of another run ({'; '.join(changed)}). Choose another --out, or delete it."
+        )
+
+
 def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What differs between two identities; what only the earlier one knows does not count yet."""
     flat = [{**record, **record.get("config", {})} for record in (held, wanted)]
-    keys = (set(flat[0]) | set(flat[1])) - {"config"}
+    keys = set(flat[1]) - {"config"}
     return [
         f"{key} was {flat[0].get(key)}, now {flat[1].get(key)}"
         for key in sorted(keys)
@@ -303,9 +313,10 @@ def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
     ]
 
 
-def _write(context: Context, report: Report, outcome: Outcome, config: Any) -> None:
+def _write(context: Context, report: Report, outcome: Outcome, options: RunOptions, config: Any) -> None:
+    """The task's tables, the report, and config.yaml, which `--config` reads to repeat the run."""
     out = context.folder()
     for name, table in outcome.tables.items():
         write_text(out / f"{name}.csv", table.to_csv(index=False))
-    write_text(out / "config.yaml", cli.to_yaml(config))
+    write_text(out / "config.yaml", cli.to_yaml(options) + cli.to_yaml(config))
     report.write(out)

@@ -3,6 +3,7 @@
 The first mask is carried along the video by nearest neighbours among frozen patch tokens; nothing is trained.
 """
 
+import dataclasses
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import DataError
-from data.davis import VideoSequence, load_davis, read_ids, read_predictions, write_mask
+from data.davis import VideoSequence, is_official_val, load_davis, read_predictions, write_mask
 from data.sample import sample_data
-from dino_dense import Backbone, Metric, Score, distributed
+from dino_dense import Backbone, Metric, Score, cli, distributed
+from dino_dense.bodies import IMAGENET_MEAN, IMAGENET_STD
 from tasks import _figures
 from tasks._propagation import (
     PropagationProtocol,
@@ -30,7 +32,8 @@ from tasks._propagation import (
 from tasks._scores.jf import score_sequence, summarise
 from tasks._task import Context, DataFacts, Outcome, Task, file_list_hash, main
 
-VAL_SEQUENCES = {2016: 20, 2017: 30}  # sequences of the official val lists; fewer are not the benchmark
+MIN_FRAMES = 3  # the first and the last are not scored
+PROTOCOL_FIELDS = frozenset(item.name for item in dataclasses.fields(PropagationProtocol))
 METRICS = tuple(
     Metric(name, higher_is_better="Decay" not in name, low=-100.0 if "Decay" in name else 0.0)
     for name in ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
@@ -57,10 +60,18 @@ class DavisConfig(PropagationProtocol):
     """What value 255 in a 2017 first mask is."""
     score: str | None = None
     """Score the masks in this folder (SEQUENCE/FRAME.png) and run no backbone."""
-    preset: Literal["dino", "crw", "dinov3"] = "dino"
-    """Whose constants are the defaults: configs/protocols/davis_PRESET.yaml."""
     propagation_memory: int = 256
     """Largest block of similarities held at once, MiB; does not change the result."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_frames is not None and self.max_frames < MIN_FRAMES:
+            raise ValueError(
+                f"max_frames is {self.max_frames}: expected {MIN_FRAMES} or more, since the first and the last frame "
+                "are not scored"
+            )
+        if self.propagation_memory < 1:
+            raise ValueError(f"propagation_memory is {self.propagation_memory}: expected 1 MiB or more")
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,7 @@ class _Videos:
 def run(backbone: Backbone | None, config: DavisConfig, context: Context) -> Outcome:
     """Write the masks (unless `config.score` names some), then score them if there is ground truth."""
     videos = open_videos(config)
+    context.bind(videos.facts)
     if config.score is None:
         assert backbone is not None
         masks = _write_all_masks(backbone, videos.sequences, config, context)
@@ -104,7 +116,7 @@ def run(backbone: Backbone | None, config: DavisConfig, context: Context) -> Out
             f"per-sequence_results-{config.split}": per_sequence,
             f"global_results-{config.split}": overall,
         },
-        note=f"Scored the masks in {masks}." if config.score else f"Masks are in {masks}.",
+        note=f"Scored the masks in {masks}." if config.score else f"Masks are in {masks}.{_pixel_note(backbone)}",
     )
 
 
@@ -120,32 +132,56 @@ def open_videos(config: DavisConfig) -> _Videos:
         resolution=config.resolution,
         void=config.void,
     )
-    files = [frame for sequence in sequences for frame in sequence.frames]
-    is_complete = (
-        config.data is not None
-        and config.split == "val"
-        and config.max_frames is None
-        and config.resolution == "480p"
-        and len(sequences) == VAL_SEQUENCES[config.year]
-    )
+    too_short = [sequence.name for sequence in sequences if len(sequence) < MIN_FRAMES]
+    if too_short:
+        raise DataError(
+            f"{root}: fewer than {MIN_FRAMES} frames in {', '.join(too_short)}; leave them out (--sequences)."
+        )
+    files = [file for sequence in sequences for file in (*sequence.frames, *sequence.masks) if file is not None]
+    n_frames = sum(len(sequence) for sequence in sequences)
+    is_complete = is_official_val(sequences, config.year) and config.max_frames is None and config.resolution == "480p"
     name = f"DAVIS-{config.year} {config.split}" if config.data else "embedded videos (not DAVIS)"
     if config.data and not is_complete:
-        name += f" (part: {len(sequences)} sequences, {len(files)} frames)"
+        name += f" (part: {len(sequences)} sequences, {n_frames} frames)"
+    protocol = _protocol_name(config)
     facts = DataFacts(
         name=name,
         root=str(root),
         n=len(sequences),
         unit="sequences",
         sha256=file_list_hash(root, files),
-        benchmark=f"DAVIS-{config.year} val" if is_complete else None,
+        benchmark=f"DAVIS-{config.year} val, preset {protocol}" if is_complete and protocol else None,
     )
     return _Videos(sequences, facts)
+
+
+def _protocol_name(config: DavisConfig) -> str | None:
+    """The preset whose constants these are, all of them; None for a mixture."""
+    constants = {name: value for name, value in cli.to_plain(config).items() if name in PROTOCOL_FIELDS}
+    presets = {name: cli.load_protocol("davis", name) for name in cli.protocol_names("davis")}
+    return next((name for name, preset in presets.items() if preset == constants), None)
+
+
+def _pixel_statistics(backbone: Backbone, config: DavisConfig) -> Backbone:
+    """The protocol's pixel mean and standard deviation, for backbones trained with ImageNet's.
+
+    The protocols were written for such; one trained with other statistics keeps its own.
+    """
+    if (backbone.mean, backbone.std) != (IMAGENET_MEAN, IMAGENET_STD):
+        return backbone
+    return backbone.with_normalisation(config.mean, config.std)
+
+
+def _pixel_note(backbone: Backbone | None) -> str:
+    if backbone is None or (backbone.mean, backbone.std) == (IMAGENET_MEAN, IMAGENET_STD):
+        return ""
+    return f" Pixels were normalised as {backbone.name} was trained, mean {backbone.mean}, std {backbone.std}."
 
 
 def propagate_masks(backbone: Backbone, sequence: VideoSequence, config: DavisConfig) -> Iterator[np.ndarray]:
     """Ids uint8 [H, W] at native size for every frame; the first is the given mask."""
     first = sequence.first_mask()
-    backbone = backbone.with_normalisation(config.mean, config.std)
+    backbone = _pixel_statistics(backbone, config)
     size = frame_size(
         *sequence.size, short_side=config.short_side, rounding=config.rounding, patch_size=backbone.patch_size
     )
@@ -172,8 +208,8 @@ def _write_all_masks(
 ) -> Path:
     """Propagate through every sequence that is not on disk yet; the processes share them out."""
     masks = context.out / "masks"
-    todo = [sequence for sequence in sequences if not (masks / sequence.name).is_dir()]
-    mine = todo[context.world.rank :: context.world.size]
+    # Shared out before looking at what is done: the processes must agree, while folders appear.
+    mine = [s for s in sequences[context.world.rank :: context.world.size] if not (masks / s.name).is_dir()]
     frames = sum(len(sequence) for sequence in mine)
     with tqdm(total=frames, unit="frame", desc="propagating", disable=not context.world.is_main) as bar:
         for sequence in mine:
@@ -215,13 +251,12 @@ def _score_all(masks: Path, sequences: Sequence[VideoSequence], context: Context
 
 
 def _draw_all(masks: Path, sequences: Sequence[VideoSequence], context: Context) -> None:
-    """A picture of each sequence: masks over frames. The last frame is not scored and may have no mask."""
+    """A picture of each sequence: masks over the frames that are scored, which are not the first and the last."""
     for sequence in sequences:
-        files = [masks / sequence.name / f"{frame.stem}.png" for frame in sequence.frames]
-        shown = [index for index, file in enumerate(files) if file.is_file()]
+        predicted = read_predictions(masks, sequence)
         _figures.mask_strip(
             context.folder("overlays") / f"{sequence.name}.jpg",
-            [(sequence.read_frame(index), read_ids(files[index])) for index in _figures.spread(shown)],
+            [(sequence.read_frame(index), predicted[index]) for index in _figures.spread(range(1, len(sequence) - 1))],
         )
 
 
@@ -247,10 +282,9 @@ TASK = Task(
     run=run,
     smoke=DavisConfig(short_side=192, max_frames=5),
     presets="davis",
+    free=frozenset({"propagation_memory"}),
     needs_backbone=lambda config: config.score is None,
 )
 
 if __name__ == "__main__":
-    from dino_dense import cli
-
     cli.run(lambda: main("davis"))

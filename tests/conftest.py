@@ -8,7 +8,7 @@ import torch
 
 from dino_dense.bodies import DinoViT, ViTShape
 
-TINY_SHAPE = ViTShape(embed_dim=64, depth=2, num_heads=1, patch_size=8, grid_size=8)
+TINY_SHAPE = ViTShape(embed_dim=128, depth=4, num_heads=2, patch_size=8, grid_size=8)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,6 +22,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def tiny_vit() -> DinoViT:
-    """Two blocks of 64 channels at patch 8, weights from seed 0."""
+    """Four blocks of 128 channels at patch 8, weights from seed 0."""
     torch.manual_seed(0)
     return DinoViT(TINY_SHAPE)

@@ -28,7 +28,7 @@ class NoiseBackbone(Backbone):
         module = nn.Identity()
         module.anchor = nn.Parameter(torch.zeros(1))
         self.module, self.metadata = module, {}
-        self.name, self.spec, self.sha256 = "noise", "noise", "noise"
+        self.name = self.spec = self.sha256 = self.weights_sha256 = "noise"
         self.patch_size, self.embed_dim, self.depth, self.num_heads = 8, CHANNELS, 1, 1
         self.mean, self.std, self.dtype = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), torch.float32
         self.provides = frozenset({"patches", "cls"})
@@ -48,7 +48,7 @@ class OracleBackbone(NoiseBackbone):
 
     def __init__(self) -> None:
         super().__init__()
-        self.name = self.spec = self.sha256 = "oracle"
+        self.name = self.spec = self.sha256 = self.weights_sha256 = "oracle"
 
     def extract(self, images: Tensor, want=frozenset({"patches"}), layers=(-1,)) -> Features:
         """One-hot ground truth [B, C] and [B, C, h, w]."""

@@ -2,8 +2,9 @@
 
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -13,13 +14,18 @@ from torch import Tensor
 PROJECT = Path(__file__).resolve().parents[1]
 
 
+def _missing(variable: str) -> Callable[[str], NoReturn]:
+    """Skip what nobody promised; a variable that names nothing is a failure."""
+    return pytest.fail if os.environ.get(variable) else pytest.skip
+
+
 def reference(name: str) -> np.lib.npyio.NpzFile:
     """The arrays of ``<name>.npz`` in DINO_DENSE_REFERENCE."""
     beside = PROJECT.parent / "shared" / "reference"
     default = beside if beside.is_dir() else PROJECT / "tests" / "reference"
     path = Path(os.environ.get("DINO_DENSE_REFERENCE") or default) / f"{name}.npz"
     if not path.is_file():
-        pytest.skip(f"no {path}: set DINO_DENSE_REFERENCE to the folder of reference arrays")
+        _missing("DINO_DENSE_REFERENCE")(f"no {path}: set DINO_DENSE_REFERENCE to the folder of reference arrays")
     return np.load(path, allow_pickle=False)
 
 
@@ -28,7 +34,7 @@ def davis_root() -> Path:
     default = PROJECT.parent / "shared" / "datasets" / "davis2016"
     path = Path(os.environ.get("DINO_DENSE_DAVIS") or default)
     if not path.is_dir():
-        pytest.skip(f"no {path}: set DINO_DENSE_DAVIS to a DAVIS-2016 tree")
+        _missing("DINO_DENSE_DAVIS")(f"no {path}: set DINO_DENSE_DAVIS to a DAVIS-2016 tree")
     return path
 
 

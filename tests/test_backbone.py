@@ -16,10 +16,10 @@ def backbone(tiny_vit: DinoViT) -> Backbone:
 
 def test_shapes_for_any_size(backbone: Backbone):
     found = backbone.extract(torch.rand(2, 3, 40, 72), {"patches", "cls", "keys", "attention"}, layers=(-2, -1))
-    assert found.patches.shape == (2, 128, 5, 9)
-    assert found.cls.shape == (2, 128)
-    assert found.keys.shape == (2, 64, 5, 9)
-    assert found.attention.shape == (2, 1, 5, 9)
+    assert found.patches.shape == (2, 256, 5, 9)
+    assert found.cls.shape == (2, 256)
+    assert found.keys.shape == (2, 128, 5, 9)
+    assert found.attention.shape == (2, 2, 5, 9)
 
 
 def test_only_what_is_wanted(backbone: Backbone):
@@ -41,11 +41,11 @@ def test_attention_is_the_softmax_row_of_the_class_token(backbone: Backbone, tin
     block = tiny_vit.blocks[-1]
     block.attn.proj.register_forward_hook(lambda module, inputs, output: captured.update(joined=inputs[0]))
     block.attn.qkv.register_forward_hook(lambda module, inputs, output: captured.update(qkv=output))
-    row = backbone.extract(image, {"attention", "cls"}).attention.flatten()
-    values = captured["qkv"][0].chunk(3, dim=-1)[2]
-    own = 1 - row.sum()  # what is left is the class token's attention to itself
-    expected = own * values[0] + row @ values[1:]
-    torch.testing.assert_close(captured["joined"][0, 0], expected)
+    rows = backbone.extract(image, {"attention", "cls"}).attention[0].flatten(1)  # [heads, N]
+    values = captured["qkv"][0].chunk(3, dim=-1)[2].unflatten(1, (backbone.num_heads, -1))  # [1+N, heads, c]
+    own = 1 - rows.sum(dim=1)  # what is left is the class token's attention to itself
+    expected = own[:, None] * values[0] + torch.einsum("hn,nhc->hc", rows, values[1:])
+    torch.testing.assert_close(captured["joined"][0, 0], expected.flatten())
 
 
 def test_keys_are_the_last_blocks(backbone: Backbone, tiny_vit: DinoViT):
@@ -72,8 +72,8 @@ def test_impossible_wishes_say_what_there_is(backbone: Backbone):
     image = torch.rand(1, 3, 64, 64)
     with pytest.raises(ValueError, match=r"no values; it has attention, cls, keys, patches"):
         backbone.extract(image, {"values"})
-    with pytest.raises(ValueError, match="has 2"):
-        backbone.extract(image, layers=(2,))
+    with pytest.raises(ValueError, match="has 4"):
+        backbone.extract(image, layers=(4,))
     with pytest.raises(ValueError, match=r"float \[B, 3, H, W\], got torch.uint8"):
         backbone.extract(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"resnet18 has no attention; it has cls, patches"):

@@ -38,7 +38,7 @@ def published(weights: dict[str, Tensor], form: str) -> dict:
         "full": {"teacher": wrapped, "student": parallel, "epoch": 3, "args": options, "optimizer": {"state": {}}},
         "parallel": {"teacher": parallel},
         "state_dict": {"state_dict": {f"module.{name}": value for name, value in weights.items()}},
-        "classifier": {"model": weights | {"head.weight": torch.zeros(5, 64), "head.bias": torch.zeros(5)}},
+        "classifier": {"model": weights | {"head.weight": torch.zeros(5, 128), "head.bias": torch.zeros(5)}},
     }[form]
 
 
@@ -61,13 +61,13 @@ def test_student_is_there_for_the_asking(tmp_path: Path, tiny_vit: DinoViT):
 def test_dinov2_file_opens(tmp_path: Path, registers: int):
     """Names as in the published files: register_tokens, ls1.gamma, mask_token; chunked blocks; patch 14."""
     shape = ViTShape(
-        64, 2, 1, 14, 5, registers=registers, layer_scale=True,
+        128, 4, 2, 14, 5, registers=registers, layer_scale=True,
         position_offset=0.0 if registers else 0.1, position_antialias=bool(registers),
     )  # fmt: skip
     module = DinoViT(shape)
     weights = {name.replace("reg_token", "register_tokens"): value for name, value in module.state_dict().items()}
     weights = {name.replace("blocks.1.", "blocks.1.1."): value for name, value in weights.items()}
-    torch.save(weights | {"mask_token": torch.zeros(1, 64)}, tmp_path / "dinov2.pth")
+    torch.save(weights | {"mask_token": torch.zeros(1, 128)}, tmp_path / "dinov2.pth")
     loaded = load_file(tmp_path / "dinov2.pth").module
     assert loaded.shape == shape
     expected = module.eval()(IMAGE[..., :70, :84])
@@ -87,7 +87,7 @@ def test_dinov2_with_registers_agrees_with_timm():
 
 
 def test_swiglu_names_of_dinov2_giant(tmp_path: Path):
-    module = DinoViT(ViTShape(64, 2, 1, 14, 5, layer_scale=True, mlp="swiglu", mlp_hidden=256))
+    module = DinoViT(ViTShape(128, 4, 2, 14, 5, layer_scale=True, mlp="swiglu", mlp_hidden=256))
     weights = {
         name.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): value
         for name, value in module.state_dict().items()
@@ -167,7 +167,7 @@ def test_wrong_architecture_is_a_table_not_a_guess(tmp_path: Path, tiny_vit: Din
     assert "tiny.pth" in text
     assert "reshaped" in text
     assert "missing" in text
-    assert "(64,)" in text
+    assert "(128,)" in text
     assert "(384,)" in text
 
 
@@ -219,3 +219,35 @@ def test_later_format_is_refused(tmp_path: Path):
     write_tensors(tmp_path / "a.safetensors", {"x": torch.ones(1)}, {"format": 99})
     with pytest.raises(CheckpointError, match="format 99"):
         read_tensors(tmp_path / "a.safetensors")
+
+
+def test_student_of_a_run_folder_or_an_error(tmp_path: Path, tiny_vit: DinoViT):
+    """Never the teacher under the student's name."""
+    save_backbone(tmp_path / "teacher.safetensors", tiny_vit)
+    with pytest.raises(FileNotFoundError, match=r"last\.safetensors \(for the student\)"):
+        load_file(tmp_path, network="student")
+    with pytest.raises(CheckpointError, match=r"teacher\.safetensors: holds no student"):
+        load_file(tmp_path / "teacher.safetensors", network="student")
+    student = DinoViT(TINY_SHAPE)
+    tensors = {f"student.backbone.{k}": v for k, v in student.state_dict().items()}
+    write_tensors(tmp_path / "last.safetensors", tensors, {"architecture": describe(student)})
+    assert torch.equal(load_file(tmp_path, network="student").module.cls_token, student.cls_token)
+    teacher, loaded = (load_backbone(str(tmp_path), network=network) for network in ("teacher", "student"))
+    assert teacher.weights_sha256 != loaded.weights_sha256
+
+
+def test_a_transformer_of_unknown_heads_is_not_guessed(tmp_path: Path):
+    torch.save(DinoViT(ViTShape(128, 3, 2, 8, 4)).state_dict(), tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=r"128 channels and 3 blocks.*heads is unknown.*--arch"):
+        load_backbone(str(tmp_path / "odd.pth"))
+
+
+def test_a_transformer_without_its_patch_embedding(tmp_path: Path, tiny_vit: DinoViT):
+    weights = {name: value for name, value in tiny_vit.state_dict().items() if "patch_embed" not in name}
+    torch.save(weights, tmp_path / "headless.pth")
+    with pytest.raises(CheckpointError, match=r"no patch_embed\.proj\.weight"):
+        load_backbone(str(tmp_path / "headless.pth"))
+
+
+def test_a_tag_names_no_weights_for_random_ones():
+    assert load_backbone("random:vit_tiny_patch16_224.dino").name == "vit_tiny_patch16_224"

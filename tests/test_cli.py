@@ -109,10 +109,18 @@ def test_presets_lie_under_explicit_options():
     from tasks.davis import DavisConfig
 
     crw = cli.parse(DavisConfig, prog="p", description="", argv=["--preset", "crw"], presets="davis")
-    assert crw.preset == "crw"
     assert (crw.context_frames, crw.top_k, crw.window_on) == (20, 10, "recent")
     mixed = cli.parse(DavisConfig, prog="p", description="", argv=["--top-k=3", "--preset=crw"], presets="davis")
     assert (mixed.context_frames, mixed.top_k) == (20, 3)
+
+
+def test_a_preset_named_in_a_recipe_counts_too(tmp_path: Path):
+    from tasks.davis import DavisConfig
+
+    (tmp_path / "r.yaml").write_text("preset: crw\ntop_k: 4\n")
+    argv = ["--config", str(tmp_path / "r.yaml"), "--radius", "3"]
+    config = cli.parse(DavisConfig, prog="p", description="", argv=argv, presets="davis")
+    assert (config.context_frames, config.top_k, config.radius) == (20, 4, 3)
 
 
 def test_unknown_preset_names_those_there_are():

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from dino_dense.report import Metric, Report, Score, published_numbers, summary
+from dino_dense.report import Metric, Report, Score, published_numbers
 
 
 def report(**changes: object) -> Report:
@@ -15,7 +15,12 @@ def report(**changes: object) -> Report:
         "metrics": (Metric("J&F-Mean"), Metric("J-Mean")),
         "scores": (Score("J&F-Mean", 60.0, 61, 1.5), Score("J-Mean", 58.0, 61)),
         "checkpoint": {"spec": "timm:vit_small_patch16_224.dino", "name": "vit_small_patch16_224.dino", "sha256": "00"},
-        "data": {"name": "DAVIS-2017 val", "n": 30, "unit": "sequences", "benchmark": "DAVIS-2017 val"},
+        "data": {
+            "name": "DAVIS-2017 val, preset dino",
+            "n": 30,
+            "unit": "sequences",
+            "benchmark": "DAVIS-2017 val, preset dino",
+        },
         "config": {"radius": 12},
     }
     return Report(**{**facts, **changes})
@@ -32,7 +37,7 @@ def test_other_data_shows_the_number_but_no_difference():
     data = {"name": "mine", "n": 2, "unit": "sequences", "benchmark": None}
     row = report(data=data).to_frame().iloc[0]
     assert row["published"] == 61.8
-    assert row["published_on"] == "DAVIS-2017 val"
+    assert row["published_on"] == "DAVIS-2017 val, preset dino"
     assert row["difference"] is None
 
 
@@ -70,13 +75,6 @@ def test_failure_is_a_row():
     assert len(frame) == 1
     assert frame.loc[0, "error"] == "x.pth: cut short"
     assert "**Failed:** x.pth: cut short" in failed.to_markdown()
-
-
-def test_summary_is_a_row_a_report():
-    table = summary([report(), report(task="knn", metrics=(Metric("top-1"),), scores=(Score("top-1", 50.0, 9),))])
-    assert table["J&F-Mean"].tolist()[0] == 60.0
-    assert table["top-1"].tolist()[1] == 50.0
-    assert table["published"].tolist() == ["61.8 (DAVIS-2017 val)", "74.5 (ImageNet-1k val)"]
 
 
 def test_markdown_has_the_number_and_what_repeats_it():

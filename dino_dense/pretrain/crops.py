@@ -1,4 +1,4 @@
-"""Multi-crop augmentation: two global views, treated differently, and several local ones (main_dino.py, DataAugmentationDINO)."""
+"""Multi-crop augmentation: two global views, treated differently, and several local ones (main_dino.py)."""
 
 import hashlib
 

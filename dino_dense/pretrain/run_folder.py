@@ -1,6 +1,5 @@
 """The run folder: its config, its exact training state, and the rules for beginning and continuing a run."""
 
-import csv
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,13 +10,13 @@ from torch.optim import Optimizer
 
 from dino_dense import cli
 from dino_dense.bodies import describe
-from dino_dense.checkpoint import TEACHER_FILE, read_tensors, save_backbone, write_tensors
+from dino_dense.checkpoint import STATE_FILE, TEACHER_FILE, read_tensors, save_backbone, write_tensors
 from dino_dense.pretrain.config import FREE_ON_RESUME, PretrainConfig
 from dino_dense.pretrain.loss import DINOLoss
-from dino_dense.pretrain.monitor import LOG_FILE
 from dino_dense.pretrain.network import MultiCropNetwork
+from dino_dense.report import write_text
 
-STATE_FILE, CONFIG_FILE = "last.safetensors", "config.yaml"
+CONFIG_FILE = "config.yaml"
 
 
 class RunError(ValueError):
@@ -37,27 +36,20 @@ class TrainingState(NamedTuple):
 def check_folder(run: Path, resume: bool) -> None:
     """Refuse to overwrite a run, or to resume where there is none.
 
-    A folder where a run stopped before its first checkpoint and its first logged step counts as unused.
+    A folder where a run stopped before its first checkpoint counts as unused.
 
     Raises RunError.
     """
     if resume and not (run / STATE_FILE).is_file():
         raise RunError(f"{run}: no {STATE_FILE} to resume from. Start without --resume, or name the run's folder.")
-    if not resume and ((run / STATE_FILE).exists() or _has_rows(run / LOG_FILE)):
+    if not resume and (run / STATE_FILE).exists():
         raise RunError(f"{run}: already holds a run. Continue it with --resume, or name another folder with --out.")
-
-
-def _has_rows(log: Path) -> bool:
-    if not log.is_file():
-        return False
-    with log.open(newline="") as file:
-        return any(csv.DictReader(file))
 
 
 def write_config(run: Path, config: PretrainConfig) -> None:
     """RUN/config.yaml: every field, enough to repeat the run with `--config`, or to resume it."""
     run.mkdir(parents=True, exist_ok=True)
-    (run / CONFIG_FILE).write_text(cli.to_yaml(replace(config, resume=False)))
+    write_text(run / CONFIG_FILE, cli.to_yaml(replace(config, resume=False)))
 
 
 def save_state(run: Path, state: TrainingState, step: int, config: PretrainConfig, fingerprint: str) -> None:

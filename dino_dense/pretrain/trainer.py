@@ -18,6 +18,7 @@ from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from dino_dense import distributed
+from dino_dense.checkpoint import STATE_FILE
 from dino_dense.distributed import World
 from dino_dense.pretrain import optim, run_folder
 from dino_dense.pretrain.batches import ImageSource, MicroBatch, Plan, build_loader
@@ -26,7 +27,7 @@ from dino_dense.pretrain.crops import normalise
 from dino_dense.pretrain.loss import DINOLoss
 from dino_dense.pretrain.monitor import CollapseWatch, Monitor, feature_spectrum
 from dino_dense.pretrain.network import DropPathKeys, build_student_and_teacher
-from dino_dense.pretrain.run_folder import STATE_FILE, TrainingState
+from dino_dense.pretrain.run_folder import TrainingState
 from dino_dense.pretrain.schedules import cosine_schedule
 
 MAX_WORKERS = 10

@@ -1,6 +1,9 @@
 """The DAVIS task from files to files: resuming, scoring, and input that cannot be used."""
 
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +15,16 @@ from PIL import Image
 
 from data import DataError
 from data.davis import read_ids, write_mask
-from dino_dense import Report
+from dino_dense import Report, cli
 from tasks import RunOptions, get, main, run_one
-from tasks.davis import DavisConfig, open_videos, propagate_masks
+from tasks.davis import (
+    DavisConfig,
+    _pixel_note,
+    _pixel_statistics,
+    _protocol_name,
+    open_videos,
+    propagate_masks,
+)
 from tests.oracles import OracleBackbone
 
 RANDOM = "random:vit_micro_patch8_64"
@@ -229,3 +239,69 @@ def test_presets_run_with_any_patch_size(tree: Path, tmp_path: Path, preset: str
         argv += ["--short-side", "96"]
     assert main("davis", argv) == 0
     assert len(pngs(tmp_path / "out")) == 3
+
+
+def test_masks_of_other_data_are_not_reused(tree: Path, tmp_path: Path):
+    run(tree, tmp_path / "out")
+    frame = tree / "JPEGImages" / "480p" / "one" / "00005.jpg"
+    cv2.imwrite(str(frame), np.zeros((64, 96, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"out: holds the results of another run \(data was"):
+        run(tree, tmp_path / "out")
+
+
+def test_masks_of_unknown_origin_are_not_reused(tree: Path, tmp_path: Path):
+    shutil.copytree(tree / "Annotations" / "480p", tmp_path / "out" / "masks")
+    with pytest.raises(ValueError, match=r"holds masks but no run\.json"):
+        run(tree, tmp_path / "out")
+
+
+def test_memory_for_propagation_changes_no_result_and_no_folder(tree: Path, tmp_path: Path):
+    first = run(tree, tmp_path / "out")
+    again = run(tree, tmp_path / "out", propagation_memory=1)
+    other = run(tree, tmp_path / "other", propagation_memory=1)
+    assert first.scores == again.scores == other.scores
+
+
+def test_the_written_config_repeats_the_run(tree: Path, tmp_path: Path):
+    first = run(tree, tmp_path / "a", radius=3)
+    argv = ["--config", str(tmp_path / "a" / "config.yaml"), "--out", str(tmp_path / "b")]
+    assert main("davis", argv) == 0
+    assert Report.from_json((tmp_path / "b" / "report.json").read_text()).scores == first.scores
+
+
+def test_pixel_statistics_are_the_protocols_unless_the_backbone_has_its_own(tree: Path):
+    config = config_for(tree)
+    imagenet = OracleBackbone()
+    imagenet.mean, imagenet.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    assert _pixel_statistics(imagenet, config).std == (0.228, 0.224, 0.225)
+    own = OracleBackbone()
+    own.mean = own.std = (0.5, 0.5, 0.5)
+    assert _pixel_statistics(own, config) is own
+    assert "mean (0.5, 0.5, 0.5)" in _pixel_note(own)
+
+
+def test_a_number_is_compared_only_with_the_same_protocol():
+    crw = cli.from_plain(DavisConfig, cli.load_protocol("davis", "crw"))
+    assert _protocol_name(DavisConfig()) == "dino"
+    assert _protocol_name(crw) == "crw"
+    assert _protocol_name(replace(crw, top_k=3)) is None
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_too_few_frames_are_refused_at_once(frames: int):
+    with pytest.raises(ValueError, match=f"max_frames is {frames}: expected 3 or more"):
+        DavisConfig(max_frames=frames)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_scores_of_one(tree: Path, tmp_path: Path):
+    one = run(tree, tmp_path / "one")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = ["--ckpt", RANDOM, "--data", str(tree), "--short-side", "null", "--device", "cpu"]
+    command = [*launcher, "-m", "tasks.davis", *options, "--out", str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    two = Report.from_json((tmp_path / "two" / "report.json").read_text())
+    assert two.scores == one.scores
+    assert pngs(tmp_path / "two") == pngs(tmp_path / "one")

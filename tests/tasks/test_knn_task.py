@@ -15,7 +15,9 @@ from PIL import Image
 
 from data import DataError
 from dino_dense import Report, load_backbone
+from dino_dense.distributed import World
 from tasks import RunOptions, get, run_one
+from tasks._features import Preprocessing, image_features
 from tasks.knn import KnnConfig, accuracy, knn_votes
 
 RANDOM = "random:vit_micro_patch8_64"
@@ -145,3 +147,16 @@ def test_bad_settings_are_refused():
     for changes in ({"k": ()}, {"k": (0,)}, {"temperature": 0.0}, {"crop": 300}):
         with pytest.raises(ValueError, match=r"expected|positive"):
             KnnConfig(**changes)
+
+
+def test_student_features_are_not_the_teachers(tmp_path: Path):
+    """One file, two networks: the cache tells them apart."""
+    root = make_folder(tmp_path / "set", {"dark": 3, "light": 3})
+    networks = {name: load_backbone(RANDOM, seed=seed).module for name, seed in (("teacher", 0), ("student", 1))}
+    torch.save({name: module.state_dict() for name, module in networks.items()}, tmp_path / "full.pth")
+    paths = sorted((root / "train").rglob("*.png"))
+    found = {}
+    for name in networks:
+        backbone = load_backbone(str(tmp_path / "full.pth"), network=name)
+        found[name] = image_features(backbone, paths, Preprocessing(32, 32), world=World())
+    assert not torch.equal(found["teacher"], found["student"])
