@@ -81,7 +81,7 @@ def test_dinov2_with_registers_agrees_with_timm():
     theirs.load_state_dict(weights)
     from dino_dense.backbone import _with_dino_positions
 
-    ours = _with_dino_positions(theirs)
+    ours = _with_dino_positions(theirs, "timm:...")
     image = torch.rand(1, 3, 70, 70)
     torch.testing.assert_close(ours.eval()(image), theirs.eval()(image))
 
@@ -198,7 +198,7 @@ def test_content_that_is_no_backbone(tmp_path: Path, content: object, says: str)
 def test_no_such_path_and_empty_folder(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         load_backbone(str(tmp_path / "absent.pth"))
-    with pytest.raises(FileNotFoundError, match=r"teacher\.safetensors; found nothing"):
+    with pytest.raises(FileNotFoundError, match=r"teacher\.safetensors \(for the teacher\); found nothing"):
         load_backbone(str(tmp_path))
 
 

@@ -16,7 +16,7 @@ from dino_dense.pretrain.trainer import Trainer
 from tests.pretrain.tiny_run import TINY, write_pictures
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="package")
 def one_thread() -> Iterator[None]:
     """Small tensors only lose time to threads."""
     before = torch.get_num_threads()
