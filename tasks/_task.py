@@ -92,7 +92,7 @@ class Context:
         Raises:
             ValueError: the results folder holds files made from other data, or by something else.
         """
-        self.identity["data"] = data.sha256
+        self.identity["data_sha256"] = data.sha256
         _check_same_run(self.out, self.identity)
 
     def folder(self, name: str = "") -> Path:

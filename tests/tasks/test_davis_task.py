@@ -245,7 +245,7 @@ def test_masks_of_other_data_are_not_reused(tree: Path, tmp_path: Path):
     run(tree, tmp_path / "out")
     frame = tree / "JPEGImages" / "480p" / "one" / "00005.jpg"
     cv2.imwrite(str(frame), np.zeros((64, 96, 3), np.uint8))
-    with pytest.raises(ValueError, match=r"out: holds the results of another run \(data was"):
+    with pytest.raises(ValueError, match=r"out: holds the results of another run \(data_sha256 was"):
         run(tree, tmp_path / "out")
 
 
