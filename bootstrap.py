@@ -6,7 +6,6 @@ requirements.lock; later calls find it there. Only the standard library is used 
 """
 
 import hashlib
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 LOCK = ROOT / "requirements.lock"
 ENVIRONMENT = ROOT / ".venv"
-PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+PYTHON = ENVIRONMENT / "bin" / "python"
 COMMANDS = {
     "quickstart": ["-m", "tasks", "quickstart"],
     "test": ["-m", "pytest"],
@@ -46,7 +45,13 @@ def main() -> int:
     if sys.version_info < (3, 11):  # noqa: UP036, this file is what an older Python meets first
         print(f"Python 3.11 or later is needed; this is {sys.version.split()[0]}.")
         return 1
-    set_up()
+    try:
+        set_up()
+    except subprocess.CalledProcessError as error:
+        print(
+            f"set-up stopped at: {' '.join(map(str, error.cmd))}\nIts message is above. Mend that and run this again."
+        )
+        return 1
     return subprocess.call([str(PYTHON), *COMMANDS[sys.argv[1]], *sys.argv[2:]], cwd=ROOT)
 
 

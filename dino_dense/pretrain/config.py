@@ -16,7 +16,8 @@ DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
 FREE_ON_RESUME = frozenset(
     {
         # Where and how fast the same computation runs, what it prints and when it ends: none changes a step's
-        # mathematics. The pictures are compared by number and names instead of by the path to them.
+        # mathematics, but for accumulate where there is BatchNorm: its statistics are a micro-batch's.
+        # The pictures are compared by number and names instead of by the path to them.
         *("data", "out", "resume", "device", "num_workers", "accumulate"),
         *("max_steps", "log_every", "save_every"),
     }
