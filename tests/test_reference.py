@@ -187,15 +187,12 @@ def test_davis_scores_of_the_stored_masks():
 def test_davis_masks(tmp_path: Path):
     """The whole task, from a checkpoint file to PNGs on disk."""
     arrays = reference("davis_masks")
-    names = sequences_of(arrays)
-    frames = {len(stored_masks(arrays, name)) for name in names}
-    assert len(frames) == 1
-    config = DavisConfig(data=str(davis_root()), year=2016, sequences=tuple(names), max_frames=frames.pop())
-    options = RunOptions(ckpt=str(recipe_checkpoint(tmp_path, "vit_small_patch16_224")), out=str(tmp_path / "out"))
-    run_one(get("davis"), options, config)
-    for name in names:
+    checkpoint = recipe_checkpoint(tmp_path, "vit_small_patch16_224")
+    for name in sequences_of(arrays):
         expected = stored_masks(arrays, name)
-        written = sorted((tmp_path / "out" / "masks" / name).glob("*.png"))
+        config = DavisConfig(data=str(davis_root()), year=2016, sequences=(name,), max_frames=len(expected))
+        run_one(get("davis"), RunOptions(ckpt=str(checkpoint), out=str(tmp_path / name)), config)
+        written = sorted((tmp_path / name / "masks" / name).glob("*.png"))
         found = np.stack([read_ids(path) for path in written])
         assert found.shape == expected.shape
         assert (found == expected).mean(axis=(1, 2)).min() >= 0.995, name
