@@ -94,6 +94,7 @@ class Context:
         """
         self.identity["data_sha256"] = data.sha256
         _check_same_run(self.out, self.identity)
+        distributed.barrier()  # every process has looked before any writes
 
     def folder(self, name: str = "") -> Path:
         """A folder for the task's files, made on first use, so that a run that fails early leaves nothing."""
