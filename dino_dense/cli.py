@@ -107,11 +107,11 @@ def parse(
     if presets:
         names = protocol_names(presets)
         text = f"Whose constants are the defaults: configs/protocols/{presets}_PRESET.yaml."
-        kinds["preset"] = Literal[*names]
-        parser.add_argument(
-            "--preset", type=kinds["preset"], default=None, help=text, metavar="{" + "|".join(names) + "}"
-        )
-        preset = parser.parse_args([word for word in argv if word not in ("--help", "-h")]).preset
+        hint: Any = Literal[*names]
+        parser.add_argument("--preset", type=hint, default=None, help=text, metavar=_placeholder(hint))
+        # These end the parsing where they stand, and must show the preset's constants.
+        endings = ("--help", "-h", "--print_config")
+        preset = parser.parse_args([word for word in argv if not word.startswith(endings)]).preset
         if preset is not None:  # under whatever else was said, here or in a recipe
             parser.set_defaults(load_protocol(presets, preset))
     values = parser.parse_args(argv)

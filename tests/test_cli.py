@@ -114,6 +114,15 @@ def test_presets_lie_under_explicit_options():
     assert (mixed.context_frames, mixed.top_k) == (20, 3)
 
 
+def test_a_presets_constants_are_what_is_printed(capsys: pytest.CaptureFixture[str]):
+    from tasks.davis import DavisConfig
+
+    for option, shown in (("--print-config", "context_frames: 20"), ("--help", "CRW 20). [20]")):
+        with pytest.raises(SystemExit):
+            cli.parse(DavisConfig, prog="p", description="", argv=["--preset", "crw", option], presets="davis")
+        assert shown in capsys.readouterr().out
+
+
 def test_a_preset_named_in_a_recipe_counts_too(tmp_path: Path):
     from tasks.davis import DavisConfig
 
