@@ -1,8 +1,12 @@
-"""Image-level features of a frozen backbone, extracted once and kept on disk."""
+"""Image-level features of a frozen backbone, extracted once and kept on disk.
+
+A *piece* is one vector an image: "cls1" is the class token of the last block, "cls2" of the one before, and so on,
+each after the final norm; "mean" is the mean of the last block's patch tokens, "gem" their generalised mean.
+"""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +21,17 @@ from data.sample import cache_folder
 from dino_dense import Backbone, distributed
 from dino_dense.checkpoint import CheckpointError, read_tensors, write_tensors
 
+CLS = "cls1"
+GEM_POWER = 4.0  # eval_copy_detection.py
+GEM_FLOOR = 1e-6  # eval_copy_detection.py
+
+Pieces = dict[str, Tensor]
+
+
+def cls_pieces(blocks: int) -> tuple[str, ...]:
+    """Class tokens of the last `blocks` blocks, in the order of the network."""
+    return tuple(f"cls{index}" for index in range(blocks, 0, -1))
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -24,13 +39,16 @@ class Preprocessing:
 
     resize: int = 256
     crop: int = 224
+    squash: bool = False
+    """Resize both sides to `resize` instead, whatever the shape (Copydays); nothing is cut."""
 
     def transform(self) -> v2.Compose:
         """PIL image -> float RGB [3, crop, crop] in [0, 1]."""
+        size = [self.resize, self.resize] if self.squash else self.resize
         return v2.Compose(
             [
-                v2.Resize(self.resize, interpolation=v2.InterpolationMode.BICUBIC),
-                v2.CenterCrop(self.crop),
+                v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC),
+                *([] if self.squash else [v2.CenterCrop(self.crop)]),
                 v2.PILToTensor(),
                 v2.ToDtype(torch.float32, scale=True),
             ]
@@ -48,59 +66,108 @@ class _Images(Dataset):
         return self.transform(read_rgb(self.paths[index]))
 
 
+def extract_pieces(backbone: Backbone, images: Tensor, pieces: Collection[str]) -> Pieces:
+    """Pieces [B, C] of images [B, 3, H, W] in [0, 1], float32 on the backbone's device, in one pass.
+
+    Raises:
+        ValueError: an unknown piece, or more blocks than the backbone has.
+    """
+    pooled = {"mean", "gem"} & set(pieces)
+    blocks = sorted({_block(piece) for piece in pieces if piece not in pooled} | ({1} if pooled else set()))
+    if blocks != [1] and not backbone.num_heads:
+        raise ValueError(f"{backbone.name} has no blocks of one width: ask for its last layer only.")
+    want = ({"patches"} if pooled else set()) | ({"cls"} if len(pooled) < len(set(pieces)) else set())
+    found = backbone.extract(images, want, layers=[-block for block in blocks])
+    result: Pieces = {}
+    if found.patches is not None:
+        last = found.patches[:, : backbone.embed_dim]  # blocks are in the order 1, 2, ...
+        result = {"mean": last.mean((-2, -1)), "gem": generalised_mean(last)}
+    if found.cls is not None:
+        parts = found.cls.chunk(len(blocks), dim=1)
+        result |= {f"cls{block}": part for block, part in zip(blocks, parts, strict=True)}
+    return {piece: result[piece] for piece in pieces}
+
+
+def generalised_mean(patches: Tensor, power: float = GEM_POWER, floor: float = GEM_FLOOR) -> Tensor:
+    """GeM pooling [B, C, h, w] -> [B, C]: the power mean of values not under `floor` (Radenovic et al. 2018)."""
+    return patches.clamp(min=floor).pow(power).mean((-2, -1)).pow(1 / power)
+
+
 def image_features(
     backbone: Backbone,
     paths: Sequence[Path],
     preprocessing: Preprocessing,
     *,
     world: distributed.World,
+    pieces: Collection[str] = (CLS,),
+    also: Iterable[str] = (),
     batch_size: int = 64,
     workers: int = 0,
     label: str = "features",
-) -> Tensor:
-    """Class-token features [N, C] of images, float32 on the CPU, in the order of `paths`.
+) -> Pieces:
+    """Pieces [N, C] of images, float32 on the CPU, in the order of `paths`.
 
     They are read from the cache when it holds this checkpoint, these files (path, size, time of change) and this
-    preprocessing; else extracted, by all processes together, and kept there.
+    preprocessing; else extracted, by all processes together, and kept there. When something has to be extracted,
+    the pieces of `also` are too, for a later call.
 
     Raises:
         DataError: an image cannot be read; the message names it.
+        ValueError: a piece that the backbone does not have.
     """
-    cached = _cache_file(backbone, paths, preprocessing)
-    if cached.is_file():
-        try:
-            return read_tensors(cached)[0]["cls"]
-        except (CheckpointError, KeyError):
-            pass  # damaged: extract again
-    features = _extract(backbone, paths, preprocessing, world, batch_size, workers, label)
-    if world.is_main:
-        write_tensors(cached, {"cls": features}, {"checkpoint": backbone.sha256, "name": backbone.name})
-    return features
+    files = {piece: _cache_file(backbone, paths, preprocessing, piece) for piece in {*pieces, *also}}
+    found = {piece: held for piece in set(pieces) if (held := _read(files[piece])) is not None}
+    if distributed.any_true(len(found) < len(set(pieces))):
+        missing = [piece for piece in files if piece in pieces or not files[piece].is_file()]
+        extracted = _extract(backbone, paths, preprocessing, missing, world, batch_size, workers, label)
+        if world.is_main:
+            for piece, features in extracted.items():
+                facts = {"checkpoint": backbone.sha256, "name": backbone.name, "piece": piece}
+                write_tensors(files[piece], {piece: features}, facts)
+        found |= extracted
+    return {piece: found[piece] for piece in pieces}
+
+
+def _block(piece: str) -> int:
+    """How many blocks from the end a class token is."""
+    number = piece.removeprefix("cls")
+    if number == piece or not number.isdecimal() or number == "0":
+        raise ValueError(f"unknown piece {piece!r}; there are cls1 (the last block), cls2, ..., mean and gem.")
+    return int(number)
+
+
+def _read(file: Path) -> Tensor | None:
+    """Features from the cache; None where there are none, or damaged ones."""
+    try:
+        return next(iter(read_tensors(file)[0].values()))
+    except (CheckpointError, FileNotFoundError, StopIteration):
+        return None
 
 
 def _extract(
     backbone: Backbone,
     paths: Sequence[Path],
     preprocessing: Preprocessing,
+    pieces: Sequence[str],
     world: distributed.World,
     batch_size: int,
     workers: int,
     label: str,
-) -> Tensor:
+) -> Pieces:
+    pieces = sorted(pieces)  # the same order in every process
     share = -(-len(paths) // world.size)  # every process does as many; the last ones repeat the final image
     mine = [paths[min(index, len(paths) - 1)] for index in range(world.rank * share, (world.rank + 1) * share)]
     loader = DataLoader(_Images(mine, preprocessing), batch_size, num_workers=workers)
-    parts = []
+    parts: dict[str, list[Tensor]] = {piece: [] for piece in pieces}
     with tqdm(total=len(mine), unit="image", desc=label, disable=not world.is_main) as bar:
         for images in loader:
-            cls = backbone.extract(images.to(backbone.device), {"cls"}).cls
-            assert cls is not None
-            parts.append(cls)
+            for piece, features in extract_pieces(backbone, images, pieces).items():
+                parts[piece].append(features)
             bar.update(len(images))
-    return distributed.all_gather(torch.cat(parts))[: len(paths)].cpu()
+    return {piece: distributed.all_gather(torch.cat(parts[piece]))[: len(paths)].cpu() for piece in pieces}
 
 
-def _cache_file(backbone: Backbone, paths: Sequence[Path], preprocessing: Preprocessing) -> Path:
+def _cache_file(backbone: Backbone, paths: Sequence[Path], preprocessing: Preprocessing, piece: str) -> Path:
     """Where these features live: the name is a hash of all they depend on."""
     digest = hashlib.sha256()
     facts = {
@@ -115,4 +182,4 @@ def _cache_file(backbone: Backbone, paths: Sequence[Path], preprocessing: Prepro
     for path in paths:
         status = path.stat()
         digest.update(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return cache_folder() / "features" / f"{digest.hexdigest()[:32]}.safetensors"
+    return cache_folder() / "features" / f"{digest.hexdigest()[:32]}-{piece}.safetensors"

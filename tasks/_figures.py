@@ -1,11 +1,12 @@
 """Pictures that go beside the numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from data.davis import PALETTE
 
@@ -29,6 +30,13 @@ def spread(items: Sequence[int], most: int = STRIP_FRAMES) -> list[int]:
     """At most `most` of the items, evenly spaced, first and last among them."""
     places = np.unique(np.linspace(0, len(items) - 1, most).round().astype(int))
     return [items[place] for place in places]
+
+
+def worst_and_best_first(values: pd.Series) -> list[Hashable]:
+    """Index labels by value: the lowest, the highest, the second lowest, and so on to the middle."""
+    ranked = list(values.sort_values(kind="stable").index)
+    pairs = zip(ranked, reversed(ranked), strict=True)
+    return list(dict.fromkeys(label for pair in pairs for label in pair))
 
 
 def mask_strip(path: Path, pairs: Sequence[tuple[Pixels, Pixels]]) -> None:

@@ -20,10 +20,11 @@ import torch
 
 from dino_dense import cli, distributed
 from dino_dense.backbone import Backbone, load_backbone
-from dino_dense.report import Metric, Report, Score, environment, peak_memory_mib, write_text
+from dino_dense.report import Metric, Picture, Report, Score, environment, peak_memory_mib, write_text
 
 ENTRY_POINT_GROUP = "dino_dense.tasks"
 IDENTITY_FILE = "run.json"
+SAMPLES_FILE = "samples.csv"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -74,6 +75,11 @@ class Outcome:
     """Further tables by file name without ending; the runner writes each as CSV."""
     note: str = ""
     """What a reader must know to read the number."""
+    samples: pd.DataFrame | None = None
+    """Column `sample` (its name, unique), then a column a metric, named as the metric and in its unit, whose mean
+    over the rows with a value is that metric's score: what paired comparisons of two checkpoints draw from."""
+    pictures: tuple[Picture, ...] = ()
+    """Image files the task wrote under `context.folder(...)`; the first ones say most."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,10 @@ class Context:
     world: distributed.World = field(default_factory=distributed.World)
     identity: dict[str, Any] = field(default_factory=dict)
     """What makes these results these: they are kept apart from those of any other run."""
+    pieces: frozenset[str] = frozenset()
+    """Further pieces of image features (`_features.PIECES`) that later tasks will ask for: extracted in one go."""
+    seed: int = 0
+    """Of every draw."""
 
     def bind(self, data: DataFacts) -> None:
         """Say which data the task's files are made from, before any is written or reused.
@@ -130,6 +140,9 @@ class Task:
     free: frozenset[str] = frozenset()
     """Fields that change no result, only speed or memory: a run may go on with other values of them."""
     needs_backbone: Callable[[Any], bool] = lambda config: True
+    """Whether a run with this config uses a backbone at all."""
+    pieces: Callable[[Any, int], frozenset[str]] = lambda config, depth: frozenset()
+    """Pieces of image features (`_features.PIECES`) that a run on a backbone of this depth asks for."""
 
 
 def names() -> list[str]:
@@ -179,8 +192,14 @@ def run_one(
     *,
     device: torch.device | None = None,
     world: distributed.World | None = None,
+    backbone: Backbone | None = None,
+    pieces: frozenset[str] = frozenset(),
 ) -> Report:
     """Run a task on a checkpoint and write its results.
+
+    Args:
+        backbone: the checkpoint, where it is loaded already (and on the device, in the dtype of `options`).
+        pieces: see `Context.pieces`.
 
     Raises:
         ValueError, OSError: whatever of checkpoint, data or options cannot be used. Nothing is then written.
@@ -188,15 +207,11 @@ def run_one(
     world = world or distributed.World()
     device = device or distributed.resolve_device(options.device)
     seed_everything(options.seed)
-    backbone = None
-    if task.needs_backbone(config):
-        if options.ckpt is None:
-            raise ValueError(
-                "which checkpoint? Give --ckpt: a file or run folder, timm:NAME or random:vit_small_patch16_224."
-            )
-        backbone = load_backbone(options.ckpt, arch=options.arch, seed=options.seed, network=options.network)
-        backbone.to(device, DTYPES[options.dtype])
-    context = _open(task, options, config, backbone, device, world)
+    if not task.needs_backbone(config):
+        backbone = None
+    elif backbone is None:
+        backbone = open_backbone(options, device)
+    context = _open(task, options, config, backbone, device, world, pieces)
     start = time.perf_counter()
     outcome = task.run(backbone, config, context)
     report = Report(
@@ -211,10 +226,26 @@ def run_one(
         environment=environment(device=device, dtype=options.dtype, seed=options.seed),
         seconds=time.perf_counter() - start,
         peak_memory_mib=peak_memory_mib(device),
+        pictures=outcome.pictures,
+        samples=SAMPLES_FILE if outcome.samples is not None else "",
     )
     if world.is_main:
         _write(context, report, outcome, options, config)
     return report
+
+
+def open_backbone(options: RunOptions, device: torch.device) -> Backbone:
+    """The checkpoint that the options name, on the device.
+
+    Raises:
+        ValueError, OSError: none is named, or it cannot be used (`load_backbone`).
+    """
+    if options.ckpt is None:
+        raise ValueError(
+            "which checkpoint? Give --ckpt: a file or run folder, timm:NAME or random:vit_small_patch16_224."
+        )
+    backbone = load_backbone(options.ckpt, arch=options.arch, seed=options.seed, network=options.network)
+    return backbone.to(device, DTYPES[options.dtype])
 
 
 def describe_checkpoint(backbone: Backbone | None) -> dict[str, Any]:
@@ -254,12 +285,35 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def mean_scores(samples: pd.DataFrame) -> tuple[Score, ...]:
+    """A score a metric column of an `Outcome.samples`: the mean over rows with a value, and its standard error."""
+    scores = []
+    for name in samples.columns.drop("sample"):
+        values = samples[name].dropna()
+        spread = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else None
+        scores.append(Score(name, float(values.mean()), len(values), spread))
+    return tuple(scores)
+
+
 def file_list_hash(root: Path, files: Sequence[Path]) -> str:
     """SHA-256 over relative names and sizes: says which files a number was measured on."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.relative_to(root).as_posix()}\0{file.stat().st_size}\n".encode())
     return digest.hexdigest()
+
+
+def identity_of(task: Task, options: RunOptions, config: Any, backbone: Backbone | None) -> dict[str, Any]:
+    """All that the results of a run depend on, but for its data (`Context.bind`)."""
+    settings = {name: value for name, value in cli.to_plain(config).items() if name not in task.free}
+    return {
+        "task": task.name,
+        "weights": backbone.weights_sha256 if backbone else None,
+        "architecture": backbone.name if backbone else None,
+        "dtype": options.dtype,
+        "seed": options.seed,
+        "config": json.loads(json.dumps(settings)),
+    }
 
 
 def _open(
@@ -269,24 +323,17 @@ def _open(
     backbone: Backbone | None,
     device: torch.device,
     world: distributed.World,
+    pieces: frozenset[str],
 ) -> Context:
     """Choose the results folder, refusing one that holds another run's results."""
-    settings = {name: value for name, value in cli.to_plain(config).items() if name not in task.free}
-    identity = {
-        "task": task.name,
-        "weights": backbone.weights_sha256 if backbone else None,
-        "architecture": backbone.name if backbone else None,
-        "dtype": options.dtype,
-        "seed": options.seed,
-        "config": json.loads(json.dumps(settings)),
-    }
+    identity = identity_of(task, options, config, backbone)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     label = re.sub(r"[^\w.-]+", "-", Path(options.ckpt or "masks").name.removesuffix(".safetensors"))
     out = Path(options.out) if options.out else Path("runs") / task.name / f"{label}-{digest}"
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out}: results need a folder here, found a file. Choose another --out.")
     _check_same_run(out, identity)
-    return Context(out=out, device=device, world=world, identity=identity)
+    return Context(out, device, world, identity, pieces, options.seed)
 
 
 def _check_same_run(out: Path, identity: Mapping[str, Any]) -> None:
@@ -319,5 +366,7 @@ def _write(context: Context, report: Report, outcome: Outcome, options: RunOptio
     out = context.folder()
     for name, table in outcome.tables.items():
         write_text(out / f"{name}.csv", table.to_csv(index=False))
+    if outcome.samples is not None:
+        write_text(out / SAMPLES_FILE, outcome.samples.to_csv(index=False))
     write_text(out / "config.yaml", cli.to_yaml(options) + cli.to_yaml(config))
     report.write(out)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from data import DataError
 from data.davis import VideoSequence, is_official_val, load_davis, read_predictions, write_mask
 from data.sample import sample_data
-from dino_dense import Backbone, Metric, Score, cli, distributed
+from dino_dense import Backbone, Metric, Picture, Score, cli, distributed
 from dino_dense.bodies import IMAGENET_MEAN, IMAGENET_STD
 from tasks import _figures
 from tasks._propagation import (
@@ -105,11 +105,11 @@ def run(backbone: Backbone | None, config: DavisConfig, context: Context) -> Out
         )
         return Outcome((), videos.facts, note=note)
     per_frame = _score_all(masks, videos.sequences, context)
-    if context.world.is_main:
-        _draw_all(masks, videos.sequences, context)
+    objects = _per_object(per_frame)
+    pictures = _draw_all(masks, videos.sequences, objects, context) if context.world.is_main else ()
     overall, per_sequence = summarise(per_frame)
     return Outcome(
-        scores=_scores(overall, per_frame),
+        scores=_scores(overall, objects),
         data=videos.facts,
         tables={
             "per_frame": per_frame,
@@ -117,6 +117,8 @@ def run(backbone: Backbone | None, config: DavisConfig, context: Context) -> Out
             f"global_results-{config.split}": overall,
         },
         note=f"Scored the masks in {masks}." if config.score else f"Masks are in {masks}.{_pixel_note(backbone)}",
+        samples=objects,
+        pictures=pictures,
     )
 
 
@@ -250,26 +252,41 @@ def _score_all(masks: Path, sequences: Sequence[VideoSequence], context: Context
     return pd.concat(tables, ignore_index=True)
 
 
-def _draw_all(masks: Path, sequences: Sequence[VideoSequence], context: Context) -> None:
-    """A picture of each sequence: masks over the frames that are scored, which are not the first and the last."""
+def _per_object(per_frame: pd.DataFrame) -> pd.DataFrame:
+    """Means over the frames, percent, a row an object: columns sample, J&F-Mean, J-Mean, F-Mean."""
+    means = 100 * per_frame.groupby(["sequence", "object"], sort=False)[["J", "F"]].mean()
+    names = [f"{sequence}_{identity}" for sequence, identity in means.index]
+    columns = {"sample": names, "J&F-Mean": means.mean(axis=1), "J-Mean": means["J"], "F-Mean": means["F"]}
+    return pd.DataFrame(columns).reset_index(drop=True)
+
+
+def _draw_all(
+    masks: Path, sequences: Sequence[VideoSequence], objects: pd.DataFrame, context: Context
+) -> tuple[Picture, ...]:
+    """A picture of each sequence, worst and best first: masks over frames that are scored (not the first and last)."""
+    means = objects["J&F-Mean"].groupby(objects["sample"].str.rpartition("_")[0]).mean()
+    pictures = {}
     for sequence in sequences:
         predicted = read_predictions(masks, sequence)
+        file = context.folder("overlays") / f"{sequence.name}.jpg"
         _figures.mask_strip(
-            context.folder("overlays") / f"{sequence.name}.jpg",
+            file,
             [(sequence.read_frame(index), predicted[index]) for index in _figures.spread(range(1, len(sequence) - 1))],
         )
+        caption = f"{sequence.name}: J&F {means[sequence.name]:.1f}"
+        pictures[sequence.name] = Picture(f"overlays/{file.name}", caption)
+    return tuple(pictures[str(name)] for name in _figures.worst_and_best_first(means))
 
 
-def _scores(overall: pd.DataFrame, per_frame: pd.DataFrame) -> tuple[Score, ...]:
+def _scores(overall: pd.DataFrame, objects: pd.DataFrame) -> tuple[Score, ...]:
     """Scores in percent, with the standard error over objects where the metric is their mean."""
-    objects = per_frame.groupby(["sequence", "object"])[["J", "F"]].mean()
-    objects["J&F"] = objects.mean(axis=1)
     scores = []
     for metric in METRICS:
-        kind, _, statistic = metric.name.rpartition("-")
-        spread = objects[kind].std() / len(objects) ** 0.5 if statistic == "Mean" and len(objects) > 1 else None
+        spread = (
+            objects[metric.name].std() / len(objects) ** 0.5 if metric.name in objects and len(objects) > 1 else None
+        )
         value = float(overall[metric.name].to_numpy()[0])
-        scores.append(Score(metric.name, 100 * value, len(objects), None if spread is None else 100 * float(spread)))
+        scores.append(Score(metric.name, 100 * value, len(objects), None if spread is None else float(spread)))
     return tuple(scores)
 
 

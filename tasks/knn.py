@@ -11,9 +11,10 @@ from torch import Tensor
 
 from data.images import LabelledImages, labelled_splits
 from data.sample import sample_data
-from dino_dense import Backbone, Metric, Score
-from tasks._features import Preprocessing, image_features
-from tasks._task import Context, DataFacts, Outcome, Task, file_list_hash, main
+from dino_dense import Backbone
+from tasks._features import CLS, Preprocessing, image_features
+from tasks._scores.classification import METRICS, hits
+from tasks._task import Context, DataFacts, Outcome, Task, file_list_hash, main, mean_scores
 
 SIMILARITY_BYTES = 256 * 2**20  # of similarities held at once; does not change the result
 HEADLINE_K = 20  # the best k in the paper, and the one it reports
@@ -78,11 +79,6 @@ def knn_votes(
         yield count, votes.argsort(dim=1, descending=True, stable=True)
 
 
-def accuracy(ranking: Tensor, labels: Tensor, top: int) -> float:
-    """Share in percent of rows [M, classes] whose label is among the first `top`."""
-    return 100 * (ranking[:, :top] == labels[:, None]).any(dim=1).double().mean().item()
-
-
 def run(backbone: Backbone | None, config: KnnConfig, context: Context) -> Outcome:
     """Extract (or find) the features of both folders, and vote."""
     assert backbone is not None
@@ -95,10 +91,11 @@ def run(backbone: Backbone | None, config: KnnConfig, context: Context) -> Outco
             paths,
             preprocessing,
             world=context.world,
+            also=context.pieces,
             batch_size=config.batch_size,
             workers=config.workers,
             label=label,
-        )
+        )[CLS]
         for label, paths in (("train features", train_images.paths), ("test features", test_images.paths))
     )
     possible = [count for count in config.k if count <= len(train)] or [len(train)]
@@ -111,29 +108,21 @@ def run(backbone: Backbone | None, config: KnnConfig, context: Context) -> Outco
         temperature=config.temperature,
         classes=len(train_images.class_names),
     )
+    names = [path.relative_to(root).as_posix() for path in test_images.paths]
     # An order among k classes or fewer says nothing beyond place k: the rest have no vote (eval_knn.py).
-    table = pd.DataFrame(
-        [(k, accuracy(order, targets, 1), accuracy(order, targets, min(5, k))) for k, order in ranked],
-        columns=["k", "top-1", "top-5"],
-    )
+    samples = {k: hits(order, targets, names, places=k) for k, order in ranked}
+    table = pd.DataFrame([{"k": k, **frame.mean(numeric_only=True)} for k, frame in samples.items()])
     headline = HEADLINE_K if HEADLINE_K in possible else possible[0]
     left_out = sorted(set(config.k) - set(possible))
     note = f"k = {headline}; every k is in knn.csv."
     if left_out:
         note += f" There are {len(train)} training images, so k = {', '.join(map(str, left_out))} is left out."
     return Outcome(
-        scores=_scores(table[table["k"] == headline].iloc[0], len(targets)),
+        scores=mean_scores(samples[headline]),
         data=_facts(config, root, train_images, test_images),
         tables={"knn": table},
         note=note,
-    )
-
-
-def _scores(row: pd.Series, n: int) -> tuple[Score, ...]:
-    """Accuracies with the standard error of a share of n images."""
-    return tuple(
-        Score(name, float(row[name]), n, float((row[name] * (100 - row[name]) / n) ** 0.5))
-        for name in ("top-1", "top-5")
+        samples=samples[headline],
     )
 
 
@@ -155,10 +144,11 @@ TASK = Task(
     summary="Weighted k-nearest-neighbour classification of frozen class tokens (top-1).",
     source="DINO, arXiv 2104.14294, sec. 4.1; eval_knn.py.",
     config=KnnConfig,
-    metrics=(Metric("top-1"), Metric("top-5")),
+    metrics=METRICS,
     run=run,
     smoke=KnnConfig(resize=64, crop=64),
     free=frozenset({"batch_size", "workers"}),
+    pieces=lambda config, depth: frozenset({CLS}),
 )
 
 if __name__ == "__main__":

@@ -12,53 +12,74 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.davis import load_davis
-from data.images import labelled_splits, read_rgb
+from data.davis import load_davis, read_foreground
+from data.images import labelled_splits, list_images, read_rgb
 from data.sample import sample_data
 from dino_dense import Backbone, Features
 
 THUMBNAIL = 12  # pixels
-CHANNELS = 16
+ANSWERS = 16  # channels that say what is there
+INSTANCES = 16  # channels that say which image it is
+CODE = 0.5  # length of the part that says which image it is; the answer's is 1
+
+
+class _Body(nn.Module):
+    """The module of a backbone, as fine-tuning takes it: timm's two calls, and a parameter that does nothing."""
+
+    def __init__(self, backbone: "NoiseBackbone") -> None:
+        super().__init__()
+        self.backbone, self.num_features = backbone, ANSWERS + INSTANCES
+        self.anchor = nn.Parameter(torch.zeros(1))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        cls = self.backbone.extract(images, {"cls"}).cls
+        assert cls is not None
+        return cls + 0 * self.anchor
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        assert pre_logits
+        return features
 
 
 class NoiseBackbone(Backbone):
     """Every image gets features of its own, drawn afresh: they say nothing about what is in it."""
 
     def __init__(self) -> None:
-        module = nn.Identity()
-        module.anchor = nn.Parameter(torch.zeros(1))
-        self.module, self.metadata = module, {}
+        self.module, self.metadata = _Body(self).requires_grad_(False), {}
         self.name = self.spec = self.sha256 = self.weights_sha256 = "noise"
-        self.patch_size, self.embed_dim, self.depth, self.num_heads = 8, CHANNELS, 1, 1
+        self.patch_size, self.embed_dim, self.depth, self.num_heads = 8, ANSWERS + INSTANCES, 1, 1
         self.mean, self.std, self.dtype = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), torch.float32
-        self.provides = frozenset({"patches", "cls"})
+        self.provides = frozenset({"patches", "cls", "keys", "attention"})
 
     def extract(self, images: Tensor, want=frozenset({"patches"}), layers=(-1,)) -> Features:
-        """Noise [B, C] and [B, C, h, w]."""
+        """Noise [B, C], [B, C, h, w] and [B, 1, h, w]."""
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
         generator = torch.Generator().manual_seed(int(images.double().sum() * 1e3) % 2**31)
+        patches = torch.randn(len(images), self.embed_dim, *grid, generator=generator)
         return Features(
-            patches=torch.randn(len(images), CHANNELS, *grid, generator=generator),
-            cls=torch.randn(len(images), CHANNELS, generator=generator),
+            patches=patches,
+            cls=torch.randn(len(images), self.embed_dim, generator=generator),
+            keys=patches,
+            attention=_share_out(torch.rand(len(images), 1, *grid, generator=generator)),
         )
 
 
 class OracleBackbone(NoiseBackbone):
-    """Class tokens are the image's class, patch tokens the object in the patch."""
+    """Class tokens are the image's class, patch tokens the object in the patch; attention goes to objects."""
 
     def __init__(self) -> None:
         super().__init__()
         self.name = self.spec = self.sha256 = self.weights_sha256 = "oracle"
 
     def extract(self, images: Tensor, want=frozenset({"patches"}), layers=(-1,)) -> Features:
-        """One-hot ground truth [B, C] and [B, C, h, w]."""
+        """One-hot ground truth [B, C] and [B, C, h, w], and [B, 1, h, w]."""
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
         thumbnails, answers = self._known
         found = torch.cdist(_thumbnail(images), thumbnails).argmin(dim=1)
-        labels = [answers[index] for index in found.tolist()]
-        ids = [torch.full(grid, label) if isinstance(label, int) else _shrink(label, grid) for label in labels]
-        patches = F.one_hot(torch.stack(ids), CHANNELS).permute(0, 3, 1, 2).float()
-        return Features(patches=patches, cls=patches.mean((-2, -1)))
+        patches = torch.stack([_answer(answers[index], index, grid) for index in found.tolist()])
+        objects = patches[:, 1:ANSWERS].sum(1, keepdim=True)
+        attention = _share_out(objects + 1e-3)
+        return Features(patches=patches, cls=patches.mean((-2, -1)), keys=patches, attention=attention)
 
     @cached_property
     def _known(self) -> tuple[Tensor, list[int | np.ndarray]]:
@@ -68,14 +89,28 @@ class OracleBackbone(NoiseBackbone):
         for split in labelled_splits(data.images):
             thumbnails += [_thumbnail_of_file(path) for path in split.paths]
             answers += split.labels
+        for path in list_images(data.saliency / "images"):
+            thumbnails.append(_thumbnail_of_file(path))
+            answers.append(read_foreground(data.saliency / "masks" / f"{path.stem}.png"))
         for sequence in load_davis(data.davis):
             thumbnails += [_thumbnail(_to_tensor(sequence.read_frame(index))) for index in range(len(sequence))]
             answers += list(sequence.read_masks())
         return torch.cat(thumbnails), answers
 
 
-def _shrink(ids: np.ndarray, grid: tuple[int, int]) -> Tensor:
-    return torch.from_numpy(cv2.resize(ids, grid[::-1], interpolation=cv2.INTER_NEAREST_EXACT)).long()
+def _answer(label: int | np.ndarray, index: int, grid: tuple[int, int]) -> Tensor:
+    """[C, h, w]: what is in each patch; for an image of a class also which image it is."""
+    if isinstance(label, int):
+        code = torch.randn(INSTANCES, generator=torch.Generator().manual_seed(index))
+        channels = torch.cat([F.one_hot(torch.tensor(label), ANSWERS).float(), CODE * F.normalize(code, dim=0)])
+        return channels[:, None, None].expand(-1, *grid)
+    ids = torch.from_numpy(cv2.resize(label, grid[::-1], interpolation=cv2.INTER_NEAREST_EXACT)).long()
+    return F.pad(F.one_hot(ids, ANSWERS).permute(2, 0, 1).float(), (0, 0, 0, 0, 0, INSTANCES))
+
+
+def _share_out(weights: Tensor) -> Tensor:
+    """[B, 1, h, w] that sums to 1 for each image."""
+    return weights / weights.sum((-2, -1), keepdim=True)
 
 
 def _to_tensor(rgb: np.ndarray) -> Tensor:

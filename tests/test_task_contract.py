@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,20 @@ def check_scores(task: Task, outcome: Outcome) -> None:
         assert metric.low <= score.value <= metric.high
         assert score.n > 0
         assert score.stderr is None or score.stderr >= 0
+    check_samples(task, outcome)
+
+
+def check_samples(task: Task, outcome: Outcome) -> None:
+    """A metric's value is the mean of its column, so that comparisons may draw from the samples."""
+    samples = outcome.samples
+    assert samples is not None
+    assert samples["sample"].is_unique
+    assert task.metrics[0].name in samples
+    for score in outcome.scores:
+        if score.metric in samples:
+            values = samples[score.metric].dropna()
+            assert score.value == pytest.approx(values.mean(), abs=1e-6)
+            assert score.n == len(values)
 
 
 def test_smoke_run_gives_the_declared_metrics_twice_the_same_and_leaves_the_weights(task: Task, tmp_path: Path):
@@ -78,6 +93,9 @@ def test_smoke_run_gives_the_declared_metrics_twice_the_same_and_leaves_the_weig
         check_scores(task, outcomes[-1])
     assert outcomes[0].scores == outcomes[1].scores
     assert "embedded" in outcomes[0].data.name
+    for picture in outcomes[0].pictures:
+        assert (tmp_path / "first" / picture.file).is_file()
+        assert picture.caption
     after = backbone.module.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not any(parameter.requires_grad for parameter in backbone.module.parameters())
@@ -105,12 +123,42 @@ def test_report_survives_json_and_names_everything(task: Task, tmp_path: Path):
         assert (tmp_path / "out" / name).is_file()
 
 
-def test_the_contract_catches_a_task_that_breaks_it():
-    """A metric left out, or out of its range, does not pass."""
-    task = tasks.get("knn")
-    good = tasks.DataFacts(name="embedded", root="", n=1, unit="images", sha256="")
-    from dino_dense import Score
+def broken(task: Task, damage: Callable[[Outcome], Outcome]) -> Task:
+    return dataclasses.replace(task, run=lambda *arguments: damage(task.run(*arguments)))
 
-    for scores in ((Score("top-1", 50.0, 1),), (Score("top-1", 150.0, 1), Score("top-5", 50.0, 1))):
-        with pytest.raises(AssertionError):
-            check_scores(task, Outcome(scores, good))
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda out: dataclasses.replace(out, scores=out.scores[:1]), id="a metric left out"),
+        pytest.param(lambda out: rescored(out, lambda value: value + 200), id="out of range"),
+        pytest.param(lambda out: rescored(out, lambda value: math.nan), id="not a number"),
+        pytest.param(lambda out: rescored(out, lambda value: value / 2), id="not the samples' mean"),
+    ],
+)
+def test_the_contract_catches_wrong_scores(damage: Callable[[Outcome], Outcome], tmp_path: Path):
+    task = broken(tasks.get("knn"), damage)
+    with pytest.raises(AssertionError):
+        check_scores(task, run_smoke(task, load_backbone(RANDOM), tmp_path))
+
+
+def test_the_contract_catches_a_task_that_does_not_look_at_the_features(oracle: OracleBackbone, tmp_path: Path):
+    """One that scores every backbone alike, or one that trains the weights it was lent."""
+    outcome = run_smoke(tasks.get("knn"), oracle, tmp_path / "honest")
+    constant = dataclasses.replace(tasks.get("knn"), run=lambda *arguments: outcome)
+    with pytest.raises(AssertionError):
+        test_truth_scores_near_the_top_and_noise_well_below(constant, oracle, tmp_path)
+
+    def training(backbone, *arguments):
+        with torch.no_grad():
+            next(backbone.module.parameters()).add_(1)
+        return tasks.get("knn").run(backbone, *arguments)
+
+    careless = dataclasses.replace(tasks.get("knn"), run=training)
+    with pytest.raises(AssertionError):
+        test_smoke_run_gives_the_declared_metrics_twice_the_same_and_leaves_the_weights(careless, tmp_path)
+
+
+def rescored(outcome: Outcome, change: Callable[[float], float]) -> Outcome:
+    scores = tuple(dataclasses.replace(score, value=change(score.value)) for score in outcome.scores)
+    return dataclasses.replace(outcome, scores=scores)

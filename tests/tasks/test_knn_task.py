@@ -17,8 +17,9 @@ from data import DataError
 from dino_dense import Report, load_backbone
 from dino_dense.distributed import World
 from tasks import RunOptions, get, run_one
-from tasks._features import Preprocessing, image_features
-from tasks.knn import KnnConfig, accuracy, knn_votes
+from tasks._features import CLS, Preprocessing, image_features
+from tasks._scores.classification import hits
+from tasks.knn import KnnConfig, knn_votes
 
 RANDOM = "random:vit_micro_patch8_64"
 
@@ -54,10 +55,12 @@ def test_more_neighbours_than_images_is_refused():
         next(knn_votes(torch.eye(4), torch.arange(4), torch.eye(4), k=[5], temperature=0.07, classes=4))
 
 
-def test_accuracy_counts_the_first_places():
-    ranking = torch.tensor([[0, 1, 2], [2, 1, 0]])
-    assert accuracy(ranking, torch.tensor([0, 1]), 1) == 50
-    assert accuracy(ranking, torch.tensor([0, 1]), 2) == 100
+def test_hits_count_the_first_places():
+    ranking = torch.tensor([[0, 1, 2], [2, 1, 0], [2, 1, 0]])
+    found = hits(ranking, torch.tensor([0, 1, 0]), ["a", "b", "c"])
+    assert found["top-1"].tolist() == [100, 0, 0]
+    assert found["top-5"].tolist() == [100, 100, 100]
+    assert hits(ranking, torch.tensor([0, 1, 0]), ["a", "b", "c"], places=2)["top-5"].tolist() == [100, 100, 0]
 
 
 def make_folder(root: Path, per_class: dict[str, int]) -> Path:
@@ -158,5 +161,5 @@ def test_student_features_are_not_the_teachers(tmp_path: Path):
     found = {}
     for name in networks:
         backbone = load_backbone(str(tmp_path / "full.pth"), network=name)
-        found[name] = image_features(backbone, paths, Preprocessing(32, 32), world=World())
+        found[name] = image_features(backbone, paths, Preprocessing(32, 32), world=World())[CLS]
     assert not torch.equal(found["teacher"], found["student"])

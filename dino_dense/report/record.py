@@ -52,6 +52,16 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """An image file that shows what a number means."""
+
+    file: str
+    """Path relative to the folder of the report, with forward slashes (JPEG or PNG)."""
+    caption: str
+    """One line: what is seen, and of which sample."""
+
+
+@dataclass(frozen=True)
 class Published:
     """A number from a paper, for one checkpoint on one benchmark (`published.yaml`)."""
 
@@ -104,6 +114,10 @@ class Report:
     environment: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     peak_memory_mib: float = 0.0
+    pictures: tuple[Picture, ...] = ()
+    """Beside this report; the first ones say most."""
+    samples: str = ""
+    """File beside this report with the values of single samples (see `tasks.Outcome.samples`); "" if none."""
     schema: int = SCHEMA_VERSION
 
     def published(self, metric: str) -> Published | None:
@@ -182,6 +196,7 @@ class Report:
             Score(**{**score, "value": math.nan if score["value"] is None else score["value"]})
             for score in record["scores"]
         )
+        record["pictures"] = tuple(Picture(**picture) for picture in record.get("pictures", ()))
         known = {item.name for item in fields(Report)}
         return Report(**{name: value for name, value in record.items() if name in known})
 
@@ -250,7 +265,7 @@ def peak_memory_mib(device: torch.device) -> float:
 @functools.cache
 def _commit() -> str | None:
     """Commit of the source tree this package runs from, "+" if changed; None where it is no git checkout."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     git = ["git", "-C", os.fspath(root)]

@@ -1,0 +1,30 @@
+"""Top-1 and top-5 of rankings, per image."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from torch import Tensor
+
+from dino_dense import Metric
+
+TOPS = (1, 5)
+METRICS = tuple(Metric(f"top-{top}") for top in TOPS)
+
+
+def hits(ranking: Tensor, labels: Tensor, names: Sequence[str], places: int | None = None) -> pd.DataFrame:
+    """Whether each image's class is among the first guesses, 0 or 100.
+
+    Args:
+        ranking: class ids [N, classes] (or fewer columns), likeliest first.
+        labels: [N].
+        names: of the images.
+        places: how many of the guesses count at most, where later ones say nothing.
+
+    Returns:
+        Columns sample, top-1, top-5: an `Outcome.samples`.
+    """
+    frame = pd.DataFrame({"sample": list(names)})
+    for top in TOPS:
+        first = ranking[:, : min(top, places or top)]
+        frame[f"top-{top}"] = 100.0 * (first == labels[:, None]).any(dim=1).double().numpy()
+    return frame
