@@ -185,8 +185,11 @@ def _first_line(error: Exception) -> str:
 # Wrappers that training code puts around a backbone, outermost first (DistributedDataParallel, torch.compile,
 # MultiCropWrapper, DINOv2's ModuleDict, ours).
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "encoder.")
-# Parts of a training file that are not the backbone: projection heads, classifiers, DINOv2's masking token.
-NOT_BACKBONE = re.compile(r"(head|heads|fc|dino_head|ibot_head|projection_head|prototypes)\..*|mask_token")
+# Parts of a training file that are not the backbone: projection heads, classifiers, DINOv2's masking token. But
+# `head.norm` is the last norm of timm's ConvNeXt.
+NOT_BACKBONE = re.compile(
+    r"(head\.(?!norm\.)|(heads|fc|dino_head|ibot_head|projection_head|prototypes)\.).*|mask_token"
+)
 
 
 def _backbone_weights(content: Any, path: Path, network: str) -> Weights:

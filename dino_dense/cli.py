@@ -77,7 +77,12 @@ class _Parser(ArgumentParser):
 
 
 def parse(
-    *config_types: type, prog: str, description: str, argv: Sequence[str] | None = None, presets: str = ""
+    *config_types: type,
+    prog: str,
+    description: str,
+    argv: Sequence[str] | None = None,
+    presets: str = "",
+    positional: str = "",
 ) -> Any:
     """Read the command line into frozen dataclasses.
 
@@ -87,6 +92,7 @@ def parse(
         description: the first lines of its help.
         argv: the arguments; default those of the process.
         presets: `--preset NAME` reads `configs/protocols/{presets}_{NAME}.yaml` before the other options.
+        positional: the field (a tuple of str) that takes the words which are no option and no option's value.
 
     Returns:
         One value a type, in order; the value itself where there is one type.
@@ -95,15 +101,19 @@ def parse(
         SystemExit: with 2 after a message, for an unknown or ill-typed option; with 0 after `--help`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    usage = f"{prog} [--config FILE] [--print-config] [--FIELD VALUE ...]"
+    words = f"{positional.upper()} ... " if positional else ""
+    usage = f"{prog} {words}[--config FILE] [--print-config] [--FIELD VALUE ...]"
     parser = _Parser(
         prog=prog, usage=usage, description=description, formatter_class=_HelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the fields below.")
     kinds: dict[str, Any] = {}
     for config_type in config_types:
-        kinds |= _add_fields(parser, config_type)
+        kinds |= _add_fields(parser, config_type, positional)
+    kinds.pop(positional, None)
     argv = _normalise(argv, kinds)
+    if positional:
+        argv = _words_first(argv)
     if presets:
         names = protocol_names(presets)
         text = f"Whose constants are the defaults: configs/protocols/{presets}_PRESET.yaml."
@@ -171,6 +181,31 @@ def from_plain(config_type: type, values: Mapping[str, Any]) -> Any:
     return config_type(**{key: _frozen(value) for key, value in values.items()})
 
 
+def from_recipe(config_type: type, values: Mapping[str, Any]) -> Any:
+    """A config from what a YAML file says, types and names checked as on the command line.
+
+    Raises:
+        ValueError: an unknown key (with the nearest name), a value of the wrong type, or one the config refuses.
+    """
+    from_plain(config_type, {name: None for name in values if name not in _field_names(config_type)})
+    parser = _Checker()
+    _add_fields(parser, config_type)
+    checked = parser.parse_object(dict(values))
+    return config_type(**{name: _frozen(checked[name]) for name in _field_names(config_type)})
+
+
+def _field_names(config_type: type) -> list[str]:
+    return [item.name for item in dataclasses.fields(config_type)]
+
+
+class _Checker(_Parser):
+    """A parser for values that come from a file: what is wrong is raised, not printed."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise ValueError with the message."""
+        raise ValueError(str(message).replace("Parser key ", "")) from ex
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run an entry point: what the user can mend is one plain message, not a traceback.
 
@@ -189,7 +224,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     raise SystemExit(code)
 
 
-def _add_fields(parser: _Parser, config_type: type) -> dict[str, Any]:
+def _add_fields(parser: _Parser, config_type: type, positional: str = "") -> dict[str, Any]:
     """An option a field, the class's own before those of the class it extends."""
     hints = get_type_hints(config_type)
     texts = field_docs(config_type)
@@ -200,9 +235,11 @@ def _add_fields(parser: _Parser, config_type: type) -> dict[str, Any]:
         for name in own:
             assert group is not None
             help_text, hint = texts[name].replace("%", "%%"), hints[name]
-            group.add_argument(
-                f"--{name}", type=hint, default=defaults[name], help=help_text, metavar=_placeholder(hint)
-            )
+            if name == positional:
+                group.add_argument(name, nargs="*", type=str, help=help_text, metavar=name.upper())
+            else:
+                placeholder = _placeholder(hint)
+                group.add_argument(f"--{name}", type=hint, default=defaults[name], help=help_text, metavar=placeholder)
     return hints
 
 
@@ -233,8 +270,9 @@ def _is_tuple(hint: Any) -> bool:
 
 
 def _normalise(argv: list[str], kinds: Mapping[str, Any]) -> list[str]:
-    """Shell habits -> what the parser reads: --max-frames, a bare --resume, lists as a,b,c."""
+    """Shell habits -> what the parser reads: --max-frames, a bare --resume, lists as a,b,c or said again and again."""
     result: list[str] = []
+    argv = _join_repeats(argv, kinds)
     for position, word in enumerate(argv):
         if word.startswith("--"):
             option, equals, value = word.partition("=")
@@ -244,8 +282,38 @@ def _normalise(argv: list[str], kinds: Mapping[str, Any]) -> list[str]:
                 value, equals = "true", "="
             result.append(f"--{name}{equals}{_as_list(value, kinds.get(name)) if equals else ''}")
         else:
-            last = result[-1].removeprefix("--") if result else ""
-            result.append(_as_list(word, kinds.get(last)))
+            option = result[-1] if result else ""
+            result.append(_as_list(word, kinds.get(option[2:]) if option.startswith("--") else None))
+    return result
+
+
+def _words_first(argv: list[str]) -> list[str]:
+    """Positional words before the options, wherever they were typed: argparse wants them in one piece."""
+    words: list[str] = []
+    options: list[str] = []
+    for word in argv:
+        before = options[-1] if options else ""
+        is_value = before.startswith("--") and "=" not in before and before not in ("--help", "--print_config")
+        (options if is_value or word.startswith("-") else words).append(word)
+    return words + options
+
+
+def _join_repeats(argv: list[str], kinds: Mapping[str, Any]) -> list[str]:
+    """--ckpt A --ckpt B -> --ckpt A,B, for options that take a list."""
+    result: list[str] = []
+    places: dict[str, int] = {}
+    words = iter(argv)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if not (word.startswith("--") and _is_tuple(kinds.get(option[2:].replace("-", "_")))):
+            result.append(word)
+            continue
+        value = value if equals else next(words, "")
+        if option in places:
+            result[places[option]] += f",{value}"
+        else:
+            result += [option, value]
+            places[option] = len(result) - 1
     return result
 
 

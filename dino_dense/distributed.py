@@ -1,13 +1,16 @@
 """torch.distributed, or one plain process: the same calls work in both."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,15 @@ def all_gather(tensor: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def even_share(items: Sequence[Item], world: World) -> list[Item]:
+    """This process's items, as many as any other's: the last processes repeat the final item.
+
+    Rows made from them and gathered by `all_gather` are those of `items`, in order, after `[: len(items)]`.
+    """
+    share = -(-len(items) // world.size)
+    return [items[min(index, len(items) - 1)] for index in range(world.rank * share, (world.rank + 1) * share)]
+
+
 def any_true(flag: bool) -> bool:
     """Whether `flag` is set in any process: the same answer everywhere."""
     if not is_active():
@@ -96,3 +108,12 @@ def barrier() -> None:
     """Wait for every process."""
     if is_active():
         dist.barrier()
+
+
+def gather_objects(items: list[Item]) -> list[Item]:
+    """The items of every process, in rank order: each may have any number of them, that pickle can carry."""
+    if not is_active():
+        return items
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]

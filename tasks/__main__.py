@@ -1,23 +1,32 @@
-"""`python -m tasks`: which tasks there are, any task by its name, and the quickstart."""
+"""`python -m tasks`: which tasks there are, any task by its name, a suite of them, and the quickstart."""
 
 import sys
 
 from dino_dense import cli
 from tasks import get, names
 from tasks import main as run_task
+from tasks._batch import main as run_suite
 from tasks._quickstart import quickstart
+
+USAGE = """usage: python -m tasks NAME --ckpt CHECKPOINT [--help]
+       python -m tasks --suite SUITE --ckpt A --ckpt B --out DIR [--help]
+       python -m tasks quickstart [--help]
+"""
 
 
 def main() -> int:
-    """`python -m tasks NAME [...]` (tasks of other packages too), `... quickstart`, or the list of tasks."""
-    if sys.argv[1:2] == ["quickstart"]:
+    """`python -m tasks NAME [...]` (tasks of other packages too), `... --suite NAME`, `... quickstart`, or the list."""
+    first = sys.argv[1] if len(sys.argv) > 1 else ""
+    if first == "quickstart":
         return quickstart(sys.argv[2:])
-    if sys.argv[1:] and sys.argv[1] in names():
-        return run_task(sys.argv[1], sys.argv[2:])
-    print("usage: python -m tasks NAME --ckpt CHECKPOINT [--help]\n       python -m tasks quickstart [--help]\n")
+    if first in names():
+        return run_task(first, sys.argv[2:])
+    if first.startswith("--"):
+        return run_suite()
+    print(USAGE)
     for name in names():
         print(f"  {name:<12}{get(name).summary}")
-    return 0 if len(sys.argv) == 1 else 2
+    return 0 if not first else 2
 
 
 if __name__ == "__main__":

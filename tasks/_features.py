@@ -155,8 +155,7 @@ def _extract(
     label: str,
 ) -> Pieces:
     pieces = sorted(pieces)  # the same order in every process
-    share = -(-len(paths) // world.size)  # every process does as many; the last ones repeat the final image
-    mine = [paths[min(index, len(paths) - 1)] for index in range(world.rank * share, (world.rank + 1) * share)]
+    mine = distributed.even_share(paths, world)
     loader = DataLoader(_Images(mine, preprocessing), batch_size, num_workers=workers)
     parts: dict[str, list[Tensor]] = {piece: [] for piece in pieces}
     with tqdm(total=len(mine), unit="image", desc=label, disable=not world.is_main) as bar:

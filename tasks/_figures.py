@@ -7,12 +7,16 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from data.davis import PALETTE
 
 Pixels = npt.NDArray[np.uint8]
 STRIP_FRAMES = 5
 STRIP_HEIGHT = 180  # pixels
+FRAME_WIDTH = 6  # pixels
+RIGHT, WRONG, PLAIN = (0, 158, 115), (213, 94, 0), (255, 255, 255)  # green and red that the colour-blind tell apart
 
 
 def overlay(frame: Pixels, ids: Pixels, opacity: float = 0.5) -> Pixels:
@@ -45,3 +49,32 @@ def mask_strip(path: Path, pairs: Sequence[tuple[Pixels, Pixels]]) -> None:
     width = round(tiles[0].shape[1] * STRIP_HEIGHT / tiles[0].shape[0])
     strip = np.hstack([cv2.resize(tile, (width, STRIP_HEIGHT), interpolation=cv2.INTER_AREA) for tile in tiles])
     cv2.imwrite(str(path), cv2.cvtColor(strip, cv2.COLOR_RGB2BGR))
+
+
+def curves(path: Path, values: pd.DataFrame, x: str) -> None:
+    """Write columns over the index as one PNG: a panel a column, one above the other."""
+    figure = Figure(figsize=(6, 2.2 * len(values.columns)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(values.columns), 1, sharex=True, squeeze=False)[:, 0]
+    for panel, name in zip(panels, values.columns, strict=True):
+        panel.plot(values.index, values[name], marker="." if len(values) < 30 else None)
+        panel.set_ylabel(name)
+        panel.grid(alpha=0.3)
+    panels[-1].set_xlabel(x)
+    figure.savefig(path, dpi=120)
+
+
+def result_strip(path: Path, query: Pixels, results: Sequence[Pixels], right: Sequence[bool]) -> None:
+    """Write a query and what was found for it, nearest first, side by side, as one JPEG.
+
+    Images are RGB [H, W, 3] of any size; right ones have a green frame, wrong ones a red one.
+    """
+    colours = [PLAIN, *(RIGHT if answer else WRONG for answer in right)]
+    tiles = []
+    for image, colour in zip([query, *results], colours, strict=True):
+        width = max(1, round(image.shape[1] * STRIP_HEIGHT / image.shape[0]))
+        tile = cv2.resize(image, (width, STRIP_HEIGHT), interpolation=cv2.INTER_AREA)
+        framed = np.full((STRIP_HEIGHT + 2 * FRAME_WIDTH, width + 2 * FRAME_WIDTH, 3), colour, np.uint8)
+        framed[FRAME_WIDTH:-FRAME_WIDTH, FRAME_WIDTH:-FRAME_WIDTH] = tile
+        tiles.append(framed)
+    cv2.imwrite(str(path), cv2.cvtColor(np.hstack(tiles), cv2.COLOR_RGB2BGR))

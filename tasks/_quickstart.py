@@ -11,12 +11,14 @@ import yaml
 
 from data.sample import sample_data
 from data.video import open_pretraining_data
-from dino_dense import Report, cli, distributed
+from dino_dense import cli, distributed
 from dino_dense.checkpoint import STATE_FILE
 from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.trainer import Trainer
-from dino_dense.report import write_text
-from tasks._task import RunOptions, get, run_one
+from dino_dense.report import pairs_frame, write_text
+from tasks._batch import BatchOptions, run_batch
+
+SUITE = "quickstart"
 
 
 @dataclass(frozen=True)
@@ -38,25 +40,30 @@ def quickstart(argv: Sequence[str]) -> int:
         argv=argv,
     )
     recipe = _recipe("pretrain/quickstart.yaml")
-    suite = _recipe("suites/quickstart.yaml")
-    reports = []
+    tables = []
     for seed in config.seeds:
         run = Path(config.out) / f"pretrain-seed{seed}"
         settings: PretrainConfig = cli.from_plain(PretrainConfig, {**recipe, "seed": seed, "out": str(run)})
         _pretrain(settings)
-        for spec in (f"random:{settings.arch}", str(run)):
-            for entry in suite:
-                task = get(entry["task"])
-                name = f"{task.name}-{'random' if spec.startswith('random:') else 'pretrained'}-seed{seed}"
-                options = RunOptions(ckpt=spec, out=str(Path(config.out) / name), device="cpu", seed=seed)
-                reports.append(run_one(task, options, cli.from_plain(task.config, entry["config"])))
-    table = _table(reports)
-    write_text(
-        Path(config.out) / "results.csv", pd.concat([report.to_frame() for report in reports]).to_csv(index=False)
-    )
+        entries = run_batch(
+            BatchOptions(
+                suite=SUITE,
+                ckpt=(f"random:{settings.arch}", str(run)),
+                out=str(Path(config.out) / f"results-seed{seed}"),
+                device="cpu",
+                seed=seed,
+            )
+        )
+        failed = [entry for entry in entries if entry.report.status == "failed"]
+        if failed:
+            raise ValueError(f"{failed[0].label} of {failed[0].checkpoint} failed: {failed[0].report.error}")
+        tables.append(pairs_frame(entries).assign(seed=seed))
+    pairs = pd.concat(tables, ignore_index=True)
+    write_text(Path(config.out) / "results.csv", pairs.to_csv(index=False))
+    table = _table(pairs)
     write_text(Path(config.out) / "results.md", table.to_markdown(floatfmt=".1f") + "\n")
     print(f"\nFrozen features on the embedded data, percent:\n\n{table.to_string(float_format='{:.1f}'.format)}\n")
-    print(f"Masks over frames, loss curve, reports: {config.out}")
+    print(f"Pages with pictures: {config.out}/results-seed*/index.html")
     return 0
 
 
@@ -74,16 +81,11 @@ def _pretrain(settings: PretrainConfig) -> None:
         raise KeyboardInterrupt
 
 
-def _table(reports: Sequence[Report]) -> pd.DataFrame:
+def _table(pairs: pd.DataFrame) -> pd.DataFrame:
     """A row a checkpoint and seed, a column a headline metric."""
-    headlines = pd.DataFrame(
-        [
-            {
-                "seed": report.environment["seed"],
-                "checkpoint": "random" if report.checkpoint["spec"].startswith("random:") else "pretrained",
-                f"{report.task} {report.scores[0].metric}": report.scores[0].value,
-            }
-            for report in reports
-        ]
-    )
-    return headlines.groupby(["seed", "checkpoint"], sort=False).first()
+    headlines = pairs.groupby(["seed", "checkpoint", "entry"], sort=False).first().reset_index()
+    is_random = headlines["checkpoint"].str.startswith("random:")
+    headlines["checkpoint"] = is_random.map({True: "random", False: "pretrained"})
+    headlines["column"] = headlines["entry"] + " " + headlines["metric"]
+    table = headlines.pivot_table(index=["seed", "checkpoint"], columns="column", values="value", sort=False)
+    return table.rename_axis(columns=None)

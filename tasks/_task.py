@@ -92,7 +92,7 @@ class Context:
     identity: dict[str, Any] = field(default_factory=dict)
     """What makes these results these: they are kept apart from those of any other run."""
     pieces: frozenset[str] = frozenset()
-    """Further pieces of image features (`_features.PIECES`) that later tasks will ask for: extracted in one go."""
+    """Further pieces of image features (`_features`) that later tasks will ask for: extracted in one go."""
     seed: int = 0
     """Of every draw."""
 
@@ -141,8 +141,8 @@ class Task:
     """Fields that change no result, only speed or memory: a run may go on with other values of them."""
     needs_backbone: Callable[[Any], bool] = lambda config: True
     """Whether a run with this config uses a backbone at all."""
-    pieces: Callable[[Any, int], frozenset[str]] = lambda config, depth: frozenset()
-    """Pieces of image features (`_features.PIECES`) that a run on a backbone of this depth asks for."""
+    pieces: Callable[[Any, Backbone], frozenset[str]] = lambda config, backbone: frozenset()
+    """Pieces of image features (`_features`) that a run asks for, so that tasks on one data set share one pass."""
 
 
 def names() -> list[str]:
@@ -228,6 +228,7 @@ def run_one(
         peak_memory_mib=peak_memory_mib(device),
         pictures=outcome.pictures,
         samples=SAMPLES_FILE if outcome.samples is not None else "",
+        free=tuple(sorted(task.free)),
     )
     if world.is_main:
         _write(context, report, outcome, options, config)

@@ -2,23 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.images import LabelledImages, labelled_splits
-from data.sample import sample_data
 from dino_dense import Backbone
 from tasks._features import CLS, Preprocessing, image_features
+from tasks._labelled import LabelledSet, open_labelled
 from tasks._scores.classification import METRICS, hits
-from tasks._task import Context, DataFacts, Outcome, Task, file_list_hash, main, mean_scores
+from tasks._task import Context, Outcome, Task, main, mean_scores
 
 SIMILARITY_BYTES = 256 * 2**20  # of similarities held at once; does not change the result
 HEADLINE_K = 20  # the best k in the paper, and the one it reports
-IMAGENET = (1000, 1_281_167, 50_000)  # classes, training and validation images of ImageNet-1k
 
 
 @dataclass(frozen=True)
@@ -82,8 +79,7 @@ def knn_votes(
 def run(backbone: Backbone | None, config: KnnConfig, context: Context) -> Outcome:
     """Extract (or find) the features of both folders, and vote."""
     assert backbone is not None
-    root = Path(config.data) if config.data else sample_data().images
-    train_images, test_images = labelled_splits(root)
+    images = open_labelled(config.data)
     preprocessing = Preprocessing(config.resize, config.crop)
     train, test = (
         image_features(
@@ -96,21 +92,20 @@ def run(backbone: Backbone | None, config: KnnConfig, context: Context) -> Outco
             workers=config.workers,
             label=label,
         )[CLS]
-        for label, paths in (("train features", train_images.paths), ("test features", test_images.paths))
+        for label, paths in (("train features", images.train.paths), ("test features", images.test.paths))
     )
     possible = [count for count in config.k if count <= len(train)] or [len(train)]
-    targets = torch.tensor(test_images.labels)
+    targets = torch.tensor(images.test.labels)
     ranked = knn_votes(
         train,
-        torch.tensor(train_images.labels),
+        torch.tensor(images.train.labels),
         test,
         k=possible,
         temperature=config.temperature,
-        classes=len(train_images.class_names),
+        classes=len(images.train.class_names),
     )
-    names = [path.relative_to(root).as_posix() for path in test_images.paths]
     # An order among k classes or fewer says nothing beyond place k: the rest have no vote (eval_knn.py).
-    samples = {k: hits(order, targets, names, places=k) for k, order in ranked}
+    samples = {k: hits(order, targets, images.test_names, places=k) for k, order in ranked}
     table = pd.DataFrame([{"k": k, **frame.mean(numeric_only=True)} for k, frame in samples.items()])
     headline = HEADLINE_K if HEADLINE_K in possible else possible[0]
     left_out = sorted(set(config.k) - set(possible))
@@ -119,24 +114,16 @@ def run(backbone: Backbone | None, config: KnnConfig, context: Context) -> Outco
         note += f" There are {len(train)} training images, so k = {', '.join(map(str, left_out))} is left out."
     return Outcome(
         scores=mean_scores(samples[headline]),
-        data=_facts(config, root, train_images, test_images),
+        data=images.facts(_benchmark(config, images)),
         tables={"knn": table},
         note=note,
         samples=samples[headline],
     )
 
 
-def _facts(config: KnnConfig, root: Path, train: LabelledImages, test: LabelledImages) -> DataFacts:
-    counts = (len(train.class_names), len(train.paths), len(test.paths))
+def _benchmark(config: KnnConfig, images: LabelledSet) -> str | None:
     published = (config.temperature, config.resize, config.crop) == (0.07, 256, 224) and HEADLINE_K in config.k
-    return DataFacts(
-        name=root.resolve().name if config.data else "embedded images",
-        root=str(root),
-        n=len(test.paths),
-        unit="test images",
-        sha256=file_list_hash(root, train.paths + test.paths),
-        benchmark=f"ImageNet-1k val, k = {HEADLINE_K}" if counts == IMAGENET and published else None,
-    )
+    return f"{images.published_name} val, k = {HEADLINE_K}" if images.published_name and published else None
 
 
 TASK = Task(
@@ -148,7 +135,7 @@ TASK = Task(
     run=run,
     smoke=KnnConfig(resize=64, crop=64),
     free=frozenset({"batch_size", "workers"}),
-    pieces=lambda config, depth: frozenset({CLS}),
+    pieces=lambda config, backbone: frozenset({CLS}),
 )
 
 if __name__ == "__main__":

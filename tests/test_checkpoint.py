@@ -113,6 +113,14 @@ def test_our_format_round_trip_and_run_folder(tmp_path: Path, tiny_vit: DinoViT)
     assert load_backbone(str(tmp_path)).metadata["step"] == 7
 
 
+def test_convnext_keeps_the_norm_that_timm_calls_head(tmp_path: Path):
+    module = build_module("convnext_atto")
+    module.head.norm.weight.data += 1
+    save_backbone(tmp_path / "net.safetensors", module)
+    loaded = load_file(tmp_path / "net.safetensors").module
+    assert torch.equal(loaded.state_dict()["head.norm.weight"], module.state_dict()["head.norm.weight"])
+
+
 def test_training_state_opens_as_its_teacher_or_student(tmp_path: Path, tiny_vit: DinoViT):
     other = DinoViT(TINY_SHAPE)
     tensors = {f"teacher.backbone.{k}": v for k, v in tiny_vit.state_dict().items()}

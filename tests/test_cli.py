@@ -150,3 +150,38 @@ def test_errors_are_one_message_and_exit_1(capsys: pytest.CaptureFixture[str], m
     monkeypatch.setenv(cli.DEBUG_VARIABLE, "1")
     with pytest.raises(ValueError, match="no object"):
         cli.run(broken)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What to read"""
+
+    files: tuple[str, ...] = ()
+    """Files."""
+    k: int = 1
+    """Neighbours."""
+    names: tuple[str, ...] = ()
+    """Names."""
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [("a.json", "b", "--k", "3"), ("--k", "3", "a.json", "b"), ("a.json", "--k=3", "b"), ("a.json", "--k", "3", "b")],
+)
+def test_positional_words_may_stand_anywhere(argv: tuple[str, ...]):
+    read = cli.parse(Reading, prog="prog", description="Does it.", argv=argv, positional="files")
+    assert read == Reading(files=("a.json", "b"), k=3)
+
+
+def test_positional_words_are_taken_as_they_are():
+    argv = ["--names", "x,y", "a,b", "names", "files", "7", "[z]"]
+    read = cli.parse(Reading, prog="prog", description="Does it.", argv=argv, positional="files")
+    assert read == Reading(files=("a,b", "names", "files", "7", "[z]"), names=("x", "y"))
+
+
+def test_help_shows_positional_words_without_hyphens(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        cli.parse(Reading, prog="prog", description="Does it.", argv=["--help"], positional="files")
+    text = capsys.readouterr().out
+    assert text.startswith("usage: prog FILES ...")
+    assert "--files" not in text

@@ -21,6 +21,9 @@ from tasks import RunOptions, get, run_one
 from tasks._propagation import propagate_labels
 from tasks._scores.classification import hits
 from tasks._scores.jf import score_sequence, summarise
+from tasks._scores.retrieval import average_precision, positive_ranks, query_scores
+from tasks._scores.saliency import accuracy, f_at_best_threshold, f_curve, iou
+from tasks._segment import attention_masks, box_of, lost, tokencut
 from tasks.davis import DavisConfig
 from tasks.knn import knn_votes
 from tests.reference_files import davis_root, recipe_weights, reference
@@ -213,3 +216,94 @@ def test_knn():
     names = [str(index) for index in range(len(test))]
     ours = [hits(order, test_labels, names, places=k)[["top-1", "top-5"]].mean() for k, order in ranked]
     np.testing.assert_allclose(ours, arrays["top1_top5"], rtol=0, atol=1e-6)
+
+
+# --- object_discovery, saliency_metrics ---
+
+
+def cases_of(arrays: np.lib.npyio.NpzFile) -> list[str]:
+    cases = sorted({key.split(".")[0] for key in arrays.files})
+    assert cases
+    return cases
+
+
+def keys_of(arrays: np.lib.npyio.NpzFile, case: str) -> tuple[torch.Tensor, int, tuple[int, int]]:
+    """Keys [D, h, w] without the class token's, the patch size, and the image's (H, W), pixels."""
+    width, height = (int(side) for side in arrays[f"{case}.size_wh"])
+    grid = arrays[f"{case}.tokencut_mask"].shape
+    keys = torch.from_numpy(arrays[f"{case}.keys"][1:]).T
+    return keys.unflatten(1, grid), height // grid[0], (height, width)
+
+
+def test_object_discovery_tokencut():
+    arrays = reference("object_discovery")
+    for case in cases_of(arrays):
+        keys, patch, size = keys_of(arrays, case)
+        found = tokencut(keys, tau=0.2, eps=1e-5)
+        np.testing.assert_array_equal(found.mask, arrays[f"{case}.tokencut_mask"] > 0, err_msg=case)
+        assert found.seed == int(arrays[f"{case}.tokencut_seed"])
+        assert box_of(found.mask, patch, size) == tuple(arrays[f"{case}.tokencut_box"])
+        ours, theirs = np.abs(found.eigenvector), arrays[f"{case}.tokencut_eig_abs"]
+        np.testing.assert_allclose(ours / ours.max(), theirs / theirs.max(), rtol=0, atol=1e-3, err_msg=case)
+
+
+def test_object_discovery_lost():
+    arrays = reference("object_discovery")
+    for case in cases_of(arrays):
+        keys, patch, size = keys_of(arrays, case)
+        found = lost(keys, k=100)
+        assert found.seed == int(arrays[f"{case}.lost_seed"])
+        assert box_of(found.mask, patch, size) == tuple(arrays[f"{case}.lost_box"])
+
+
+def test_object_discovery_from_frames(tmp_path: Path):
+    """Keys and attention of our backbone: the same keys, and the same masks of 60 % of the attention."""
+    arrays = reference("object_discovery")
+    backbone = load_backbone(str(recipe_checkpoint(tmp_path, "vit_small_patch16_224")))
+    backbone = backbone.with_normalisation(IMAGENET_MEAN, VIDEO_STD)
+    for case in cases_of(arrays):
+        keys, _, (height, width) = keys_of(arrays, case)
+        path = davis_root() / "JPEGImages/480p" / str(arrays[f"{case}.seq"]) / f"{int(arrays[f'{case}.frame']):05d}.jpg"
+        frame = cv2.cvtColor(cv2.resize(cv2.imread(str(path)), (width, height)), cv2.COLOR_BGR2RGB)
+        found = backbone.extract(torch.from_numpy(frame).permute(2, 0, 1)[None].float() / 255, {"keys", "attention"})
+        np.testing.assert_allclose(found.keys[0], keys, rtol=0, atol=2e-4, err_msg=case)
+        masks = attention_masks(found.attention[0], mass=0.6)
+        np.testing.assert_array_equal(masks, arrays[f"{case}.attention60_masks"] > 0, err_msg=case)
+
+
+def test_saliency_metrics():
+    arrays = reference("saliency_metrics")
+    pairs = list(zip(arrays["pred"], arrays["gt"] > 0, strict=True))
+    assert np.mean([iou(*pair) for pair in pairs]) == pytest.approx(float(arrays["iou"]), abs=1e-6)
+    assert np.mean([accuracy(*pair) for pair in pairs]) == pytest.approx(float(arrays["acc"]), abs=1e-6)
+    best_f, _ = f_at_best_threshold([f_curve(*pair) for pair in pairs])
+    assert best_f.mean() == pytest.approx(float(arrays["max_f"]), abs=1e-6)
+
+
+# --- retrieval ---
+
+DIFFICULTIES = {"medium": (("easy", "hard"), ("junk",)), "hard": (("hard",), ("junk", "easy"))}
+
+
+@pytest.mark.parametrize("difficulty", DIFFICULTIES)
+def test_retrieval(difficulty: str):
+    arrays = reference("retrieval")
+    rows = []
+    for query, order in enumerate(arrays["ranks"].T):
+        positive, junk = (
+            np.concatenate([arrays[f"{query}.{label}"] for label in labels]) for labels in DIFFICULTIES[difficulty]
+        )
+        rows.append(query_scores(positive_ranks(order, positive, junk, len(order)), len(positive)))
+    means = {name: np.nanmean([row[name] for row in rows]) / 100 for name in rows[0]}
+    assert means["mAP"] == pytest.approx(float(arrays[f"map_{difficulty}"]), abs=1e-9)
+    precisions = [means[f"mP@{k}"] for k in (1, 5, 10)]
+    np.testing.assert_allclose(precisions, arrays[f"mpr_{difficulty}"], rtol=0, atol=1e-9)
+
+
+def test_copy_detection_average_precision():
+    arrays = reference("retrieval")
+    cases = sorted(key.split(".")[0] for key in arrays.files if key.startswith("ap") and key.endswith(".ranks"))
+    assert cases
+    for case in cases:
+        ranks = arrays[f"{case}.ranks"]
+        assert average_precision(ranks, len(ranks)) == pytest.approx(float(arrays[f"{case}.ap"]), abs=1e-9)

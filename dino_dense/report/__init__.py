@@ -1,5 +1,9 @@
 """Results as typed records, and everything made from them: tables, files, the page, comparisons."""
 
+from dino_dense.report.compare import IntervalConfig, compare_all
+from dino_dense.report.files import write_batch, write_comparison
+from dino_dense.report.merge import read_entries
+from dino_dense.report.page import render_page
 from dino_dense.report.record import (
     Metric,
     Picture,
@@ -11,15 +15,25 @@ from dino_dense.report.record import (
     published_numbers,
     write_text,
 )
+from dino_dense.report.table import Entry, batch_frame, pairs_frame
 
 __all__ = [
+    "Entry",
+    "IntervalConfig",
     "Metric",
     "Picture",
     "Published",
     "Report",
     "Score",
+    "batch_frame",
+    "compare_all",
     "environment",
+    "pairs_frame",
     "peak_memory_mib",
     "published_numbers",
+    "read_entries",
+    "render_page",
+    "write_batch",
+    "write_comparison",
     "write_text",
 ]

@@ -118,10 +118,12 @@ class Report:
     """Beside this report; the first ones say most."""
     samples: str = ""
     """File beside this report with the values of single samples (see `tasks.Outcome.samples`); "" if none."""
+    free: tuple[str, ...] = ()
+    """Fields of the config that change no number, only speed or memory: comparisons let them differ."""
     schema: int = SCHEMA_VERSION
 
     def published(self, metric: str) -> Published | None:
-        """The published number for this metric and checkpoint, whatever the data measured here."""
+        """The published number for this metric and checkpoint, on the data measured here or on the only data it has."""
         mine = {str(self.checkpoint.get("name")), str(self.checkpoint.get("sha256"))}
         candidates = [
             entry
@@ -129,7 +131,15 @@ class Report:
             if entry.task == self.task and entry.metric == metric and mine & set(entry.checkpoints)
         ]
         same_data = [entry for entry in candidates if entry.benchmark == self.data.get("benchmark")]
-        return next(iter(same_data or candidates), None)
+        return next(iter(same_data or (candidates if len(candidates) == 1 else [])), None)
+
+    def settings(self) -> dict[str, Any]:
+        """The config, without what changes no number and the place of the data, which `data` identifies."""
+        return {key: value for key, value in self.config.items() if key not in {*self.free, "data"}}
+
+    def protocol(self) -> str:
+        """Task, data and settings: equal for two reports whose numbers may be compared."""
+        return json.dumps([self.task, self.data.get("sha256"), _plain(self.settings())], sort_keys=True)
 
     def to_frame(self) -> pd.DataFrame:
         """One row a score (one row in all for a failure), with provenance and the published number."""
@@ -197,6 +207,7 @@ class Report:
             for score in record["scores"]
         )
         record["pictures"] = tuple(Picture(**picture) for picture in record.get("pictures", ()))
+        record["free"] = tuple(record.get("free", ()))
         known = {item.name for item in fields(Report)}
         return Report(**{name: value for name, value in record.items() if name in known})
 
@@ -228,11 +239,28 @@ class Report:
         write_text(out / "report.md", self.to_markdown())
 
 
+def beside(folder: Path, name: str) -> Path:
+    """The file that a report in this folder names.
+
+    Raises:
+        ValueError: the name leads out of the folder: a report is not to be trusted with other files.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{folder}: the report names {name!r}, expected a file in its own folder.")
+    return path
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file (UTF-8) whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(text)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        file.write(content)
     Path(file.name).chmod(0o644)
     Path(file.name).replace(path)
 

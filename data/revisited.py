@@ -1,0 +1,241 @@
+"""Revisited Oxford and Paris (Radenović et al. 2018, arXiv 1803.11285): which images answer which query.
+
+    <root>/gnd_roxford5k.pkl    or gnd_rparis6k.pkl, or any gnd_NAME.pkl of the same form
+    <root>/jpg/*.jpg
+
+The ground truth is a pickle, and a pickle is a program. It is read with stand-ins for the few things that such
+a file needs (NumPy's arrays and numbers); whatever else it names is refused before it is looked up.
+"""
+
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data import DataError
+
+Indices = npt.NDArray[np.int64]
+Box = tuple[float, float, float, float]
+
+LABELS = ("easy", "hard", "junk")
+PUBLISHED_SIZES = {"roxford5k": (4993, 70), "rparis6k": (6322, 70)}
+"""Database images and queries of the published sets (arXiv 1803.11285, sec. 3)."""
+
+
+@dataclass(frozen=True)
+class Revisited:
+    """A database, queries, and for each query the database images (by index) that are easy, hard and junk."""
+
+    name: str
+    """roxford5k, rparis6k, or what stands in the name of the ground-truth file."""
+    root: Path
+    ground_truth: Path
+    database: list[Path]
+    queries: list[Path]
+    boxes: list[Box]
+    """For each query the landmark: left, top, right, bottom (pixels of the full image)."""
+    labels: list[dict[str, Indices]]
+    """For each query, under "easy", "hard" and "junk"."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether this is a published set, whole."""
+        return PUBLISHED_SIZES.get(self.name) == (len(self.database), len(self.queries))
+
+
+def load_revisited(root: Path | str) -> Revisited:
+    """Read the ground truth and check that every image is there.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        DataError: no ground-truth file or more than one; one that is damaged, names anything but plain data,
+            or contradicts itself; missing images (the first ones are named).
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder. Check the path.")
+    file = _ground_truth_file(root)
+    record = _read_plain_pickle(file)
+    names = {key: _image_names(file, record, key) for key in ("imlist", "qimlist")}
+    answers = record.get("gnd")
+    if not isinstance(answers, list) or len(answers) != len(names["qimlist"]):
+        found = len(answers) if isinstance(answers, list) else type(answers).__name__
+        raise DataError(f"{file}: expected a gnd entry for each of {len(names['qimlist'])} queries, found {found}.")
+    paths = {key: [root / "jpg" / f"{name}.jpg" for name in listed] for key, listed in names.items()}
+    _check_images(root, [*paths["imlist"], *paths["qimlist"]])
+    where = [f"{file}: gnd[{number}]" for number in range(len(answers))]
+    return Revisited(
+        name=file.stem.removeprefix("gnd_"),
+        root=root,
+        ground_truth=file,
+        database=paths["imlist"],
+        queries=paths["qimlist"],
+        boxes=[_box(place, answer) for place, answer in zip(where, answers, strict=True)],
+        labels=[
+            {label: _indices(place, answer, label, len(paths["imlist"])) for label in LABELS}
+            for place, answer in zip(where, answers, strict=True)
+        ],
+    )
+
+
+def is_revisited(root: Path) -> bool:
+    """Whether a folder looks like one of these sets."""
+    return any(root.glob("gnd_*.pkl"))
+
+
+# --- What the file holds -----------------------------------------------------------------------------------
+
+
+def _ground_truth_file(root: Path) -> Path:
+    files = sorted(root.glob("gnd_*.pkl"))
+    if len(files) != 1:
+        found = ", ".join(file.name for file in files) or "none"
+        raise DataError(f"{root}: expected one of gnd_roxford5k.pkl and gnd_rparis6k.pkl (and jpg/), found {found}.")
+    return files[0]
+
+
+def _image_names(file: Path, record: Mapping[str, Any], key: str) -> list[str]:
+    """Names without ending, all below jpg/."""
+    names = record.get(key)
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{file}: expected a list of image names under {key!r}, found {_short(names)}.")
+    for name in names:
+        if not name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise DataError(f"{file}: {key} has {name!r}, expected the name of an image in jpg/.")
+    return names
+
+
+def _check_images(root: Path, paths: Sequence[Path]) -> None:
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        some = ", ".join(path.relative_to(root).as_posix() for path in missing[:3])
+        more = ", ..." if len(missing) > 3 else ""
+        raise DataError(f"{root}: {len(missing)} of {len(paths)} images are missing ({some}{more}). Unpack them there.")
+
+
+def _indices(place: str, answer: Any, label: str, count: int) -> Indices:
+    """Indices into the database, each within it."""
+    value = answer.get(label) if isinstance(answer, dict) else None
+    found = _plain_array(value)
+    if found is None or found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+        raise DataError(f"{place}: expected a list of indices under {label!r}, found {_short(value)}.")
+    if found.size and (found.min() < 0 or found.max() >= count):
+        raise DataError(
+            f"{place}: {label} goes from {found.min()} to {found.max()}, expected 0 to {count - 1} "
+            "(the images of imlist)."
+        )
+    return found.astype(np.int64)
+
+
+def _box(place: str, answer: Any) -> Box:
+    """The query's landmark, pixels."""
+    value = answer.get("bbx") if isinstance(answer, dict) else None
+    found = _plain_array(value)
+    if found is None or found.shape != (4,) or found.dtype.kind not in "iuf" or not np.isfinite(found).all():
+        raise DataError(f"{place}: expected four numbers under 'bbx', found {_short(value)}.")
+    left, top, right, bottom = (float(side) for side in found)
+    if not (left < right and top < bottom):
+        raise DataError(f"{place}: bbx is {found.tolist()}, expected left < right and top < bottom.")
+    return left, top, right, bottom
+
+
+def _plain_array(value: Any) -> npt.NDArray[Any] | None:
+    """An array of numbers from a list or a stand-in; None for anything else."""
+    if isinstance(value, _Array):
+        return value.values
+    plain = isinstance(value, list | tuple) and all(type(item) in (int, float) for item in value)
+    return np.array(value) if plain else None
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:60] if isinstance(value, str | int | float | list | tuple) else type(value).__name__
+
+
+# --- A pickle without its program --------------------------------------------------------------------------
+
+
+class _DType:
+    """Stands in for numpy.dtype: plain numbers only."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        if not re.fullmatch(r"[<>=|]?[biuf]\d{1,2}", code):
+            raise pickle.UnpicklingError(f"it holds an array of {code!r}")
+        self.dtype: np.dtype[Any] = np.dtype(code)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """Stands in for numpy.ndarray."""
+
+    values: npt.NDArray[Any] | None = None
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, fortran, raw = state
+        self.values = _decode(raw, kind).reshape(shape, order="F" if fortran else "C")
+
+
+def _decode(raw: Any, kind: _DType) -> npt.NDArray[Any]:
+    # A text is bytes that Python 2 wrote.
+    return np.frombuffer(raw.encode("latin1") if isinstance(raw, str) else raw, kind.dtype)
+
+
+def _reconstruct(*_: object) -> _Array:
+    return _Array()
+
+
+def _from_buffer(raw: Any, kind: _DType, shape: Any, order: str) -> _Array:
+    found = _Array()
+    found.__setstate__((1, shape, kind, order == "F", raw))
+    return found
+
+
+def _scalar(kind: _DType, raw: Any) -> int | float:
+    return _decode(raw, kind)[0].item()
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    return text.encode({"latin1": "latin1"}[encoding])
+
+
+_STAND_INS: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _DType,
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,  # protocol 5
+    ("_codecs", "encode"): _encode,  # how Python 3 writes bytes in protocol 2
+}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Builds containers, texts, numbers and stand-ins; imports nothing."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        key = (module.replace("numpy._core", "numpy.core"), name)
+        if key not in _STAND_INS:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no ground truth needs")
+        return _STAND_INS[key]
+
+
+def _read_plain_pickle(file: Path) -> dict[str, Any]:
+    """The dict in a pickle of plain data.
+
+    Raises:
+        DataError: it is damaged, asks for more than plain data, or holds no dict.
+    """
+    with file.open("rb") as stream:
+        try:
+            record = _PlainUnpickler(stream, encoding="latin1").load()
+        except Exception as error:  # a damaged pickle can raise anything
+            reason = str(error) or type(error).__name__
+            raise DataError(f"{file}: refused, {reason}. Get the published file anew.") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{file}: expected a dict with imlist, qimlist and gnd, found {type(record).__name__}.")
+    return record

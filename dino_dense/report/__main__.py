@@ -1,0 +1,53 @@
+"""Show reports in one table, and say where checkpoints differ by more than the choice of samples."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dino_dense import cli
+from dino_dense.report.compare import IntervalConfig, compare_all, not_compared, readable
+from dino_dense.report.files import write_comparison
+from dino_dense.report.merge import read_entries
+from dino_dense.report.texts import failures, headline_frame
+
+
+@dataclass(frozen=True)
+class ReportConfig(IntervalConfig):
+    """What to read and write"""
+
+    reports: tuple[str, ...] = ()
+    """report.json files, folders with one, or batch folders (every report below). The first is the baseline."""
+    out: str | None = None
+    """Folder for comparison.csv, .md and .html, and the tables of all reports; without it, they are printed only."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.reports:
+            raise ValueError("reports is empty: expected a JSON file or a folder of results")
+
+
+def main() -> int:
+    """Read, compare, print. The exit status: 1 where a run failed or could not be compared."""
+    config: ReportConfig = cli.parse(
+        ReportConfig,
+        prog="python -m dino_dense.report",
+        description=f"{__doc__} Checkpoints are compared on the same samples, with paired bootstrap intervals.",
+        positional="reports",
+    )
+    entries = read_entries([Path(path) for path in config.reports])
+    comparison = compare_all(entries, config)
+    print(f"\n{headline_frame(entries).to_string(index=False)}\n")
+    compared, left_out = readable(comparison), not_compared(comparison)
+    if len(compared):
+        print(f"{compared.to_string(index=False)}\n")
+    for entry in failures(entries):
+        print(f"failed: {entry.label} of {entry.checkpoint}: {entry.report.error}")
+    for line in left_out:
+        print(f"not compared: {line}")
+    if config.out:
+        write_comparison(entries, comparison, Path(config.out), title="Comparison")
+        print(f"Page and tables: {config.out}")
+    return 1 if left_out or failures(entries) else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,312 @@
+"""Are two checkpoints different? Paired differences over the same samples, with bootstrap intervals.
+
+Two means over the same n samples share the samples' difficulty; the differences d_i = b_i - a_i do not. Resampling the
+d_i with replacement gives the interval of their mean (percentile bootstrap: Efron and Tibshirani 1993, chapter 13). It
+covers the choice of samples, not the luck of a training run.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from tqdm import tqdm
+
+from dino_dense.report.cells import number
+from dino_dense.report.record import Metric, Report, beside
+from dino_dense.report.table import Entry
+
+DRAWS_AT_ONCE = 2**22  # samples drawn at once, 32 MiB of them; does not change the result
+SAME_MEAN = 1e-6  # a score and the mean of its column differ by rounding at most (tests/test_task_contract.py)
+COLUMNS = (
+    *("entry", "metric", "unit", "baseline", "candidate", "baseline_value", "candidate_value"),
+    *("difference", "stderr", "low", "high", "better", "worse", "equal", "n"),
+    *("verdict", "reason", "note", "bootstrap", "confidence", "seed"),
+)
+NUMBERS = ("baseline_value", "candidate_value", "difference", "stderr", "low", "high", "better", "worse", "equal")
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class IntervalConfig:
+    """How intervals are made"""
+
+    bootstrap: int = 10_000
+    """Resamples of the samples."""
+    confidence: float = 0.95
+    """Share of intervals that hold the true difference."""
+    seed: int = 0
+    """Of the resamples."""
+
+    def __post_init__(self) -> None:
+        if self.bootstrap < 1:
+            raise ValueError(f"bootstrap is {self.bootstrap}: expected 1 resample or more")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence is {self.confidence}: expected more than 0 and less than 1")
+
+
+def bootstrap_means(values: Numbers, resamples: int, seed: int) -> Numbers:
+    """Means [resamples] of draws with replacement from values [n]; the draws depend on n and the seed only."""
+    generator = np.random.default_rng(seed)
+    at_once = max(1, DRAWS_AT_ONCE // len(values))
+    return np.concatenate(
+        [
+            values[generator.integers(len(values), size=(min(at_once, resamples - start), len(values)))].mean(axis=1)
+            for start in range(0, resamples, at_once)
+        ]
+    )
+
+
+def paired_difference(baseline: Numbers, candidate: Numbers, config: IntervalConfig) -> dict[str, float]:
+    """The difference of two means over the same samples.
+
+    Args:
+        baseline, candidate: values [n] of the same samples in the same order, n at least 2.
+
+    Returns:
+        difference (candidate - baseline), its stderr, and the percentile interval low to high.
+    """
+    differences = candidate - baseline
+    tail = 50 * (1 - config.confidence)
+    low, high = np.percentile(bootstrap_means(differences, config.bootstrap, config.seed), [tail, 100 - tail])
+    stderr = differences.std(ddof=1) / len(differences) ** 0.5
+    return {"difference": differences.mean(), "stderr": stderr, "low": low, "high": high}
+
+
+def compare(baseline: Entry, candidate: Entry, config: IntervalConfig) -> pd.DataFrame:
+    """Two checkpoints, metric by metric.
+
+    Returns:
+        `COLUMNS`, a row a metric with values of single samples: values and difference (candidate - baseline) in the
+        unit; better, worse, equal in percent of the n samples; verdict better or worse where the interval excludes 0,
+        undecided where it does not, and "not compared" with a reason.
+    """
+    reasons = _why_not(baseline, candidate)
+    if reasons:
+        return _frame([_row(baseline, candidate, config, reason="; ".join(reasons))])
+    try:
+        a, b = read_samples(baseline), read_samples(candidate)
+    except (ValueError, OSError) as error:
+        return _frame([_row(baseline, candidate, config, reason=str(error))])
+    if set(a.index) != set(b.index):
+        return _frame([_row(baseline, candidate, config, reason=_other_names(a, b))])
+    rows = [
+        _compare_metric(metric, a.get(metric.name), b.get(metric.name), _row(baseline, candidate, config, metric))
+        for metric in baseline.report.metrics
+        if metric.name in a or metric.name in b
+    ]
+    return _frame(rows or [_row(baseline, candidate, config, reason="no metric has values of single samples")])
+
+
+def compare_all(entries: Sequence[Entry], config: IntervalConfig) -> pd.DataFrame:
+    """The first checkpoint against each other one, wherever two or more were measured alike.
+
+    A report that no other of its task was measured like gets a row that says what differs.
+
+    Returns:
+        The rows of `compare`.
+    """
+    pairs = []
+    for reports in _grouped(entries, lambda entry: entry.report.task):
+        alike = _grouped(sorted(reports, key=_failed), _protocol)
+        pairs += [(group[0], other) for group in alike for other in group[1:]]
+        first = alike[0][0]
+        pairs += [(first, group[0]) for group in alike if len(group) == 1 and group[0].checkpoint != first.checkpoint]
+    progress = tqdm(pairs, unit="pair", desc="comparing", leave=False)
+    frames = [compare(baseline, candidate, config) for baseline, candidate in progress]
+    return pd.concat(frames, ignore_index=True) if frames else _frame([])
+
+
+def read_samples(entry: Entry) -> pd.DataFrame:
+    """Values of single samples: index their names, sorted; a float column a metric.
+
+    Raises:
+        ValueError: there is no such file, or it is not what the report was made from.
+    """
+    file = _samples_file(entry)
+    metrics = [metric.name for metric in entry.report.metrics]
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file, expected the values of single samples. Copy it there, or run again.")
+    header = pd.read_csv(file, nrows=0).columns
+    if "sample" not in header:
+        raise ValueError(f"{file}: expected a column sample, found {', '.join(header)}. Run the task again.")
+    # Names are text, whatever they look like: a sample may be called NA or 007.
+    missing = {name: [""] for name in header if name != "sample"}
+    table = pd.read_csv(file, dtype={"sample": str}, keep_default_na=False, na_values=missing)
+    if (table["sample"] == "").any():
+        raise ValueError(f"{file}: expected a name for every sample, found none for some. Run the task again.")
+    twice = table["sample"][table["sample"].duplicated()]
+    if len(twice):
+        raise ValueError(f"{file}: sample {twice.iloc[0]!r} is there twice; expected unique names. Run the task again.")
+    values = table.set_index("sample").sort_index()
+    values = values[[name for name in metrics if name in values]]
+    for name in values:
+        if not pd.api.types.is_numeric_dtype(values[name]):
+            raise ValueError(f"{file}: column {name} holds text; expected numbers. Run the task again.")
+    _check_means(file, entry.report, values)
+    return values.astype(np.float64)
+
+
+def differences(a: Report, b: Report) -> list[str]:
+    """What keeps two reports from being compared: task, data, config (but for `Report.free`); [] if nothing."""
+    if a.task != b.task:
+        return [f"task {a.task} against {b.task}"]
+    found = [] if a.data.get("sha256") else ["hash of the data unknown"]
+    if a.data.get("sha256") != b.data.get("sha256"):
+        facts = [f"{data.get('name')} ({str(data.get('sha256'))[:8]})" for data in (a.data, b.data)]
+        found.append(f"data {facts[0]} against {facts[1]}")
+    mine, others = a.settings(), b.settings()
+    found += [
+        f"config {key}: {mine.get(key)} against {others.get(key)}"
+        for key in {**mine, **others}
+        if mine.get(key) != others.get(key)
+    ]
+    return found
+
+
+def readable(comparison: pd.DataFrame, escape: Callable[[str], str] = str) -> pd.DataFrame:
+    """The compared rows as a person reads them, every text escaped."""
+    table = []
+    for row in comparison[comparison["reason"] == ""].to_dict("records"):
+        places = 1 if row["unit"] == "%" else 3
+        low, high = (number(row[end], places, sign=True) for end in ("low", "high"))
+        table.append(
+            {
+                "measure": escape(f"{row['entry']} {row['metric']}"),
+                "checkpoint": escape(row["candidate"]),
+                "value": number(row["candidate_value"], places),
+                "against": escape(row["baseline"]),
+                "its value": number(row["baseline_value"], places),
+                "difference": number(row["difference"], places, sign=True),
+                f"{100 * row['confidence']:.4g} % interval": f"{low} to {high}",
+                "better / worse / equal": f"{row['better']:.0f} / {row['worse']:.0f} / {row['equal']:.0f} %",
+                "n": row["n"],
+                "verdict": row["verdict"],
+            }
+        )
+    return pd.DataFrame(table)
+
+
+def not_compared(comparison: pd.DataFrame) -> list[str]:
+    """A sentence for each pair that could not be compared."""
+    return [
+        f"{row['entry']} {row['metric']}".strip()
+        + f": {row['candidate']} was not compared with {row['baseline']}: {row['reason']}"
+        for row in comparison[comparison["reason"] != ""].to_dict("records")
+    ]
+
+
+def _why_not(baseline: Entry, candidate: Entry) -> list[str]:
+    """What keeps two entries from being compared, before their samples are looked at."""
+    failed = [entry for entry in (baseline, candidate) if _failed(entry)]
+    if failed:
+        return [f"{entry.checkpoint} failed: {entry.report.error}" for entry in failed]
+    return differences(baseline.report, candidate.report)
+
+
+def _other_names(a: pd.DataFrame, b: pd.DataFrame) -> str:
+    """How the samples of two tables differ."""
+    texts = []
+    for mine, others, which in ((a, b, "the baseline"), (b, a, "the candidate")):
+        only = mine.index.difference(others.index)
+        if len(only):
+            texts.append(f"{len(only)} of {len(mine)} samples are in {which} only, for example {only[0]}")
+    return "; ".join(texts)
+
+
+def _compare_metric(metric: Metric, a: pd.Series | None, b: pd.Series | None, row: dict[str, Any]) -> dict[str, Any]:
+    """The row of a metric, from values by sample."""
+    if a is None or b is None:
+        return row | {"reason": f"only the {'candidate' if a is None else 'baseline'} has values of single samples"}
+    b = b[a.index]
+    one_sided = a.index[a.isna() != b.isna()]
+    if len(one_sided):
+        return row | {"reason": f"{len(one_sided)} samples have a value in one only, for example {one_sided[0]}"}
+    first, second = a.dropna().to_numpy(), b.dropna().to_numpy()
+    if len(first) < 2:
+        return row | {"reason": f"{len(first)} samples have a value; expected 2 or more"}
+    config = IntervalConfig(row["bootstrap"], row["confidence"], row["seed"])
+    result = paired_difference(first, second, config)
+    gain = (second - first) * (1 if metric.higher_is_better else -1)
+    decided = result["low"] > 0 or result["high"] < 0
+    return row | {
+        **result,
+        "baseline_value": first.mean(),
+        "candidate_value": second.mean(),
+        **{
+            name: 100 * share.mean()
+            for name, share in (("better", gain > 0), ("worse", gain < 0), ("equal", gain == 0))
+        },
+        "n": len(first),
+        "verdict": ("better" if gain.mean() > 0 else "worse") if decided else "undecided",
+    }
+
+
+def _row(
+    baseline: Entry, candidate: Entry, config: IntervalConfig, metric: Metric | None = None, *, reason: str = ""
+) -> dict[str, Any]:
+    """What every row says, compared or not."""
+    return {
+        "entry": candidate.label,
+        "metric": metric.name if metric else "",
+        "unit": metric.unit if metric else "",
+        "baseline": baseline.checkpoint,
+        "candidate": candidate.checkpoint,
+        "verdict": "not compared",
+        "reason": reason,
+        "note": _note(baseline.report, candidate.report),
+        **asdict(config),
+    }
+
+
+def _note(a: Report, b: Report) -> str:
+    """How the two runs differ in ways that may matter, though the protocol is the same."""
+    return "; ".join(
+        f"{key} {a.environment.get(key)} against {b.environment.get(key)}"
+        for key in ("dtype", "seed", "commit")
+        if a.environment.get(key) != b.environment.get(key)
+    )
+
+
+def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    return frame.astype({**dict.fromkeys(NUMBERS, "float64"), "n": "Int64"})
+
+
+def _samples_file(entry: Entry) -> Path:
+    """Where the values of single samples lie."""
+    name = entry.report.samples
+    if not name:
+        raise ValueError(f"{entry.folder}: the report names no values of single samples. Run the task again.")
+    return beside(entry.folder, name)
+
+
+def _check_means(file: Path, report: Report, values: pd.DataFrame) -> None:
+    for score in report.scores:
+        if score.metric in values:
+            mean = values[score.metric].mean()
+            if not math.isclose(mean, score.value, rel_tol=SAME_MEAN, abs_tol=SAME_MEAN):
+                raise ValueError(
+                    f"{file}: the mean of {score.metric} is {mean:.6g}, expected the report's {score.value:.6g}. The "
+                    "two are not of one run; run the task again."
+                )
+
+
+def _protocol(entry: Entry) -> str:
+    """Equal for two entries that may be compared."""
+    return f"failed {entry.folder}" if _failed(entry) else entry.report.protocol()
+
+
+def _failed(entry: Entry) -> bool:
+    return entry.report.status == "failed"
+
+
+def _grouped(entries: Sequence[Entry], key: Callable[[Entry], str]) -> list[list[Entry]]:
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(key(entry), []).append(entry)
+    return list(groups.values())

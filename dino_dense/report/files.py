@@ -1,0 +1,56 @@
+"""Everything a batch leaves beside its runs: tables for programs, for papers and for the browser."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from dino_dense.report.compare import not_compared, readable
+from dino_dense.report.page import render_page
+from dino_dense.report.record import write_bytes, write_text
+from dino_dense.report.table import Entry, batch_frame, flat_frame, pairs_frame
+from dino_dense.report.texts import escape_markdown, to_latex, to_markdown
+
+PAGE_FILE = "index.html"
+
+
+def write_batch(entries: Sequence[Entry], out: Path, *, title: str = "Results") -> None:
+    """Write `results.csv`, `.parquet`, `.md` and `.tex`, `pairs.csv` and `index.html`, each whole or not at all.
+
+    Raises:
+        ValueError: the entries are no table (`table.check_entries`); nothing is then written.
+    """
+    page = render_page(entries, title=title)
+    write_tables(entries, out, title=title)
+    write_text(out / PAGE_FILE, page)
+
+
+def write_tables(entries: Sequence[Entry], out: Path, *, title: str) -> None:
+    """The files of `write_batch` but for the page."""
+    flat = flat_frame(batch_frame(entries))
+    write_text(out / "results.csv", flat.to_csv())
+    write_bytes(out / "results.parquet", flat.to_parquet())
+    write_text(out / "results.md", to_markdown(entries, title))
+    write_text(out / "results.tex", to_latex(entries, title))
+    write_text(out / "pairs.csv", pairs_frame(entries).to_csv(index=False))
+
+
+def write_comparison(entries: Sequence[Entry], comparison: pd.DataFrame, out: Path, *, title: str) -> None:
+    """Write `comparison.csv`, `.md` and `.html` (the page of all reports), and the files of `write_tables`.
+
+    Args:
+        comparison: rows of `compare.compare_all`.
+    """
+    page = render_page(entries, title=title, comparison=comparison)
+    write_tables(entries, out, title=title)
+    write_text(out / "comparison.csv", comparison.to_csv(index=False))
+    write_text(out / "comparison.md", _comparison_markdown(comparison, title))
+    write_text(out / "comparison.html", page)
+
+
+def _comparison_markdown(comparison: pd.DataFrame, title: str) -> str:
+    table = readable(comparison, escape_markdown)
+    lines = [f"# {escape_markdown(title)}", ""]
+    if len(table):
+        lines += [table.to_markdown(index=False, disable_numparse=True), ""]
+    return "\n".join([*lines, *(f"- {escape_markdown(line)}" for line in not_compared(comparison)), ""])

@@ -1,0 +1,116 @@
+"""Reports from files and folders, under names that tell them apart."""
+
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+
+from dino_dense.report.record import Report
+from dino_dense.report.table import Entry
+
+REPORT_FILE = "report.json"
+SHOWN_SETTINGS = 3  # differing settings that a label spells out
+
+
+def read_entries(paths: Sequence[Path]) -> list[Entry]:
+    """Read reports and name them: tasks by their name, and by what differs where one was measured in several ways.
+
+    Args:
+        paths: report files, folders of one report, or folders with reports somewhere below.
+
+    Raises:
+        ValueError: a path is none of these, or a file is no report.
+    """
+    files = list(dict.fromkeys(file.resolve() for path in paths for file in _report_files(path)))
+    reports = [read_report(file) for file in files]
+    labels = _labels(reports)
+    names = _checkpoint_names(reports, labels, [file.parent for file in files])
+    return [
+        Entry(label, name, report, file.parent)
+        for label, name, report, file in zip(labels, names, reports, files, strict=True)
+    ]
+
+
+def read_report(file: Path) -> Report:
+    """One `report.json`.
+
+    Raises:
+        ValueError: the file is no report.
+    """
+    try:
+        return Report.from_json(file.read_text(encoding="utf-8"))
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file}: expected a report, found something else ({error}). Run the task again.") from error
+    except ValueError as error:
+        raise ValueError(f"{file}: {error} Read it with a newer version.") from error
+
+
+def _report_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such file or folder; expected {REPORT_FILE}, or a folder with one.")
+    if (path / REPORT_FILE).is_file():
+        return [path / REPORT_FILE]
+    found = sorted(path.rglob(REPORT_FILE))
+    if not found:
+        raise ValueError(f"{path}: no {REPORT_FILE} in or below this folder; expected the results of a task or batch.")
+    return found
+
+
+def _labels(reports: Sequence[Report]) -> list[str]:
+    """The task's name; where it was measured in several ways, with what differs."""
+    ways: dict[str, dict[str, Report]] = {}  # the first report of each way to measure a task
+    for report in reports:
+        if report.status == "ok":
+            ways.setdefault(report.task, {}).setdefault(report.protocol(), report)
+    names = {key: name for found in ways.values() for key, name in _way_names(found).items()}
+    return [
+        names[report.protocol()] if report.status == "ok" else _label_of_failed(report, ways, names)
+        for report in reports
+    ]
+
+
+def _way_names(ways: Mapping[str, Report]) -> dict[str, str]:
+    """A name for each way to measure a task, by its key."""
+    reports = list(ways.values())
+    if len(reports) == 1:
+        return {key: report.task for key, report in ways.items()}
+    settings = [{"data": report.data.get("name"), **report.settings()} for report in reports]
+    keys = [key for key in dict.fromkeys(chain(*settings)) if len({str(known.get(key)) for known in settings}) > 1]
+    texts = [", ".join(f"{key} {known.get(key)}" for key in keys[:SHOWN_SETTINGS]) for known in settings]
+    numbered = [text if texts.count(text) == 1 else f"{text} #{place}".strip() for place, text in enumerate(texts, 1)]
+    return {key: f"{report.task} ({text})" for (key, report), text in zip(ways.items(), numbered, strict=True)}
+
+
+def _label_of_failed(report: Report, ways: Mapping[str, Mapping[str, Report]], names: Mapping[str, str]) -> str:
+    """That of a report with the same settings; a failed one may not know its data."""
+    found = [key for key, other in ways.get(report.task, {}).items() if other.settings() == report.settings()]
+    return names[found[0]] if found else report.task
+
+
+def _checkpoint_names(reports: Sequence[Report], labels: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """The checkpoint as it was given; with its weights' hash, precision, seed or folder where that is not enough."""
+    names = [str(report.checkpoint.get("spec") or folder.name) for report, folder in zip(reports, folders, strict=True)]
+    weights = [str(report.checkpoint.get("weights_sha256") or "")[:8] for report in reports]
+    names = _tell_apart(names, weights, set(names))
+    for facts in (
+        [str(report.environment.get("dtype")) for report in reports],
+        [f"seed {report.environment.get('seed')}" for report in reports],
+        [str(folder) for folder in folders],
+    ):
+        pairs = Counter(zip(labels, names, strict=True))
+        names = _tell_apart(names, facts, {name for (_, name), count in pairs.items() if count > 1})
+    return names
+
+
+def _tell_apart(names: Sequence[str], facts: Sequence[str], unclear: Collection[str]) -> list[str]:
+    """Add the facts to the unclear names that they tell apart."""
+    known: dict[str, set[str]] = {}
+    for name, fact in zip(names, facts, strict=True):
+        known.setdefault(name, set()).update({fact} - {""})
+    return [
+        f"{name} ({fact})" if name in unclear and fact and len(known[name]) > 1 else name
+        for name, fact in zip(names, facts, strict=True)
+    ]

@@ -1,0 +1,255 @@
+"""The report page: one HTML file that needs nothing else, made to be read by strangers.
+
+Every name, error and setting in it may come from a file that somebody else wrote: Jinja escapes all of them, and the
+page's own policy allows no script or style but the two it carries (by their hashes) and no request at all.
+"""
+
+import base64
+import hashlib
+import importlib.resources
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+from PIL import Image
+
+from dino_dense.report.cells import Cell, Column, columns, headlines, mixed_data, number
+from dino_dense.report.compare import not_compared
+from dino_dense.report.record import beside
+from dino_dense.report.table import Entry, checkpoints, labels
+from dino_dense.report.texts import failures
+
+PICTURES = 4  # of each pair: the report's first ones
+PICTURE_SIZE = (900, 1200)  # largest width and height, pixels
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for a broken file
+JPEG_QUALITY = 80
+WIDE = 2.2  # width / height from which a picture takes a row of its own
+PLOT = (4.0, 96.0)  # where the lowest and the highest number of a column lie, percent of the plot's width
+
+
+@dataclass(frozen=True)
+class _Plot:
+    """A number on its column's scale, percent of the plot's width."""
+
+    dot: float
+    low: float
+    high: float
+    mark: float | None = None
+    """The published number, or zero of a difference."""
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A picture in the page."""
+
+    source: str
+    """data: URI; "" where the file cannot be read."""
+    caption: str
+    width: int = 0
+    height: int = 0
+
+    @property
+    def wide(self) -> bool:
+        return self.width > WIDE * self.height
+
+
+def render_page(
+    entries: Sequence[Entry], *, title: str, comparison: pd.DataFrame | None = None, now: datetime | None = None
+) -> str:
+    """The whole page.
+
+    Args:
+        comparison: rows of `compare.compare_all`, shown in a section of their own.
+        now: the date it bears; default now.
+
+    Raises:
+        ValueError: the entries are no table (`table.check_entries`).
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("dino_dense.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["breakable"] = _breakable
+    style, script = (_template_text(name) for name in ("page.css", "page.js"))
+    return environment.get_template("page.html.j2").render(
+        title=title,
+        now=now or datetime.now(UTC),
+        style=Markup(style),
+        script=Markup(script),
+        policy=f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
+        "base-uri 'none'; form-action 'none'",
+        checkpoints=checkpoints(entries),
+        headlines=[(column, _column_plots(column)) for column in headlines(entries)],
+        sections=[_section(entries, label, number) for number, label in enumerate(labels(entries), 1)],
+        failures=failures(entries),
+        **_comparison(comparison),
+        seconds=sum(entry.report.seconds for entry in entries),
+        show_value=_value_text,
+        duration=_duration,
+    )
+
+
+def _section(entries: Sequence[Entry], label: str, place: int) -> dict[str, Any]:
+    """What the page says of one entry of the suite."""
+    mine = [entry for entry in entries if entry.label == label]
+    found = columns(entries)[label]
+    measured = [entry for entry in mine if entry.report.status == "ok"]
+    return {
+        "id": f"entry-{place}",
+        "label": label,
+        "task": mine[0].report.task,
+        "columns": [(column, _column_plots(column)) for column in found],
+        "data": _said_of(measured, _data_text),
+        "notes": _said_of(measured, lambda entry: entry.report.note),
+        "sources": _sources(measured, found),
+        "mixed": mixed_data(entries, label),
+        "pairs": mine,
+        "pictures": [(entry.checkpoint, shown) for entry in measured if (shown := _pictures(entry))],
+    }
+
+
+def _said_of(entries: Sequence[Entry], say: Any) -> list[tuple[str, str]]:
+    """Texts, and of which checkpoints each was said ("" for all of them)."""
+    texts: dict[str, list[str]] = {}
+    for entry in entries:
+        if text := say(entry):
+            texts.setdefault(text, []).append(entry.checkpoint)
+    return [(text, "" if len(names) == len(entries) else ", ".join(names)) for text, names in texts.items()]
+
+
+def _data_text(entry: Entry) -> str:
+    data = entry.report.data
+    words = [f"{data.get('name', 'unknown data')}, {data.get('n', '?')} {data.get('unit', '')}".strip()]
+    if data.get("benchmark"):
+        words.append(f"benchmark: {data['benchmark']}")
+    if data.get("sha256"):
+        words.append(f"file list {str(data['sha256'])[:12]}")
+    return " · ".join(words)
+
+
+def _sources(entries: Sequence[Entry], found: Sequence[Column]) -> list[str]:
+    """Where the published numbers of a section come from."""
+    known = [entry.report.published(column.metric.name) for entry in entries for column in found]
+    return list(dict.fromkeys(f"{number.source} ({number.benchmark})" for number in known if number))
+
+
+def _column_plots(column: Column) -> list[_Plot | None]:
+    """Where each number lies between the lowest and the highest of its column, error bars included."""
+    ends = [end for cell in column.cells if cell.value is not None for end in (*_bar(cell), *_mark(cell))]
+    if not ends:
+        return [None] * len(column.cells)
+    scale = _Scale(min(ends), max(ends))
+    return [_plot(cell, scale) for cell in column.cells]
+
+
+def _plot(cell: Cell, scale: "_Scale") -> _Plot | None:
+    if cell.value is None:
+        return None
+    low, high = map(scale, _bar(cell))
+    return _Plot(scale(cell.value), low, high, next(map(scale, _mark(cell)), None))
+
+
+def _bar(cell: Cell) -> tuple[float, float]:
+    value, stderr = cell.value or 0.0, cell.stderr or 0.0
+    return value - stderr, value + stderr
+
+
+def _mark(cell: Cell) -> list[float]:
+    """The published number, where it was measured on the same data: others have no place on this scale."""
+    return [] if cell.published is None or cell.difference is None else [cell.published]
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """From a number to its place in a plot."""
+
+    low: float
+    high: float
+
+    def __call__(self, value: float) -> float:
+        if self.high == self.low:
+            return sum(PLOT) / 2
+        share = (value - self.low) / (self.high - self.low)
+        return round(PLOT[0] + share * (PLOT[1] - PLOT[0]), 2)
+
+
+def _comparison(comparison: pd.DataFrame | None) -> dict[str, Any]:
+    """What the page says of a comparison; empty lists where there is none."""
+    if comparison is None or comparison.empty:
+        return {"compared": [], "not_compared": [], "baselines": [], "confidence": "", "resamples": 0}
+    rows = comparison[comparison["reason"] == ""]
+    return {
+        "compared": _compared(rows),
+        "not_compared": not_compared(comparison),
+        "baselines": list(rows["baseline"].unique()),
+        "confidence": f"{100 * comparison['confidence'].iloc[0]:.4g}",
+        "resamples": int(comparison["bootstrap"].iloc[0]),
+    }
+
+
+def _compared(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a comparison as the page shows them; the plots of a metric share a scale."""
+    shown = []
+    for (_, _), group in rows.groupby(["entry", "metric"], sort=False):
+        scale = _Scale(min(0.0, group["low"].min()), max(0.0, group["high"].max()))
+        for row in group.to_dict("records"):
+            places = 1 if row["unit"] == "%" else 3
+            texts = {name: number(row[name], places) for name in ("baseline_value", "candidate_value")}
+            texts |= {name: number(row[name], places, sign=True) for name in ("difference", "low", "high")}
+            plot = _Plot(scale(row["difference"]), scale(row["low"]), scale(row["high"]), mark=scale(0.0))
+            shown.append({"row": row, "text": texts, "plot": plot})
+    return shown
+
+
+def _pictures(entry: Entry) -> list[_Shown]:
+    shown = []
+    for picture in entry.report.pictures[:PICTURES]:
+        try:
+            with Image.open(beside(entry.folder, picture.file)) as image:
+                small = image.convert("RGB")
+        except UNREADABLE:  # a page without one picture is better than no page
+            shown.append(_Shown("", f"{picture.file}: cannot be read. {picture.caption}"))
+            continue
+        small.thumbnail(PICTURE_SIZE)
+        file = io.BytesIO()
+        small.save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
+        source = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+        shown.append(_Shown(source, picture.caption, *small.size))
+    return shown
+
+
+def _breakable(name: str) -> Markup:
+    """A long name that may go on in the next line after its separators."""
+    return Markup("<wbr>").join(re.split(r"(?<=[_:/.,-])", name))
+
+
+def _value_text(value: Any) -> str:
+    """A setting as one writes it."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _duration(seconds: float) -> str:
+    """12.3 s, 4 min 10 s or 2 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def _template_text(name: str) -> str:
+    return importlib.resources.files("dino_dense.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    """The source expression that allows exactly this inline text."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

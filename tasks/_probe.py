@@ -1,0 +1,215 @@
+"""Linear heads on frozen features: a grid of learning rates trained at once, or logistic regression.
+
+Shapes: N images, B in a batch, D feature channels, G candidates (learning rates, or values of C), K classes.
+"""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+from tqdm import tqdm
+
+from dino_dense.checkpoint import read_tensors, write_tensors
+
+INIT_STD = 0.01  # eval_linear.py
+SAVE_SECONDS = 60.0  # a long run loses at most this
+EVALUATION_ROWS = 4096  # images scored at once; does not change the result
+MAX_ITERATIONS = 1000  # of L-BFGS (dinov2, log_regression.py)
+
+Batch = tuple[Tensor, Tensor]
+"""Features [B, D] and class ids [B], on one device."""
+
+
+class Evaluation(NamedTuple):
+    """Images that candidates are compared on."""
+
+    features: Tensor
+    """[N, D]"""
+    labels: Tensor
+    """[N]"""
+
+
+class HeadGrid:
+    """G linear heads [D -> K], one a learning rate, trained side by side on the same batches.
+
+    SGD with momentum m and rate f(t)·r, for a constant r, moves a weight by v = m·v + r·g, w = w - f(t)·v. So G heads
+    with rates f(t)·r_1 ... f(t)·r_G are one optimizer of rate f(t) whose gradients are scaled by r_1 ... r_G, which
+    scaling their losses does.
+    """
+
+    def __init__(self, lrs: Sequence[float], channels: int, classes: int, momentum: float, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        start = INIT_STD * torch.randn(channels, classes, generator=generator)
+        self.lrs = torch.tensor(lrs)
+        self.weight = start.repeat(len(lrs), 1, 1).requires_grad_()  # [G, D, K]
+        self.bias = torch.zeros(len(lrs), 1, classes, requires_grad=True)
+        self.optimizer = torch.optim.SGD([self.weight, self.bias], lr=1.0, momentum=momentum)
+
+    def to(self, device: torch.device) -> "HeadGrid":
+        """Move the heads, before the first step."""
+        for tensor in (self.weight, self.bias):
+            tensor.data = tensor.data.to(device)
+        self.lrs = self.lrs.to(device)
+        return self
+
+    def logits(self, features: Tensor) -> Tensor:
+        """[B, D] -> [G, B, K]."""
+        return torch.baddbmm(self.bias, features.expand(len(self.lrs), -1, -1), self.weight)
+
+    def step(self, features: Tensor, labels: Tensor, factor: float) -> Tensor:
+        """One step of every head at rate `factor` times its own; their mean losses [G] before it."""
+        logits = self.logits(features)
+        losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(self.lrs)), reduction="none")
+        losses = losses.view(len(self.lrs), -1).mean(1)
+        self.optimizer.param_groups[0]["lr"] = factor
+        self.optimizer.zero_grad()
+        (losses * self.lrs).sum().backward()
+        self.optimizer.step()
+        return losses.detach()
+
+    @torch.no_grad()
+    def predict(self, features: Tensor, head: int) -> Tensor:
+        """Logits [N, K] of one head, on the CPU, of features [N, D]."""
+        weight, bias = self.weight[head], self.bias[head]
+        parts = [(part.to(weight.device) @ weight + bias).cpu() for part in features.split(EVALUATION_ROWS)]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def accuracies(self, images: Evaluation) -> Tensor:
+        """Top-1 [G] in percent, without holding all logits."""
+        device, right = self.weight.device, torch.zeros(len(self.lrs))
+        chunks = zip(images.features.split(EVALUATION_ROWS), images.labels.split(EVALUATION_ROWS), strict=True)
+        for features, labels in chunks:
+            right += (self.logits(features.to(device)).argmax(-1).cpu() == labels).sum(1)
+        return 100 * right / len(images.labels)
+
+    def save(self, path: Path, epoch: int, log: Sequence[dict]) -> None:
+        """Everything an exact continuation needs."""
+        tensors = {"weight": self.weight, "bias": self.bias}
+        for name, parameter in (("weight", self.weight), ("bias", self.bias)):
+            momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum.{name}"] = momentum
+        write_tensors(path, tensors, {"epoch": epoch, "log": list(log)})
+
+    def load(self, path: Path) -> tuple[int, list[dict]]:
+        """Put a saved state in place; its epoch and log."""
+        tensors, facts = read_tensors(path)
+        for name, parameter in (("weight", self.weight), ("bias", self.bias)):
+            parameter.data.copy_(tensors[name])
+            if f"momentum.{name}" in tensors:
+                momentum = tensors[f"momentum.{name}"].to(parameter.device)
+                self.optimizer.state[parameter]["momentum_buffer"] = momentum
+        return facts["epoch"], facts["log"]
+
+
+def cosine_factor(epoch: int, epochs: int) -> float:
+    """Share of the learning rate in an epoch, 1 falling to 0 (eval_linear.py steps its cosine by epoch)."""
+    return 0.5 * (1 + float(np.cos(np.pi * epoch / epochs)))
+
+
+def train_heads(
+    heads: HeadGrid,
+    batches: Callable[[int], Iterator[Batch]],
+    epochs: int,
+    evaluation: Evaluation,
+    state: Path,
+    *,
+    is_main: bool,
+) -> pd.DataFrame:
+    """Train on `batches(epoch)` for each epoch, going on from `state` where that file is.
+
+    Args:
+        state: file for the continuation of an interrupted run, written now and then.
+        is_main: whether this process writes that file and shows progress.
+
+    Returns:
+        A row an epoch and learning rate: epoch, lr, train_loss (nats), top-1 (percent).
+    """
+    done, log = heads.load(state) if state.is_file() else (0, [])
+    saved = time.monotonic()
+    with tqdm(total=epochs, initial=done, unit="epoch", desc="linear heads", disable=not is_main) as bar:
+        for epoch in range(done, epochs):
+            losses = [heads.step(*batch, cosine_factor(epoch, epochs)) for batch in batches(epoch)]
+            mean = torch.stack(losses).mean(0).tolist()
+            reached = heads.accuracies(evaluation).tolist()
+            rates = heads.lrs.tolist()
+            rows = zip(rates, mean, reached, strict=True)
+            log += [{"epoch": epoch + 1, "lr": lr, "train_loss": loss, "top-1": top} for lr, loss, top in rows]
+            bar.set_postfix_str(f"best top-1 {max(reached):.1f}")
+            bar.update()
+            if is_main and time.monotonic() - saved > SAVE_SECONDS:
+                heads.save(state, epoch + 1, log)
+                saved = time.monotonic()
+    return pd.DataFrame(log)
+
+
+def shuffled_batches(
+    features: Tensor, labels: Tensor, size: int, device: torch.device, seed: int
+) -> Callable[[int], Iterator[Batch]]:
+    """Batches of features held in memory, in an order that depends on seed and epoch only."""
+
+    def batches(epoch: int) -> Iterator[Batch]:
+        for chosen in epoch_order(len(labels), seed, epoch).split(size):
+            yield features[chosen].to(device), labels[chosen].to(device)
+
+    return batches
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
+    """A permutation of 0..n-1 for this epoch."""
+    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n))
+
+
+def logistic_regressions(
+    train: Evaluation, strengths: Sequence[float], targets: Sequence[Tensor], *, show: bool
+) -> tuple[list[list[Tensor]], pd.DataFrame]:
+    """Multinomial logistic regression by L-BFGS (scikit-learn), on features standardised channel by channel.
+
+    Args:
+        train: labels 0..K-1, each of which occurs.
+        strengths: values of C, the inverse of the L2 penalty.
+        targets: features [M, D] to score, of each.
+
+    Returns:
+        For each C a list of class scores [M, K], one a target; and a table: C, iterations, converged.
+    """
+    scores, rows = [], []
+    for strength in tqdm(strengths, unit="fit", desc="logistic regression", disable=not show):
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=MAX_ITERATIONS))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ConvergenceWarning)
+            model.fit(train.features.numpy(), train.labels.numpy())
+        converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
+        rows.append({"C": strength, "iterations": int(model[-1].n_iter_.max()), "converged": converged})
+        scores.append([_class_scores(model.decision_function(target.numpy())) for target in targets])
+    return scores, pd.DataFrame(rows)
+
+
+def _class_scores(decision: np.ndarray) -> Tensor:
+    """[M, K]; two classes have one column in scikit-learn, the second's."""
+    found = torch.from_numpy(np.asarray(decision))
+    return torch.stack([-found, found], dim=1) if found.ndim == 1 else found
+
+
+def hold_out(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices to train on, and `share` of each class (rounded down) to choose on, drawn by seed."""
+    kept, held = [], []
+    for label in labels.unique().tolist():
+        members = (labels == label).nonzero()[:, 0]
+        members = members[torch.from_numpy(np.random.default_rng([seed, label]).permutation(len(members)))]
+        count = int(share * len(members))
+        held.append(members[:count])
+        kept.append(members[count:])
+    return torch.cat(kept).sort().values, torch.cat(held).sort().values

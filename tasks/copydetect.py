@@ -1,0 +1,334 @@
+"""Copy detection: find the original of an attacked picture, on INRIA Copydays or on any folder of images.
+
+The descriptor is the class token beside the generalised mean of the patch tokens (DINO, sec. 4.2.1).
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from data import DataError
+from data.copydays import STRONG, Copydays, is_copydays, load_copydays
+from data.images import UnlabelledImages, list_images, read_rgb
+from data.sample import sample_data
+from dino_dense import Backbone, Metric, Picture
+from tasks import _figures
+from tasks._attacks import AttackedImages, check_attacks
+from tasks._descriptors import describe_all, fit_whitening
+from tasks._features import CLS, Preprocessing, extract_pieces, image_features
+from tasks._scores.retrieval import Indices, average_precision, positive_ranks, rankings
+from tasks._task import Context, DataFacts, Outcome, Task, file_list_hash, main, mean_scores
+
+PIECES = (CLS, "gem")
+METRICS = (Metric("mAP"), Metric("recall@1"))
+STRIPS, STRIP_RESULTS = 6, 5  # pictures, and results on each
+PUBLISHED_TOP = 20  # eval_copy_detection.py
+FURTHER = ("distractors", "whiten")  # fields that name folders of images that are neither copy nor original
+PUBLISHED_FURTHER = {"distractors": 10_000, "whiten": 20_000}  # images of YFCC100M (arXiv 2104.14294, sec. 4.2.1)
+FOLDER_FIELDS = ("attacks", "max_queries")  # say nothing about Copydays
+ALL_ATTACKS = "all"
+
+
+@dataclass(frozen=True)
+class CopydetectConfig:
+    """Which images, how they are attacked, and how they are described"""
+
+    data: str | None = None
+    """Folder of Copydays (original/, strong/, crops/, jpegqual/) or of any images; without it, the embedded
+    set."""
+    layout: Literal["auto", "copydays", "folder"] = "auto"
+    """auto: copydays where there is an original/, else any folder, whose images are attacked here."""
+    attacks: tuple[str, ...] = (
+        *("crop10", "crop30", "crop50", "crop80"),
+        *("jpeg75", "jpeg20", "jpeg8", "jpeg3"),
+        *("blur2", "blur5", "print"),
+    )
+    """Attacks on a folder's images: cropN (percent of the surface cut away), jpegN (quality), blurN (percent of
+    the short side), print."""
+    max_queries: int | None = None
+    """Attack only so many of a folder's images, evenly spread; all are searched."""
+    distractors: str | None = None
+    """Folder of further images to search among (the paper: 10,000 of YFCC100M)."""
+    whiten: str | None = None
+    """Folder of other images to learn a whitening from (the paper: 20,000 of YFCC100M)."""
+    centred_whitening: bool = False
+    """Whiten by the covariance; eval_copy_detection.py uses the second moments about zero."""
+    image_size: int = 224
+    """Side that images are squashed to, bicubic, pixels; a multiple of the patch size (paper: 224 for ViT-B/16,
+    320 for ViT-B/8)."""
+    top: int | None = PUBLISHED_TOP
+    """Only so many first results count (eval_copy_detection.py); null: all."""
+    batch_size: int = 64
+    """Images extracted at once; does not change the result."""
+    workers: int = 0
+    """Processes that read images beside the main one."""
+
+    def __post_init__(self) -> None:
+        check_attacks(self.attacks)
+        for name in ("image_size", "top", "max_queries"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}: expected 1 or more.")
+        if self.centred_whitening and self.whiten is None:
+            raise ValueError("centred_whitening is set, but there is nothing to learn it from: expected whiten.")
+
+
+@dataclass(frozen=True)
+class _Copies:
+    """Originals, and attacked images of them."""
+
+    facts: DataFacts
+    originals: list[Path]
+    further: Mapping[str, list[Path]]
+    """Images that are neither, of the folders `distractors` and `whiten`; empty where there is none."""
+    images: Sequence[Image.Image]
+    """The attacked ones, Q."""
+    table: pd.DataFrame
+    """Columns sample (unique) and attack, a row for each attacked image."""
+    positives: list[list[int]]
+    """For each attacked image its originals."""
+    headline: str
+    """The attack whose means are the scores, or all."""
+
+
+def run(backbone: Backbone | None, config: CopydetectConfig, context: Context) -> Outcome:
+    """Describe, whiten, search, score."""
+    assert backbone is not None
+    copies = open_copies(config, context.seed)
+    context.bind(copies.facts)
+    queries, database, note = _describe(backbone, copies, config, context)
+    ranked = rankings(queries.to(backbone.device), database.to(backbone.device), top=config.top)
+    values, nearest = _score(ranked, copies.positives, len(database), context)
+    scored = pd.concat([copies.table, values], axis=1)
+    measured = scored if copies.headline == ALL_ATTACKS else scored.loc[scored["attack"] == copies.headline]
+    headline = measured.drop(columns="attack")
+    return Outcome(
+        scores=mean_scores(headline),
+        data=copies.facts,
+        tables={"attacks": _per_attack(scored), "queries": scored},
+        note=f"mAP over {copies.headline} attacks, {len(database)} images searched; each is in attacks.csv.{note}",
+        samples=headline.reset_index(drop=True),
+        pictures=_draw(headline, nearest, copies, context) if context.world.is_main else (),
+    )
+
+
+# --- Data --------------------------------------------------------------------------------------------------
+
+
+def open_copies(config: CopydetectConfig, seed: int) -> _Copies:
+    """The images that a config names.
+
+    Raises:
+        FileNotFoundError, DataError: they cannot be used; an image is both a distractor and an original.
+        ValueError: an option is set that says nothing about these images.
+    """
+    root = Path(config.data) if config.data else sample_data().images / "val"
+    folders = {name: getattr(config, name) for name in FURTHER}
+    further = {name: list_images(folder) if folder else [] for name, folder in folders.items()}
+    if config.layout == "copydays" or (config.layout == "auto" and is_copydays(root)):
+        _check_idle(config, root)
+        copies = _open_copydays(root, further, config)
+    else:
+        copies = _open_folder(root, further, config, seed)
+    both = {path.resolve() for path in copies.originals} & {path.resolve() for path in further["distractors"]}
+    if both:
+        raise DataError(f"{min(both)}: an original, and a distractor too. Name another --distractors.")
+    return copies
+
+
+def _check_idle(config: CopydetectConfig, root: Path) -> None:
+    """Raise for options about attacks where the attacks are given."""
+    defaults = {item.name: item.default for item in fields(CopydetectConfig)}
+    idle = [name for name in FOLDER_FIELDS if getattr(config, name) != defaults[name]]
+    if idle:
+        raise ValueError(f"{root}: is read as Copydays, where {', '.join(idle)} mean nothing. Leave them out.")
+
+
+def _open_copydays(root: Path, further: Mapping[str, list[Path]], config: CopydetectConfig) -> _Copies:
+    found = load_copydays(root)
+    paths = [copy.path for copy in found.copies]
+    attacks = [copy.attack for copy in found.copies]
+    headline = STRONG if STRONG in attacks else ALL_ATTACKS
+    return _Copies(
+        facts=DataFacts(
+            name="Copydays" if found.is_complete else f"Copydays (part: {len(found.originals)} originals)",
+            root=str(root),
+            n=attacks.count(STRONG) or len(paths),
+            unit=f"{STRONG} copies" if headline == STRONG else "copies",
+            sha256=_hash(root, found.originals + paths, further, config),
+            benchmark=_benchmark(found, further, config),
+        ),
+        originals=found.originals,
+        further=further,
+        images=UnlabelledImages(paths),
+        table=pd.DataFrame({"sample": [path.relative_to(root).as_posix() for path in paths], "attack": attacks}),
+        positives=[copy.originals for copy in found.copies],
+        headline=headline,
+    )
+
+
+def _benchmark(found: Copydays, further: Mapping[str, list[Path]], config: CopydetectConfig) -> str | None:
+    """The published protocol, where all of it is kept; which images of YFCC100M it took is not published."""
+    same_data = {name: len(paths) for name, paths in further.items()} == PUBLISHED_FURTHER
+    if not (found.is_complete and same_data) or config.top != PUBLISHED_TOP or config.centred_whitening:
+        return None
+    return f"Copydays strong, {config.image_size} px, 10k distractors, whitened"
+
+
+def _open_folder(root: Path, further: Mapping[str, list[Path]], config: CopydetectConfig, seed: int) -> _Copies:
+    originals = list_images(root)
+    count = min(config.max_queries or len(originals), len(originals))
+    chosen = np.unique(np.linspace(0, len(originals) - 1, count).round().astype(int)).tolist()
+    images = AttackedImages([originals[index] for index in chosen], chosen, config.attacks, seed)
+    names = [originals[index].relative_to(root).as_posix() for index in chosen]
+    rows = [(f"{attack}/{name}", attack) for attack in config.attacks for name in names]
+    return _Copies(
+        facts=DataFacts(
+            name=root.resolve().name if config.data else "embedded images",
+            root=str(root),
+            n=len(images),
+            unit="copies",
+            sha256=_hash(root, originals, further, config),
+        ),
+        originals=originals,
+        further=further,
+        images=images,
+        table=pd.DataFrame(rows, columns=["sample", "attack"]),
+        positives=[[index] for _ in config.attacks for index in chosen],
+        headline=ALL_ATTACKS,
+    )
+
+
+def _hash(root: Path, files: Sequence[Path], further: Mapping[str, list[Path]], config: CopydetectConfig) -> str:
+    """SHA-256 over all files that the numbers depend on."""
+    digests = [file_list_hash(root, files)]
+    digests += [file_list_hash(Path(getattr(config, name)), paths) for name, paths in further.items() if paths]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+# --- Describing --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Squashed(Dataset[Tensor]):
+    """Images as float RGB [3, S, S] in [0, 1]."""
+
+    images: Sequence[Image.Image]
+    preprocessing: Preprocessing
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.preprocessing.transform()(self.images[index])
+
+
+def _describe(
+    backbone: Backbone, copies: _Copies, config: CopydetectConfig, context: Context
+) -> tuple[Tensor, Tensor, str]:
+    """Queries [Q, C], database [N, C] (originals, then distractors), and what to say about the whitening."""
+    preprocessing = Preprocessing(config.image_size, config.image_size, squash=True)
+
+    def of_files(paths: Sequence[Path], label: str) -> Tensor:
+        found = image_features(
+            backbone,
+            paths,
+            preprocessing,
+            world=context.world,
+            pieces=PIECES,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            label=label,
+        )
+        return _joined(found)
+
+    database = of_files(copies.originals, "originals")
+    if copies.further["distractors"]:
+        database = torch.cat([database, of_files(copies.further["distractors"], "distractors")])
+    queries = describe_all(
+        _Squashed(copies.images, preprocessing),
+        len(copies.images),
+        lambda images: _joined(extract_pieces(backbone, images, PIECES)),
+        world=context.world,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        label="copies",
+    )
+    if not copies.further["whiten"]:
+        return queries, database, " Not whitened."
+    others = of_files(copies.further["whiten"], "whitening")
+    whiten = fit_whitening(others, centred=config.centred_whitening)
+    note = f" Whitened by {len(others)} images, {others.shape[1]} dimensions."
+    return whiten(queries), whiten(database), note
+
+
+def _joined(pieces: dict[str, Tensor]) -> Tensor:
+    """Class token and pooled patches side by side, [B, 2C]."""
+    return torch.cat([pieces[name] for name in PIECES], dim=1)
+
+
+# --- Scoring -----------------------------------------------------------------------------------------------
+
+
+def _score(
+    ranked: Iterable[Indices], positives: Sequence[Sequence[int]], count: int, context: Context
+) -> tuple[pd.DataFrame, list[Indices]]:
+    """AP and recall@1 of each query, percent, and its first results; `count` images were searched."""
+    rows, nearest = [], []
+    nothing = np.array([], np.int64)
+    bar = tqdm(ranked, total=len(positives), unit="query", desc="searching", disable=not context.world.is_main)
+    for order, right in zip(bar, positives, strict=True):
+        ranks = positive_ranks(order, np.array(right), nothing, count)
+        rows.append((100 * average_precision(ranks, len(right)), 100.0 * bool((ranks == 0).any())))
+        nearest.append(order[:STRIP_RESULTS].copy())  # not a view that keeps the whole order
+    return pd.DataFrame(rows, columns=[metric.name for metric in METRICS]), nearest
+
+
+def _per_attack(scored: pd.DataFrame) -> pd.DataFrame:
+    """Means of each attack, in the order of the attacks."""
+    groups = scored.drop(columns="sample").groupby("attack", sort=False)
+    return groups.mean().assign(queries=groups.size()).reset_index()
+
+
+def _draw(headline: pd.DataFrame, nearest: Sequence[Indices], copies: _Copies, context: Context) -> tuple[Picture, ...]:
+    """Copies with their first results, worst and best first."""
+    database = [*copies.originals, *copies.further["distractors"]]
+    pictures = []
+    for place, query in enumerate(_figures.worst_and_best_first(headline["mAP"])[:STRIPS]):
+        assert isinstance(query, int)
+        file = context.folder("strips") / f"{place}.jpg"
+        _figures.result_strip(
+            file,
+            np.asarray(copies.images[query]),
+            [np.asarray(read_rgb(database[index])) for index in nearest[query]],
+            [index in copies.positives[query] for index in nearest[query]],
+        )
+        caption = f"{copies.table['sample'][query]} and its nearest: AP {headline['mAP'][query]:.1f}"
+        pictures.append(Picture(f"strips/{file.name}", caption))
+    return tuple(pictures)
+
+
+TASK = Task(
+    name="copydetect",
+    summary="Copy detection with class tokens and pooled patch tokens (mAP): Copydays, or attacks on any images.",
+    source="DINO, arXiv 2104.14294, sec. 4.2.1; eval_copy_detection.py.",
+    config=CopydetectConfig,
+    metrics=METRICS,
+    run=run,
+    # Mild attacks: contract tests know the truth by a coarse thumbnail, which a strong crop or a print changes.
+    smoke=CopydetectConfig(image_size=64, attacks=("crop10", "jpeg20", "blur2"), max_queries=60),
+    free=frozenset({"batch_size", "workers"}),
+    # No `pieces`: images are squashed as by no other task, so nothing can be shared.
+)
+
+if __name__ == "__main__":
+    from dino_dense import cli
+
+    cli.run(lambda: main("copydetect"))

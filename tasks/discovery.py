@@ -1,0 +1,346 @@
+"""Unsupervised object discovery: a box around an object from frozen features, without training (CorLoc)."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data.boxes import BoxedImage, boxes_of_masks, load_coco_boxes, load_voc_boxes
+from data.images import read_rgb
+from data.saliency import load_saliency
+from data.sample import sample_data
+from dino_dense import Backbone, Metric, Picture, cli
+from dino_dense.report import write_text
+from tasks import _figures
+from tasks._scores.boxes import HIT, Box, box_iou, objects_found, risk_coverage
+from tasks._segment import (
+    Mask,
+    Segment,
+    SegmentProtocol,
+    attention_of,
+    attention_segments,
+    box_of,
+    decode_mask,
+    encode_mask,
+    in_order,
+    largest_component,
+    lost,
+    maskcut,
+    patch_features,
+    preset_of,
+    share_of,
+    to_tensor,
+    tokencut,
+    working_size,
+)
+from tasks._task import Context, DataFacts, Outcome, Task, file_list_hash, main, mean_scores
+
+Pixels = npt.NDArray[np.uint8]
+
+METRICS = (Metric("CorLoc"), Metric("Box-IoU"))
+PICTURES = 6
+# Images of the published sets: layout, whether a list chose from them, number.
+KNOWN_SETS = {
+    "VOC07 trainval": ("voc", False, 5011),
+    "VOC12 trainval": ("voc", False, 11540),
+    "COCO20k": ("coco", True, 19817),
+}
+CONFIDENCE = {
+    "tokencut": "eigen-gap of the cut",
+    "maskcut": "eigen-gap of the first cut",
+    "lost": "share of patches unlike the seed",
+    "attention": "concentration of the attention",
+}
+FOUND, WANTED = (255, 60, 60), (60, 220, 60)  # RGB of boxes in pictures
+
+
+@dataclass(frozen=True)
+class DiscoveryProtocol(SegmentProtocol):
+    """How an object is found and scored"""
+
+    method: Literal["attention", "tokencut", "lost", "maskcut"] = "tokencut"
+    """attention (DINO-seg of the LOST paper: largest piece), tokencut, lost, or maskcut (several objects; its box is
+    the first mask's)."""
+    head: Literal["mean"] | int = 4
+    """Of attention: which head, from 0 (LOST, main_lost.py: 4), or their mean."""
+    masks: int = 3
+    """Of maskcut: how many masks at most (maskcut.py --N)."""
+    no_hard: bool = False
+    """Leave out VOC objects that are difficult or truncated (main_lost.py --no_hard)."""
+    min_confidence: float | None = None
+    """Leave out images whose confidence is lower, 0 to 1; risk_coverage.csv shows what that gains."""
+
+
+@dataclass(frozen=True)
+class DiscoveryConfig(DiscoveryProtocol):
+    """Which images, and every constant of the protocol"""
+
+    data: str | None = None
+    """Folder VOC2007 or VOC2012, a COCO folder, or images with masks (boxes are then drawn around the masks); without
+    it, the embedded saliency pairs."""
+    layout: Literal["auto", "voc", "coco", "masks"] = "auto"
+    """What `data` is; auto looks for ImageSets/Main (voc) and for `annotations` (coco)."""
+    split: str = "trainval"
+    """List of a VOC tree, under ImageSets/Main."""
+    annotations: str = "annotations/instances_train2014.json"
+    """Of coco: the annotation file, below `data`."""
+    images: str = "train2014"
+    """Of coco: the folder of images, below `data`."""
+    only: str | None = None
+    """Of coco: file with the image names or ids to take, one a line (COCO-20k's list)."""
+    max_images: int | None = None
+    """Only this many, evenly spaced."""
+    export_coco: bool = False
+    """Write boxes and masks as coco.json, which pycocotools reads."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("max_images", "masks"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is {value}: expected 1 or more")
+        if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
+            raise ValueError(f"min_confidence is {self.min_confidence}: expected a number from 0 to 1")
+
+
+PROTOCOL_FIELDS = frozenset(item.name for item in dataclasses.fields(DiscoveryProtocol))
+
+
+class Found(NamedTuple):
+    """An object in an image, at its native size."""
+
+    box: Box | None
+    """(x0, y0, x1, y1), pixels, ends not included; None where nothing was found."""
+    mask: Mask
+    """[H, W]."""
+    segment: Segment
+
+
+class _Measured(NamedTuple):
+    """One image: its row, its boxes, their masks in run lengths, and their confidences."""
+
+    row: dict[str, Any]
+    boxes: list[Box]
+    masks: list[dict[str, Any]]
+    confidences: list[float]
+
+
+def run(backbone: Backbone | None, config: DiscoveryConfig, context: Context) -> Outcome:
+    """Find a box in every image, and look whether it is around an object."""
+    assert backbone is not None
+    images, facts, left_out = open_images(config)
+    context.bind(facts)
+    mine = share_of(images, context.world)
+    with tqdm(mine, unit="image", desc=config.method, disable=not context.world.is_main) as bar:
+        measured = in_order([(place, _measure(backbone, image, config)) for place, image in bar])
+    table = pd.DataFrame([found.row for found in measured])
+    answered = table[table["confidence"] >= (config.min_confidence or 0)]
+    if answered.empty:
+        raise ValueError(
+            f"min_confidence {config.min_confidence} leaves out every image; their highest confidence is "
+            f"{table['confidence'].max():.3f}"
+        )
+    samples = answered[["sample", *(metric.name for metric in METRICS)]].reset_index(drop=True)
+    pictures: tuple[Picture, ...] = ()
+    if context.world.is_main:
+        chosen = [(images[place], measured[place]) for place in answered.index]
+        if config.export_coco:
+            write_text(context.folder() / "coco.json", json.dumps(to_coco(chosen)))
+        pictures = _draw(chosen, samples["Box-IoU"], context)
+    return Outcome(
+        scores=mean_scores(samples),
+        data=facts,
+        tables={"images": table, "risk_coverage": risk_coverage(table)},
+        note=_note(config, table, len(table) - len(answered), left_out),
+        samples=samples,
+        pictures=pictures,
+    )
+
+
+def open_images(config: DiscoveryConfig) -> tuple[list[BoxedImage], DataFacts, int]:
+    """The images with objects that a config names, and how many have none; DataError if they cannot be used."""
+    root = Path(config.data) if config.data else sample_data().saliency
+    layout = _layout(config, root) if config.data else "masks"
+    listed, files = _read_boxes(config, root, layout)
+    images = [image for image in listed if image.boxes]
+    if not images:
+        raise ValueError(f"{root}: none of its {len(listed)} images has an object to find")
+    total = len(images)
+    if config.max_images is not None:
+        images = [images[place] for place in _figures.spread(range(total), config.max_images)]
+    name = root.resolve().name if config.data else "embedded saliency pairs"
+    if len(images) < total:
+        name += f" (part: {len(images)} of {total})"
+    preset = preset_of("discovery", {name: getattr(config, name) for name in PROTOCOL_FIELDS})
+    known = (key for key, facts in KNOWN_SETS.items() if facts == (layout, bool(config.only), len(images)))
+    facts = DataFacts(
+        name=name,
+        root=str(root),
+        n=len(images),
+        unit="images",
+        sha256=file_list_hash(root, [*(image.image for image in images), *files]),
+        benchmark=next((f"{key}, preset {preset}" for key in known if preset and config.data), None),
+    )
+    return images, facts, len(listed) - total
+
+
+def find_objects(backbone: Backbone, rgb: Pixels, config: DiscoveryProtocol) -> list[Found]:
+    """Objects in an image RGB [H, W, 3]: one, but for maskcut."""
+    height, width = size = working_size((rgb.shape[0], rgb.shape[1]), config)
+    image = _padded(to_tensor(rgb, size), backbone)
+    found = []
+    for segment in _segments(backbone, image, config):
+        patch = backbone.patch_size
+        box = box_of(segment.mask, patch, size)
+        if box is not None:
+            across, down = rgb.shape[1] / width, rgb.shape[0] / height
+            box = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+        pixels = segment.mask.repeat(patch, axis=0).repeat(patch, axis=1)[:height, :width]
+        mask = cv2.resize(pixels.astype(np.uint8), rgb.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
+        found.append(Found(box, mask, segment))
+    return found
+
+
+def to_coco(chosen: Sequence[tuple[BoxedImage, _Measured]]) -> dict[str, Any]:
+    """What was found, as a COCO data set (and its annotations as COCO results): bbox is [x, y, width, height]."""
+    pictures: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image, measured in chosen:
+        height, width = measured.row["height"], measured.row["width"]
+        pictures.append({"id": image.number, "file_name": image.image.name, "height": height, "width": width})
+        for (x0, y0, x1, y1), mask, score in zip(*measured[1:], strict=True):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image.number,
+                    "category_id": 1,
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "segmentation": mask,
+                    "area": int(decode_mask(mask).sum()),
+                    "iscrowd": 0,
+                    "score": score,
+                }
+            )
+    return {"images": pictures, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
+
+
+def _segments(backbone: Backbone, image: Tensor, config: DiscoveryProtocol) -> list[Segment]:
+    """What the method finds in an image [3, H, W]."""
+    if config.method == "attention":
+        (segment,) = attention_segments(attention_of(backbone, image), config.mass, config.head)
+        return [segment._replace(mask=largest_component(segment.mask))]
+    features = patch_features(backbone, image, config)
+    if config.method == "maskcut":
+        return maskcut(features, config.tau, config.eps, config.masks)
+    return [lost(features, config.lost_k) if config.method == "lost" else tokencut(features, config.tau, config.eps)]
+
+
+def _padded(image: Tensor, backbone: Backbone) -> Tensor:
+    """[3, H, W] with sides a multiple of the patch size: below and right, what is 0 after normalisation."""
+    sides = [-(-side // backbone.patch_size) * backbone.patch_size for side in image.shape[1:]]
+    padded = torch.tensor(backbone.mean).view(3, 1, 1).repeat(1, *sides)
+    padded[:, : image.shape[1], : image.shape[2]] = image
+    return padded
+
+
+def _measure(backbone: Backbone, image: BoxedImage, config: DiscoveryConfig) -> _Measured:
+    rgb = np.asarray(read_rgb(image.image))
+    found = find_objects(backbone, rgb, config)
+    boxes = [one.box for one in found if one.box is not None]
+    overlap = float(box_iou(found[0].box, image.boxes).max())
+    row = {
+        "sample": image.name,
+        "CorLoc": 100.0 * (overlap >= HIT),
+        "Box-IoU": 100 * overlap,
+        "confidence": found[0].segment.confidence,
+        "ncut": found[0].segment.ncut,
+        "objects": len(image.boxes),
+        "boxes": len(boxes),
+        "objects_found": objects_found(boxes, image.boxes),
+        "height": rgb.shape[0],
+        "width": rgb.shape[1],
+    }
+    kept = [one for one in found if one.box is not None]
+    return _Measured(row, boxes, [encode_mask(one.mask) for one in kept], [one.segment.confidence for one in kept])
+
+
+def _layout(config: DiscoveryConfig, root: Path) -> str:
+    if config.layout != "auto":
+        return config.layout
+    if (root / "ImageSets" / "Main").is_dir():
+        return "voc"
+    return "coco" if (root / config.annotations).is_file() else "masks"
+
+
+def _read_boxes(config: DiscoveryConfig, root: Path, layout: str) -> tuple[list[BoxedImage], list[Path]]:
+    """The images, and the files that say where their objects are."""
+    if layout == "voc":
+        voc = load_voc_boxes(root, config.split, hard=not config.no_hard)
+        return voc, [root / "Annotations" / f"{image.name}.xml" for image in voc]
+    if layout == "coco":
+        annotations = root / config.annotations
+        return load_coco_boxes(annotations, root / config.images, config.only), [annotations]
+    pairs = load_saliency(root)
+    return boxes_of_masks(pairs), [pair.mask for pair in pairs]
+
+
+def _note(config: DiscoveryConfig, table: pd.DataFrame, unanswered: int, without: int) -> str:
+    parts = [f"Confidence is the {CONFIDENCE[config.method]}."]
+    if config.method == "maskcut":
+        found, total = int(table["objects_found"].sum()), int(table["objects"].sum())
+        parts.append(f"All masks together find {found} of {total} objects. No dense CRF refines them.")
+    if unanswered:
+        parts.append(f"{unanswered} of {len(table)} images are left out (confidence below {config.min_confidence}).")
+    if without:
+        parts.append(f"{without} images have no object and are left out.")
+    return " ".join(parts)
+
+
+def _draw(chosen: Sequence[tuple[BoxedImage, _Measured]], values: pd.Series, context: Context) -> tuple[Picture, ...]:
+    """The worst and best images: masks and boxes found (red), and beside them the true boxes (green)."""
+    pictures = []
+    for label in _figures.worst_and_best_first(values)[:PICTURES]:
+        image, measured = chosen[int(str(label))]
+        rgb = np.asarray(read_rgb(image.image))
+        ids = np.zeros(rgb.shape[:2], np.uint8)
+        for number, mask in enumerate(measured.masks, start=1):
+            ids[decode_mask(mask) > 0] = number
+        file = context.folder("overlays") / f"{image.name.replace('/', '_')}.jpg"
+        left, right = _with_boxes(rgb, measured.boxes, FOUND), _with_boxes(rgb, image.boxes, WANTED)
+        _figures.mask_strip(file, [(left, ids), (right, np.zeros_like(ids))])
+        caption = f"{image.name}: IoU {measured.row['Box-IoU']:.1f} (found, truth)"
+        pictures.append(Picture(f"overlays/{file.name}", caption))
+    return tuple(pictures)
+
+
+def _with_boxes(rgb: Pixels, boxes: Sequence[Box], colour: tuple[int, int, int]) -> Pixels:
+    drawn = rgb.copy()
+    for box in boxes:
+        x0, y0, x1, y1 = (round(side) for side in box)
+        cv2.rectangle(drawn, (x0, y0), (x1 - 1, y1 - 1), colour, 2)
+    return drawn
+
+
+TASK = Task(
+    name="discovery",
+    summary="Unsupervised object discovery by TokenCut, LOST, MaskCut or attention (CorLoc).",
+    source="LOST, arXiv 2109.14279; TokenCut, arXiv 2209.00383; MaskCut of CutLER, arXiv 2301.11320.",
+    config=DiscoveryConfig,
+    metrics=METRICS,
+    run=run,
+    smoke=DiscoveryConfig(max_images=12),
+    presets="discovery",
+    free=frozenset({"export_coco"}),
+)
+
+if __name__ == "__main__":
+    cli.run(lambda: main("discovery"))

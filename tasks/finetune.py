@@ -1,0 +1,137 @@
+"""Fine-tuning the whole network, with a linear layer on top, to classify images (DeiT's recipe, as DINO used it)."""
+
+from dataclasses import replace
+
+import pandas as pd
+import torch
+
+from dino_dense import Backbone, Picture, cli
+from tasks._figures import curves
+from tasks._finetuning.config import FREE, FinetuneConfig
+from tasks._finetuning.figures import draw_confusion, draw_hardest
+from tasks._finetuning.files import BEST_FILE, LOG_FILE, MODEL_FILE
+from tasks._finetuning.loop import FineTuning
+from tasks._finetuning.measure import CONFUSION_CLASSES, Predictions, confusion, per_class
+from tasks._labelled import LabelledSet, open_labelled
+from tasks._scores.classification import METRICS, hits
+from tasks._task import Context, Outcome, Task, main, mean_scores
+
+PRESETS = {
+    "CIFAR-10": "cifar10",
+    "CIFAR-100": "cifar100",
+    "Flowers-102": "flowers",
+    "Stanford Cars": "cars",
+    "iNaturalist 2018": "inat18",
+    "iNaturalist 2019": "inat19",
+    "ImageNet-1k": "imagenet",
+}
+"""Data set -> the preset whose constants are the published number's."""
+MACHINE_FIELDS = FREE | {"data", "accumulate", "eval_every", "amp"}
+"""Fields that are no part of a recipe."""
+
+
+def run(backbone: Backbone | None, config: FinetuneConfig, context: Context) -> Outcome:
+    """Train a copy of the backbone, from where an earlier run in this folder stopped, and test it.
+
+    `checkpoints/` then holds model.safetensors (the last weights, which the scores are of), best.safetensors (those
+    of the best evaluation), both of which --ckpt takes as a backbone, and last.safetensors (the state to go on from).
+
+    Raises:
+        ValueError: settings that do not fit; DivergedError where training fails.
+        DataError: an unreadable image.
+    """
+    assert backbone is not None
+    images = open_labelled(config.data)
+    if config.crop % backbone.patch_size:
+        raise ValueError(f"crop is {config.crop}, expected a multiple of the patch size, {backbone.patch_size}.")
+    fine_tuning = FineTuning(backbone, config, images, context)
+    context.bind(images.facts(benchmark(config, images)))
+    predictions = fine_tuning.train()
+    samples = hits(predictions.ranking, torch.tensor(images.test.labels), images.test_names)
+    log = pd.DataFrame(fine_tuning.log)
+    tables = {LOG_FILE.removesuffix(".csv"): log, "per_class": per_class(predictions, images.test)}
+    if len(images.test.class_names) <= CONFUSION_CLASSES:
+        tables["confusion"] = confusion(predictions, images.test)
+    return Outcome(
+        scores=mean_scores(samples),
+        data=images.facts(benchmark(config, images)),
+        tables=tables,
+        note=_note(log, fine_tuning),
+        samples=samples,
+        pictures=_pictures(predictions, images, log, context) if context.world.is_main else (),
+    )
+
+
+def benchmark(config: FinetuneConfig, images: LabelledSet) -> str | None:
+    """The published benchmark that these images with this recipe are; None for any other."""
+    name = images.published_name
+    if name not in PRESETS:
+        return None
+    recipe = cli.from_plain(FinetuneConfig, cli.load_protocol("finetune", PRESETS[name]))
+    kept = {field: getattr(config, field) for field in MACHINE_FIELDS}
+    return f"{name}, fine-tuned" if replace(recipe, **kept) == config else None
+
+
+def _note(log: pd.DataFrame, fine_tuning: FineTuning) -> str:
+    plan = fine_tuning.plan
+    best, last = log.iloc[int(log["top-1"].argmax())], log.iloc[-1]
+    note = (
+        f"Of the last weights ({MODEL_FILE}), after {last['epoch']:g} epochs. The best evaluation, "
+        f"{best['top-1']:.2f} % after {best['epoch']:g} epochs ({BEST_FILE}), is one chosen on the test images."
+    )
+    if plan.last_step < plan.total_steps:
+        note += f" Stopped after {plan.last_step} of {plan.total_steps} steps."
+    if plan.batch != fine_tuning.config.batch_size:
+        note += f" The batch is {plan.batch}: there are {plan.n_images} training images."
+    return note
+
+
+def _pictures(
+    predictions: Predictions, images: LabelledSet, log: pd.DataFrame, context: Context
+) -> tuple[Picture, ...]:
+    folder = context.folder("pictures")
+    shown = draw_confusion(folder / "confusion.png", predictions, images.test)
+    hardest = draw_hardest(folder / "hardest.png", predictions, images.test)
+    curves(folder / "curves.png", log.set_index("epoch")[["train_loss", "test_loss", "top-1"]], "epoch")
+    classes = len(images.test.class_names)
+    which = "of all classes" if shown == classes else f"of the {shown} classes with most mistakes, of {classes}"
+    return (
+        Picture("pictures/hardest.png", f"The {len(hardest)} test images with the largest loss: class → guess."),
+        Picture("pictures/confusion.png", f"Confusion matrix {which}."),
+        Picture("pictures/curves.png", "Training loss (of mixed and smoothed labels), test loss and top-1 by epoch."),
+    )
+
+
+TASK = Task(
+    name="finetune",
+    summary="Classification after fine-tuning the whole network (top-1 of the last epoch).",
+    source="DINO, arXiv 2104.14294, sec. 4.3 and Tab. 6; DeiT's recipe as dino issues 31, 81, 144 and 171 give it.",
+    config=FinetuneConfig,
+    metrics=METRICS,
+    run=run,
+    smoke=FinetuneConfig(
+        epochs=1,
+        max_steps=12,
+        batch_size=16,
+        lr=1e-3,
+        lr_scale_batch=None,
+        warmup_epochs=0,
+        layer_decay=1.0,
+        head_lr_scale=50.0,
+        smoothing=0.0,
+        mixup=0.0,
+        cutmix=0.0,
+        drop_path=0.0,
+        crop_scale=(1.0, 1.0),
+        flip=0.0,
+        randaugment=None,
+        erasing=0.0,
+        resize=64,
+        crop=64,
+    ),
+    presets="finetune",
+    free=FREE,
+)
+
+if __name__ == "__main__":
+    cli.run(lambda: main("finetune"))

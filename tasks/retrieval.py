@@ -1,0 +1,322 @@
+"""Image retrieval by cosine similarity of frozen class tokens: revisited Oxford and Paris, or any class folder."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+from tqdm import tqdm
+
+from data import DataError
+from data.images import VAL_FOLDERS, class_folders, read_rgb
+from data.revisited import Revisited, is_revisited, load_revisited
+from data.sample import sample_data
+from dino_dense import Backbone, Picture
+from tasks import _figures
+from tasks._descriptors import Thumbnails, describe_all, multi_scale_cls
+from tasks._features import CLS, Preprocessing, image_features
+from tasks._scores.retrieval import METRICS, Indices, positive_ranks, query_scores, rankings
+from tasks._task import Context, DataFacts, Outcome, Task, file_list_hash, main, mean_scores
+
+HEADLINE = METRICS[0].name
+STRIPS, STRIP_RESULTS = 6, 5  # pictures, and results on each
+THREE_SCALES = (1.0, 2**-0.5, 0.5)  # utils.multi_scale
+# Which labels answer a query, and which images it is as if they were not there (arXiv 1803.11285, sec. 3.3).
+DIFFICULTIES = {
+    "easy": (("easy",), ("junk", "hard")),
+    "medium": (("easy", "hard"), ("junk",)),
+    "hard": (("hard",), ("junk", "easy")),
+}
+# Data, longest side and scales of the published numbers (README of dino).
+PUBLISHED = {"roxford5k": ("Revisited Oxford", 224, (1.0,)), "rparis6k": ("Revisited Paris", 512, THREE_SCALES)}
+# Fields that only one of the layouts looks at.
+LAYOUT_FIELDS = {
+    "revisited": ("difficulty", "image_size", "scales", "crop_queries"),
+    "classes": ("split", "resize", "crop"),
+}
+
+
+@dataclass(frozen=True)
+class RetrievalConfig:
+    """Which images, and how they are described"""
+
+    data: str | None = None
+    """Folder with gnd_*.pkl and jpg/ (revisited Oxford or Paris), or with images by class; without it, the
+    embedded set."""
+    layout: Literal["auto", "revisited", "classes"] = "auto"
+    """auto: revisited where there is a gnd_*.pkl, else classes."""
+    difficulty: Literal["easy", "medium", "hard"] = "medium"
+    """Which of the revisited protocols the scores are; the table has all three."""
+    image_size: int = 224
+    """Longest side of the revisited images, pixels, never enlarged (eval_image_retrieval.py --imsize; 512 for
+    Paris)."""
+    scales: tuple[float, ...] = (1.0,)
+    """Class tokens of the revisited images are summed over these; 1,0.70711,0.5 for Paris (--multiscale)."""
+    crop_queries: bool = False
+    """Cut the landmark out of the revisited queries, as its authors do (DINO does not)."""
+    split: str = "auto"
+    """Sub-folder of the class folders; auto: val or test where there is one, else the folder itself."""
+    resize: int = 256
+    """Short side that images by class are resized to, bicubic, pixels (eval_knn.py)."""
+    crop: int = 224
+    """Side of the centre crop of images by class, pixels (eval_knn.py); a multiple of the patch size."""
+    batch_size: int = 64
+    """Images by class extracted at once; does not change the result."""
+    workers: int = 0
+    """Processes that read images beside the main one."""
+
+    def __post_init__(self) -> None:
+        if not self.scales or min(self.scales) <= 0 or max(self.scales) > 4:
+            raise ValueError(f"scales are {self.scales}: expected one or more, above 0 and at most 4.")
+        if self.image_size < 1:
+            raise ValueError(f"image_size is {self.image_size}: expected 1 pixel or more.")
+        if not 1 <= self.crop <= self.resize:
+            raise ValueError(f"crop is {self.crop}: expected 1 to resize, {self.resize}.")
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Queries, the images they are compared with, and what answers them."""
+
+    facts: DataFacts
+    queries: list[Path]
+    database: list[Path]
+    names: list[str]
+    groups: dict[str, Callable[[int], tuple[Indices, Indices]]]
+    """By the name of a protocol: number of a query -> its positives and its junk, indices into the database."""
+    headline: str
+    """The protocol whose means are the scores."""
+    classes: list[str] | None = None
+    """Class of each query."""
+
+
+def run(backbone: Backbone | None, config: RetrievalConfig, context: Context) -> Outcome:
+    """Describe queries and database, rank, and score every protocol that the data have."""
+    assert backbone is not None
+    root = Path(config.data) if config.data else sample_data().images
+    layout = _layout(config, root)
+    if layout == "revisited":
+        landmarks = load_revisited(root)
+        search = _revisited_search(landmarks, config)
+        context.bind(search.facts)
+        queries, database = _describe_revisited(backbone, landmarks, config, context)
+    else:
+        search = _class_search(root, config)
+        context.bind(search.facts)
+        queries = database = _describe_classes(backbone, search.database, config, context)
+    samples, nearest = _score(queries.to(backbone.device), database.to(backbone.device), search, context)
+    headline = samples[search.headline]
+    unanswered = int(headline[HEADLINE].isna().sum())
+    note = f"Protocol: {search.headline}; {len(headline)} queries, {len(search.database)} images to find them in."
+    if unanswered:
+        note += f" {unanswered} queries have no positive and are left out."
+    return Outcome(
+        scores=mean_scores(headline),
+        data=search.facts,
+        tables=_tables(samples, search),
+        note=note,
+        samples=headline,
+        pictures=_draw(headline, nearest, search, context) if context.world.is_main else (),
+    )
+
+
+# --- The two layouts ---------------------------------------------------------------------------------------
+
+
+def _layout(config: RetrievalConfig, root: Path) -> str:
+    """Which it is; ValueError for options that it would not look at."""
+    layout = config.layout
+    if layout == "auto":
+        layout = "revisited" if is_revisited(root) else "classes"
+    other = "classes" if layout == "revisited" else "revisited"
+    defaults = {item.name: item.default for item in fields(RetrievalConfig)}
+    idle = [name for name in LAYOUT_FIELDS[other] if getattr(config, name) != defaults[name]]
+    if idle:
+        raise ValueError(f"{root}: is read as {layout}, where {', '.join(idle)} mean nothing. Leave them out.")
+    return layout
+
+
+def _revisited_search(landmarks: Revisited, config: RetrievalConfig) -> _Search:
+    names = [path.stem for path in landmarks.queries]
+    doubled = [name if names.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(names)]
+    files = [landmarks.ground_truth, *landmarks.database, *landmarks.queries]
+    facts = DataFacts(
+        name=landmarks.name,
+        root=str(landmarks.root),
+        n=len(landmarks.queries),
+        unit="queries",
+        sha256=file_list_hash(landmarks.root, files),
+        benchmark=_benchmark(landmarks, config),
+    )
+    groups = {name: _relevance(landmarks, *labels) for name, labels in DIFFICULTIES.items()}
+    search = _Search(facts, landmarks.queries, landmarks.database, doubled, groups, config.difficulty)
+    if not any(len(groups[config.difficulty](query)[0]) for query in range(len(names))):
+        raise DataError(
+            f"{landmarks.ground_truth}: no query has an answer that counts as {config.difficulty}. Choose --difficulty."
+        )
+    return search
+
+
+def _relevance(
+    landmarks: Revisited, positive: Sequence[str], junk: Sequence[str]
+) -> Callable[[int], tuple[Indices, Indices]]:
+    def of_query(query: int) -> tuple[Indices, Indices]:
+        labels = landmarks.labels[query]
+        right, ignored = (np.concatenate([labels[name] for name in names]) for names in (positive, junk))
+        return right, ignored
+
+    return of_query
+
+
+def _benchmark(landmarks: Revisited, config: RetrievalConfig) -> str | None:
+    """The published protocol that this is, all of it."""
+    if not landmarks.is_complete or config.crop_queries:
+        return None
+    data, size, scales = PUBLISHED[landmarks.name]
+    same_scales = len(scales) == len(config.scales) and np.allclose(scales, config.scales, atol=1e-4)
+    if config.image_size != size or not same_scales:
+        return None
+    return f"{data}, {config.difficulty}, {size} px, {len(scales)} scale{'s' if len(scales) > 1 else ''}"
+
+
+def _class_search(root: Path, config: RetrievalConfig) -> _Search:
+    """Every image against all others; those of its class are right."""
+    split = next((name for name in VAL_FOLDERS if (root / name).is_dir()), "")
+    split = split if config.split == "auto" else config.split
+    images = class_folders(root / split)
+    labels = np.array(images.labels)
+    members = [np.flatnonzero(labels == label) for label in range(len(images.class_names))]
+    if max(map(len, members)) < 2:
+        raise DataError(f"{root / split}: one image in each class, so no query has an answer. Expected two or more.")
+
+    def of_query(query: int) -> tuple[Indices, Indices]:
+        same = members[labels[query]]
+        return same[same != query], np.array([query])
+
+    facts = DataFacts(
+        name=(root / split).resolve().name if config.data else "embedded images",
+        root=str(root),
+        n=len(images.paths),
+        unit="queries",
+        sha256=file_list_hash(root, images.paths),
+    )
+    names = [path.relative_to(root).as_posix() for path in images.paths]
+    classes = [images.class_names[label] for label in images.labels]
+    protocol = "leave one out"
+    return _Search(facts, images.paths, images.paths, names, {protocol: of_query}, protocol, classes)
+
+
+# --- Describing --------------------------------------------------------------------------------------------
+
+
+def _describe_revisited(
+    backbone: Backbone, landmarks: Revisited, config: RetrievalConfig, context: Context
+) -> tuple[Tensor, Tensor]:
+    """Queries [Q, C] and database [N, C]; one image at a time, since each has its own size."""
+    least = int(np.ceil(backbone.patch_size / min(1.0, *config.scales)))
+    boxes = landmarks.boxes if config.crop_queries else None
+    queries, database = (
+        describe_all(
+            Thumbnails(paths, config.image_size, cut, least),
+            len(paths),
+            lambda images: multi_scale_cls(backbone, images, config.scales),
+            world=context.world,
+            workers=config.workers,
+            label=label,
+        )
+        for label, paths, cut in (("queries", landmarks.queries, boxes), ("database", landmarks.database, None))
+    )
+    return queries, database
+
+
+def _describe_classes(backbone: Backbone, paths: Sequence[Path], config: RetrievalConfig, context: Context) -> Tensor:
+    """[N, C]"""
+    return image_features(
+        backbone,
+        paths,
+        Preprocessing(config.resize, config.crop),
+        world=context.world,
+        also=context.pieces,
+        batch_size=config.batch_size,
+        workers=config.workers,
+    )[CLS]
+
+
+# --- Scoring -----------------------------------------------------------------------------------------------
+
+
+def _score(
+    queries: Tensor, database: Tensor, search: _Search, context: Context
+) -> tuple[dict[str, pd.DataFrame], list[Indices]]:
+    """For each protocol a row a query, and for each query the first results of the headline's."""
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in search.groups}
+    nearest = []
+    ranked = rankings(queries, database)
+    for query, order in enumerate(
+        tqdm(ranked, total=len(queries), unit="query", desc="ranking", disable=not context.world.is_main)
+    ):
+        for name, relevance in search.groups.items():
+            positive, junk = relevance(query)
+            rows[name].append(query_scores(positive_ranks(order, positive, junk, len(database)), len(positive)))
+        nearest.append(_first(order, search.groups[search.headline](query)[1]))
+    frames = {name: pd.DataFrame({"sample": search.names, **pd.DataFrame(found)}) for name, found in rows.items()}
+    return frames, nearest
+
+
+def _first(order: Indices, junk: Indices) -> Indices:
+    """The first results that are not junk."""
+    head = order[: STRIP_RESULTS + len(junk)]
+    return head[~np.isin(head, junk)][:STRIP_RESULTS]  # a copy, not a view that keeps the whole order
+
+
+def _tables(samples: dict[str, pd.DataFrame], search: _Search) -> dict[str, pd.DataFrame]:
+    """Means of every protocol, and of every class where there are classes."""
+    rows = [
+        {"protocol": name, "queries": int(frame[HEADLINE].notna().sum()), **frame.drop(columns="sample").mean()}
+        for name, frame in samples.items()
+    ]
+    tables = {"retrieval": pd.DataFrame(rows)}
+    if search.classes is not None:
+        frame = samples[search.headline].drop(columns="sample")
+        tables["classes"] = frame.groupby(pd.Series(search.classes, name="class"), sort=False).mean().reset_index()
+    return tables
+
+
+def _draw(samples: pd.DataFrame, nearest: Sequence[Indices], search: _Search, context: Context) -> tuple[Picture, ...]:
+    """Queries with their first results, worst and best first."""
+    answered = samples[HEADLINE].dropna()
+    pictures = []
+    for place, query in enumerate(_figures.worst_and_best_first(answered)[:STRIPS]):
+        assert isinstance(query, int)
+        file = context.folder("strips") / f"{place}.jpg"
+        positive = search.groups[search.headline](query)[0]
+        _figures.result_strip(
+            file,
+            np.asarray(read_rgb(search.queries[query])),
+            [np.asarray(read_rgb(search.database[index])) for index in nearest[query]],
+            np.isin(nearest[query], positive).tolist(),
+        )
+        caption = f"{search.names[query]} and its nearest: AP {answered[query]:.1f}"
+        pictures.append(Picture(f"strips/{file.name}", caption))
+    return tuple(pictures)
+
+
+TASK = Task(
+    name="retrieval",
+    summary="Image retrieval with frozen class tokens (mAP): revisited Oxford and Paris, or images by class.",
+    source="DINO, arXiv 2104.14294, sec. 4.2; eval_image_retrieval.py and revisitop.",
+    config=RetrievalConfig,
+    metrics=METRICS,
+    run=run,
+    smoke=RetrievalConfig(resize=64, crop=64),
+    free=frozenset({"batch_size", "workers"}),
+    pieces=lambda config, backbone: frozenset({CLS}),
+)
+
+if __name__ == "__main__":
+    from dino_dense import cli
+
+    cli.run(lambda: main("retrieval"))

@@ -1,0 +1,280 @@
+"""Unsupervised saliency: the object in an image from frozen features, without training, against a mask."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from tqdm import tqdm
+
+from data import DataError
+from data.davis import VOID_ID
+from data.saliency import Layout, MaskedImage, Pixels, detect_layout, load_saliency, object_masks
+from data.sample import sample_data
+from dino_dense import Backbone, Metric, Picture, cli
+from tasks import _figures
+from tasks._bilateral import binarise, refine
+from tasks._scores.saliency import PREDICTED, accuracy, best_jaccard, f_at_best_threshold, f_curve, iou
+from tasks._segment import (
+    Mask,
+    Segment,
+    SegmentProtocol,
+    attention_of,
+    attention_segments,
+    decode_mask,
+    encode_mask,
+    in_order,
+    lost,
+    patch_features,
+    preset_of,
+    share_of,
+    to_tensor,
+    tokencut,
+    working_size,
+)
+from tasks._task import Context, DataFacts, Outcome, Task, file_list_hash, main, mean_scores
+
+METRICS = tuple(Metric(name) for name in ("IoU", "Accuracy", "max-F", "Jaccard"))
+PICTURES = 6
+KNOWN_SETS = {"ECSSD": 1000, "DUTS-TE": 5019, "DUT-OMRON": 5168}  # images
+VOC12_SEGMENTATION_VAL = 1449  # images
+CONFIDENCE = {
+    "tokencut": "eigen-gap of the cut",
+    "lost": "share of patches unlike the seed",
+    "attention": "concentration of the attention",
+}
+
+
+@dataclass(frozen=True)
+class SaliencyProtocol(SegmentProtocol):
+    """How an object is found and scored"""
+
+    method: Literal["attention", "tokencut", "lost"] = "tokencut"
+    """attention (DINO, Fig. 4), tokencut (Wang et al. 2022) or lost (Siméoni et al. 2021)."""
+    heads: Literal["mean", "best"] | int = "mean"
+    """Of attention: the mean of the heads, one head (from 0), or best: the one with the highest IoU, for which the
+    truth must be known. Jaccard always takes the best head for each object (DINO, Fig. 4)."""
+    refine: Literal["none", "bilateral"] = "none"
+    """bilateral: let the bilateral solver draw the mask to the edges of the image (TokenCut + BS)."""
+    void: Literal["background", "ignore", "object"] = "background"
+    """What void (255) of VOC and DAVIS-2017 masks is; background as in DINO's own code (dino#54), which leaves no pixel
+    out."""
+
+
+@dataclass(frozen=True)
+class SaliencyConfig(SaliencyProtocol):
+    """Which images, and every constant of the protocol"""
+
+    data: str | None = None
+    """Folder of images and masks (ECSSD, DUTS-TE, DUT-OMRON, any), VOC2012 or a DAVIS tree; without it, the embedded
+    pairs."""
+    layout: Layout = "auto"
+    """pairs (two folders of the same names), voc, davis, or auto: look."""
+    split: str = "val"
+    """List of a voc (ImageSets/Segmentation) or davis (ImageSets/YEAR) tree."""
+    year: Literal[2016, 2017] = 2016
+    """Of a davis tree: 2016 has one foreground, 2017 object ids."""
+    sequences: tuple[str, ...] | None = None
+    """Of a davis tree: only these, a,b,c."""
+    max_images: int | None = None
+    """Only this many, evenly spaced."""
+    save_masks: bool = False
+    """Write each mask as masks/NAME.png, 0 and 255, at native size; one piece without holes where refined."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_images is not None and self.max_images < 1:
+            raise ValueError(f"max_images is {self.max_images}: expected 1 or more, or none for all")
+
+
+PROTOCOL_FIELDS = frozenset(item.name for item in dataclasses.fields(SaliencyProtocol))
+
+
+class SaliencyMap(NamedTuple):
+    """A prediction for one image."""
+
+    values: npt.NDArray[np.float64]
+    """[H, W] at native size, 0 to 1."""
+    mask: Mask
+    """[H, W], what people are shown."""
+    segment: Segment
+
+
+class _Measured(NamedTuple):
+    """One image: its row, F at each threshold [255], and the mask."""
+
+    row: dict[str, Any]
+    curve: npt.NDArray[np.float64]
+    mask: dict[str, Any]
+
+
+def run(backbone: Backbone | None, config: SaliencyConfig, context: Context) -> Outcome:
+    """Find the object in every image, and compare it with the mask."""
+    assert backbone is not None
+    images, facts = open_images(config)
+    context.bind(facts)
+    mine = share_of(images, context.world)
+    with tqdm(mine, unit="image", desc=config.method, disable=not context.world.is_main) as bar:
+        measured = in_order([(place, _measure(backbone, image, config)) for place, image in bar])
+    table = pd.DataFrame([found.row for found in measured])
+    best_f, threshold = f_at_best_threshold([found.curve for found in measured])
+    table.insert(3, "max-F", 100 * best_f)
+    masks = {found.row["sample"]: found.mask for found in measured}
+    samples = table[["sample", *(metric.name for metric in METRICS)]]
+    pictures: tuple[Picture, ...] = ()
+    if context.world.is_main:
+        if config.save_masks:
+            _save(masks, context)
+        pictures = _draw(images, masks, samples.set_index("sample")["IoU"], context)
+    return Outcome(
+        scores=mean_scores(samples),
+        data=facts,
+        tables={"images": table},
+        note=_note(config, threshold),
+        samples=samples,
+        pictures=pictures,
+    )
+
+
+def open_images(config: SaliencyConfig) -> tuple[list[MaskedImage], DataFacts]:
+    """The images that a config names; DataError if they cannot be used."""
+    root = Path(config.data) if config.data else sample_data().saliency
+    images = load_saliency(root, config.layout, split=config.split, year=config.year, sequences=config.sequences)
+    total = len(images)
+    if config.max_images is not None:
+        images = [images[place] for place in _figures.spread(range(total), config.max_images)]
+    name = root.resolve().name if config.data else "embedded saliency pairs"
+    if len(images) < total:
+        name += f" (part: {len(images)} of {total})"
+    facts = DataFacts(
+        name=name,
+        root=str(root),
+        n=len(images),
+        unit="images",
+        sha256=file_list_hash(root, [file for image in images for file in (image.image, image.mask)]),
+        benchmark=_benchmark(config, root, images),
+    )
+    return images, facts
+
+
+def saliency_maps(
+    backbone: Backbone, rgb: Pixels, config: SaliencyProtocol
+) -> tuple[list[SaliencyMap], list[SaliencyMap]]:
+    """What is predicted for an image RGB [H, W, 3], and what Jaccard chooses from (of attention, each head's map).
+
+    There is one prediction, but for `heads="best"`.
+    """
+    height, width = working_size((rgb.shape[0], rgb.shape[1]), config)
+    patch = backbone.patch_size
+    fitted = (max(patch, round(height / patch) * patch), max(patch, round(width / patch) * patch))
+    image = to_tensor(rgb, fitted)
+    if config.method != "attention":
+        features = patch_features(backbone, image, config)
+        cut = config.method == "tokencut"
+        found = tokencut(features, config.tau, config.eps) if cut else lost(features, config.lost_k)
+        maps = [_at_native_size(found, rgb, config)]
+        return maps, maps
+    attention = attention_of(backbone, image)
+    heads = [_at_native_size(s, rgb, config) for s in attention_segments(attention, config.mass, "best")]
+    if config.heads == "best":
+        return heads, heads
+    (chosen,) = attention_segments(attention, config.mass, config.heads)
+    return [_at_native_size(chosen, rgb, config)], heads
+
+
+def _at_native_size(segment: Segment, rgb: Pixels, config: SaliencyProtocol) -> SaliencyMap:
+    size = (rgb.shape[1], rgb.shape[0])
+    coarse = cv2.resize(segment.mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+    if config.refine == "none":
+        return SaliencyMap(coarse.astype(np.float64), coarse, segment)
+    values = refine(rgb, coarse.astype(np.float64))
+    return SaliencyMap(values, binarise(values, coarse), segment)
+
+
+def _measure(backbone: Backbone, image: MaskedImage, config: SaliencyConfig) -> _Measured:
+    rgb, ids = image.read()
+    void = image.has_ids & (ids == VOID_ID)
+    truth = (ids > 0) & ~(void & (config.void != "object"))
+    scored = ~void if config.void == "ignore" else np.ones_like(truth)
+    if not scored.any():
+        raise DataError(f"{image.mask}: every pixel is void, so that nothing can be scored. Leave the image out")
+    maps, candidates = saliency_maps(backbone, rgb, config)
+    overlaps = [iou(found.values[scored], truth[scored]) for found in maps]
+    best = int(np.argmax(overlaps))
+    values, segment = maps[best].values[scored], maps[best].segment
+    objects = [wanted[scored] for wanted in object_masks(ids)]
+    row = {
+        "sample": image.name,
+        "IoU": 100 * overlaps[best],
+        "Accuracy": 100 * accuracy(values, truth[scored]),
+        "Jaccard": 100 * best_jaccard([found.values[scored] > PREDICTED for found in candidates], objects),
+        "confidence": segment.confidence,
+        "ncut": segment.ncut,
+        "objects": len(objects),
+    }
+    return _Measured(row, f_curve(values, truth[scored]), encode_mask(maps[best].mask))
+
+
+def _note(config: SaliencyConfig, threshold: float) -> str:
+    parts = [f"Confidence (images.csv) is the {CONFIDENCE[config.method]}."]
+    if config.refine != "none":
+        parts.append(f"max-F is at threshold {threshold:.3f}.")
+    if config.method == "attention" and config.heads == "best":
+        parts.append("The head was chosen by the truth, image by image: an upper bound.")
+    return " ".join(parts)
+
+
+def _benchmark(config: SaliencyConfig, root: Path, images: Sequence[MaskedImage]) -> str | None:
+    """The published set and protocol, where both are complete."""
+    preset = preset_of("saliency", {name: getattr(config, name) for name in PROTOCOL_FIELDS})
+    if preset is None or config.data is None:
+        return None
+    if images[0].has_ids:
+        complete = len(images) == VOC12_SEGMENTATION_VAL and detect_layout(root) == "voc" and config.split == "val"
+        return f"VOC12 segmentation val, preset {preset}" if complete else None
+    place = str(images[0].image.resolve()).upper()
+    found = (name for name, count in KNOWN_SETS.items() if name in place and count == len(images))
+    return next((f"{name}, preset {preset}" for name in found), None)
+
+
+def _save(masks: dict[str, dict[str, Any]], context: Context) -> None:
+    for name, mask in masks.items():
+        path = context.folder("masks") / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), 255 * decode_mask(mask))
+
+
+def _draw(
+    images: Sequence[MaskedImage], masks: dict[str, dict[str, Any]], values: pd.Series, context: Context
+) -> tuple[Picture, ...]:
+    """The worst and best images: what was found, and beside it the truth."""
+    by_name = {image.name: image for image in images}
+    pictures = []
+    for label in _figures.worst_and_best_first(values)[:PICTURES]:
+        name = str(label)
+        rgb, ids = by_name[name].read()
+        file = context.folder("overlays") / f"{name.replace('/', '_')}.jpg"
+        _figures.mask_strip(file, [(rgb, decode_mask(masks[name])), (rgb, np.where(ids == VOID_ID, 0, ids))])
+        pictures.append(Picture(f"overlays/{file.name}", f"{name}: IoU {values[name]:.1f} (found, truth)"))
+    return tuple(pictures)
+
+
+TASK = Task(
+    name="saliency",
+    summary="Unsupervised saliency by attention, TokenCut or LOST (IoU, accuracy, max-F, Jaccard).",
+    source="TokenCut, arXiv 2209.00383 (unsupervised_saliency_detection); DINO, arXiv 2104.14294, Fig. 4.",
+    config=SaliencyConfig,
+    metrics=METRICS,
+    run=run,
+    smoke=SaliencyConfig(max_images=12),
+    presets="saliency",
+    free=frozenset({"save_masks"}),
+)
+
+if __name__ == "__main__":
+    cli.run(lambda: main("saliency"))

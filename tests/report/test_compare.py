@@ -1,0 +1,292 @@
+"""Paired comparisons: the interval, and everything that must be alike before one is given."""
+
+import dataclasses
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from dino_dense import cli
+from dino_dense.report import Entry, IntervalConfig, compare_all
+from dino_dense.report.__main__ import main
+from dino_dense.report.compare import bootstrap_means, compare, not_compared, paired_difference
+from tests.report.builders import CONFIG, RANDOM, VITS8, VITS16, edited, failed_entry, make_batch, make_entry
+
+QUICK = IntervalConfig(bootstrap=300)
+
+
+def pair(root: Path, **changes: Any) -> tuple[Entry, Entry]:
+    """Two checkpoints on the same samples; the second is better by 2."""
+    first = make_entry(root, "knn", VITS16, (70, 90), seed=1)
+    return first, make_entry(root, "knn", VITS8, (72, 90), seed=2, **changes)
+
+
+def rewrite(entry: Entry, change: Any) -> None:
+    """Edit the entry's samples.csv."""
+    file = entry.folder / "samples.csv"
+    change(pd.read_csv(file)).to_csv(file, index=False)
+
+
+def test_means_are_those_of_a_plain_loop(monkeypatch: pytest.MonkeyPatch):
+    values = np.random.default_rng(5).normal(size=37)
+    generator = np.random.default_rng(11)
+    loop = [np.mean([values[generator.integers(37)] for _ in range(37)]) for _ in range(50)]
+    np.testing.assert_allclose(bootstrap_means(values, 50, 11), loop, rtol=1e-12)
+    monkeypatch.setattr("dino_dense.report.compare.DRAWS_AT_ONCE", 100)  # two resamples at once
+    np.testing.assert_allclose(bootstrap_means(values, 50, 11), loop, rtol=1e-12)
+
+
+def test_interval_is_close_to_scipys():
+    generator = np.random.default_rng(0)
+    baseline = generator.normal(50, 10, 80)
+    candidate = baseline + generator.exponential(3, 80)
+    mine = paired_difference(baseline, candidate, IntervalConfig(bootstrap=20_000))
+    theirs = stats.bootstrap(
+        (candidate - baseline,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
+    )
+    # Both are Monte Carlo; a percentile of 20,000 draws is known to about 2 % of the standard error.
+    tolerance = 0.1 * mine["stderr"]
+    assert mine["low"] == pytest.approx(theirs.confidence_interval.low, abs=tolerance)
+    assert mine["high"] == pytest.approx(theirs.confidence_interval.high, abs=tolerance)
+    assert mine["stderr"] == pytest.approx(theirs.standard_error, rel=0.05)
+
+
+def test_interval_holds_the_true_difference_as_often_as_it_says():
+    truth, trials, held = 1.5, 200, 0
+    for trial in range(trials):
+        generator = np.random.default_rng(trial)
+        difficulty = generator.normal(60, 20, 100)
+        baseline = difficulty + generator.normal(0, 4, 100)
+        candidate = difficulty + truth + generator.normal(0, 4, 100)
+        interval = paired_difference(baseline, candidate, IntervalConfig(bootstrap=1000, seed=trial))
+        held += interval["low"] <= truth <= interval["high"]
+    # Four standard deviations of a binomial with p = 0.94: a percentile interval over 100 samples is a little short.
+    assert abs(held - 0.94 * trials) < 4 * math.sqrt(trials * 0.94 * 0.06)
+
+
+def test_identical_reports_differ_by_nothing(tmp_path: Path):
+    first = make_entry(tmp_path, seed=1)
+    second = dataclasses.replace(make_entry(tmp_path / "again", seed=1), checkpoint="again")
+    rows = compare(first, second, QUICK)
+    assert list(rows["metric"]) == ["top-1", "top-5"]
+    assert (rows[["difference", "low", "high", "stderr", "better", "worse"]] == 0).all(axis=None)
+    assert (rows["equal"] == 100).all()
+    assert (rows["verdict"] == "undecided").all()
+
+
+def test_turned_round_every_sign_turns(tmp_path: Path):
+    first, second = pair(tmp_path)
+    there, back = compare(first, second, QUICK), compare(second, first, QUICK)
+    for name, turned in (("difference", "difference"), ("low", "high"), ("high", "low")):
+        np.testing.assert_allclose(there[name], -back[turned], rtol=1e-9, atol=1e-12)
+    for name, turned in (("better", "worse"), ("equal", "equal"), ("baseline_value", "candidate_value")):
+        np.testing.assert_allclose(there[name], back[turned])
+
+
+def test_order_of_the_samples_does_not_matter(tmp_path: Path):
+    first, second = pair(tmp_path)
+    before = compare(first, second, QUICK)
+    rewrite(second, lambda table: table.sample(frac=1, random_state=0))
+    rewrite(first, lambda table: table.iloc[::-1])
+    pd.testing.assert_frame_equal(compare(first, second, QUICK), before, rtol=1e-12)
+
+
+def test_values_shares_and_direction(tmp_path: Path):
+    names = [f"s{index}" for index in range(4)]
+    first, second = (
+        make_entry(
+            tmp_path,
+            "depth",
+            name,
+            samples=pd.DataFrame({"sample": names, "RMSE": rmse, "δ < 1.25": accuracy}),
+        )
+        for name, rmse, accuracy in (
+            ("a", [1.0, 1.0, 1.0, 1.0], [50.0, 50.0, 50.0, 50.0]),
+            ("b", [0.5, 0.5, 0.5, 0.6], [60.0, 40.0, 50.0, 50.0]),
+        )
+    )
+    rmse, accuracy = compare(first, second, QUICK).to_dict("records")
+    assert rmse["difference"] == pytest.approx(-0.475)
+    assert (rmse["better"], rmse["worse"], rmse["equal"], rmse["n"]) == (100, 0, 0, 4)
+    assert rmse["verdict"] == "better"  # lower is better
+    assert rmse["stderr"] == pytest.approx(np.std([0.5, 0.5, 0.5, 0.4], ddof=1) / 2)
+    assert (accuracy["better"], accuracy["worse"], accuracy["equal"]) == (25, 25, 50)
+    assert accuracy["verdict"] == "undecided"
+
+
+def test_samples_may_be_called_like_missing_values_and_numbers(tmp_path: Path):
+    names = ["NA", "null", "007", "7"]
+    first, second = (
+        make_entry(
+            tmp_path,
+            checkpoint=name,
+            samples=pd.DataFrame({"sample": names, "top-1": values, "top-5": 100.0}),
+        )
+        for name, values in (("a", [0.0, 0, 0, 0]), ("b", [100.0, 0, 0, 0]))
+    )
+    rows = compare(first, second, QUICK)
+    assert list(rows["n"]) == [4, 4]
+    assert rows["better"][0] == 25
+
+
+def without_values(table: pd.DataFrame) -> pd.DataFrame:
+    table.loc[[3, 5], "top-1"] = np.nan
+    return table
+
+
+def test_samples_without_a_value_in_both_are_left_out(tmp_path: Path):
+    entries = [make_entry(tmp_path / str(i), checkpoint=str(i), samples=None, seed=i) for i in range(2)]
+    entries = [
+        make_entry(
+            tmp_path / str(i),
+            checkpoint=str(i),
+            samples=without_values(pd.read_csv(entry.folder / "samples.csv")),
+        )
+        for i, entry in enumerate(entries)
+    ]
+    assert list(compare(*entries, QUICK)["n"]) == [38, 40]
+
+
+def test_a_value_in_one_only_is_not_compared_and_the_other_metrics_are(tmp_path: Path):
+    first, second = pair(tmp_path)
+    table = without_values(pd.read_csv(second.folder / "samples.csv"))
+    second = make_entry(tmp_path, "knn", VITS8, samples=table)
+    top1, top5 = compare(first, second, QUICK).to_dict("records")
+    assert top1["verdict"] == "not compared"
+    assert "2 samples have a value in one only, for example val/0003.jpg" in top1["reason"]
+    assert np.isnan(top1["difference"])
+    assert top5["n"] == 40
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"config": {**CONFIG, "k": [10]}}, r"config k: \[10, 20\] against \[10\]"),
+        ({"data": {"name": "other", "sha256": "d" * 64}}, r"data knn data \(cccccccc\) against other \(dddddddd\)"),
+        ({"data": {"name": "other"}}, "data knn data .* against other"),
+        ({"samples": ""}, "names no values of single samples"),
+        ({"samples": "elsewhere.csv"}, "elsewhere.csv: no such file"),
+        ({"samples": "../../x.csv"}, "expected a file in its own folder"),
+        ({"task": "davis"}, "task knn against davis"),
+    ],
+)
+def test_what_differs_is_said(tmp_path: Path, changes: dict[str, Any], reason: str):
+    first, second = pair(tmp_path)
+    rows = compare(first, edited(second, **changes), QUICK)
+    assert len(rows) == 1
+    assert rows["verdict"].item() == "not compared"
+    assert pd.Series([rows["reason"].item()]).str.contains(reason).all(), rows["reason"].item()
+
+
+def test_what_changes_no_number_may_differ(tmp_path: Path):
+    first, second = pair(tmp_path)
+    config = {**second.report.config, "batch_size": 8, "data": "/mnt/elsewhere"}
+    second = edited(second, config=config, environment={**second.report.environment, "dtype": "bf16"})
+    rows = compare(first, second, QUICK)
+    assert (rows["reason"] == "").all()
+    assert (rows["note"] == "dtype fp32 against bf16").all()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda table: table.assign(sample=table["sample"] + "x"), "40 of 40 samples are in the baseline only"),
+        (lambda table: pd.concat([table, table[:1]]), "'val/0000.jpg' is there twice"),
+        (lambda table: table.drop(columns="sample"), "expected a column sample, found top-1, top-5"),
+        (lambda table: table.assign(**{"top-1": "high"}), "column top-1 holds text"),
+        (lambda table: table.assign(**{"top-1": table["top-1"] + 1}), "mean of top-1 is 73, expected the report's 72"),
+        (lambda table: table.assign(sample=["", *table["sample"][1:]]), "expected a name for every sample"),
+        (lambda table: table[["sample"]], "only the baseline has values"),
+    ],
+)
+def test_broken_samples_are_said(tmp_path: Path, change: Any, reason: str):
+    first, second = pair(tmp_path)
+    rewrite(second, change)
+    rows = compare(first, second, QUICK)
+    assert (rows["verdict"] == "not compared").all()
+    assert reason in rows["reason"].iloc[0]
+
+
+def test_a_missing_sample_is_never_left_out_silently(tmp_path: Path):
+    first, second = pair(tmp_path)
+    table = pd.read_csv(second.folder / "samples.csv")
+    second = make_entry(tmp_path, "knn", VITS8, samples=table[:-1])
+    reason = compare(first, second, QUICK)["reason"].item()
+    assert reason == "1 of 40 samples are in the baseline only, for example val/0039.jpg"
+
+
+def test_one_sample_has_no_interval(tmp_path: Path):
+    entries = [make_entry(tmp_path, checkpoint=name, n=1) for name in "ab"]
+    # The builder's standard error of one sample is not a number; that is not what is looked at here.
+    assert "1 samples have a value; expected 2 or more" in compare(*entries, QUICK)["reason"].iloc[0]
+
+
+def test_first_against_each_other_within_a_way_to_measure(tmp_path: Path):
+    batch = make_batch(tmp_path)
+    rows = compare_all(batch, QUICK)
+    assert set(rows["baseline"]) == {VITS16}
+    compared = rows[rows["reason"] == ""]
+    assert set(zip(compared["entry"], compared["candidate"], strict=True)) == {
+        (label, name) for label in ("knn", "knn-64", "depth") for name in (VITS8, RANDOM)
+    } | {("davis", VITS8)}
+    (line,) = not_compared(rows)
+    assert line.startswith(f"davis: {RANDOM} was not compared with {VITS16}: {RANDOM} failed: CUDA out of memory")
+
+
+def test_a_report_like_no_other_says_what_differs(tmp_path: Path):
+    first, second = pair(tmp_path)
+    third = make_entry(tmp_path, "knn", RANDOM, config={**CONFIG, "k": [5]})
+    rows = compare_all([first, second, third], QUICK)
+    assert list(rows["candidate"]) == [VITS8, VITS8, RANDOM]
+    assert rows["reason"].iloc[2].startswith("config k: [10, 20] against [5]")
+    alone = compare_all([first, failed_entry(tmp_path, "davis", VITS8, "no")], QUICK)
+    assert alone.empty
+
+
+@pytest.mark.parametrize(("field", "value"), [("bootstrap", 0), ("confidence", 0.0), ("confidence", 1.0)])
+def test_bad_options_are_named(field: str, value: float):
+    with pytest.raises(ValueError, match=f"{field} is {value}: expected"):
+        IntervalConfig(**{field: value})
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
+    """`python -m dino_dense.report`; its exit status."""
+    monkeypatch.setattr(sys, "argv", ["report", *map(str, argv)])
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main)
+    return int(caught.value.code or 0)
+
+
+def test_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    first, second = pair(tmp_path / "runs")
+    out = tmp_path / "out"
+    status = command(monkeypatch, first.folder / "report.json", "--out", out, second.folder, "--bootstrap", 100)
+    printed = capsys.readouterr().out
+    assert status == 0
+    assert "72.0 ± 1.1 (78.3 published, −6.3)" in printed
+    assert "+2.0" in printed
+    table = pd.read_csv(out / "comparison.csv", keep_default_na=False)
+    assert list(table["metric"]) == ["top-1", "top-5"]
+    assert list(table["bootstrap"]) == [100, 100]
+    assert "+2.0" in (out / "comparison.md").read_text()
+    assert "74.5 published" in (out / "comparison.html").read_text()
+    assert (out / "results.csv").is_file()
+
+
+def test_command_says_what_was_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    first, second = pair(tmp_path)
+    (second.folder / "samples.csv").unlink()
+    assert command(monkeypatch, tmp_path, "--bootstrap", 10) == 1
+    assert f"{second.folder / 'samples.csv'}: no such file" in capsys.readouterr().out
+    assert command(monkeypatch, first.folder) == 0
+    assert command(monkeypatch, tmp_path / "nowhere") == 1
+    assert "nowhere: no such file or folder" in capsys.readouterr().err
+    assert command(monkeypatch) == 2
+    assert "reports is empty" in capsys.readouterr().err

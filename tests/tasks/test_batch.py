@@ -1,0 +1,273 @@
+"""Batches: what is finished stays, what fails is a row, images are looked at once."""
+
+import shutil
+import textwrap
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import tasks
+from data.images import read_rgb
+from dino_dense import Metric, Report, Score, load_backbone
+from dino_dense.checkpoint import save_backbone
+from tasks import DataFacts, Outcome, Task, _batch
+from tasks._batch import BatchOptions, checkpoint_labels, load_suite, main, run_batch
+from tasks.knn import KnnConfig
+from tests.tasks.test_knn_task import RANDOM, make_folder
+
+SMALL = "resize: 32, crop: 32"
+
+
+def write_suite(path: Path, *lines: str) -> str:
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with a labelled set."""
+    make_folder(tmp_path / "set", {"dark": 4, "light": 4})
+    return tmp_path
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """(task, checkpoint) of every run that began."""
+    begun: list[tuple[str, str]] = []
+    original = _batch.run_one
+
+    def counting(task: Task, options, config, **more):
+        begun.append((task.name, options.ckpt))
+        return original(task, options, config, **more)
+
+    monkeypatch.setattr(_batch, "run_one", counting)
+    return begun
+
+
+def test_what_fails_is_a_row_and_only_that_runs_again(place: Path, runs: list, capsys: pytest.CaptureFixture[str]):
+    """One missing data set and one bad checkpoint; then both are mended."""
+    good, bad = place / "good.safetensors", place / "bad.safetensors"
+    save_backbone(good, load_backbone(RANDOM).module)
+    bad.write_bytes(good.read_bytes()[:1000])
+    here = write_suite(place / "here.yaml", f"- {{task: knn, config: {{data: set, {SMALL}, k: [1]}}}}")
+    both = write_suite(
+        place / "both.yaml",
+        Path(here).read_text(),
+        f"- {{task: knn, label: elsewhere, config: {{data: later, {SMALL}, k: [1]}}}}",
+    )
+    # The bad checkpoint meets the present data only, so that just two pairs fail.
+    first = ["--suite", both, "--ckpt", str(good), "--out", str(place / "a"), "--data-root", str(place)]
+    second = ["--suite", here, "--ckpt", str(good), "--ckpt", str(bad), "--out", str(place / "b")]
+    second += ["--data-root", str(place)]
+    assert main([*first, "--device", "cpu"]) == main([*second, "--device", "cpu"]) == 1
+    assert len(runs) == 3
+    assert "later: no such folder" in capsys.readouterr().out
+    rows = pd.read_csv(place / "a" / "pairs.csv").set_index("entry")
+    assert rows.loc["knn", "status"].tolist() == ["ok", "ok"]
+    assert "later: no such folder" in rows.loc["elsewhere", "error"]
+    rows = pd.read_csv(place / "b" / "pairs.csv").set_index("checkpoint")
+    assert rows.loc["good", "status"].tolist() == ["ok", "ok"]
+    assert "bad.safetensors: not a whole safetensors file" in rows.loc["bad", "error"]
+    assert "bad.safetensors" in (place / "b" / "index.html").read_text()
+
+    shutil.copytree(place / "set", place / "later")
+    save_backbone(bad, load_backbone(RANDOM, seed=1).module)
+    runs.clear()
+    assert main([*first, "--device", "cpu"]) == main([*second, "--device", "cpu"]) == 0
+    assert runs == [("knn", str(good)), ("knn", str(bad))]
+    assert not list(place.rglob("*.failed.*"))
+    for name in ("a", "b"):
+        assert (pd.read_csv(place / name / "pairs.csv")["status"] == "ok").all()
+
+
+def test_a_changed_config_or_checkpoint_runs_again_and_the_rest_does_not(place: Path, runs: list):
+    checkpoint = place / "net.safetensors"
+    save_backbone(checkpoint, load_backbone(RANDOM).module)
+
+    def run(k: str) -> None:
+        suite = write_suite(
+            place / "suite.yaml",
+            f"- {{task: knn, config: {{data: {place}/set, {SMALL}, k: [1]}}}}",
+            f"- {{task: knn, label: other, config: {{data: {place}/set, {SMALL}, k: [{k}]}}}}",
+        )
+        run_batch(BatchOptions(suite=suite, ckpt=(str(checkpoint),), out=str(place / "out"), device="cpu"))
+
+    run("2")
+    assert len(runs) == 2
+    run("2")
+    assert len(runs) == 2
+    run("3")
+    assert len(runs) == 3
+    save_backbone(checkpoint, load_backbone(RANDOM, seed=1).module)
+    run("3")
+    assert len(runs) == 5
+
+
+def test_images_are_looked_at_once_for_all_tasks(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DINO_DENSE_CACHE", str(place / "cache"))
+    seen: list[Path] = []
+
+    def reading(path: Path):
+        seen.append(path)
+        return read_rgb(path)
+
+    monkeypatch.setattr("tasks._features.read_rgb", reading)
+    suite = write_suite(
+        place / "suite.yaml",
+        f"- {{task: knn, config: {{data: {place}/set, {SMALL}}}}}",
+        f"- {{task: linear, config: {{data: {place}/set, {SMALL}, features: cached, epochs: 2}}}}",
+        f"- {{task: linear, label: logreg, config: {{data: {place}/set, {SMALL}, solver: lbfgs, mean_patch: true}}}}",
+        f"- {{task: retrieval, config: {{data: {place}/set, {SMALL}}}}}",
+    )
+    entries = run_batch(BatchOptions(suite=suite, ckpt=(RANDOM,), out=str(place / "out"), device="cpu"))
+    assert [entry.report.status for entry in entries] == ["ok"] * 4
+    assert len(seen) == len(set(seen)) == 16
+
+
+def test_an_error_nobody_foresaw_is_a_row_too(place: Path, monkeypatch: pytest.MonkeyPatch):
+    def breaking(backbone, config, context):
+        raise ZeroDivisionError("in the science")
+
+    knn = tasks.get("knn")
+    broken = Task("broken", "Breaks.", "none", KnnConfig, knn.metrics, breaking, KnnConfig())
+    monkeypatch.setattr(_batch, "get", {"broken": broken, "knn": knn}.get)
+    suite = write_suite(
+        place / "s.yaml", "- task: broken", f"- {{task: knn, config: {{data: {place}/set, {SMALL}, k: [1]}}}}"
+    )
+    options = BatchOptions(suite=suite, ckpt=(RANDOM,), out=str(place / "out"), device="cpu")
+    first, second = run_batch(options)
+    assert (first.report.status, second.report.status) == ("failed", "ok")
+    assert first.report.error == "ZeroDivisionError: in the science"
+    (trace,) = place.rglob("*.failed.txt")
+    assert "breaking" in trace.read_text()
+
+
+def test_ctrl_c_ends_the_batch_with_a_report_of_what_there_is(place: Path, monkeypatch: pytest.MonkeyPatch):
+    original = _batch.run_one
+
+    def interrupted(task, options, config, **more):
+        if config.k == (2,):
+            raise KeyboardInterrupt
+        return original(task, options, config, **more)
+
+    monkeypatch.setattr(_batch, "run_one", interrupted)
+    suite = write_suite(
+        place / "suite.yaml",
+        f"- {{task: knn, config: {{data: {place}/set, {SMALL}, k: [1]}}}}",
+        f"- {{task: knn, label: second, config: {{data: {place}/set, {SMALL}, k: [2]}}}}",
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run_batch(BatchOptions(suite=suite, ckpt=(RANDOM,), out=str(place / "out"), device="cpu"))
+    assert pd.read_csv(place / "out" / "pairs.csv")["entry"].unique().tolist() == ["knn"]
+
+
+# --- Suites ---
+
+
+@pytest.mark.parametrize("name", ["quickstart", "dense", "classification", "paper"])
+def test_our_suites_are_read(name: str):
+    assert len(load_suite(name)) >= 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- task: kn", "unknown task 'kn'"),
+        ("- {task: knn, config: {resizes: 3}}", "entry knn: KnnConfig has no field 'resizes'. Did you mean resize"),
+        ("- {task: knn, config: {resize: large}}", "entry knn.*resize"),
+        ("- {task: knn, config: {k: [0]}}", "must be positive"),
+        ("- {task: knn}\n- {task: knn}", "two entries are called 'knn'"),
+        ("- {task: knn, label: ../up}", "label"),
+        ("- {tusk: knn}", "expected task"),
+        ("- {task: davis, preset: dinosaur}", "unknown preset 'dinosaur'"),
+        ("task: knn", "expected a list"),
+        ("", "expected a list"),
+        ("- [", "not YAML"),
+    ],
+)
+def test_bad_suites_are_refused_before_anything_runs(tmp_path: Path, text: str, message: str):
+    path = tmp_path / "suite.yaml"
+    path.write_text(textwrap.dedent(text))
+    with pytest.raises(ValueError, match=message):
+        run_batch(BatchOptions(suite=str(path), ckpt=(RANDOM,), out=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_suites_and_missing_options_are_named(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="classification, dense, paper, quickstart"):
+        load_suite("dinner")
+    with pytest.raises(FileNotFoundError, match="no such suite file"):
+        load_suite(str(tmp_path / "x.yaml"))
+    with pytest.raises(ValueError, match="--ckpt"):
+        main(["--suite", "dense"])
+
+
+def test_presets_and_data_roots(tmp_path: Path):
+    suite = write_suite(
+        tmp_path / "s.yaml",
+        "- {task: davis, preset: crw, config: {data: DAVIS}}",
+        "- {task: knn, config: {data: /abs}}",
+    )
+    davis, knn = load_suite(suite, data_root="/sets")
+    assert davis.config.top_k == 10
+    assert davis.config.data == "/sets/DAVIS"
+    assert knn.config.data == "/abs"
+
+
+def test_checkpoint_labels_are_short_and_never_shared(tmp_path: Path):
+    specs = ["random:vit_micro_patch8_64", "a/teacher.safetensors", "b/net.pth", "c/net.pth", "d/run.safetensors"]
+    assert checkpoint_labels(specs) == ["random:vit_micro_patch8_64", "a", "b/net.pth", "c/net.pth", "run"]
+    with pytest.raises(ValueError, match="named twice"):
+        checkpoint_labels(["x", "x"])
+
+
+# --- Tasks of other packages, and jobs ---
+
+
+def test_a_failed_report_survives_json():
+    entry = load_suite("quickstart")[0]
+    report = _batch.failed_report(entry, "x", ValueError("why"), __import__("torch").device("cpu"), tasks.RunOptions())
+    assert Report.from_json(report.to_json()) == Report.from_json(Report.from_json(report.to_json()).to_json())
+    assert report.error == "why"
+
+
+def test_a_job_that_dies_is_a_failed_row_for_each_entry(place: Path):
+    class Dead:
+        class paths:  # noqa: N801, as submitit names it
+            stderr = "jobs/7_log.err"
+
+        def result(self):
+            raise RuntimeError("Job 7 was killed")
+
+    suite = load_suite("quickstart")
+    entries = _batch._collect(Dead(), RANDOM, "net", suite, BatchOptions(out=str(place)))
+    assert [entry.label for entry in entries] == [entry.label for entry in suite]
+    assert all("was killed" in entry.report.error and "7_log.err" in entry.report.error for entry in entries)
+
+
+@pytest.mark.slow
+def test_the_local_launcher_gives_what_no_launcher_gives(place: Path):
+    pytest.importorskip("submitit")
+    suite = write_suite(place / "suite.yaml", f"- {{task: knn, config: {{data: {place}/set, {SMALL}, k: [1]}}}}")
+    tables = []
+    for launcher in ("none", "local"):
+        out = place / launcher
+        words = ["--suite", suite, "--ckpt", RANDOM, "--ckpt", str(place / "missing"), "--out", str(out)]
+        assert main([*words, "--launcher", launcher, "--device", "cpu"]) == 1
+        table = pd.read_csv(out / "pairs.csv")
+        tables.append(table[["entry", "checkpoint", "metric", "value", "status"]])
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_scores_without_samples_still_make_a_page(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """A task of another package may be older than samples and pictures."""
+
+    def run(backbone, config, context):
+        return Outcome((Score("depth", 3.0, 2),), DataFacts("embedded", "x", 2, "images", "0" * 64))
+
+    plain = Task("plain", "Plain.", "none", KnnConfig, (Metric("depth"),), run, KnnConfig())
+    monkeypatch.setattr(_batch, "get", {"plain": plain}.get)
+    suite = write_suite(place / "s.yaml", "- task: plain")
+    run_batch(BatchOptions(suite=suite, ckpt=(RANDOM,), out=str(place / "out"), device="cpu"))
+    assert "depth" in (place / "out" / "index.html").read_text()

@@ -1,0 +1,189 @@
+"""Linear segmentation probe: metrics against loops, windows, continuation, void pixels, bad trees."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
+
+from data import DataError
+from dino_dense import Report, load_backbone
+from tasks import Context, RunOptions, get, run_one
+from tasks._pixel_probe import LinearHead, PixelProbe, _draws, _step, lr_factor, predict, train_head, window_starts
+from tasks._scores.segmentation import class_iou, confusion, pixel_accuracy
+from tasks.segprobe import SegprobeConfig, open_pixels
+from tests.data.test_segmentation import halves, make_tree
+
+RANDOM = "random:vit_micro_patch8_64"
+
+
+# --- Metrics ---
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 5), st.integers(0, 1000))
+def test_confusion_and_iou_are_the_naive_ones(classes: int, seed: int):
+    rng = np.random.default_rng(seed)
+    truth, predicted = rng.integers(0, classes, (2, 7, 9))
+    truth[rng.random((7, 9)) < 0.2] = 255
+    matrix = confusion(predicted, truth, classes)
+    for wanted in range(classes):
+        hit = sum(t == p == wanted for t, p in zip(truth.flat, predicted.flat, strict=True))
+        union = sum(wanted in (t, p) for t, p in zip(truth.flat, predicted.flat, strict=True) if t != 255)
+        expected = 100 * hit / union if union else np.nan
+        assert class_iou(matrix)[wanted] == pytest.approx(expected, nan_ok=True)
+    assert matrix.sum() == (truth != 255).sum()
+    swapped = confusion(np.where(truth == 255, predicted, truth), np.where(truth == 255, 255, predicted), classes)
+    np.testing.assert_array_equal(swapped, matrix.T)
+
+
+def test_perfect_and_wrong_predictions():
+    truth = halves(0, 2)
+    perfect = confusion(truth, truth, 4)
+    np.testing.assert_array_equal(class_iou(perfect), [100, np.nan, 100, np.nan])
+    assert pixel_accuracy(perfect) == 100
+    assert pixel_accuracy(confusion(2 - truth, truth, 4)) == 0
+    with pytest.raises(ValueError, match="below 2"):
+        confusion(truth, truth, 2)
+    with pytest.raises(ValueError, match="one shape"):
+        confusion(truth[1:], truth, 4)
+
+
+# --- Training and prediction ---
+
+
+@settings(deadline=None)
+@given(st.integers(1, 400), st.integers(1, 100), st.integers(1, 100))
+def test_windows_cover_every_pixel(side: int, window: int, stride: int):
+    stride = min(stride, window)
+    starts = window_starts(side, window, stride)
+    covered = np.zeros(side, bool)
+    for start in starts:
+        covered[start : start + window] = True
+    assert covered.all()
+    assert starts[-1] + window == side or side < window
+    assert len(set(starts)) == len(starts)
+
+
+def test_one_window_is_the_whole_picture():
+    backbone, head = load_backbone(RANDOM), LinearHead(128, 3).eval()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    found = [predict(backbone, head, picture, PixelProbe(crop=64, stride=64, window=w)) for w in ("whole", "slide")]  # type: ignore[arg-type]
+    np.testing.assert_array_equal(*found)
+    assert found[0].shape == (64, 64)
+
+
+def test_windows_are_averaged_where_they_overlap():
+    """A head of the pixels' own mean: any average of windows of a constant picture is that constant."""
+    backbone = load_backbone(RANDOM)
+    torch.manual_seed(0)
+    head = LinearHead(128, 5).eval()
+    picture = Image.new("RGB", (200, 64), (90, 30, 200))
+    config = PixelProbe(crop=64, stride=40, window="slide")
+    whole = predict(backbone, head, Image.new("RGB", (64, 64), (90, 30, 200)), config)
+    assert predict(backbone, head, picture, config).shape == (64, 200)
+    assert set(np.unique(predict(backbone, head, picture, config))) <= set(np.unique(whole))
+
+
+def test_draws_take_every_image_once_a_turn_and_do_not_depend_on_where_one_starts():
+    config = PixelProbe(steps=10, batch_size=4)
+    draws = list(_draws(6, config, seed=0, first_step=0))
+    assert draws[3:] == list(_draws(6, config, seed=0, first_step=3))
+    images = [image for batch in draws for _, image in batch]
+    for turn in range(6):
+        assert sorted(images[6 * turn : 6 * turn + 6]) == list(range(6))
+
+
+def test_learning_rate_rises_then_falls():
+    factors = [lr_factor(step, 100, 1500) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert max(factors) == factors[9] == 1
+    assert factors[-1] < 1e-3
+    assert all(later <= earlier for earlier, later in itertools.pairwise(factors[9:]))
+
+
+def test_a_batch_of_void_pixels_changes_no_weight_by_loss():
+    head = LinearHead(8, 3)
+    optimizer = torch.optim.SGD(head.parameters(), 1.0)
+    before = [parameter.clone() for parameter in head.parameters()]
+    loss = _step(head, optimizer, torch.randn(2, 8, 4, 4), torch.full((2, 16, 16), 255), 1.0)
+    assert loss == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, head.parameters(), strict=True))
+
+
+def tree(root: Path) -> Path:
+    rng = np.random.default_rng(0)
+
+    def pairs(prefix: str, count: int) -> dict[str, np.ndarray]:
+        return {f"{prefix}{i}": halves(*rng.permutation(3)[:2]) for i in range(count)}
+
+    return make_tree(root, {"train": pairs("t", 8), "val": pairs("v", 4)})
+
+
+def run(root: Path, out: Path, **changes: object) -> Report:
+    settings_ = {"steps": 60, "crop": 64, "batch_size": 4, "lr": 0.01, "stride": 32, **changes}
+    config = SegprobeConfig(data=str(root), **settings_)  # type: ignore[arg-type]
+    return run_one(get("segprobe"), RunOptions(ckpt=RANDOM, out=str(out), device="cpu"), config)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"augment": False, "steps": 150}, {}, {"window": "slide"}], ids=["kept", "fresh", "slide"]
+)
+def test_grey_levels_are_learned(tmp_path: Path, changes: dict):
+    report = run(tree(tmp_path / "voc"), tmp_path / "out", **changes)
+    assert report.scores[0].value > 80
+    assert report.scores[0].n == 3
+    classes = pd.read_csv(tmp_path / "out" / "per_class.csv")
+    assert classes["IoU"].mean() == pytest.approx(report.scores[0].value)
+    assert classes["pixels"].sum() == 4 * 40 * 60
+    curve = pd.read_csv(tmp_path / "out" / "curve.csv")
+    assert curve["loss"].iloc[-1] < curve["loss"].iloc[0]
+
+
+def test_a_stopped_run_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tasks._pixel_probe.SAVE_SECONDS", 0.0)
+    pixels = open_pixels(SegprobeConfig(data=str(tree(tmp_path / "voc"))))
+    config = PixelProbe(steps=12, crop=32, batch_size=2)
+    backbone = load_backbone(RANDOM)
+
+    def train(name: str) -> tuple[nn.Module, pd.DataFrame]:
+        return train_head(backbone, config, Context(tmp_path / name, torch.device("cpu")), pixels.train, 3, 0)
+
+    whole, log = train("whole")
+    count = []
+
+    def stopping(*arguments):
+        count.append(1)
+        if len(count) == 8:
+            raise KeyboardInterrupt
+        return _step(*arguments)
+
+    monkeypatch.setattr("tasks._pixel_probe._step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train("stopped")
+    monkeypatch.setattr("tasks._pixel_probe._step", _step)
+    resumed, again = train("stopped")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    pd.testing.assert_frame_equal(log, again)
+
+
+def test_bad_trees_and_settings(tmp_path: Path):
+    root = make_tree(tmp_path / "a", {"train": {"t": halves(0, 1)}, "val": {"v": halves(0, 4)}})
+    with pytest.raises(DataError, match=r"v\.png: class id 4, but the training masks have none above 1"):
+        run(root, tmp_path / "out")
+    root = make_tree(tmp_path / "b", {"train": {"t": halves(0, 0)}, "val": {"v": halves(0, 0)}})
+    with pytest.raises(DataError, match="one class only"):
+        run(root, tmp_path / "out")
+    with pytest.raises(ValueError, match="crop is 60: expected a multiple of"):
+        run(root, tmp_path / "out", crop=60)
+    for changes in ({"steps": 0}, {"scale": (2.0, 1.0)}, {"window": "slide", "stride": 600}):
+        with pytest.raises(ValueError, match=r"expected|left out"):
+            SegprobeConfig(**changes)
+    assert not (tmp_path / "out").exists()
