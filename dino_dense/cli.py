@@ -155,6 +155,12 @@ def protocol_names(presets: str) -> list[str]:
     return sorted(file.removeprefix(f"{presets}_").removesuffix(".yaml") for file in files)
 
 
+def matching_protocol(presets: str, constants: Mapping[str, Any]) -> str | None:
+    """The protocol `configs/protocols/{presets}_NAME.yaml` with just these constants; None for a mixture."""
+    known = {name: load_protocol(presets, name) for name in protocol_names(presets)}
+    return next((name for name, preset in known.items() if preset == constants), None)
+
+
 def to_yaml(config: Any) -> str:
     """A config as YAML that `--config` reads back."""
     return yaml.safe_dump(to_plain(config), sort_keys=False)

@@ -234,6 +234,7 @@ def _run_checkpoint(
                 raise broken
             pair = folder / f"{entry.label}-{_digest(entry, run, backbone)}"
             report = _finished(pair)
+            distributed.barrier()  # every process has looked before any writes
             if report is None:
                 pieces = _pieces_for(entry, suite, backbone)
                 settings = replace(run, out=str(pair))

@@ -53,8 +53,8 @@ class PixelProbe:
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the short side of a training image before its crop, as a multiple of `crop` (DINOv3)."""
     augment: bool = True
-    """False: every training image squashed to crop x crop, its tokens extracted once and kept in memory (for
-    laptops); scale and flips are then unused. Ours."""
+    """False: the middle square of every training image at short side `crop`, its tokens extracted once and kept in
+    memory (for laptops); scale and flips are then unused. Ours."""
     window: Literal["whole", "slide"] = "whole"
     """whole: the image at short side `crop`; slide: windows of `crop`, scores averaged where they overlap."""
     stride: int = 341
@@ -97,7 +97,8 @@ class _Crops(Dataset):
     def _transform(self) -> v2.Compose:
         crop = self.config.crop
         if not self.config.augment:
-            return v2.Compose([v2.Resize((crop, crop), v2.InterpolationMode.BICUBIC)])
+            # The scale and shape that validation images have: squashed ones score lower.
+            return v2.Compose([v2.Resize(crop, v2.InterpolationMode.BICUBIC), v2.CenterCrop(crop)])
         low, high = self.config.scale
         short = round(crop * torch.empty(()).uniform_(low, high).item())
         fill: dict[Any, Any] = {tv_tensors.Image: 0, tv_tensors.Mask: VOID}

@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 from scipy.sparse.linalg import ArpackError, eigsh
 from torch import Tensor
 
-from dino_dense import Backbone, cli, distributed
+from dino_dense import Backbone, distributed
 
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -36,6 +36,14 @@ MASKCUT_CORNERS = 3  # maskcut.py: this many image corners in the foreground, an
 MASKCUT_OVERLAP = 0.5  # maskcut.py: IoU with the mask before, above which a mask is dropped
 MASKCUT_AREA = 0.01  # maskcut.py: share of the image up to which a mask is dropped
 
+CONFIDENCE = {
+    "tokencut": "eigen-gap of the cut",
+    "maskcut": "eigen-gap of the first cut",
+    "lost": "share of patches unlike the seed",
+    "attention": "concentration of the attention",
+}
+"""What a segment's confidence is under each method, in a few words."""
+
 
 @dataclass(frozen=True)
 class SegmentProtocol:
@@ -43,7 +51,7 @@ class SegmentProtocol:
 
     features: Literal["keys", "patches"] = "keys"
     """What TokenCut, LOST and MaskCut compare: attention keys of the last block (their papers), or the patch tokens
-    (DINOv3, App. D.4; the only choice for networks without attention)."""
+    (DINOv3, App. D.4). Networks without keys are compared by their last map, as in LOST."""
     tau: float = 0.2
     """Cosine above which two patches are joined (TokenCut, MaskCut)."""
     eps: float = 1e-5
@@ -212,26 +220,6 @@ def _normalised_cut(weights: Floats, side: Mask) -> float:
     return float(cut / volume[side].sum() + cut / volume[~side].sum())
 
 
-def _two_largest(matrix: Floats) -> tuple[Floats, Floats]:
-    """The two largest eigenvalues, the largest last, and their vectors of length 1 in columns."""
-    n = len(matrix)
-    if n >= LANCZOS_FROM:
-        try:
-            # A start vector of its own makes the result the same every time.
-            start = np.random.default_rng(0).standard_normal(n)
-            values, vectors = eigsh(
-                matrix, 2, which="LA", v0=start, ncv=LANCZOS_VECTORS, maxiter=LANCZOS_RESTARTS, tol=0
-            )
-        except ArpackError:  # also: no convergence
-            pass
-        else:
-            order = np.argsort(values)
-            values, vectors = values[order], vectors[:, order]
-            if np.linalg.norm(matrix @ vectors - vectors * values, axis=0).max() < LARGEST_RESIDUAL:
-                return values, vectors
-    return scipy.linalg.eigh(matrix, subset_by_index=[max(0, n - 2), n - 1])
-
-
 # --- LOST --------------------------------------------------------------------------------------------------
 
 
@@ -312,15 +300,24 @@ def attention_segments(
 def patch_features(backbone: Backbone, image: Tensor, protocol: SegmentProtocol) -> Tensor:
     """What the methods but attention compare, [C, h, w], of an image [3, H, W] in [0, 1].
 
-    The map of a network without attention heads gets a layer norm over all its values, as LOST does for ResNets: it
-    ends with a ReLU, so that every product would be positive.
-
-    Raises:
-        ValueError: the backbone has no such features.
+    A network without attention heads gives its last map, with a layer norm over all its values, as LOST does for
+    ResNets: it ends with a ReLU, so that every product would be positive.
     """
-    found = backbone.extract(image[None], {protocol.features})
-    features: Tensor = getattr(found, protocol.features)[0]
+    kind = feature_kind(backbone, protocol)
+    features: Tensor = getattr(backbone.extract(image[None], {kind}), kind)[0]
     return features if backbone.num_heads else F.layer_norm(features, features.shape)
+
+
+def feature_kind(backbone: Backbone, protocol: SegmentProtocol) -> Literal["keys", "patches"]:
+    """What of the backbone is compared: `protocol.features`, or the patches where it has no keys."""
+    return protocol.features if protocol.features in backbone.provides else "patches"
+
+
+def feature_note(backbone: Backbone, protocol: SegmentProtocol) -> str:
+    """What a reader must know of the features; "" where they are those asked for."""
+    if feature_kind(backbone, protocol) == protocol.features:
+        return ""
+    return f"{backbone.name} has no keys: its last map was compared instead."
 
 
 def attention_of(backbone: Backbone, image: Tensor) -> Tensor:
@@ -395,12 +392,6 @@ def share_of(items: Sequence[Item], world: distributed.World) -> list[tuple[int,
 def in_order(measured: list[tuple[int, Item]]) -> list[Item]:
     """What all processes measured, in the order of the items; each gives (place, result)."""
     return [result for _, result in sorted(distributed.gather_objects(measured), key=lambda pair: pair[0])]
-
-
-def preset_of(presets: str, constants: dict[str, Any]) -> str | None:
-    """The protocol file `configs/protocols/{presets}_NAME.yaml` with just these constants; None for a mixture."""
-    known = {name: cli.load_protocol(presets, name) for name in cli.protocol_names(presets)}
-    return next((name for name, preset in known.items() if preset == constants), None)
 
 
 def _overlap(one: Mask, other: Mask) -> float:

@@ -160,8 +160,7 @@ def open_videos(config: DavisConfig) -> _Videos:
 def _protocol_name(config: DavisConfig) -> str | None:
     """The preset whose constants these are, all of them; None for a mixture."""
     constants = {name: value for name, value in cli.to_plain(config).items() if name in PROTOCOL_FIELDS}
-    presets = {name: cli.load_protocol("davis", name) for name in cli.protocol_names("davis")}
-    return next((name for name, preset in presets.items() if preset == constants), None)
+    return cli.matching_protocol("davis", constants)
 
 
 def _pixel_statistics(backbone: Backbone, config: DavisConfig) -> Backbone:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data import DataError
 from data.boxes import BoxedImage, boxes_of_masks, load_coco_boxes, load_voc_boxes
 from data.images import read_rgb
 from data.saliency import load_saliency
@@ -24,6 +25,7 @@ from dino_dense.report import write_text
 from tasks import _figures
 from tasks._scores.boxes import HIT, Box, box_iou, objects_found, risk_coverage
 from tasks._segment import (
+    CONFIDENCE,
     Mask,
     Segment,
     SegmentProtocol,
@@ -32,12 +34,12 @@ from tasks._segment import (
     box_of,
     decode_mask,
     encode_mask,
+    feature_note,
     in_order,
     largest_component,
     lost,
     maskcut,
     patch_features,
-    preset_of,
     share_of,
     to_tensor,
     tokencut,
@@ -54,12 +56,6 @@ KNOWN_SETS = {
     "VOC07 trainval": ("voc", False, 5011),
     "VOC12 trainval": ("voc", False, 11540),
     "COCO20k": ("coco", True, 19817),
-}
-CONFIDENCE = {
-    "tokencut": "eigen-gap of the cut",
-    "maskcut": "eigen-gap of the first cut",
-    "lost": "share of patches unlike the seed",
-    "attention": "concentration of the attention",
 }
 FOUND, WANTED = (255, 60, 60), (60, 220, 60)  # RGB of boxes in pictures
 
@@ -160,7 +156,7 @@ def run(backbone: Backbone | None, config: DiscoveryConfig, context: Context) ->
         scores=mean_scores(samples),
         data=facts,
         tables={"images": table, "risk_coverage": risk_coverage(table)},
-        note=_note(config, table, len(table) - len(answered), left_out),
+        note=_note(backbone, config, table, len(table) - len(answered), left_out),
         samples=samples,
         pictures=pictures,
     )
@@ -173,14 +169,14 @@ def open_images(config: DiscoveryConfig) -> tuple[list[BoxedImage], DataFacts, i
     listed, files = _read_boxes(config, root, layout)
     images = [image for image in listed if image.boxes]
     if not images:
-        raise ValueError(f"{root}: none of its {len(listed)} images has an object to find")
+        raise DataError(f"{root}: none of its {len(listed)} images has an object to find. Check the annotations")
     total = len(images)
     if config.max_images is not None:
         images = [images[place] for place in _figures.spread(range(total), config.max_images)]
     name = root.resolve().name if config.data else "embedded saliency pairs"
     if len(images) < total:
         name += f" (part: {len(images)} of {total})"
-    preset = preset_of("discovery", {name: getattr(config, name) for name in PROTOCOL_FIELDS})
+    preset = cli.matching_protocol("discovery", {name: getattr(config, name) for name in PROTOCOL_FIELDS})
     known = (key for key, facts in KNOWN_SETS.items() if facts == (layout, bool(config.only), len(images)))
     facts = DataFacts(
         name=name,
@@ -293,7 +289,7 @@ def _read_boxes(config: DiscoveryConfig, root: Path, layout: str) -> tuple[list[
     return boxes_of_masks(pairs), [pair.mask for pair in pairs]
 
 
-def _note(config: DiscoveryConfig, table: pd.DataFrame, unanswered: int, without: int) -> str:
+def _note(backbone: Backbone, config: DiscoveryConfig, table: pd.DataFrame, unanswered: int, without: int) -> str:
     parts = [f"Confidence is the {CONFIDENCE[config.method]}."]
     if config.method == "maskcut":
         found, total = int(table["objects_found"].sum()), int(table["objects"].sum())
@@ -301,8 +297,10 @@ def _note(config: DiscoveryConfig, table: pd.DataFrame, unanswered: int, without
     if unanswered:
         parts.append(f"{unanswered} of {len(table)} images are left out (confidence below {config.min_confidence}).")
     if without:
-        parts.append(f"{without} images have no object and are left out.")
-    return " ".join(parts)
+        parts.append(f"Images without an object, which are left out: {without}.")
+    if config.method != "attention":
+        parts.append(feature_note(backbone, config))
+    return " ".join(parts).strip()
 
 
 def _draw(chosen: Sequence[tuple[BoxedImage, _Measured]], values: pd.Series, context: Context) -> tuple[Picture, ...]:

@@ -2,19 +2,25 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dino_dense import Backbone
+from data.images import read_rgb
+from dino_dense import Backbone, Picture
+from tasks import _figures
 from tasks._features import CLS, Preprocessing, image_features
 from tasks._labelled import LabelledSet, open_labelled
 from tasks._scores.classification import METRICS, hits
 from tasks._task import Context, Outcome, Task, main, mean_scores
 
 SIMILARITY_BYTES = 256 * 2**20  # of similarities held at once; does not change the result
+STRIPS, STRIP_RESULTS = 6, 5  # pictures, and neighbours on each
 HEADLINE_K = 20  # the best k in the paper, and the one it reports
 
 
@@ -80,20 +86,10 @@ def run(backbone: Backbone | None, config: KnnConfig, context: Context) -> Outco
     """Extract (or find) the features of both folders, and vote."""
     assert backbone is not None
     images = open_labelled(config.data)
-    preprocessing = Preprocessing(config.resize, config.crop)
-    train, test = (
-        image_features(
-            backbone,
-            paths,
-            preprocessing,
-            world=context.world,
-            also=context.pieces,
-            batch_size=config.batch_size,
-            workers=config.workers,
-            label=label,
-        )[CLS]
-        for label, paths in (("train features", images.train.paths), ("test features", images.test.paths))
-    )
+    facts = images.facts(_benchmark(config, images))
+    context.bind(facts)
+    train = _features(backbone, images.train.paths, "train features", config, context)
+    test = _features(backbone, images.test.paths, "test features", config, context)
     possible = [count for count in config.k if count <= len(train)] or [len(train)]
     targets = torch.tensor(images.test.labels)
     ranked = knn_votes(
@@ -114,11 +110,50 @@ def run(backbone: Backbone | None, config: KnnConfig, context: Context) -> Outco
         note += f" There are {len(train)} training images, so k = {', '.join(map(str, left_out))} is left out."
     return Outcome(
         scores=mean_scores(samples[headline]),
-        data=images.facts(_benchmark(config, images)),
+        data=facts,
         tables={"knn": table},
         note=note,
         samples=samples[headline],
+        pictures=_draw(train, test, images, samples[headline], context) if context.world.is_main else (),
     )
+
+
+def _features(backbone: Backbone, paths: Sequence[Path], label: str, config: KnnConfig, context: Context) -> Tensor:
+    """Class tokens [N, C] of the middle squares."""
+    return image_features(
+        backbone,
+        paths,
+        Preprocessing(config.resize, config.crop),
+        world=context.world,
+        also=context.pieces,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        label=label,
+    )[CLS]
+
+
+def _draw(
+    train: Tensor, test: Tensor, images: LabelledSet, samples: pd.DataFrame, context: Context
+) -> tuple[Picture, ...]:
+    """Test images with their nearest training images, a wrong one and a right one in turn."""
+    right = samples.index[samples["top-1"] > 0]
+    chosen = [
+        _figures.spread(list(part), STRIPS // 2) for part in (samples.index.difference(right), right) if len(part)
+    ]
+    pictures = []
+    for query in [index for pair in zip_longest(*chosen) for index in pair if index is not None]:
+        nearest = (F.normalize(train, dim=1) @ F.normalize(test[query], dim=0)).topk(min(STRIP_RESULTS, len(train)))
+        found = nearest.indices.tolist()
+        file = context.folder("strips") / f"{query}.jpg"
+        _figures.result_strip(
+            file,
+            np.asarray(read_rgb(images.test.paths[query])),
+            [np.asarray(read_rgb(images.train.paths[index])) for index in found],
+            [images.train.labels[index] == images.test.labels[query] for index in found],
+        )
+        verdict = "right" if query in right else "wrong"
+        pictures.append(Picture(f"strips/{file.name}", f"{images.test_names[query]} and its nearest: vote {verdict}"))
+    return tuple(pictures)
 
 
 def _benchmark(config: KnnConfig, images: LabelledSet) -> str | None:

@@ -21,6 +21,7 @@ from tasks import _figures
 from tasks._bilateral import binarise, refine
 from tasks._scores.saliency import PREDICTED, accuracy, best_jaccard, f_at_best_threshold, f_curve, iou
 from tasks._segment import (
+    CONFIDENCE,
     Mask,
     Segment,
     SegmentProtocol,
@@ -28,10 +29,10 @@ from tasks._segment import (
     attention_segments,
     decode_mask,
     encode_mask,
+    feature_note,
     in_order,
     lost,
     patch_features,
-    preset_of,
     share_of,
     to_tensor,
     tokencut,
@@ -43,11 +44,6 @@ METRICS = tuple(Metric(name) for name in ("IoU", "Accuracy", "max-F", "Jaccard")
 PICTURES = 6
 KNOWN_SETS = {"ECSSD": 1000, "DUTS-TE": 5019, "DUT-OMRON": 5168}  # images
 VOC12_SEGMENTATION_VAL = 1449  # images
-CONFIDENCE = {
-    "tokencut": "eigen-gap of the cut",
-    "lost": "share of patches unlike the seed",
-    "attention": "concentration of the attention",
-}
 
 
 @dataclass(frozen=True)
@@ -135,7 +131,7 @@ def run(backbone: Backbone | None, config: SaliencyConfig, context: Context) -> 
         scores=mean_scores(samples),
         data=facts,
         tables={"images": table},
-        note=_note(config, threshold),
+        note=_note(backbone, config, threshold),
         samples=samples,
         pictures=pictures,
     )
@@ -220,18 +216,20 @@ def _measure(backbone: Backbone, image: MaskedImage, config: SaliencyConfig) -> 
     return _Measured(row, f_curve(values, truth[scored]), encode_mask(maps[best].mask))
 
 
-def _note(config: SaliencyConfig, threshold: float) -> str:
+def _note(backbone: Backbone, config: SaliencyConfig, threshold: float) -> str:
     parts = [f"Confidence (images.csv) is the {CONFIDENCE[config.method]}."]
     if config.refine != "none":
         parts.append(f"max-F is at threshold {threshold:.3f}.")
     if config.method == "attention" and config.heads == "best":
         parts.append("The head was chosen by the truth, image by image: an upper bound.")
-    return " ".join(parts)
+    if config.method != "attention":
+        parts.append(feature_note(backbone, config))
+    return " ".join(parts).strip()
 
 
 def _benchmark(config: SaliencyConfig, root: Path, images: Sequence[MaskedImage]) -> str | None:
     """The published set and protocol, where both are complete."""
-    preset = preset_of("saliency", {name: getattr(config, name) for name in PROTOCOL_FIELDS})
+    preset = cli.matching_protocol("saliency", {name: getattr(config, name) for name in PROTOCOL_FIELDS})
     if preset is None or config.data is None:
         return None
     if images[0].has_ids:

@@ -1,6 +1,9 @@
 """Batches: what is finished stays, what fails is a row, images are looked at once."""
 
+import os
 import shutil
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -258,6 +261,28 @@ def test_the_local_launcher_gives_what_no_launcher_gives(place: Path):
         table = pd.read_csv(out / "pairs.csv")
         tables.append(table[["entry", "checkpoint", "metric", "value", "status"]])
     pd.testing.assert_frame_equal(*tables)
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_batch_of_one(place: Path):
+    suite = write_suite(
+        place / "suite.yaml",
+        f"- {{task: knn, config: {{data: {place}/set, {SMALL}, k: [1]}}}}",
+        f"- {{task: copydetect, config: {{data: {place}/set, image_size: 32, attacks: [jpeg8]}}}}",
+        "- {task: segprobe, config: {crop: 48, steps: 3, batch_size: 3}}",
+        "- {task: knn, label: missing, config: {data: nowhere}}",
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    tables = []
+    for name, launcher in (("one", []), ("two", torchrun)):
+        words = ["-m", "tasks", "--suite", suite, "--ckpt", RANDOM, "--out", str(place / name), "--device", "cpu"]
+        command = [sys.executable, *launcher, *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 1, done.stderr
+        tables.append(pd.read_csv(place / name / "pairs.csv")[["entry", "metric", "value", "n", "status"]])
+    assert tables[0]["status"].tolist().count("failed") == 1
+    pd.testing.assert_frame_equal(*tables, rtol=1e-5)
 
 
 def test_scores_without_samples_still_make_a_page(place: Path, monkeypatch: pytest.MonkeyPatch):

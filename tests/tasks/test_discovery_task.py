@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
+from data import DataError
 from dino_dense import Report, cli
 from tasks import RunOptions, get, main, run_one
 from tasks._scores.boxes import box_iou, objects_found, risk_coverage
-from tasks._segment import preset_of
 from tasks.discovery import KNOWN_SETS, PROTOCOL_FIELDS, DiscoveryConfig, find_objects, open_images
 from tests.tasks.test_saliency_task import RANDOM, SIDE, ColourBackbone, picture, save
 
@@ -135,7 +135,7 @@ def test_hard_objects(tmp_path: Path):
     report = run(root, tmp_path / "easy", no_hard=True)
     assert values(report)["CorLoc"] == 0
     assert report.scores[0].n == 1
-    assert "1 images have no object" in report.note
+    assert "without an object, which are left out: 1." in report.note
 
 
 def test_images_are_padded_with_what_is_zero_after_normalisation():
@@ -243,7 +243,7 @@ def test_presets_name_every_constant(name: str):
     preset = cli.load_protocol("discovery", name)
     assert set(preset) == PROTOCOL_FIELDS
     config = DiscoveryConfig(**preset)
-    assert preset_of("discovery", {field: getattr(config, field) for field in PROTOCOL_FIELDS}) == name
+    assert cli.matching_protocol("discovery", {field: getattr(config, field) for field in PROTOCOL_FIELDS}) == name
 
 
 def test_unusable_input_is_an_error_and_leaves_nothing(voc: Path, tmp_path: Path):
@@ -255,7 +255,7 @@ def test_unusable_input_is_an_error_and_leaves_nothing(voc: Path, tmp_path: Path
     assert open_images(DiscoveryConfig(data=str(voc)))[2] == 1
     for path in (voc / "Annotations").iterdir():
         path.write_text("<annotation></annotation>")
-    with pytest.raises(ValueError, match="none of its 3 images has an object"):
+    with pytest.raises(DataError, match="none of its 3 images has an object"):
         run(voc, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -87,6 +87,9 @@ def test_five_images_are_enough(tmp_path: Path):
     assert report.scores[0].n == 5
     assert "k = 10, 20, 100, 200 is left out" in report.note
     assert pd.read_csv(tmp_path / "out" / "knn.csv")["k"].tolist() == [5]
+    assert report.pictures
+    assert all((tmp_path / "out" / picture.file).is_file() for picture in report.pictures)
+    assert all(picture.caption.endswith("vote right") for picture in report.pictures)
 
 
 def test_test_folder_is_as_good_as_val(tmp_path: Path):

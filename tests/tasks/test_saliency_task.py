@@ -22,7 +22,6 @@ from data.images import read_rgb
 from dino_dense import Features, Report, cli
 from tasks import RunOptions, get, main, run_one
 from tasks._scores.saliency import accuracy, best_jaccard, f_at_best_threshold, f_curve, iou
-from tasks._segment import preset_of
 from tasks.saliency import KNOWN_SETS, PROTOCOL_FIELDS, SaliencyConfig, open_images, saliency_maps
 from tests.oracles import NoiseBackbone
 
@@ -295,12 +294,12 @@ def test_presets_name_every_constant(name: str):
     preset = cli.load_protocol("saliency", name)
     assert set(preset) == PROTOCOL_FIELDS
     config = SaliencyConfig(**preset)
-    assert preset_of("saliency", {field: getattr(config, field) for field in PROTOCOL_FIELDS}) == name
+    assert cli.matching_protocol("saliency", {field: getattr(config, field) for field in PROTOCOL_FIELDS}) == name
 
 
 def test_the_default_is_tokencuts():
     config = SaliencyConfig()
-    assert preset_of("saliency", {field: getattr(config, field) for field in PROTOCOL_FIELDS}) == "tokencut"
+    assert cli.matching_protocol("saliency", {field: getattr(config, field) for field in PROTOCOL_FIELDS}) == "tokencut"
 
 
 def test_unusable_input_is_an_error_and_leaves_nothing(pairs: Path, tmp_path: Path):
@@ -315,13 +314,15 @@ def test_unusable_input_is_an_error_and_leaves_nothing(pairs: Path, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
-def test_a_network_without_keys_uses_its_patches(pairs: Path, tmp_path: Path):
+def test_a_network_without_keys_uses_its_last_map(pairs: Path, tmp_path: Path):
     options = RunOptions(ckpt="random:resnet18", out=str(tmp_path / "out"), device="cpu")
     config = SaliencyConfig(data=str(pairs), method="lost", max_images=1)
-    with pytest.raises(ValueError, match="has no keys; it has cls, patches"):
-        run_one(SALIENCY, options, config)
-    report = run_one(SALIENCY, options, replace(config, features="patches"))
-    assert 0 <= values(report)["IoU"] <= 100
+    report = run_one(SALIENCY, options, config)
+    assert "resnet18 has no keys: its last map was compared instead" in report.note
+    named = replace(options, out=str(tmp_path / "patches"))
+    assert run_one(SALIENCY, named, replace(config, features="patches")).scores == report.scores
+    with pytest.raises(ValueError, match="has no attention"):
+        run_one(SALIENCY, replace(options, out=str(tmp_path / "no")), replace(config, method="attention"))
 
 
 def test_command_line(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

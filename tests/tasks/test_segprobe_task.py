@@ -118,12 +118,10 @@ def test_a_batch_of_void_pixels_changes_no_weight_by_loss():
 
 
 def tree(root: Path) -> Path:
-    rng = np.random.default_rng(0)
-
-    def pairs(prefix: str, count: int) -> dict[str, np.ndarray]:
-        return {f"{prefix}{i}": halves(*rng.permutation(3)[:2]) for i in range(count)}
-
-    return make_tree(root, {"train": pairs("t", 8), "val": pairs("v", 4)})
+    """Every ordered pair of three classes to train on, and some of them to test."""
+    pairs = list(itertools.permutations(range(3), 2))
+    train = {f"t{i}": halves(*pair) for i, pair in enumerate(pairs)}
+    return make_tree(root, {"train": train, "val": {f"v{i}": halves(*pair) for i, pair in enumerate(pairs[1:5])}})
 
 
 def run(root: Path, out: Path, **changes: object) -> Report:
