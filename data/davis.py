@@ -353,6 +353,9 @@ def _split_names(root: Path, year: int, split: str, resolution: str) -> list[str
     names = [PurePosixPath(first).parent.name if "/" in first else first for first in firsts]
     if not names:
         raise DataError(f"{listed}: the list is empty")
+    paths = [name for name in names if name in ("", ".", "..") or "\\" in name]
+    if paths:  # masks are written under these names
+        raise DataError(f"{listed}: {paths[0]!r} is no name of a sequence; expected those of folders in JPEGImages")
     return list(dict.fromkeys(names))
 
 

@@ -144,7 +144,11 @@ def load_davis_frames(root: Path, split: str, year: int, sequences: Sequence[str
 
 
 def read_voc_list(root: Path, task: str, split: str) -> list[str]:
-    """Names in ImageSets/TASK/SPLIT.txt of a VOC tree, the first word a line; DataError if it is not there or empty."""
+    """Names in ImageSets/TASK/SPLIT.txt of a VOC tree, the first word a line.
+
+    Raises:
+        DataError: the list is not there or empty, or holds a path: results are written under these names.
+    """
     listed = root / "ImageSets" / task / f"{split}.txt"
     if not listed.is_file():
         there = sorted(path.stem for path in listed.parent.glob("*.txt"))
@@ -154,6 +158,9 @@ def read_voc_list(root: Path, task: str, split: str) -> list[str]:
     names = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
     if not names:
         raise DataError(f"{listed}: the list is empty")
+    paths = [name for name in names if "/" in name or "\\" in name or name in (".", "..")]
+    if paths:
+        raise DataError(f"{listed}: {paths[0]!r} is a path; expected names of images without folder and ending")
     return list(dict.fromkeys(names))
 
 

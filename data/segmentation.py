@@ -15,6 +15,7 @@ from PIL import Image
 from data import DataError
 from data.davis import read_foreground, read_ids
 from data.images import read_rgb
+from data.saliency import read_voc_list
 from data.sample import SampleData
 
 VOID = 255  # pixels of no class: neither trained on nor scored
@@ -62,20 +63,14 @@ def load_voc_segmentation(root: Path | str, split: str) -> list[LabelledPixels]:
         DataError: no such tree or list, an empty list, or an image or mask that is missing.
     """
     root = Path(root)
-    listed = root / "ImageSets" / "Segmentation" / f"{split}.txt"
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; expected JPEGImages, SegmentationClass and ImageSets/Segmentation")
-    if not listed.is_file():
-        there = sorted(path.stem for path in listed.parent.glob("*.txt"))
-        raise DataError(f"{listed}: no such list; the tree has {', '.join(there) or 'none'} in {listed.parent}")
-    names = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
-    if not names:
-        raise DataError(f"{listed}: the list is empty")
+    names = read_voc_list(root, "Segmentation", split)
     pairs = [LabelledPixels(_image(root, name), root / "SegmentationClass" / f"{name}.png") for name in names]
     for pair in pairs:
         for path in (pair.image, pair.mask):
             if not path.is_file():
-                raise DataError(f"{path}: no such file; {listed} names it")
+                raise DataError(f"{path}: no such file, but ImageSets/Segmentation/{split}.txt lists it")
     return pairs
 
 

@@ -208,6 +208,10 @@ def damaged_mask(root: Path) -> None:
             lambda root: (root / "ImageSets" / "2017" / "val.txt").write_text("\n"),
             r"val\.txt: the list is empty",
         ),
+        (
+            lambda root: (root / "ImageSets" / "2017" / "val.txt").write_text("bear\n..\n"),
+            r"val\.txt: '\.\.' is no name of a sequence",
+        ),
         (no_frames, r"bear: no \*\.jpg frames"),
         (
             lambda root: mask_path(root, 0).unlink(),

@@ -42,7 +42,7 @@ def test_pairs_come_in_the_order_of_the_list(tmp_path: Path):
 
 def test_what_is_missing_is_named(tmp_path: Path):
     root = make_tree(tmp_path / "voc", {"val": {"a": halves(0, 1)}})
-    with pytest.raises(DataError, match=r"train\.txt: no such list; the tree has val"):
+    with pytest.raises(DataError, match=r"train\.txt: no such list; there are val"):
         load_voc_segmentation(root, "train")
     with pytest.raises(DataError, match="no such folder"):
         load_voc_segmentation(tmp_path / "other", "val")
@@ -51,6 +51,14 @@ def test_what_is_missing_is_named(tmp_path: Path):
         load_voc_segmentation(root, "val")
     (root / "ImageSets" / "Segmentation" / "val.txt").write_text("\n")
     with pytest.raises(DataError, match="the list is empty"):
+        load_voc_segmentation(root, "val")
+
+
+@pytest.mark.parametrize("name", ["../../outside", "..", "/etc/passwd", "a\\b"])
+def test_a_list_may_not_name_paths(tmp_path: Path, name: str):
+    root = make_tree(tmp_path / "voc", {"val": {"a": halves(0, 1)}})
+    (root / "ImageSets" / "Segmentation" / "val.txt").write_text(f"a\n{name}\n")
+    with pytest.raises(DataError, match="is a path"):
         load_voc_segmentation(root, "val")
 
 
