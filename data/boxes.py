@@ -134,6 +134,9 @@ def _open_coco(path: Path) -> Any:
         raise DataError(f"{path}: not a COCO annotation file ({type(error).__name__}: {error})") from None
     if not dataset.imgs or "annotations" not in dataset.dataset:
         raise DataError(f"{path}: no images or no annotations in it; expected COCO's instances_*.json")
+    for number, entry in dataset.imgs.items():
+        if not isinstance(entry.get("file_name"), str):
+            raise DataError(f"{path}: image {number} has file_name {entry.get('file_name')!r}; expected a text")
     return dataset
 
 
@@ -154,11 +157,12 @@ def _chosen(dataset: Any, path: Path) -> list[int]:
 def _coco_box(path: Path, entry: dict[str, Any]) -> Box:
     try:
         x, y, width, height = map(float, entry["bbox"])
-    except (KeyError, TypeError, ValueError):
+        box = (round(x), round(y), round(x + width), round(y + height))
+    except (KeyError, TypeError, ValueError, OverflowError):  # round() refuses what is not finite
         raise DataError(
             f"{path}: annotation {entry.get('id')} has bbox {entry.get('bbox')}; expected [x, y, width, height]"
         ) from None
-    return _checked(path, (round(x), round(y), round(x + width), round(y + height)), may_be_flat=True)
+    return _checked(path, box, may_be_flat=True)
 
 
 def _checked(path: Path, box: Box, *, may_be_flat: bool = False) -> Box:

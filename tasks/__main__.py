@@ -21,12 +21,15 @@ def main() -> int:
         return quickstart(sys.argv[2:])
     if first in names():
         return run_task(first, sys.argv[2:])
-    if first.startswith("--"):
+    if first.startswith("--") and first != "--help":
         return run_suite()
+    if first not in ("", "-h", "--help"):
+        get(first)  # says which there are
     print(USAGE)
     for name in names():
         print(f"  {name:<12}{get(name).summary}")
-    return 0 if not first else 2
+    print("\n--help after a name, or after --suite SUITE, explains its options.")
+    return 0
 
 
 if __name__ == "__main__":

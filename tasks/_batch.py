@@ -9,6 +9,8 @@ import hashlib
 import importlib.resources
 import json
 import re
+import shutil
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,10 +23,11 @@ from tqdm import tqdm
 
 from dino_dense import Backbone, Report, cli, distributed
 from dino_dense.report import Entry, environment, write_batch, write_text
-from tasks._task import RunOptions, Task, get, identity_of, open_backbone, run_one
+from tasks._task import OtherRunError, RunOptions, Task, get, identity_of, open_backbone, run_one
 
 REPORT_FILE = "report.json"
-PATH_FIELDS = ("data", "distractors", "whiten")  # that --data-root applies to
+PATH_FIELDS = ("data", "distractors", "whiten", "only")  # that --data-root applies to
+RANK_SECONDS = 60.0  # within which all processes meet an error that is the same for all
 ENTRY_KEYS = ("task", "label", "preset", "config")
 
 
@@ -37,9 +40,12 @@ class BatchOptions:
     ckpt: tuple[str, ...] = ()
     """Checkpoints, as a task's --ckpt takes them: --ckpt A --ckpt B, or A,B."""
     out: str = "runs/batch"
-    """Folder for the results. The same command runs what is not finished and writes the report anew."""
+    """Folder for the results. The same command runs what is not finished and writes the report anew. A finished pair
+    is known by its config and weights: delete its folder if its data changed."""
     data_root: str | None = None
     """Folder that the suite's relative paths of data start from; default the current one."""
+    arch: str | None = None
+    """Architecture of all the checkpoints, where it cannot or should not be read from the files."""
     network: Literal["teacher", "student"] = "teacher"
     """Which network of a training file to measure."""
     device: str = "auto"
@@ -58,7 +64,7 @@ class BatchOptions:
     hours: float = 24.0
     """Time limit of a job."""
     gpus: int = 1
-    """GPUs of a Slurm job."""
+    """GPUs of a job, where there are any."""
     cpus: int = 8
     """CPU cores of a Slurm job."""
     memory: int = 64
@@ -99,27 +105,43 @@ def run_batch(options: BatchOptions) -> list[Entry]:
         ValueError, OSError: the suite cannot be used. What goes wrong in a pair is in its report instead.
     """
     suite = load_suite(options.suite, options.data_root)
-    out = Path(options.out)
+    total = len(suite) * len(options.ckpt)
     entries: list[Entry] = []
     if options.launcher != "none":
-        entries = _run_jobs(options, suite)
-        _finish(entries, options)
+        with tqdm(total=total, unit="pair", desc="batch") as bar, _reporting(entries, total, options):
+            for entry in _run_jobs(options, suite):
+                _note(entry, entries, bar)
         return entries
-    with distributed.session(options.device) as (world, device):
-        total = len(suite) * len(options.ckpt)
-        with tqdm(total=total, unit="pair", desc="batch", disable=not world.is_main) as bar:
-            try:
-                for spec, label in zip(options.ckpt, checkpoint_labels(options.ckpt), strict=True):
-                    for entry in _run_checkpoint(spec, label, suite, options, device, world):
-                        entries.append(entry)
-                        bar.update()
-                        bar.write(_line(entry))
-            finally:  # an interrupted batch still shows what it has
-                if world.is_main and entries:
-                    _finish(entries, options)
-    if world.is_main:
-        print(f"Report: {out / 'index.html'}")
+    with (
+        distributed.session(options.device) as (world, device),
+        tqdm(total=total, unit="pair", desc="batch", disable=not world.is_main) as bar,
+        _reporting(entries, total, options if world.is_main else None),
+    ):
+        for spec, label in zip(options.ckpt, checkpoint_labels(options.ckpt), strict=True):
+            for entry in _run_checkpoint(spec, label, suite, options, device, world):
+                _note(entry, entries, bar if world.is_main else None)
     return entries
+
+
+def _note(entry: Entry, entries: list[Entry], bar: "tqdm[Any] | None") -> None:
+    entries.append(entry)
+    if bar is not None:
+        bar.update()
+        bar.write(_line(entry))
+
+
+@contextlib.contextmanager
+def _reporting(entries: list[Entry], total: int, options: BatchOptions | None) -> Iterator[None]:
+    """Write the report at the end, also of what an interrupted batch has; without options, nothing."""
+    try:
+        yield
+    finally:
+        if options is not None and entries:
+            title = f"dino_dense: {Path(options.suite).stem}"
+            if len(entries) < total:
+                title += f" (interrupted: {len(entries)} of {total} pairs)"
+            write_batch(entries, Path(options.out), title=title)
+            print(f"Report: {Path(options.out) / 'index.html'}")
 
 
 # --- The suite ---
@@ -162,26 +184,33 @@ def _read_suite(name: str) -> tuple[str, str]:
 
 
 def _entry(record: dict[str, Any], path: str, data_root: str | None) -> SuiteEntry:
-    unknown = sorted(set(record) - set(ENTRY_KEYS))
+    unknown = set(map(str, record)) - set(ENTRY_KEYS)
     if unknown or "task" not in record:
-        raise ValueError(
-            f"{path}: an entry has {', '.join(record)}; expected task, and any of {', '.join(ENTRY_KEYS)}."
-        )
-    task = get(str(record["task"]))
-    label = str(record.get("label", task.name))
-    if not re.fullmatch(r"[\w.+-]+", label):
+        found, expected = ", ".join(map(str, record)), ", ".join(ENTRY_KEYS[1:])
+        raise ValueError(f"{path}: an entry has {found}; expected task, and any of {expected}.")
+    label = str(record.get("label", record["task"]))
+    if not re.fullmatch(r"\w[\w.+-]*", label):
         raise ValueError(f"{path}: label {label!r}; expected letters, digits, dots, plus, minus and underscores.")
-    values = dict(record.get("config") or {})
-    if data_root is not None:
-        values |= {
-            name: str(Path(data_root) / values[name]) for name in PATH_FIELDS if isinstance(values.get(name), str)
-        }
     try:
-        if "preset" in record:
-            values = {**cli.load_protocol(task.presets or "-", record["preset"]), **values}
-        return SuiteEntry(label, task, cli.from_recipe(task.config, values))
+        task = get(str(record["task"]))
+        return SuiteEntry(label, task, cli.from_recipe(task.config, _values(record, task, data_root)))
     except ValueError as error:
         raise ValueError(f"{path}: entry {label}: {error}") from None
+
+
+def _values(record: dict[str, Any], task: Task, data_root: str | None) -> dict[str, Any]:
+    """What an entry says of its config, over its preset's constants."""
+    values = record.get("config") or {}
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise ValueError(f"config is {values!r}; expected fields and their values, as {{data: FOLDER}}.")
+    if data_root is not None:
+        given = {name: values[name] for name in PATH_FIELDS if isinstance(values.get(name), str)}
+        values = {**values, **{name: str(Path(data_root) / path) for name, path in given.items()}}
+    if "preset" not in record:
+        return values
+    if not task.presets:
+        raise ValueError(f"preset {record['preset']!r}, but {task.name} has no presets.")
+    return {**cli.load_protocol(task.presets, str(record["preset"])), **values}
 
 
 def checkpoint_labels(specs: Sequence[str]) -> list[str]:
@@ -218,8 +247,8 @@ def _run_checkpoint(
     world: distributed.World,
 ) -> Iterator[Entry]:
     """Every entry of the suite on one checkpoint, which is loaded once."""
-    run = RunOptions(ckpt=spec, network=options.network, device=options.device, dtype=options.dtype, seed=options.seed)
-    folder = Path(options.out) / _slug(label)
+    run = _run_options(spec, options)
+    folder = Path(options.out) / folder_name(spec)
     backbone: Backbone | None = None
     broken: Exception | None = None
     if any(entry.task.needs_backbone(entry.config) for entry in suite):
@@ -227,8 +256,11 @@ def _run_checkpoint(
             backbone = open_backbone(run, device)
         except Exception as error:  # whatever a stranger's file does to us is a row of the report
             broken = error
-    for entry in suite:
-        trace = folder / f"{entry.label}.failed.txt"
+    traces = [folder / f"{entry.label}.failed.{world.rank}.txt" for entry in suite]
+    for trace in traces:
+        trace.unlink(missing_ok=True)
+    distributed.barrier()  # none takes a trace of an earlier batch for one of this
+    for entry, trace in zip(suite, traces, strict=True):
         try:
             if broken is not None and entry.task.needs_backbone(entry.config):
                 raise broken
@@ -237,18 +269,57 @@ def _run_checkpoint(
             distributed.barrier()  # every process has looked before any writes
             if report is None:
                 pieces = _pieces_for(entry, suite, backbone)
-                settings = replace(run, out=str(pair))
-                report = run_one(
-                    entry.task, settings, entry.config, device=device, world=world, backbone=backbone, pieces=pieces
-                )
-            if world.is_main:
-                trace.unlink(missing_ok=True)
+                report = _run_pair(entry, replace(run, out=str(pair)), device, world, backbone, pieces)
             yield Entry(entry.label, label, report, pair)
         except Exception as error:
             report = failed_report(entry, spec, error, device, run)
-            if world.is_main:
-                write_text(trace, "".join(traceback.format_exception(error)))
+            write_text(trace, "".join(traceback.format_exception(error)))
+            if not _all_failed(trace, world):
+                raise OSError(
+                    f"{entry.label} of {label} failed in process {world.rank} alone, and the others wait for it: "
+                    f"{report.error} (more in {trace}). Mend that, or take the pair out, and run the same command."
+                ) from error
             yield Entry(entry.label, label, report, folder)
+
+
+def _all_failed(trace: Path, world: distributed.World) -> bool:
+    """Whether every process met an error in this pair, so that the batch can go on.
+
+    Where only some did, the others wait in the middle of a gather, and no collective call could ask them.
+    """
+    everyone = [trace.with_name(trace.name.replace(f".{world.rank}.txt", f".{rank}.txt")) for rank in range(world.size)]
+    until = time.monotonic() + RANK_SECONDS
+    while not (found := all(file.is_file() for file in everyone)) and time.monotonic() < until:
+        time.sleep(0.1)
+    return found
+
+
+def _run_pair(
+    entry: SuiteEntry,
+    run: RunOptions,
+    device: torch.device,
+    world: distributed.World,
+    backbone: Backbone | None,
+    pieces: frozenset[str],
+) -> Report:
+    """One pair. What an unfinished run on other data left in its folder is thrown away: say, an image was mended."""
+
+    def attempt() -> Report:
+        return run_one(entry.task, run, entry.config, device=device, world=world, backbone=backbone, pieces=pieces)
+
+    try:
+        return attempt()
+    except OtherRunError:
+        distributed.barrier()
+        if world.is_main:
+            shutil.rmtree(str(run.out))
+        distributed.barrier()
+        return attempt()
+
+
+def _run_options(spec: str, options: BatchOptions) -> RunOptions:
+    names = ("arch", "network", "device", "dtype", "seed")
+    return RunOptions(ckpt=spec, **{name: getattr(options, name) for name in names})
 
 
 def _digest(entry: SuiteEntry, run: RunOptions, backbone: Backbone | None) -> str:
@@ -293,10 +364,12 @@ def failed_report(entry: SuiteEntry, spec: str, error: BaseException, device: to
     )
 
 
-def _slug(label: str) -> str:
-    """A checkpoint's name as a folder's; a hash tells apart what looks alike then."""
-    plain = re.sub(r"[^\w.-]+", "-", label).strip("-.") or "checkpoint"
-    return plain if plain == label else f"{plain[-80:]}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"
+def folder_name(spec: str) -> str:
+    """A checkpoint's folder: the same whatever other checkpoints a batch has."""
+    short = _short_name(spec)
+    whole = spec if short == spec else str(Path(spec).resolve())
+    plain = re.sub(r"[^\w.-]+", "-", short).strip("-.")[-80:] or "checkpoint"
+    return f"{plain}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"
 
 
 def _line(entry: Entry) -> str:
@@ -311,16 +384,28 @@ def _line(entry: Entry) -> str:
     return f"{head}{report.scores[0].metric} {report.scores[0].value:.1f} {unit} ({report.seconds:.0f} s)"
 
 
-def _finish(entries: Sequence[Entry], options: BatchOptions) -> None:
-    """All tables and the page."""
-    write_batch(entries, Path(options.out), title=f"dino_dense: {Path(options.suite).stem}")
-
-
 # --- Jobs ---
 
 
-def _run_jobs(options: BatchOptions, suite: Sequence[SuiteEntry]) -> list[Entry]:
-    """A job a checkpoint, through submitit; waits for all."""
+def _run_jobs(options: BatchOptions, suite: Sequence[SuiteEntry]) -> Iterator[Entry]:
+    """A job a checkpoint, through submitit; waits for each, and cancels what is left when it is stopped itself."""
+    executor = _executor(options)
+    labels = checkpoint_labels(options.ckpt)
+    at_once = len(labels) if options.launcher == "slurm" else options.jobs
+    pairs = list(zip(options.ckpt, labels, strict=True))
+    for start in range(0, len(pairs), at_once):
+        chosen = pairs[start : start + at_once]
+        jobs = [executor.submit(_job, replace(options, launcher="none"), *pair) for pair in chosen]
+        try:
+            for job, (spec, label) in zip(jobs, chosen, strict=True):
+                yield from _collect(job, spec, label, suite, options)
+        finally:
+            for job in jobs:
+                if not job.done():
+                    job.cancel()
+
+
+def _executor(options: BatchOptions) -> Any:
     try:
         import submitit
     except ImportError:
@@ -328,25 +413,14 @@ def _run_jobs(options: BatchOptions, suite: Sequence[SuiteEntry]) -> list[Entry]
             f'--launcher {options.launcher} needs submitit: pip install "dino_dense[slurm]", or leave --launcher out.'
         ) from None
     executor = submitit.AutoExecutor(folder=Path(options.out) / "jobs", cluster=options.launcher)
-    executor.update_parameters(name="dino_dense", timeout_min=round(60 * options.hours), cpus_per_task=options.cpus)
+    here = torch.cuda.device_count()  # submitit's local jobs see only the GPUs they ask for
+    gpus = options.gpus if options.launcher == "slurm" else min(options.gpus, here)
+    executor.update_parameters(name="dino_dense", timeout_min=round(60 * options.hours), gpus_per_node=gpus)
     if options.launcher == "slurm":
-        executor.update_parameters(gpus_per_node=options.gpus, mem_gb=options.memory)
+        executor.update_parameters(cpus_per_task=options.cpus, mem_gb=options.memory)
         if options.partition:
             executor.update_parameters(slurm_partition=options.partition)
-    labels = checkpoint_labels(options.ckpt)
-    at_once = len(labels) if options.launcher == "slurm" else options.jobs
-    entries: list[Entry] = []
-    with tqdm(total=len(suite) * len(labels), unit="pair", desc="batch") as bar:
-        for start in range(0, len(labels), at_once):
-            chosen = list(zip(options.ckpt, labels, strict=True))[start : start + at_once]
-            jobs = [executor.submit(_job, replace(options, launcher="none"), *pair) for pair in chosen]
-            for job, (spec, label) in zip(jobs, chosen, strict=True):
-                found = _collect(job, spec, label, suite, options)
-                entries += found
-                bar.update(len(found))
-                for entry in found:
-                    bar.write(_line(entry))
-    return entries
+    return executor
 
 
 def _job(options: BatchOptions, spec: str, label: str) -> list[Entry]:
@@ -363,8 +437,7 @@ def _collect(job: Any, spec: str, label: str, suite: Sequence[SuiteEntry], optio
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         died = ValueError(f"the job ended without a result ({reason[-1]}); its output is in {job.paths.stderr}.")
-        run = RunOptions(ckpt=spec, dtype=options.dtype, seed=options.seed)
-        folder = Path(options.out) / _slug(label)
+        run, folder = _run_options(spec, options), Path(options.out) / folder_name(spec)
         return [
             Entry(entry.label, label, failed_report(entry, spec, died, torch.device("cpu"), run), folder)
             for entry in suite

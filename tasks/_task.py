@@ -1,9 +1,11 @@
 """What a task is, and the runner around it: seeds, paths, timing, provenance. A task owns only the science."""
 
 import dataclasses
+import difflib
 import hashlib
 import importlib
 import json
+import os
 import pkgutil
 import random
 import re
@@ -20,12 +22,25 @@ import torch
 
 from dino_dense import cli, distributed
 from dino_dense.backbone import Backbone, load_backbone
-from dino_dense.report import Metric, Picture, Report, Score, environment, peak_memory_mib, write_text
+from dino_dense.report import (
+    Metric,
+    Picture,
+    Report,
+    Score,
+    environment,
+    peak_memory_mib,
+    reset_peak_memory,
+    write_text,
+)
 
 ENTRY_POINT_GROUP = "dino_dense.tasks"
 IDENTITY_FILE = "run.json"
 SAMPLES_FILE = "samples.csv"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class OtherRunError(ValueError):
+    """A results folder that holds what another run made. The message says what differs."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +115,7 @@ class Context:
         """Say which data the task's files are made from, before any is written or reused.
 
         Raises:
-            ValueError: the results folder holds files made from other data, or by something else.
+            OtherRunError: the results folder holds files made from other data, or by something else.
         """
         self.identity["data_sha256"] = data.sha256
         _check_same_run(self.out, self.identity)
@@ -147,10 +162,13 @@ class Task:
 
 def names() -> list[str]:
     """Every task: the public modules of `tasks`, and the entry points of other packages."""
+    return sorted({*_own_names(), *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
+
+
+def _own_names() -> list[str]:
     import tasks
 
-    own = [module.name for module in pkgutil.iter_modules(tasks.__path__) if not module.name.startswith("_")]
-    return sorted({*own, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
+    return [module.name for module in pkgutil.iter_modules(tasks.__path__) if not module.name.startswith("_")]
 
 
 def get(name: str) -> Task:
@@ -159,12 +177,14 @@ def get(name: str) -> Task:
     Raises:
         ValueError: there is none (with those there are).
     """
-    if name not in names():
-        raise ValueError(f"unknown task {name!r}; there are: {', '.join(names())}.")
+    if name in _own_names():  # no other package takes the name of one of ours
+        return importlib.import_module(f"tasks.{name}").TASK
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name == name:
             return point.load()
-    return importlib.import_module(f"tasks.{name}").TASK
+    near = difflib.get_close_matches(name, names(), n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise ValueError(f"unknown task {name!r}; there are: {', '.join(names())}.{hint}")
 
 
 def main(name: str, argv: Sequence[str] | None = None) -> int:
@@ -212,6 +232,7 @@ def run_one(
     elif backbone is None:
         backbone = open_backbone(options, device)
     context = _open(task, options, config, backbone, device, world, pieces)
+    reset_peak_memory(device)
     start = time.perf_counter()
     outcome = task.run(backbone, config, context)
     report = Report(
@@ -300,7 +321,8 @@ def file_list_hash(root: Path, files: Sequence[Path]) -> str:
     """SHA-256 over relative names and sizes: says which files a number was measured on."""
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.relative_to(root).as_posix()}\0{file.stat().st_size}\n".encode())
+        name = Path(os.path.relpath(file, root)).as_posix()  # a data set's images may lie beside its annotations
+        digest.update(f"{name}\0{file.stat().st_size}\n".encode())
     return digest.hexdigest()
 
 
@@ -346,7 +368,7 @@ def _check_same_run(out: Path, identity: Mapping[str, Any]) -> None:
         return
     changed = _differences(json.loads(before.read_text()), identity)
     if changed:
-        raise ValueError(
+        raise OtherRunError(
             f"{out}: holds the results of another run ({'; '.join(changed)}). Choose another --out, or delete it."
         )
 

@@ -44,7 +44,8 @@ class LinearConfig:
     data: str | None = None
     """Folder with train/CLASS/* and val/CLASS/* (or test/); without it, the embedded set."""
     solver: Literal["sgd", "lbfgs"] = "sgd"
-    """sgd (eval_linear.py), or lbfgs: logistic regression by scikit-learn, on cached features."""
+    """sgd (eval_linear.py), or lbfgs: logistic regression by scikit-learn, on cached features, each channel of which is
+    standardised (ours: C then means the same for every backbone)."""
     features: Literal["augmented", "cached"] = "augmented"
     """augmented: random resized crop and flip, a forward pass an image and epoch (eval_linear.py); cached: the middle
     square, a forward pass an image (ours, for laptops)."""
@@ -125,6 +126,8 @@ def run(backbone: Backbone | None, config: LinearConfig, context: Context) -> Ou
     note = f"{' + '.join(pieces)}; {kind} {chosen[kind]:g}, chosen on {where}, of {len(candidates)} in candidates.csv."
     if best in (0, len(candidates) - 1) and len(candidates) > 1:
         note += " That is the end of the grid: a wider one may find better."
+    if kind == "lr":
+        note += " Accuracy after the last epoch; eval_linear.py reports its best epoch's."
     if kind == "C" and not chosen["converged"]:
         note += " L-BFGS stopped before it converged."
     tables = {"candidates": candidates}

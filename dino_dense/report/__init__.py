@@ -13,6 +13,7 @@ from dino_dense.report.record import (
     environment,
     peak_memory_mib,
     published_numbers,
+    reset_peak_memory,
     write_text,
 )
 from dino_dense.report.table import Entry, batch_frame, pairs_frame
@@ -33,6 +34,7 @@ __all__ = [
     "published_numbers",
     "read_entries",
     "render_page",
+    "reset_peak_memory",
     "write_batch",
     "write_comparison",
     "write_text",

@@ -1,5 +1,6 @@
 """A result as a typed record: what was measured, on what, how, and what others published."""
 
+import contextlib
 import functools
 import importlib.resources
 import json
@@ -280,10 +281,24 @@ def environment(*, device: torch.device, dtype: str, seed: int) -> dict[str, Any
     }
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory_mib` count from here, where the system can (CUDA, Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak of resident memory
+
+
 def peak_memory_mib(device: torch.device) -> float:
-    """Largest memory so far, MiB: of the device if CUDA, else resident memory of this process."""
+    """Largest memory, MiB, since the start or `reset_peak_memory`: of the device if CUDA, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    with contextlib.suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        peak = next((line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")), None)
+        if peak is not None:
+            return int(peak) / 2**10
     if resource is None:
         return 0.0
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS

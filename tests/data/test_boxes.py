@@ -1,6 +1,7 @@
 """Boxes from VOC and COCO annotations and from masks, and annotations that cannot be used."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -136,6 +137,13 @@ def test_bad_coco_files(tmp_path: Path):
         path.write_text(text)
         with pytest.raises(DataError, match=message):
             load_coco_boxes(path, tmp_path)
+    record = json.loads(write_coco(tmp_path, {9: [([1, 2, math.nan, 4], 0)]}).read_text())
+    with pytest.raises(DataError, match=r"annotation 1 has bbox \[1, 2, nan, 4\]"):
+        load_coco_boxes(path, tmp_path / "train2014")
+    del record["images"][0]["file_name"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(DataError, match="image 9 has file_name None"):
+        load_coco_boxes(path, tmp_path / "train2014")
     with pytest.raises(DataError, match=r"missing\.json: no such file"):
         load_coco_boxes(tmp_path / "missing.json", tmp_path)
 

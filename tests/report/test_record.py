@@ -2,10 +2,12 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
+import torch
 
-from dino_dense.report import Metric, Report, Score, published_numbers
+from dino_dense.report import Metric, Report, Score, peak_memory_mib, published_numbers, reset_peak_memory
 
 
 def report(**changes: object) -> Report:
@@ -81,3 +83,12 @@ def test_markdown_has_the_number_and_what_repeats_it():
     page = report().to_markdown()
     for text in ("60.00", "61.80", "-1.80", "| radius | 12 |", "timm:vit_small_patch16_224.dino"):
         assert text in page
+
+
+def test_peak_memory_counts_from_the_reset():
+    device = torch.device("cpu")
+    block = torch.ones(2**26)  # 256 MiB
+    high = peak_memory_mib(device)
+    del block
+    reset_peak_memory(device)
+    assert peak_memory_mib(device) <= high - 200 or not Path("/proc/self/clear_refs").exists()

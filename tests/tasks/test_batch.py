@@ -5,17 +5,21 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 
 import tasks
 from data.images import read_rgb
 from dino_dense import Metric, Report, Score, load_backbone
 from dino_dense.checkpoint import save_backbone
 from tasks import DataFacts, Outcome, Task, _batch
-from tasks._batch import BatchOptions, checkpoint_labels, load_suite, main, run_batch
+from tasks._batch import BatchOptions, checkpoint_labels, folder_name, load_suite, main, run_batch
 from tasks.knn import KnnConfig
 from tests.tasks.test_knn_task import RANDOM, make_folder
 
@@ -128,6 +132,48 @@ def test_images_are_looked_at_once_for_all_tasks(place: Path, monkeypatch: pytes
     assert len(seen) == len(set(seen)) == 16
 
 
+@pytest.mark.parametrize("where", ["train", "val"])
+def test_a_pair_that_stopped_at_a_bad_image_runs_once_that_is_mended(place: Path, where: str):
+    """Its folder holds what was made from other data: the probe's state, or nothing yet."""
+    bad = sorted((place / "set" / where).rglob("*.png"))[-1]
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:40])
+    suite = write_suite(
+        place / "suite.yaml",
+        f"- {{task: linear, config: {{data: {place}/set, {SMALL}, epochs: 2, batch_size: 4}}}}",
+        f"- {{task: finetune, config: {{data: {place}/set, {SMALL}, epochs: 1, warmup_epochs: 0, batch_size: 4}}}}",
+    )
+    options = BatchOptions(suite=suite, ckpt=(RANDOM,), out=str(place / "out"), device="cpu")
+    assert all(bad.name in entry.report.error for entry in run_batch(options))
+    Image.new("RGB", (30, 20)).save(bad)
+    assert [entry.report.status for entry in run_batch(options)] == ["ok", "ok"]
+
+
+def test_a_checkpoint_keeps_its_folder_whatever_others_there_are(place: Path, runs: list):
+    first, second = place / "a" / "net.safetensors", place / "b" / "net.safetensors"
+    for seed, path in enumerate((first, second)):
+        save_backbone(path, load_backbone(RANDOM, seed=seed).module)
+    suite = write_suite(place / "suite.yaml", f"- {{task: knn, config: {{data: {place}/set, {SMALL}, k: [1]}}}}")
+
+    def run(*checkpoints: Path) -> None:
+        options = BatchOptions(suite=suite, ckpt=tuple(map(str, checkpoints)), out=str(place / "out"), device="cpu")
+        run_batch(options)
+
+    run(first)
+    run(first, second)
+    assert runs == [("knn", str(first)), ("knn", str(second))]
+    names = pd.read_csv(place / "out" / "pairs.csv")["checkpoint"].unique().tolist()
+    assert names == [str(first), str(second)]
+
+
+def test_an_architecture_may_be_named(place: Path):
+    torch.save(load_backbone(RANDOM).module.state_dict(), place / "net.pth")
+    suite = write_suite(place / "suite.yaml", f"- {{task: knn, config: {{data: {place}/set, {SMALL}, k: [1]}}}}")
+    options = BatchOptions(suite=suite, ckpt=(str(place / "net.pth"),), out=str(place / "out"), device="cpu")
+    statuses = [run_batch(replace(options, arch=arch))[0].report for arch in ("vit_micro_patch8_64", "resnet18")]
+    assert [report.status for report in statuses] == ["ok", "failed"]
+
+
 def test_an_error_nobody_foresaw_is_a_row_too(place: Path, monkeypatch: pytest.MonkeyPatch):
     def breaking(backbone, config, context):
         raise ZeroDivisionError("in the science")
@@ -142,7 +188,7 @@ def test_an_error_nobody_foresaw_is_a_row_too(place: Path, monkeypatch: pytest.M
     first, second = run_batch(options)
     assert (first.report.status, second.report.status) == ("failed", "ok")
     assert first.report.error == "ZeroDivisionError: in the science"
-    (trace,) = place.rglob("*.failed.txt")
+    (trace,) = place.rglob("*.failed.0.txt")
     assert "breaking" in trace.read_text()
 
 
@@ -184,6 +230,11 @@ def test_our_suites_are_read(name: str):
         ("- {task: knn, label: ../up}", "label"),
         ("- {tusk: knn}", "expected task"),
         ("- {task: davis, preset: dinosaur}", "unknown preset 'dinosaur'"),
+        ("- {task: knn, preset: dino}", "knn has no presets"),
+        ("- {task: knn, config: 5}", "config is 5; expected fields"),
+        ("- {task: knn, config: [resize]}", "expected fields"),
+        ("- {task: knn, config: {1: 2}}", "expected fields"),
+        ("- 1: 2", "an entry has 1; expected task"),
         ("task: knn", "expected a list"),
         ("", "expected a list"),
         ("- [", "not YAML"),
@@ -220,6 +271,7 @@ def test_presets_and_data_roots(tmp_path: Path):
 
 def test_checkpoint_labels_are_short_and_never_shared(tmp_path: Path):
     specs = ["random:vit_micro_patch8_64", "a/teacher.safetensors", "b/net.pth", "c/net.pth", "d/run.safetensors"]
+    assert len({folder_name(spec) for spec in specs}) == len(specs)
     assert checkpoint_labels(specs) == ["random:vit_micro_patch8_64", "a", "b/net.pth", "c/net.pth", "run"]
     with pytest.raises(ValueError, match="named twice"):
         checkpoint_labels(["x", "x"])
@@ -230,7 +282,7 @@ def test_checkpoint_labels_are_short_and_never_shared(tmp_path: Path):
 
 def test_a_failed_report_survives_json():
     entry = load_suite("quickstart")[0]
-    report = _batch.failed_report(entry, "x", ValueError("why"), __import__("torch").device("cpu"), tasks.RunOptions())
+    report = _batch.failed_report(entry, "x", ValueError("why"), torch.device("cpu"), tasks.RunOptions())
     assert Report.from_json(report.to_json()) == Report.from_json(Report.from_json(report.to_json()).to_json())
     assert report.error == "why"
 
@@ -282,7 +334,38 @@ def test_two_processes_make_the_batch_of_one(place: Path):
         assert done.returncode == 1, done.stderr
         tables.append(pd.read_csv(place / name / "pairs.csv")[["entry", "metric", "value", "n", "status"]])
     assert tables[0]["status"].tolist().count("failed") == 1
+    assert done.stdout.count("knn · ") == 1, "one process speaks"
     pd.testing.assert_frame_equal(*tables, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_alone_ends_the_batch_instead_of_hanging(place: Path):
+    """Of four images the second process reads the last two, one of which is damaged."""
+    pictures = place / "saliency"
+    for name in "abcd":
+        make_pair(pictures, name)
+    (pictures / "images" / "d.png").write_bytes((pictures / "images" / "d.png").read_bytes()[:60])
+    suite = write_suite(place / "suite.yaml", f"- {{task: saliency, config: {{data: {pictures}, squash: 32}}}}")
+    program = place / "program.py"
+    program.write_text(
+        "import sys\nfrom dino_dense import cli\nfrom tasks import _batch\n_batch.RANK_SECONDS = 2.0\n"
+        "cli.run(lambda: _batch.main(sys.argv[1:]))\n"
+    )
+    words = ["--suite", suite, "--ckpt", RANDOM, "--out", str(place / "out"), "--device", "cpu"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode != 0
+    assert "failed in process 1 alone" in done.stderr
+    assert "d.png" in done.stderr
+
+
+def make_pair(root: Path, name: str) -> None:
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    Image.fromarray(pixels).save(root / "images" / f"{name}.png")
+    Image.fromarray((pixels[..., 0] > 128).astype(np.uint8) * 255).save(root / "masks" / f"{name}.png")
 
 
 def test_scores_without_samples_still_make_a_page(place: Path, monkeypatch: pytest.MonkeyPatch):
