@@ -70,7 +70,7 @@ def extract_pieces(backbone: Backbone, images: Tensor, pieces: Collection[str]) 
     """Pieces [B, C] of images [B, 3, H, W] in [0, 1], float32 on the backbone's device, in one pass.
 
     Raises:
-        ValueError: an unknown piece, or more blocks than the backbone has.
+        ValueError: an unknown piece, more blocks than the backbone has, or features that are no numbers.
     """
     pooled = {"mean", "gem"} & set(pieces)
     blocks = sorted({_block(piece) for piece in pieces if piece not in pooled} | ({1} if pooled else set()))
@@ -85,6 +85,8 @@ def extract_pieces(backbone: Backbone, images: Tensor, pieces: Collection[str]) 
     if found.cls is not None:
         parts = found.cls.chunk(len(blocks), dim=1)
         result |= {f"cls{block}": part for block, part in zip(blocks, parts, strict=True)}
+    if not all(bool(result[piece].isfinite().all()) for piece in pieces):
+        raise ValueError(f"{backbone.name} gave features that are not finite numbers: check its weights, or use fp32.")
     return {piece: result[piece] for piece in pieces}
 
 

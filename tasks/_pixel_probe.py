@@ -153,6 +153,8 @@ def _step(head: LinearHead, optimizer: torch.optim.Optimizer, tokens: Tensor, id
     logits = F.interpolate(head(tokens), ids.shape[-2:], mode="bilinear", align_corners=False)
     # The sum is divided by hand: a batch of void pixels alone has loss 0, not 0 / 0.
     loss = F.cross_entropy(logits, ids, ignore_index=VOID, reduction="sum") / (ids != VOID).sum().clamp(min=1)
+    if not loss.isfinite():
+        raise ValueError(f"the loss of the linear layer is {loss.item()}: check the weights, use fp32, or lower --lr")
     optimizer.param_groups[0]["lr"] = lr
     optimizer.zero_grad()
     loss.backward()

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -214,4 +213,7 @@ def test_no_features_that_are_not_numbers_give_a_number(blobs: Evaluation):
     spoiled.features[3, 2] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
         logistic_regressions(spoiled, [1.0], [blobs.features], show=False)
-    assert np.isfinite(blobs.features.numpy()).all()
+    backbone = load_backbone(RANDOM)
+    backbone.module.norm.bias.data[0] = float("nan")
+    with pytest.raises(ValueError, match="not finite numbers"):
+        extract_pieces(backbone, torch.rand(1, 3, 32, 32), [CLS])

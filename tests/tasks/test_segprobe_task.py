@@ -117,6 +117,13 @@ def test_a_batch_of_void_pixels_changes_no_weight_by_loss():
     assert all(torch.equal(a, b) for a, b in zip(before, head.parameters(), strict=True))
 
 
+def test_tokens_that_are_no_numbers_stop_the_training():
+    head = LinearHead(8, 3)
+    optimizer = torch.optim.SGD(head.parameters(), 1.0)
+    with pytest.raises(ValueError, match="loss of the linear layer is nan"):
+        _step(head, optimizer, torch.full((1, 8, 4, 4), torch.nan), torch.zeros(1, 8, 8, dtype=torch.long), 1.0)
+
+
 def tree(root: Path) -> Path:
     """Every ordered pair of three classes to train on, and some of them to test."""
     pairs = list(itertools.permutations(range(3), 2))
