@@ -7,7 +7,7 @@ crops.
 
 import signal
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
@@ -100,13 +100,23 @@ class Plan:
                 yield [Position(epoch, order[batch * self.batch_size + place], place) for place in places]
 
 
-class _PlanSampler(Sampler[list[Position]]):
-    """The plan from one step on, as torch's loader wants it."""
+class StepPlan(Protocol):
+    """What a training run of any kind does step by step."""
 
-    def __init__(self, plan: Plan, start_step: int) -> None:
+    last_step: int
+    accumulate: int
+
+    def micro_batches(self, start_step: int) -> Iterator[list[Any]]:
+        """Positions of this process's micro-batches, `accumulate` a step, from `start_step` to `last_step`."""
+
+
+class PlanSampler(Sampler[list[Any]]):
+    """A plan from one step on, as torch's loader wants it."""
+
+    def __init__(self, plan: StepPlan, start_step: int) -> None:
         self.plan, self.start_step = plan, start_step
 
-    def __iter__(self) -> Iterator[list[Position]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         return self.plan.micro_batches(self.start_step)
 
     def __len__(self) -> int:
@@ -161,18 +171,18 @@ def build_loader(
     """One loader for the whole run from `start_step` on: its workers never restart between epochs."""
     return DataLoader(
         CropDataset(images, config),  # type: ignore[arg-type]
-        batch_sampler=_PlanSampler(plan, start_step),  # type: ignore[arg-type]
+        batch_sampler=PlanSampler(plan, start_step),  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
-        worker_init_fn=_leave_signals_to_parent,
+        worker_init_fn=leave_signals_to_parent,
         # The loader draws a seed for its workers; nothing here uses it, and the global generator is left
         # alone.
         generator=torch.Generator().manual_seed(config.seed),
     )
 
 
-def _leave_signals_to_parent(_worker: int) -> None:
+def leave_signals_to_parent(_worker: int) -> None:
     """Ctrl-C, and torchrun's SIGTERM, reach the whole process group; only the training process is to act on them.
 
     A worker ends when the training process tells it to, or is gone.

@@ -3,7 +3,6 @@
 Shapes: B images a step over all processes, b in one micro-batch of one process.
 """
 
-import signal
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -12,12 +11,13 @@ from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose
 
 from data.images import LabelledImages, read_rgb
 from dino_dense.backbone import Triple
 from dino_dense.distributed import World
+from dino_dense.pretrain.batches import PlanSampler, leave_signals_to_parent
 from dino_dense.pretrain.crops import derive_seed
 from tasks._finetuning.config import FinetuneConfig
 from tasks._finetuning.draws import AUGMENTATION, ORDER, seeded
@@ -104,19 +104,6 @@ class Plan:
                 yield [Position(epoch, first + place, order[first + place], place) for place in places]
 
 
-class _PlanSampler(Sampler[list[Position]]):
-    """The plan from one step on, as torch's loader wants it."""
-
-    def __init__(self, plan: Plan, start_step: int) -> None:
-        self.plan, self.start_step = plan, start_step
-
-    def __iter__(self) -> Iterator[list[Position]]:
-        return self.plan.micro_batches(self.start_step)
-
-    def __len__(self) -> int:
-        return (self.plan.last_step - self.start_step) * self.plan.accumulate
-
-
 class TrainingImages(Dataset[tuple[Tensor, int, int] | Exception]):
     """A position in the plan -> the augmented image [3, S, S], its label, its place.
 
@@ -185,16 +172,10 @@ def training_loader(
     """One loader for the whole run from `start_step` on: its workers never restart between epochs."""
     return DataLoader(
         dataset,  # type: ignore[arg-type]
-        batch_sampler=_PlanSampler(plan, start_step),  # type: ignore[arg-type]
+        batch_sampler=PlanSampler(plan, start_step),  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
-        worker_init_fn=_leave_signals_to_parent,
+        worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),  # the loader draws a seed for its workers, from here and not the global one
     )
-
-
-def _leave_signals_to_parent(_worker: int) -> None:
-    """Ctrl-C reaches the whole process group; only the training process is to act on it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
