@@ -1,0 +1,184 @@
+"""What every benchmark shares: a plain implementation and ours in turn, the check that they agree, one row a claim.
+
+Times are wall-clock seconds. Memory is the highest resident memory above what the process had before the work, MiB.
+"""
+
+import csv
+import datetime
+import gc
+import multiprocessing
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pandas as pd
+import torch
+
+from dino_dense.report import peak_memory_mib, reset_peak_memory
+
+Result = TypeVar("Result")
+
+RESULTS = Path(__file__).parent / "results.csv"
+MATMUL_SIDE = 2048  # square matrices whose product says what the machine can do
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim, measured."""
+
+    benchmark: str
+    """Module: `python -m benchmarks.NAME`."""
+    work: str
+    """What was done, with its sizes."""
+    plain: float
+    """The plain implementation's figure, in `unit`."""
+    ours: float
+    unit: str
+    """s, MiB, images/s, ..."""
+    target: float | None = None
+    """Ratio to reach; None where the row only informs."""
+    check: str = ""
+    """How far apart the two results were, or what of them was equal."""
+    better: Literal["lower", "higher"] = "lower"
+    """lower: seconds and bytes; higher: rates."""
+    note: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """How many times better ours is."""
+        return self.plain / self.ours if self.better == "lower" else self.ours / self.plain
+
+    @property
+    def met(self) -> str:
+        if self.target is None:
+            return ""
+        return "yes" if self.ratio >= self.target else "no"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one call took."""
+
+    result: Any
+    seconds: float
+    mib: float
+    """Highest memory during the call above what there was before it."""
+
+
+def in_turn(
+    plain: Callable[[], Any], ours: Callable[[], Any], repeats: int = 3, *, warm_up: bool = True
+) -> tuple[float, float]:
+    """Median seconds of each of two calls, run in turn, so that a drift of the machine's speed meets both.
+
+    The ratio of a claim is the ratio of these two: never compare with a number from another run.
+    """
+    if warm_up:
+        plain(), ours()
+    seconds: tuple[list[float], list[float]] = [], []
+    for _ in range(repeats):
+        for call, kept in zip((plain, ours), seconds, strict=True):
+            kept.append(seconds_of(call))
+    return statistics.median(seconds[0]), statistics.median(seconds[1])
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    """Seconds of one call, CUDA work included."""
+    gc.collect()
+    synchronise()
+    start = time.perf_counter()
+    call()
+    synchronise()
+    return time.perf_counter() - start
+
+
+def synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def in_new_process(call: Callable[..., Result], *arguments: Any, threads: int | None = None) -> Measured:
+    """Run `call(*arguments)`, a function of a module, in a process of its own: its memory is not another's."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measure, (call, arguments, threads or torch.get_num_threads()))
+
+
+def _measure(call: Callable[..., Any], arguments: Sequence[Any], threads: int) -> Measured:
+    torch.set_num_threads(threads)
+    torch.ones(64, 64) @ torch.ones(64, 64)  # the libraries' own buffers are not the call's
+    cpu = torch.device("cpu")
+    reset_peak_memory(cpu)
+    before, start = peak_memory_mib(cpu), time.perf_counter()
+    result = call(*arguments)
+    return Measured(result, time.perf_counter() - start, peak_memory_mib(cpu) - before)
+
+
+def publish(rows: Sequence[Row]) -> None:
+    """Print the rows as a table and add them to results.csv."""
+    print(table(rows).to_string(index=False), flush=True)
+    where = {
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+    }
+    names = [*where, *(item.name for item in fields(Row)), "ratio", "met"]
+    is_new = not RESULTS.exists()
+    with RESULTS.open("a", newline="") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        for row in rows:
+            writer.writerow({**where, **_rounded(asdict(row)), "ratio": f"{row.ratio:.4g}", "met": row.met})
+
+
+def table(rows: Sequence[Row]) -> pd.DataFrame:
+    """What a person reads: a row a claim."""
+    return pd.DataFrame(
+        [
+            {
+                "benchmark": row.benchmark,
+                "work": row.work,
+                "plain": f"{row.plain:.4g}",
+                "ours": f"{row.ours:.4g}",
+                "unit": row.unit,
+                "ratio": f"{row.ratio:.2f}",
+                "target": "" if row.target is None else f"{row.target:g}",
+                "met": row.met,
+                "check": row.check,
+            }
+            for row in rows
+        ]
+    )
+
+
+def machine() -> str:
+    """The processor (and the GPU, where there is one)."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{_processor()}, {torch.get_num_threads()} threads{gpu}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return found.stdout.strip()
+
+
+def _rounded(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in record.items()}
