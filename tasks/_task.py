@@ -22,6 +22,7 @@ import torch
 
 from dino_dense import cli, distributed
 from dino_dense.backbone import Backbone, load_backbone
+from dino_dense.files import write_text
 from dino_dense.report import (
     Metric,
     Picture,
@@ -30,7 +31,6 @@ from dino_dense.report import (
     environment,
     peak_memory_mib,
     reset_peak_memory,
-    write_text,
 )
 
 ENTRY_POINT_GROUP = "dino_dense.tasks"

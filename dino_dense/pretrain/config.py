@@ -19,7 +19,7 @@ FREE_ON_RESUME = frozenset(
         # mathematics, but for accumulate where there is BatchNorm: its statistics are a micro-batch's.
         # The pictures are compared by number and names instead of by the path to them.
         *("data", "out", "resume", "device", "num_workers", "accumulate"),
-        *("max_steps", "log_every", "save_every"),
+        *("max_steps", "log_every", "save_every", "keep"),
     }
 )
 """Fields that may differ between a run and its continuation."""
@@ -37,8 +37,8 @@ class PretrainConfig:
     """Folder of images (nested or flat) and/or videos, or one video file. None: the embedded sample."""
     out: str = "runs/pretrain"
     """Run folder: checkpoints, config.yaml, log.csv, TensorBoard events, loss.png."""
-    resume: bool = False
-    """Continue the run in `out` from its last checkpoint, exactly."""
+    resume: bool | Literal["auto"] = False
+    """Continue the run in `out` from its last checkpoint, exactly. auto: where there is one, else begin it."""
     frame_stride: int = 1
     """Of each video file, use every n-th frame (frames). Ours; 1 = all."""
     frames_per_video: int | None = None
@@ -148,6 +148,8 @@ class PretrainConfig:
     """Optimizer steps between rows of log.csv. (main_dino prints every 10)"""
     save_every: int | None = None
     """Optimizer steps between checkpoints. None: one at the end of each epoch. (main_dino)"""
+    keep: int = 2
+    """Training states kept: the newest, and older ones for when it cannot be read. Ours."""
 
     def __post_init__(self) -> None:
         self._check_choices()
@@ -192,7 +194,7 @@ class PretrainConfig:
 _POSITIVE_INTS = (
     *("frame_stride", "frames_per_video", "out_dim", "head_layers", "head_hidden_dim", "head_bottleneck_dim"),
     *("global_crop_size", "local_crop_size", "batch_size", "accumulate", "epochs", "max_steps"),
-    *("log_every", "save_every"),
+    *("log_every", "save_every", "keep"),
 )
 _POSITIVE = 1e-9
 _RANGES: dict[str, tuple[float, float]] = {

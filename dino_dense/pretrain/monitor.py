@@ -2,7 +2,9 @@
 collapse."""
 
 import csv
+import io
 import math
+import os
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,6 +17,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from dino_dense.files import replacing, write_text
 
 LOG_FILE, CURVE_FILE, EVENTS_FOLDER = "log.csv", "loss.png", "tensorboard"
 
@@ -189,6 +193,11 @@ class Monitor:
             self.say(warning)
             self.events.add_text("warning", warning, step)
 
+    def sync(self) -> None:
+        """Have the disk hold every row logged so far."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
     def say(self, text: str) -> None:
         """Print without breaking the progress bar."""
         self.bar.write(text)
@@ -209,10 +218,11 @@ def _keep_rows(path: Path, last_step: int) -> float:
         with path.open(newline="") as file:
             # Rows are kept as text, so that no number changes; a last line cut short by a crash is dropped.
             rows = [row for row in csv.DictReader(file) if row["seconds"] and int(row["step"]) <= last_step]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
+    kept = io.StringIO(newline="")
+    writer = csv.DictWriter(kept, names)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, kept.getvalue())
     return float(rows[-1]["seconds"]) if rows else 0.0
 
 
@@ -233,4 +243,5 @@ def draw_curve(run: Path, out_dim: int) -> None:
     axes.axhline(math.log(out_dim), color="gray", linestyle=":", label=f"ln K = {math.log(out_dim):.3f}")
     axes.set(xlabel="optimizer step", ylabel="nats", ylim=(0, None), title=run.name)
     axes.legend()
-    figure.savefig(run / CURVE_FILE, dpi=120)
+    with replacing(run / CURVE_FILE) as path:
+        figure.savefig(path, format="png", dpi=120)

@@ -27,7 +27,7 @@ from dino_dense.pretrain.crops import normalise
 from dino_dense.pretrain.loss import DINOLoss
 from dino_dense.pretrain.monitor import CollapseWatch, Monitor, feature_spectrum
 from dino_dense.pretrain.network import DropPathKeys, build_student_and_teacher
-from dino_dense.pretrain.run_folder import TrainingState
+from dino_dense.pretrain.run_folder import Origin, TrainingState
 from dino_dense.pretrain.schedules import cosine_schedule
 
 MAX_WORKERS = 10
@@ -42,6 +42,8 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 class DivergedError(ValueError):
     """The loss or the gradient is no longer finite."""
+
+    exit_status = 1
 
 
 class Measured(NamedTuple):
@@ -83,13 +85,14 @@ class Trainer:
             config = replace(config, dtype="fp16" if device.type == "cuda" else "fp32")
         self.config, self.images, self.world, self.device = config, images, world, device
         self.run = Path(config.out)
-        run_folder.check_folder(self.run, config.resume)
+        resumes = run_folder.check_folder(self.run, config.resume)
         self.plan = Plan(len(images), config, world)
         self._build_networks()
         self._build_schedules()
-        self.step = 0
-        if config.resume:
-            self.step = run_folder.load_state(self.run, self.state, config, images.fingerprint)
+        self.origin: Origin | None = None
+        if resumes:
+            self.origin = run_folder.load_state(self.run, self.state, config, images.fingerprint, world.size)
+        self.step = self.origin.step if self.origin else 0
         self.unchecked: list[tuple[int, Tensor]] = []
 
     def _build_networks(self) -> None:
@@ -128,9 +131,12 @@ class Trainer:
 
     def train(self) -> Outcome:
         """Train to the end, or to the first SIGINT or SIGTERM: then a checkpoint is saved first."""
-        distributed.barrier()  # no process may look at the folder after another has begun to write into it
+        # No process may look at the folder after another has begun to write into it.
+        steps = set(distributed.gather_objects([self.step]))
+        if len(steps) > 1:
+            raise run_folder.RunError(f"{self.run}: the processes read states of different steps, {sorted(steps)}.")
         if self.world.is_main:
-            run_folder.write_config(self.run, self.config)
+            run_folder.open_folder(self.run, self.config, self.origin.damaged if self.origin else ())
         monitor = self._monitor() if self.world.is_main else None
         try:
             with stop_signals() as received:
@@ -141,8 +147,7 @@ class Trainer:
 
     def _train(self, monitor: Monitor | None, received: list[int]) -> Outcome:
         batches = self._micro_batches()
-        if monitor and self.step >= self.plan.last_step:
-            monitor.say(f"{self.run}: already finished, at step {self.step}")
+        self._say_where_it_begins(monitor)
         while self.step < self.plan.last_step:
             micro_batches = [next(batches) for _ in range(self.config.accumulate)]
             measured = self._optimizer_step(self.step, micro_batches)
@@ -154,7 +159,7 @@ class Trainer:
                 self._log(monitor, measured)
             stopped = distributed.any_true(bool(received))
             if stopped or self._is_due(self.config.save_every or self.plan.steps_per_epoch):
-                self._save()
+                self._save(monitor)
             if stopped:
                 self._say_how_to_resume(monitor)
                 return Outcome(self.step, received[0] if received else int(signal.SIGTERM))
@@ -271,10 +276,22 @@ class Trainer:
         watch = CollapseWatch(self.config.out_dim, quiet)
         return Monitor(self.run, self.step, self.plan.last_step, self.config.batch_size, watch)
 
-    def _save(self) -> None:
+    def _save(self, monitor: Monitor | None) -> None:
         self._check_finite()
-        if self.world.is_main:
-            run_folder.save_state(self.run, self.state, self.step, self.config, self.images.fingerprint)
+        if monitor:
+            monitor.sync()  # a row of the log is on the disk before the state that follows it
+            fingerprint, size = self.images.fingerprint, self.world.size
+            run_folder.save_state(self.run, self.state, self.step, self.config, fingerprint, size)
+
+    def _say_where_it_begins(self, monitor: Monitor | None) -> None:
+        if not (monitor and self.origin):
+            return
+        for error in self.origin.damaged:
+            monitor.say(f"WARNING: {error} Passed over for an older state; kept as *{run_folder.DAMAGED}.")
+        changes = f" ({'; '.join(self.origin.changes)})" if self.origin.changes else ""
+        monitor.say(f"{self.run}: goes on from {self.origin.file.name} at step {self.step}{changes}")
+        if self.step >= self.plan.last_step:
+            monitor.say(f"{self.run}: already finished, at step {self.step}")
 
     def _say_how_to_resume(self, monitor: Monitor | None) -> None:
         if monitor:
