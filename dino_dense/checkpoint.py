@@ -252,7 +252,14 @@ def _empty_body(weights: Weights, metadata: dict[str, Any], arch: str | None, pa
     if arch is not None:
         return _named_body(arch, weights)
     if "architecture" in metadata:
-        return rebuild(metadata["architecture"])
+        try:
+            with torch.device("meta"):  # no memory before the weights are seen to fit
+                check_fit(rebuild(metadata["architecture"]), weights, path)
+            return rebuild(metadata["architecture"])
+        except CheckpointError:
+            raise
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error} Give its architecture with --arch.") from None
     if "blocks.0.attn.qkv.weight" in weights and "pos_embed" in weights:
         return rebuild({"body": "vit", **vars(infer_vit_shape(weights, path))})
     resnet = _resnet_name(weights)

@@ -80,6 +80,8 @@ def _die(process: int, delay: float) -> None:
 
 def live(argv: Sequence[str], kill: Kill | None, log: str) -> None:
     """One process of training, as `python -m dino_dense.pretrain ARGV` has it, with output to a file."""
+    # A child takes over its parent's way to start processes; users' loaders fork, and end when their parent is gone.
+    multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
