@@ -202,24 +202,32 @@ def read_predictions(folder: str | Path, sequence: VideoSequence) -> Pixels:
 
     The first and the last frame are not scored and many submissions leave them out: they stay 0 here.
 
+    Raises what `read_prediction` raises.
+    """
+    predicted = np.zeros((len(sequence), *sequence.size), np.uint8)
+    for index in range(1, len(sequence) - 1):
+        predicted[index] = read_prediction(folder, sequence, index)
+    return predicted
+
+
+def read_prediction(folder: str | Path, sequence: VideoSequence, index: int) -> Pixels:
+    """Predicted ids uint8 [H, W] of one frame from ``folder/<sequence>/<frame>.png``.
+
     Raises:
         DataError: a file is missing or unreadable, has another size than the frame, or holds an id above the
             number of objects in the first mask.
     """
-    predicted = np.zeros((len(sequence), *sequence.size), np.uint8)
-    for index in range(1, len(sequence) - 1):
-        path = Path(folder) / sequence.name / f"{sequence.frames[index].stem}.png"
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; expected a predicted mask for each frame but the first and last")
-        ids = read_foreground(path) if sequence.year == 2016 else read_ids(path)
-        sequence._check_size(path, ids)
-        if ids.max() > sequence.num_objects:
-            raise DataError(
-                f"{path}: predicted id {ids.max()}, but the first mask of sequence {sequence.name!r} has "
-                f"{sequence.num_objects} object(s). Foreground masks with the values 0 and 255 need year 2016"
-            )
-        predicted[index] = ids
-    return predicted
+    path = Path(folder) / sequence.name / f"{sequence.frames[index].stem}.png"
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected a predicted mask for each frame but the first and last")
+    ids = read_foreground(path) if sequence.year == 2016 else read_ids(path)
+    sequence._check_size(path, ids)
+    if ids.max() > sequence.num_objects:
+        raise DataError(
+            f"{path}: predicted id {ids.max()}, but the first mask of sequence {sequence.name!r} has "
+            f"{sequence.num_objects} object(s). Foreground masks with the values 0 and 255 need year 2016"
+        )
+    return ids
 
 
 def read_ids(path: str | Path) -> Pixels:

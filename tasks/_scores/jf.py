@@ -4,14 +4,17 @@ Perazzi et al. 2016 (DAVIS), as the official scorer computes them (davis2017/met
 first and last frame are left out, objects are averaged with equal weight (not videos), J&F = (J + F) / 2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+
+from data.davis import VideoSequence, read_predictions
 
 Mask = npt.NDArray[np.bool_]
 
@@ -97,19 +100,51 @@ def score_sequence(
         )
     if len(gt_ids) < 3:
         raise ValueError(f"{sequence}: {len(gt_ids)} frame(s); the first and the last are not scored: 3 are needed")
-    rows = []
+    scores = {}
     for index in range(1, len(gt_ids) - 1):
-        pred, gt = pred_ids[index], gt_ids[index]
-        if pred.max() > num_objects:
+        if pred_ids[index].max() > num_objects:
             raise ValueError(
-                f"{sequence} frame {names[index]}: predicted id {pred.max()}, but the first true mask has "
+                f"{sequence} frame {names[index]}: predicted id {pred_ids[index].max()}, but the first true mask has "
                 f"{num_objects} object(s)"
             )
-        for identity in range(1, num_objects + 1):
-            masks = pred == identity, gt == identity
-            rows.append((sequence, identity, names[index], region_similarity(*masks), contour_accuracy(*masks)))
+        scores[index] = score_frame(pred_ids[index], gt_ids[index], num_objects)
+    return score_table(sequence, names, scores)
+
+
+FrameScores = tuple[list[float], list[float]]
+"""J and F of each object in one frame."""
+
+
+def score_frame(pred: npt.NDArray[np.uint8], gt: npt.NDArray[np.uint8], num_objects: int) -> FrameScores:
+    """J and F of each object 1..num_objects from ids [H, W]."""
+    masks = [(pred == identity, gt == identity) for identity in range(1, num_objects + 1)]
+    return [region_similarity(*pair) for pair in masks], [contour_accuracy(*pair) for pair in masks]
+
+
+def score_table(sequence: str, names: Sequence[str | int], scores: Mapping[int, FrameScores]) -> pd.DataFrame:
+    """The rows of `score_sequence` from the scores of frames, by the frames' indices into `names`."""
+    rows = [
+        (sequence, identity, names[index], *values)
+        for index in sorted(scores)
+        for identity, values in enumerate(zip(*scores[index], strict=True), start=1)
+    ]
     table = pd.DataFrame(rows, columns=["sequence", "object", "frame", "J", "F"])
     return table.sort_values("object", kind="stable", ignore_index=True)
+
+
+def score_folder(
+    folder: str | Path, sequences: Sequence[VideoSequence], *, each: Callable[[str], object] = lambda _: None
+) -> list[pd.DataFrame]:
+    """`score_sequence` of masks on disk."""
+    tables = []
+    for sequence in sequences:
+        predicted = read_predictions(folder, sequence)
+        names = [frame.stem for frame in sequence.frames]
+        tables.append(
+            score_sequence(predicted, sequence.read_masks(), sequence.num_objects, sequence=sequence.name, frames=names)
+        )
+        each(sequence.name)
+    return tables
 
 
 def statistics(values: Sequence[float] | npt.NDArray[np.float64]) -> Statistics:
