@@ -188,7 +188,7 @@ def load_davis(
     names = _select(_split_names(root, year, split, resolution), sequences, f"split {split!r} of {root}")
     loaded = [_find_sequence(root, name, year, resolution, void, max_frames) for name in names]
     for sequence in loaded:
-        sequence.first_mask()
+        _ = sequence.num_objects  # reads and checks the first mask, once
     return loaded
 
 
@@ -208,18 +208,23 @@ def read_predictions(folder: str | Path, sequence: VideoSequence) -> Pixels:
     """
     predicted = np.zeros((len(sequence), *sequence.size), np.uint8)
     for index in range(1, len(sequence) - 1):
-        path = Path(folder) / sequence.name / f"{sequence.frames[index].stem}.png"
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; expected a predicted mask for each frame but the first and last")
-        ids = read_foreground(path) if sequence.year == 2016 else read_ids(path)
-        sequence._check_size(path, ids)
-        if ids.max() > sequence.num_objects:
-            raise DataError(
-                f"{path}: predicted id {ids.max()}, but the first mask of sequence {sequence.name!r} has "
-                f"{sequence.num_objects} object(s). Foreground masks with the values 0 and 255 need year 2016"
-            )
-        predicted[index] = ids
+        predicted[index] = read_prediction(folder, sequence, index)
     return predicted
+
+
+def read_prediction(folder: str | Path, sequence: VideoSequence, index: int) -> Pixels:
+    """Predicted ids uint8 [H, W] of frame ``index``; DataError as ``read_predictions``."""
+    path = Path(folder) / sequence.name / f"{sequence.frames[index].stem}.png"
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected a predicted mask for each frame but the first and last")
+    ids = read_foreground(path) if sequence.year == 2016 else read_ids(path)
+    sequence._check_size(path, ids)
+    if ids.max() > sequence.num_objects:
+        raise DataError(
+            f"{path}: predicted id {ids.max()}, but the first mask of sequence {sequence.name!r} has "
+            f"{sequence.num_objects} object(s). Foreground masks with the values 0 and 255 need year 2016"
+        )
+    return ids
 
 
 def read_ids(path: str | Path) -> Pixels:
