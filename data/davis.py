@@ -188,7 +188,7 @@ def load_davis(
     names = _select(_split_names(root, year, split, resolution), sequences, f"split {split!r} of {root}")
     loaded = [_find_sequence(root, name, year, resolution, void, max_frames) for name in names]
     for sequence in loaded:
-        sequence.first_mask()
+        _ = sequence.num_objects  # reads and checks the first mask, once
     return loaded
 
 
@@ -202,7 +202,9 @@ def read_predictions(folder: str | Path, sequence: VideoSequence) -> Pixels:
 
     The first and the last frame are not scored and many submissions leave them out: they stay 0 here.
 
-    Raises what `read_prediction` raises.
+    Raises:
+        DataError: a file is missing or unreadable, has another size than the frame, or holds an id above the
+            number of objects in the first mask.
     """
     predicted = np.zeros((len(sequence), *sequence.size), np.uint8)
     for index in range(1, len(sequence) - 1):
@@ -211,12 +213,7 @@ def read_predictions(folder: str | Path, sequence: VideoSequence) -> Pixels:
 
 
 def read_prediction(folder: str | Path, sequence: VideoSequence, index: int) -> Pixels:
-    """Predicted ids uint8 [H, W] of one frame from ``folder/<sequence>/<frame>.png``.
-
-    Raises:
-        DataError: a file is missing or unreadable, has another size than the frame, or holds an id above the
-            number of objects in the first mask.
-    """
+    """Predicted ids uint8 [H, W] of frame ``index``; DataError as ``read_predictions``."""
     path = Path(folder) / sequence.name / f"{sequence.frames[index].stem}.png"
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected a predicted mask for each frame but the first and last")

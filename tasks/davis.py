@@ -39,7 +39,7 @@ from tasks._propagation import (
     resize_frame,
     to_float,
 )
-from tasks._scores.jf import FrameScores, score_folder, score_frame, score_table, summarise
+from tasks._scores.jf import FrameScores, score_folder, score_frame, summarise, tabulate
 from tasks._task import Context, DataFacts, Outcome, Task, file_list_hash, main
 
 MIN_FRAMES = 3  # the first and the last are not scored
@@ -334,8 +334,9 @@ def _write_masks(video: _Propagation, context: Context, bar: tqdm) -> list[pd.Da
         unfinished.rename(context.out / "masks" / sequence.name)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    names = [frame.stem for frame in sequence.frames]
-    return [score_table(sequence.name, names, scores)] if scores else []
+    indices = sorted(scores)  # threads finish in any order
+    names = [sequence.frames[index].stem for index in indices]
+    return [tabulate([scores[index] for index in indices], sequence.name, names)] if scores else []
 
 
 def _score_all(
@@ -345,8 +346,9 @@ def _score_all(
     tables = {str(table["sequence"].iat[0]): table for table in distributed.gather_objects(scored)}
     left = [sequence for sequence in sequences if sequence.name not in tables]
     mine = left[context.world.rank :: context.world.size]
-    with tqdm(total=len(mine), unit="sequence", desc="scoring", disable=not context.world.is_main or not mine) as bar:
-        found = score_folder(masks, mine, each=lambda _: bar.update())
+    reading = score_folder(masks, mine, workers=FINISHERS)
+    quiet = not (context.world.is_main and mine)
+    found = list(tqdm(reading, total=len(mine), unit="sequence", desc="scoring", disable=quiet))
     tables |= {str(table["sequence"].iat[0]): table for table in distributed.gather_objects(found)}
     return pd.concat([tables[sequence.name] for sequence in sequences], ignore_index=True)
 
