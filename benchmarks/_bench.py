@@ -46,6 +46,8 @@ class Row:
     """What ours may be at most, in `unit`."""
     check: str = ""
     """How far apart the two results were, or what of them was equal."""
+    agrees: bool = True
+    """Whether the two results are as near as the claim says; where not, the target is not met."""
     better: Literal["lower", "higher"] = "lower"
     """lower: seconds and bytes; higher: rates."""
     note: str = ""
@@ -61,7 +63,7 @@ class Row:
             return ""
         reached = self.target is None or self.ratio >= self.target
         within = self.limit is None or self.ours <= self.limit
-        return "yes" if reached and within else "no"
+        return "yes" if reached and within and self.agrees else "no"
 
     @property
     def wanted(self) -> str:
