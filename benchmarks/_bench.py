@@ -41,9 +41,13 @@ class Row:
     unit: str
     """s, MiB, images/s, ..."""
     target: float | None = None
-    """Ratio to reach; None where the row only informs."""
+    """Ratio to reach; None where the row only informs, or has a limit."""
+    limit: float | None = None
+    """What ours may be at most, in `unit`."""
     check: str = ""
     """How far apart the two results were, or what of them was equal."""
+    agrees: bool = True
+    """Whether the two results are as near as the claim says; where not, the target is not met."""
     better: Literal["lower", "higher"] = "lower"
     """lower: seconds and bytes; higher: rates."""
     note: str = ""
@@ -55,9 +59,17 @@ class Row:
 
     @property
     def met(self) -> str:
-        if self.target is None:
+        if self.target is None and self.limit is None:
             return ""
-        return "yes" if self.ratio >= self.target else "no"
+        reached = self.target is None or self.ratio >= self.target
+        within = self.limit is None or self.ours <= self.limit
+        return "yes" if reached and within and self.agrees else "no"
+
+    @property
+    def wanted(self) -> str:
+        """Target and limit as a person reads them."""
+        target = [] if self.target is None else [f"{self.target:.3g}x"]
+        return ", ".join(target + ([] if self.limit is None else [f"<= {self.limit:g} {self.unit}"]))
 
 
 @dataclass(frozen=True)
@@ -147,7 +159,7 @@ def table(rows: Sequence[Row]) -> pd.DataFrame:
                 "ours": f"{row.ours:.4g}",
                 "unit": row.unit,
                 "ratio": f"{row.ratio:.2f}",
-                "target": "" if row.target is None else f"{row.target:g}",
+                "target": row.wanted,
                 "met": row.met,
                 "check": row.check,
             }

@@ -1,104 +1,124 @@
-"""Label propagation: tiles of queries against what is in their reach, beside the dense affinity matrix.
+"""Label propagation of one frame: inside the window, tile by tile, beside the dense affinity matrix.
 
-Runs each once, in a process of its own, on random features of one frame and its context, and prints seconds,
-peak memory above what the process had before, the ratios, and the largest difference of the labels.
-
-    python benchmarks/propagation.py --patch_size 8          # a DAVIS frame at 832x480
+The plain form is the published one (dino/eval_video_segmentation.py): the affinities of all patches of all context
+frames at once, exponentials, the window, top-k along the sources, division by the column sum.
 """
 
-import multiprocessing
-import resource
-import sys
-import time
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from jsonargparse import auto_cli
 from torch import Tensor
 
-from tasks._propagation import propagate_labels
+from benchmarks._bench import Row, in_new_process, in_turn, publish
+from dino_dense import load_backbone
+from tasks._propagation import PropagationProtocol, propagate_video
+from tasks._propagation import propagate_labels as tiled
+
+HEIGHT, WIDTH = 480, 832  # a DAVIS frame as DINO resizes it
+CONTEXT, RADIUS, TOP_K, TEMPERATURE = 8, 12, 5, 0.1  # DINO's
+DIM = 384
+SHARE = 0.15  # of the features' time that propagation may take
+MEMORY_LIMIT = 300 * 1e6 / 2**20  # MiB
+LARGEST_DIFFERENCE = 1e-5
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Sizes of one frame's propagation; the defaults are DINO ViT-S on a DAVIS frame."""
+    """One frame and its context, random features."""
 
-    height: int = 480
-    width: int = 832
-    patch_size: int = 16
-    dim: int = 384
-    context: int = 8
-    channels: int = 3
-    radius: int = 12
-    top_k: int = 5
-    temperature: float = 0.1
-    threads: int = 1
+    patch_size: int
+    channels: int = 2
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return HEIGHT // self.patch_size, WIDTH // self.patch_size
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        h, w = self.grid
+        target = torch.randn(h * w, DIM, generator=generator)
+        sources = torch.randn(CONTEXT, DIM, h * w, generator=generator)
+        return target, sources, torch.rand(CONTEXT, self.channels, h, w, generator=generator)
 
 
-def grid_of(problem: Problem) -> tuple[int, int]:
-    return problem.height // problem.patch_size, problem.width // problem.patch_size
+def window_mask(grid: tuple[int, int]) -> Tensor:
+    """float [h*w, h*w]: 1 where two patches are at most RADIUS apart in rows and columns."""
+    ys, xs = (axis.flatten() for axis in torch.meshgrid(*map(torch.arange, grid), indexing="ij"))
+    return (torch.maximum((ys[:, None] - ys).abs(), (xs[:, None] - xs).abs()) <= RADIUS).float()
 
 
-def dense(target: Tensor, sources: Tensor, labels: Tensor, problem: Problem) -> Tensor:
-    """The reference's formulation: all affinities [n*h*w, h*w] at once, then the window, then the top k."""
-    h, w = grid_of(problem)
-    affinity = torch.exp(F.normalize(target, dim=1) @ F.normalize(sources, dim=1) / problem.temperature).transpose(
-        1, 2
-    )  # [n, sources, queries]
-    ys, xs = (axis.flatten() for axis in torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))
-    dy, dx = (ys[:, None] - ys).abs(), (xs[:, None] - xs).abs()
-    affinity = (affinity * (torch.maximum(dy, dx) <= problem.radius)).flatten(0, 1)
-    last_kept = affinity.topk(problem.top_k, dim=0).values[-1]
+def dense(target: Tensor, sources: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """target [h*w, D], sources [n, D, h*w], labels [n, C, h, w] -> [C, h, w]."""
+    affinity = torch.exp(F.normalize(target, dim=1) @ F.normalize(sources, dim=1) / TEMPERATURE)  # [n, target, source]
+    affinity = (affinity.transpose(1, 2) * mask).flatten(0, 1)  # [n*source, target]
+    last_kept = affinity.topk(TOP_K, dim=0).values[-1]
     affinity[affinity < last_kept] = 0
     affinity = affinity / affinity.sum(0, keepdim=True)
-    return (labels.transpose(0, 1).flatten(1) @ affinity).unflatten(1, grid_of(problem))
+    return (labels.transpose(0, 1).flatten(1) @ affinity).unflatten(1, labels.shape[2:])
 
 
-def tiled(target: Tensor, sources: Tensor, labels: Tensor, problem: Problem) -> Tensor:
-    return propagate_labels(
-        target,
-        sources,
-        labels,
-        hw=grid_of(problem),
-        radius=problem.radius,
-        top_k=problem.top_k,
-        temperature=problem.temperature,
+def run_dense(problem: Problem) -> Tensor:
+    return dense(*problem.tensors(), window_mask(problem.grid))
+
+
+def run_tiled(problem: Problem) -> Tensor:
+    options = {"radius": RADIUS, "top_k": TOP_K, "temperature": TEMPERATURE}
+    return tiled(*problem.tensors(), hw=problem.grid, **options)
+
+
+def speed_and_memory(problem: Problem) -> list[Row]:
+    h, w = problem.grid
+    work = f"one frame, {h}x{w} patches, {CONTEXT} context frames"
+    runs = [in_new_process(call, problem) for call in (run_dense, run_tiled)]
+    difference = (runs[0].result - runs[1].result).abs().max().item()
+    if difference > LARGEST_DIFFERENCE:
+        raise AssertionError(f"{work}: labels differ by {difference}")
+    check = f"labels differ by {difference:.0e}"
+    tensors, mask = problem.tensors(), window_mask(problem.grid)
+    repeats = 5 if problem.patch_size == 16 else 1
+    plain, ours = in_turn(lambda: dense(*tensors, mask), lambda: run_tiled_on(problem, tensors), repeats)
+    limit = MEMORY_LIMIT if problem.patch_size == 8 else None
+    return [
+        Row("propagation", work, plain, ours, "s", check=check),
+        Row("propagation", work, runs[0].mib, runs[1].mib, "MiB", limit=limit, check=check, note="inputs included"),
+    ]
+
+
+def run_tiled_on(problem: Problem, tensors: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    return tiled(*tensors, hw=problem.grid, radius=RADIUS, top_k=TOP_K, temperature=TEMPERATURE)
+
+
+def share_of_features(patch_size: int, frames: int) -> Row:
+    """Propagation beside the features of the same frame, ViT-S in fp32: a frame's median with a full context."""
+    backbone = load_backbone(f"random:vit_small_patch{patch_size}_224")
+    image = torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
+    patches = backbone.extract(image).patches
+    assert patches is not None
+    tokens = patches[0]
+    labels = F.one_hot(torch.randint(0, 2, tokens.shape[1:]), 2).permute(2, 0, 1).float()
+    noise = [tokens + 0.1 * torch.randn_like(tokens) for _ in range(CONTEXT + frames)]  # no two frames are equal
+    propagated = propagate_video(noise.__getitem__, labels, len(noise), PropagationProtocol())
+    for _ in range(CONTEXT - 1):
+        next(propagated)
+    features, ours = in_turn(lambda: backbone.extract(image), lambda: next(propagated), frames - 1)
+    return Row(
+        "propagation",
+        f"features of a frame (plain) and its propagation (ours), ViT-S/{patch_size} fp32",
+        features,
+        ours,
+        "s",
+        target=1 / SHARE,
+        check=f"share {ours / features:.3f}, to be at most {SHARE}",
     )
 
 
-def measure(name: str, problem: Problem) -> tuple[float, float, np.ndarray]:
-    """Seconds, MiB above the start, and labels of one run."""
-    torch.set_num_threads(problem.threads)
-    generator = torch.Generator().manual_seed(0)
-    h, w = grid_of(problem)
-    target = torch.randn(h * w, problem.dim, generator=generator)
-    sources = torch.randn(problem.context, problem.dim, h * w, generator=generator)
-    labels = torch.rand(problem.context, problem.channels, h, w, generator=generator)
-    before, start = peak_mib(), time.perf_counter()
-    result = {"dense": dense, "tiled": tiled}[name](target, sources, labels, problem)
-    return time.perf_counter() - start, peak_mib() - before, result.numpy()
-
-
-def peak_mib() -> float:
-    """Highest resident memory of this process so far (ru_maxrss counts bytes on macOS, KiB elsewhere)."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def main(problem: Problem) -> None:
-    h, w = grid_of(problem)
-    print(f"{h}x{w} patches, {problem.context} context frames, {problem.threads} thread(s)")
-    results = {}
-    for name in ("dense", "tiled"):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            results[name] = pool.apply(measure, (name, problem))
-        print(f"{name}: {results[name][0]:.2f} s, {results[name][1]:.0f} MiB")
-    (dense_s, dense_mib, expected), (tiled_s, tiled_mib, ours) = results["dense"], results["tiled"]
-    print(f"dense / tiled: time {dense_s / tiled_s:.1f}, memory {dense_mib / tiled_mib:.1f}")
-    print(f"largest difference: {np.abs(ours - expected).max():.1e}")
+def main() -> list[Row]:
+    rows = [row for patch_size in (16, 8) for row in speed_and_memory(Problem(patch_size))]
+    rows += [share_of_features(16, 6), share_of_features(8, 3)]
+    publish(rows)
+    return rows
 
 
 if __name__ == "__main__":
-    main(auto_cli(Problem, as_positional=False))
+    main()

@@ -188,7 +188,7 @@ def load_davis(
     names = _select(_split_names(root, year, split, resolution), sequences, f"split {split!r} of {root}")
     loaded = [_find_sequence(root, name, year, resolution, void, max_frames) for name in names]
     for sequence in loaded:
-        sequence.first_mask()
+        _ = sequence.num_objects  # reads and checks the first mask, once
     return loaded
 
 
@@ -208,18 +208,23 @@ def read_predictions(folder: str | Path, sequence: VideoSequence) -> Pixels:
     """
     predicted = np.zeros((len(sequence), *sequence.size), np.uint8)
     for index in range(1, len(sequence) - 1):
-        path = Path(folder) / sequence.name / f"{sequence.frames[index].stem}.png"
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; expected a predicted mask for each frame but the first and last")
-        ids = read_foreground(path) if sequence.year == 2016 else read_ids(path)
-        sequence._check_size(path, ids)
-        if ids.max() > sequence.num_objects:
-            raise DataError(
-                f"{path}: predicted id {ids.max()}, but the first mask of sequence {sequence.name!r} has "
-                f"{sequence.num_objects} object(s). Foreground masks with the values 0 and 255 need year 2016"
-            )
-        predicted[index] = ids
+        predicted[index] = read_prediction(folder, sequence, index)
     return predicted
+
+
+def read_prediction(folder: str | Path, sequence: VideoSequence, index: int) -> Pixels:
+    """Predicted ids uint8 [H, W] of frame ``index``; DataError as ``read_predictions``."""
+    path = Path(folder) / sequence.name / f"{sequence.frames[index].stem}.png"
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected a predicted mask for each frame but the first and last")
+    ids = read_foreground(path) if sequence.year == 2016 else read_ids(path)
+    sequence._check_size(path, ids)
+    if ids.max() > sequence.num_objects:
+        raise DataError(
+            f"{path}: predicted id {ids.max()}, but the first mask of sequence {sequence.name!r} has "
+            f"{sequence.num_objects} object(s). Foreground masks with the values 0 and 255 need year 2016"
+        )
+    return ids
 
 
 def read_ids(path: str | Path) -> Pixels:
@@ -349,7 +354,7 @@ def _split_names(root: Path, year: int, split: str, resolution: str) -> list[str
             f"{candidates[0]}: no such list for year {year} and split {split!r}; "
             f"the tree has {', '.join(lists) or 'no list'}"
         )
-    firsts = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
+    firsts = [line.split()[0] for line in read_list(listed) if line.strip()]
     names = [PurePosixPath(first).parent.name if "/" in first else first for first in firsts]
     if not names:
         raise DataError(f"{listed}: the list is empty")
@@ -357,6 +362,14 @@ def _split_names(root: Path, year: int, split: str, resolution: str) -> list[str
     if paths:  # masks are written under these names
         raise DataError(f"{listed}: {paths[0]!r} is no name of a sequence; expected those of folders in JPEGImages")
     return list(dict.fromkeys(names))
+
+
+def read_list(path: Path) -> list[str]:
+    """The lines of a text file; DataError where it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: expected a text file in UTF-8, found another encoding ({error.reason})") from None
 
 
 def _select(names: list[str], wanted: Sequence[str] | None, where: str) -> list[str]:
@@ -375,10 +388,17 @@ def _find_sequence(
     root: Path, name: str, year: int, resolution: str, void: Void, max_frames: int | None
 ) -> VideoSequence:
     folder = root / "JPEGImages" / resolution / name
-    frames = tuple(sorted(folder.glob("[!.]*.jpg"))[:max_frames])
+    every = sorted(folder.glob("[!.]*.jpg"))
+    frames = tuple(every[:max_frames])
     if not frames:
         raise DataError(f"{folder}: no *.jpg frames of sequence {name!r} (found {_listing(folder)})")
     annotations = root / "Annotations" / resolution / name
+    alone = sorted({mask.stem for mask in annotations.glob("[!.]*.png")} - {frame.stem for frame in every})
+    if alone:  # without that frame, what is propagated is another video
+        raise DataError(
+            f"{folder / alone[0]}.jpg: no such file, but {annotations} has a mask of that frame ({len(alone)} such). "
+            "Copy the missing frames, or take the masks out"
+        )
     expected = [annotations / f"{frame.stem}.png" for frame in frames]
     if not expected[0].is_file():
         raise DataError(f"{expected[0]}: no such file; sequence {name!r} needs a mask of its first frame")

@@ -48,8 +48,18 @@ def list_files(root: Path | str, suffixes: Iterable[str]) -> list[Path]:
     if not root.is_dir():
         raise DataError(f"{root}: expected a folder, found a file.")
     wanted = frozenset(suffixes)
-    found = (path for path in root.rglob("*") if path.suffix.lower() in wanted and not is_hidden(path, root))
-    return sorted((path for path in found if path.is_file()), key=natural_key)
+    found = [path for path in root.rglob("*") if path.suffix.lower() in wanted and not is_hidden(path, root)]
+    for path in found:
+        if not _is_text(path.name):
+            shown = str(path).encode("utf-8", "backslashreplace").decode()
+            raise DataError(f"{shown}: a name that is not UTF-8, which no report could hold. Rename the file.")
+    # A link to nowhere is listed too: it is an error where it is read, not a smaller data set.
+    return sorted((path for path in found if not path.is_dir()), key=natural_key)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name can be written down; Python carries bytes that are not UTF-8 as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def list_images(root: Path | str) -> list[Path]:
@@ -75,7 +85,8 @@ def read_rgb(path: Path | str) -> Image.Image:
                 raise DataError(f"{path}: {image.mode} pixels, expected 8 bits a channel. Convert it to 8 bits first.")
             return image.convert("RGB")
     except FileNotFoundError:
-        raise
+        gone = "a link to nowhere" if Path(path).is_symlink() else "no such file, or gone since it was listed"
+        raise FileNotFoundError(f"{path}: {gone}. Restore it, or take it out of the data.") from None
     except UnidentifiedImageError:
         raise DataError(f"{path}: not an image that can be read. Replace or remove it.") from None
     except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:

@@ -159,6 +159,12 @@ def load_file(path: Path | str, *, arch: str | None = None, network: str = "teac
         weights = to_our_names(weights)
     check_fit(module, weights, path, arch)
     module.load_state_dict(weights, strict=True)
+    broken = [name for name, weight in module.named_parameters() if not weight.isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"{path}: {len(broken)} of its weights are not finite numbers ({_some(broken)}). "
+            "The training diverged: take an earlier checkpoint."
+        )
     return LoadedFile(module, path, sha256_of_file(path), metadata)
 
 

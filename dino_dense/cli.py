@@ -239,7 +239,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except (ValueError, OSError) as error:
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()
-        print(f"error: {error}\n({DEBUG_OPTION} shows where)", file=sys.stderr)
+        message = str(error).encode("utf-8", "backslashreplace").decode()  # a file's name may be no text
+        print(f"error: {message}\n({DEBUG_OPTION} shows where)", file=sys.stderr)
         code = getattr(error, "exit_status", 2)
     raise SystemExit(code)
 

@@ -159,13 +159,17 @@ def _extract(
     pieces = sorted(pieces)  # the same order in every process
     mine = distributed.even_share(paths, world)
     loader = DataLoader(_Images(mine, preprocessing), batch_size, num_workers=workers)
-    parts: dict[str, list[Tensor]] = {piece: [] for piece in pieces}
+    found: Pieces = {}
+    done = 0
     with tqdm(total=len(mine), unit="image", desc=label, disable=not world.is_main) as bar:
         for images in loader:
             for piece, features in extract_pieces(backbone, images, pieces).items():
-                parts[piece].append(features)
+                if piece not in found:  # whole at once: a list to join at the end would be held twice
+                    found[piece] = features.new_empty(len(mine), features.shape[1])
+                found[piece][done : done + len(features)] = features
+            done += len(images)
             bar.update(len(images))
-    return {piece: distributed.all_gather(torch.cat(parts[piece]))[: len(paths)].cpu() for piece in pieces}
+    return {piece: distributed.all_gather(found[piece])[: len(paths)].cpu() for piece in pieces}
 
 
 def _cache_file(backbone: Backbone, paths: Sequence[Path], preprocessing: Preprocessing, piece: str) -> Path:

@@ -10,7 +10,6 @@ Sources, by file: DINO ``dino/eval_video_segmentation.py``, CRW ``videowalk/code
 """
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -23,7 +22,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-Window = Literal["square", "circle", "open_circle"]
+from tasks._context import Context, Neighbourhood, Window, context_bytes, tile_bytes, tile_sides, unit_features
+
 Rounding = Literal["floor64", "ceil", "nearest"]
 Interpolation = Literal["bilinear", "bicubic"]
 LabelEncoding = Literal["nearest", "bilinear", "nearest-exact"]
@@ -33,7 +33,6 @@ Normalise = Literal["minmax", "none"]
 
 DEFAULT_MAX_BYTES = 256 * 2**20  # memory for one tile of the affinity; the results do not depend on it
 _DINO_MULTIPLE = 64  # dino/eval_video_segmentation.py, read_frame: the long side becomes a multiple of 64
-_SMALLEST_TILE = 8  # patches; below this the matrix products are too small to be fast
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,11 @@ class PropagationProtocol:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected three numbers, R, G and B")
         if min(self.std) <= 0:
             raise ValueError(f"std is {self.std}: expected numbers above 0")
+
+    def neighbourhood(self) -> Neighbourhood:
+        """The constants of the search itself."""
+        unrestricted = 1 if self.window_on == "recent" else 0
+        return Neighbourhood(self.radius, self.window, self.top_k, self.keep_ties, self.temperature, unrestricted)
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -151,8 +155,8 @@ def _round_half_up(value: float) -> int:
 
 def resize_frame(
     frame: npt.NDArray[np.uint8], size: tuple[int, int], interpolation: Interpolation = "bilinear"
-) -> Tensor:
-    """Frame uint8 RGB [H, W, 3] at ``size`` (h, w), as float32 [3, h, w] in [0, 1].
+) -> npt.NDArray[np.uint8]:
+    """Frame uint8 RGB [H, W, 3] at ``size`` (h, w).
 
     The 8-bit picture is resized, as the references do: by OpenCV for bilinear, by PIL (antialiased) for
     bicubic.
@@ -160,10 +164,13 @@ def resize_frame(
     _check_choice("interpolation", interpolation, get_args(Interpolation))
     width_height = size[1], size[0]
     if interpolation == "bilinear":
-        resized = cv2.resize(frame, width_height, interpolation=cv2.INTER_LINEAR)
-    else:
-        resized = np.array(Image.fromarray(frame).resize(width_height, Image.Resampling.BICUBIC))
-    return torch.from_numpy(resized).permute(2, 0, 1).float() / 255
+        return np.asarray(cv2.resize(frame, width_height, interpolation=cv2.INTER_LINEAR), np.uint8)
+    return np.array(Image.fromarray(frame).resize(width_height, Image.Resampling.BICUBIC))
+
+
+def to_float(frames: Tensor) -> Tensor:
+    """Frames uint8 [..., H, W, 3] as float32 [..., 3, H, W] in [0, 1]."""
+    return frames.movedim(-1, -3).float() / 255
 
 
 def encode_labels(
@@ -212,14 +219,15 @@ def decode_labels(
     dense = F.interpolate(scores[None].float(), pixels, mode=upsample, **align)[0]
     if normalise == "minmax":
         dense = _scale_channels(dense)
-    ids = dense.argmax(dim=0).to(torch.uint8).cpu().numpy()
+    ids = dense.max(dim=0).indices.to(torch.uint8).cpu().numpy()  # argmax over so few channels is 30 times slower
     return np.array(Image.fromarray(ids).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
 def _scale_channels(scores: Tensor) -> Tensor:
     """Each channel of [C, H, W] scaled to [0, 1]; a constant one stays as it is (0 / 0 in the references)."""
     lowest, highest = scores.amin((1, 2), keepdim=True), scores.amax((1, 2), keepdim=True)
-    return torch.where(highest > lowest, (scores - lowest) / (highest - lowest), scores)
+    span = highest - lowest
+    return (scores - torch.where(span > 0, lowest, 0)) / torch.where(span > 0, span, 1)
 
 
 # ---- propagation
@@ -250,16 +258,16 @@ def propagate_video(
         ValueError: features and labels have different grids.
     """
     hw = first_labels.shape[1:]
-    neighbourhood = _Neighbourhood.of(protocol)
-    unrestricted = 1 if protocol.window_on == "recent" else 0
-    first = _unit_features(features_of(0), hw)
-    anchor = first, first_labels.to(first)
-    recent = deque([anchor] * (protocol.context_frames * protocol.pad_context), maxlen=protocol.context_frames)
+    first = unit_features(features_of(0), hw)
+    slots = 1 + protocol.context_frames
+    shape = first.shape[-1], hw[0], hw[1]
+    context = Context(shape, len(first_labels), slots, protocol.neighbourhood(), max_bytes, first.device)
+    for _ in range(slots if protocol.pad_context else 1):
+        context.add(first, first_labels.to(first))
     for index in range(1, n_frames):
-        target = _unit_features(features_of(index), hw)
-        sources, labels = zip(anchor, *recent, strict=True)
-        propagated = _propagate(target, sources, labels, neighbourhood, unrestricted, max_bytes)
-        recent.append((target, propagated))
+        target = unit_features(features_of(index), hw)
+        propagated = context.propagate(target)
+        context.add(target, propagated)
         yield propagated
 
 
@@ -308,126 +316,42 @@ def propagate_labels(
     for name, tensor in (("target", target), ("sources", sources), ("labels", labels)):
         if tuple(tensor.shape) != expected[name]:
             raise ValueError(f"{name} is {tuple(tensor.shape)}: expected {expected[name]} for a grid of {h}x{w}")
-    unit_target = _unit_features(target.T.unflatten(1, hw), hw)
-    unit_sources = [_unit_features(source.unflatten(1, hw), hw) for source in sources]
-    neighbourhood = _Neighbourhood(radius, window, top_k, keep_ties, temperature)
-    return _propagate(unit_target, unit_sources, list(labels.float()), neighbourhood, unrestricted, max_bytes)
-
-
-def _unit_features(features: Tensor, hw: Sequence[int]) -> Tensor:
-    """Features [D, h, w] as float32 of unit length along D."""
-    if features.ndim != 3 or tuple(features.shape[1:]) != tuple(hw):
-        raise ValueError(f"features are {tuple(features.shape)}: expected [D, {hw[0]}, {hw[1]}], the labels' grid")
-    return F.normalize(features.float(), dim=0)
+    neighbourhood = Neighbourhood(radius, window, top_k, keep_ties, temperature, unrestricted)
+    context = Context((target.shape[-1], h, w), channels, n, neighbourhood, max_bytes, target.device)
+    for features, label in zip(sources, labels, strict=True):
+        context.add(unit_features(features.unflatten(1, hw), hw), label.float())
+    return context.propagate(unit_features(target.T.unflatten(1, hw), hw))
 
 
 @dataclass(frozen=True)
-class _Neighbourhood:
-    """Which source patches a query looks at and how it weighs them."""
+class PropagationMemory:
+    """What propagation is predicted to take at most, beside the network and the features of the frame, bytes."""
 
-    radius: int
-    window: Window
-    top_k: int
-    keep_ties: bool
-    temperature: float
+    context: int
+    """Features and labels of the context, and the frame compared with it."""
+    tile: int
+    """One tile of queries."""
 
-    @classmethod
-    def of(cls, protocol: PropagationProtocol) -> "_Neighbourhood":
-        return cls(protocol.radius, protocol.window, protocol.top_k, protocol.keep_ties, protocol.temperature)
-
-    def reach(self, queries: slice, length: int) -> slice:
-        """The rows (or columns) of a grid of ``length`` that a window around ``queries`` touches."""
-        if not self.radius:
-            return slice(0, length)
-        return slice(max(queries.start - self.radius, 0), min(queries.stop + self.radius, length))
-
-    def outside(self, queries: "_Area", keys: "_Area", device: torch.device) -> Tensor:
-        """Bool [queries, keys]: which keys lie outside the window of which query."""
-        rows, columns = (
-            (torch.arange(a.start, a.stop, device=device)[:, None] - torch.arange(b.start, b.stop, device=device)).abs()
-            for a, b in zip(queries, keys, strict=True)
-        )  # [query rows, key rows], [query columns, key columns]
-        dy, dx = rows[:, None, :, None], columns[None, :, None, :]
-        if self.window == "square":
-            inside = torch.maximum(dy, dx) <= self.radius
-        elif self.window == "circle":
-            inside = dy**2 + dx**2 <= self.radius**2
-        else:
-            inside = dy**2 + dx**2 < self.radius**2
-        return ~inside.flatten(2).flatten(0, 1)
-
-    def weights(self, cosine: Tensor) -> Tensor:
-        """Weights [queries, keys], summing to 1 over the keys kept; ``cosine`` (-inf outside) is overwritten.
-
-        softmax subtracts each row's maximum before the exponential, so that no temperature overflows.
-        """
-        best, index = cosine.topk(min(self.top_k, cosine.shape[1]), dim=1)
-        if self.keep_ties:
-            kept = cosine.masked_fill_(cosine < best[:, -1:], -math.inf)
-        else:
-            kept = cosine.fill_(-math.inf).scatter_(1, index, best)
-        return kept.div_(self.temperature).softmax(dim=1)
+    @property
+    def total(self) -> int:
+        return self.context + self.tile
 
 
-_Area = tuple[slice, slice]  # rows and columns of the patch grid
+def plan_memory(
+    shape: tuple[int, int, int], channels: int, protocol: PropagationProtocol, max_bytes: int, *, on_cpu: bool = True
+) -> PropagationMemory:
+    """Divide ``max_bytes`` for a video with features [D, h, w] and ``channels`` label channels.
 
-
-def _propagate(
-    target: Tensor,
-    sources: Sequence[Tensor],
-    labels: Sequence[Tensor],
-    neighbourhood: _Neighbourhood,
-    unrestricted: int,
-    max_bytes: int,
-) -> Tensor:
-    """``propagate_labels`` on unit features [D, h, w] and labels [C, h, w], one of each per source.
-
-    Queries go tile by tile, each against only the part of the sources that its windows touch.
+    Raises:
+        ValueError: it does not suffice for the context and one query at a time.
     """
-    _, h, w = target.shape
-    everywhere = slice(0, h), slice(0, w)
-    out = target.new_empty(labels[0].shape)
-    side = _tile_side(target.shape, len(sources), neighbourhood.radius, unrestricted, max_bytes)
-    for tile in _tiles(h, w, side):
-        near = neighbourhood.reach(tile[0], h), neighbourhood.reach(tile[1], w)
-        areas = [everywhere] * unrestricted + [near] * (len(sources) - unrestricted)
-        keys = _gather(sources, areas)  # [D, K]
-        cosine = target[:, *tile].flatten(1).T @ keys  # [Q, K]
-        if neighbourhood.radius:
-            outside = neighbourhood.outside(tile, near, target.device)
-            windowed = cosine[:, unrestricted * h * w :].unflatten(1, (-1, outside.shape[1]))  # a view
-            windowed.masked_fill_(outside[:, None], -math.inf)
-        propagated = neighbourhood.weights(cosine) @ _gather(labels, areas).T  # [Q, C]
-        out[:, *tile] = propagated.T.unflatten(1, target[0, *tile].shape)
-    return out
-
-
-def _gather(maps: Sequence[Tensor], areas: Sequence[_Area]) -> Tensor:
-    """The patches of maps [c, h, w] inside one area each, side by side [c, patches]."""
-    return torch.cat([source[:, *area].flatten(1) for source, area in zip(maps, areas, strict=True)], dim=1)
-
-
-def _tiles(h: int, w: int, side: int) -> Iterator[_Area]:
-    for top in range(0, h, side):
-        for left in range(0, w, side):
-            yield slice(top, min(top + side, h)), slice(left, min(left + side, w))
-
-
-def _tile_side(shape: Sequence[int], n: int, radius: int, unrestricted: int, max_bytes: int) -> int:
-    """Side of the square tiles of queries: about the radius, or less where the memory does not suffice.
-
-    Larger tiles make larger products, smaller tiles touch fewer patches outside the windows.
-    """
-    dim, h, w = shape
-    side = max(radius, _SMALLEST_TILE) if radius else max(h, w)
-    while side > 1 and _tile_bytes(side, dim, (h, w), n, radius, unrestricted) > max_bytes:
-        side = side // 2
-    return side
-
-
-def _tile_bytes(side: int, dim: int, hw: tuple[int, int], n: int, radius: int, unrestricted: int) -> int:
-    """Memory of one tile: float32 keys, cosines and weights, and the bool mask of what is dropped."""
-    queries = math.prod(min(side, length) for length in hw)
-    near = math.prod(min(side + 2 * radius, length) if radius else length for length in hw)
-    keys = unrestricted * math.prod(hw) + (n - unrestricted) * near
-    return 4 * keys * dim + (4 + 4 + 1) * queries * keys
+    slots, neighbourhood = 1 + protocol.context_frames, protocol.neighbourhood()
+    context = context_bytes(shape, channels, slots)
+    least = context + tile_bytes((1, 1), shape, slots, neighbourhood)
+    if max_bytes < least:
+        raise ValueError(
+            f"propagation may take {max_bytes / 2**20:.0f} MiB, but {slots} context frames of {shape[1]}x{shape[2]} "
+            f"patches need {math.ceil(least / 2**20)} MiB: raise max_memory, or lower context_frames or short_side"
+        )
+    sides = tile_sides(shape, slots, neighbourhood, max_bytes - context, on_cpu=on_cpu)
+    return PropagationMemory(context, tile_bytes(sides, shape, slots, neighbourhood))

@@ -322,7 +322,11 @@ def file_list_hash(root: Path, files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         name = Path(os.path.relpath(file, root)).as_posix()  # a data set's images may lie beside its annotations
-        digest.update(f"{name}\0{file.stat().st_size}\n".encode())
+        try:
+            size = file.stat().st_size
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{file}: a link to nowhere, or gone since it was listed. Restore it.") from None
+        digest.update(f"{name}\0{size}\n".encode())
     return digest.hexdigest()
 
 

@@ -4,35 +4,48 @@ The first mask is carried along the video by nearest neighbours among frozen pat
 """
 
 import dataclasses
+import math
 import shutil
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from data import DataError
-from data.davis import VideoSequence, is_official_val, load_davis, read_predictions, write_mask
+from data.davis import VideoSequence, is_official_val, load_davis, read_prediction, write_mask
 from data.sample import sample_data
 from dino_dense import Backbone, Metric, Picture, Score, cli, distributed
 from dino_dense.bodies import IMAGENET_MEAN, IMAGENET_STD
 from tasks import _figures
+from tasks._pipeline import Behind, read_ahead
 from tasks._propagation import (
+    PropagationMemory,
     PropagationProtocol,
     decode_labels,
     encode_labels,
     frame_size,
+    plan_memory,
     propagate_video,
     resize_frame,
+    to_float,
 )
-from tasks._scores.jf import score_sequence, summarise
+from tasks._scores.jf import FrameScores, score_folder, score_frame, summarise, tabulate
 from tasks._task import Context, DataFacts, Outcome, Task, file_list_hash, main
 
 MIN_FRAMES = 3  # the first and the last are not scored
+GPU_BATCH = 8  # frames whose features are computed at once
+READERS, FINISHERS = 1, 1  # threads that read frames, and that write and score masks
+BACKLOG = 16  # masks waiting to be written
 PROTOCOL_FIELDS = frozenset(item.name for item in dataclasses.fields(PropagationProtocol))
 METRICS = tuple(
     Metric(name, higher_is_better="Decay" not in name, low=-100.0 if "Decay" in name else 0.0)
@@ -60,8 +73,11 @@ class DavisConfig(PropagationProtocol):
     """What value 255 in a 2017 first mask is."""
     score: str | None = None
     """Score the masks in this folder (SEQUENCE/FRAME.png) and run no backbone."""
-    propagation_memory: int = 256
-    """Largest block of similarities held at once, MiB; does not change the result."""
+    max_memory: int = 512
+    """Memory that propagation may take (context features and labels, one block of similarities), MiB; does not
+    change the result. What it is predicted to take is printed."""
+    batch_size: int | None = None
+    """Frames whose features are computed at once; without it, 1 on a CPU and 8 on a GPU."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,8 +86,9 @@ class DavisConfig(PropagationProtocol):
                 f"max_frames is {self.max_frames}: expected {MIN_FRAMES} or more, since the first and the last frame "
                 "are not scored"
             )
-        if self.propagation_memory < 1:
-            raise ValueError(f"propagation_memory is {self.propagation_memory}: expected 1 MiB or more")
+        for name in ("max_memory", "batch_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is {value}: expected 1 or more")
 
 
 @dataclass(frozen=True)
@@ -92,11 +109,12 @@ def run(backbone: Backbone | None, config: DavisConfig, context: Context) -> Out
     context.bind(videos.facts)
     if config.score is None:
         assert backbone is not None
-        masks = _write_all_masks(backbone, videos.sequences, config, context)
+        masks, scored = _write_all_masks(backbone, videos.sequences, config, context)
     else:
-        masks = Path(config.score)
+        masks, scored = Path(config.score), []
         if not masks.is_dir():
             raise DataError(f"{masks}: no such folder of masks to score; expected SEQUENCE/FRAME.png in it.")
+    distributed.barrier()
     if not videos.scorable:
         unscored = [sequence.name for sequence in videos.sequences if not sequence.has_ground_truth]
         note = (
@@ -104,7 +122,7 @@ def run(backbone: Backbone | None, config: DavisConfig, context: Context) -> Out
             f"first mask ({', '.join(unscored[:3])}{', ...' if len(unscored) > 3 else ''}). The masks are in {masks}."
         )
         return Outcome((), videos.facts, note=note)
-    per_frame = _score_all(masks, videos.sequences, context)
+    per_frame = _score_all(masks, videos.sequences, scored, context)
     objects = _per_object(per_frame)
     pictures = _draw_all(masks, videos.sequences, objects, context) if context.world.is_main else ()
     overall, per_sequence = summarise(per_frame)
@@ -179,76 +197,160 @@ def _pixel_note(backbone: Backbone | None) -> str:
     return f" Pixels were normalised as {backbone.name} was trained, mean {backbone.mean}, std {backbone.std}."
 
 
+@dataclass(frozen=True)
+class _Propagation:
+    """One video's way from frames to masks: sizes, and the steps in between.
+
+    Shapes: H x W the frame's own size, D features, C label channels, h x w the patch grid.
+    """
+
+    backbone: Backbone
+    sequence: VideoSequence
+    config: DavisConfig
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels that frames are resized to."""
+        config = self.config
+        return frame_size(
+            *self.sequence.size,
+            short_side=config.short_side,
+            rounding=config.rounding,
+            patch_size=self.backbone.patch_size,
+        )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.size[0] // self.backbone.patch_size, self.size[1] // self.backbone.patch_size
+
+    def memory(self) -> PropagationMemory:
+        """What propagation will take; ValueError if that is more than `max_memory`."""
+        shape = self.backbone.embed_dim, *self.grid
+        on_cpu = self.backbone.device.type == "cpu"
+        budget = self.config.max_memory * 2**20
+        return plan_memory(shape, self.sequence.num_objects + 1, self.config, budget, on_cpu=on_cpu)
+
+    def soft_labels(self) -> Generator[Tensor]:
+        """[C, h, w] of every frame but the first, in order."""
+        first = self.sequence.first_mask()
+        labels = encode_labels(first, self.grid, self.sequence.num_objects, self.config.label_encoding)
+        with closing(self._features()) as features:
+            yield from propagate_video(
+                lambda _: next(features),
+                labels.to(self.backbone.device),
+                len(self.sequence),
+                self.config,
+                max_bytes=self.config.max_memory * 2**20 - self.memory().context,
+            )
+
+    def mask(self, scores: Tensor) -> np.ndarray:
+        """Soft labels [C, h, w] -> ids uint8 [H, W]."""
+        config, patch_size = self.config, self.backbone.patch_size
+        return decode_labels(
+            scores, patch_size, self.sequence.size, config.upsample, config.normalise, config.upsample_to
+        )
+
+    def _features(self) -> Generator[Tensor]:
+        """Patch tokens [D, h, w] of every frame, in batches, while the next frames are read."""
+        count = self.config.batch_size or (1 if self.backbone.device.type == "cpu" else GPU_BATCH)
+        frames = read_ahead(self._read, range(len(self.sequence)), ahead=2 * count, workers=READERS)
+        with closing(frames):
+            while batch := list(islice(frames, count)):
+                pixels = torch.from_numpy(np.stack(batch)).to(self.backbone.device)  # [B, H, W, 3]
+                patches = self.backbone.extract(to_float(pixels)).patches
+                assert patches is not None
+                yield from patches
+
+    def _read(self, index: int) -> np.ndarray:
+        """uint8 [h, w, 3] at the working size; no torch, whose threads would be a second set."""
+        return resize_frame(self.sequence.read_frame(index), self.size, self.config.interpolation)
+
+
 def propagate_masks(backbone: Backbone, sequence: VideoSequence, config: DavisConfig) -> Iterator[np.ndarray]:
     """Ids uint8 [H, W] at native size for every frame; the first is the given mask."""
-    first = sequence.first_mask()
-    backbone = _pixel_statistics(backbone, config)
-    size = frame_size(
-        *sequence.size, short_side=config.short_side, rounding=config.rounding, patch_size=backbone.patch_size
-    )
-    grid = (size[0] // backbone.patch_size, size[1] // backbone.patch_size)
-
-    def features_of(index: int) -> Tensor:
-        """Frame -> patch tokens [C, h, w]."""
-        frame = resize_frame(sequence.read_frame(index), size, config.interpolation)
-        patches = backbone.extract(frame[None]).patches
-        assert patches is not None
-        return patches[0]
-
-    labels = encode_labels(first, grid, sequence.num_objects, config.label_encoding).to(backbone.device)
-    yield first
-    budget = config.propagation_memory * 2**20
-    for scores in propagate_video(features_of, labels, len(sequence), config, max_bytes=budget):
-        yield decode_labels(
-            scores, backbone.patch_size, sequence.size, config.upsample, config.normalise, config.upsample_to
-        )
+    video = _Propagation(_pixel_statistics(backbone, config), sequence, config)
+    yield sequence.first_mask()
+    for scores in video.soft_labels():
+        yield video.mask(scores)
 
 
 def _write_all_masks(
     backbone: Backbone, sequences: Sequence[VideoSequence], config: DavisConfig, context: Context
-) -> Path:
-    """Propagate through every sequence that is not on disk yet; the processes share them out."""
+) -> tuple[Path, list[pd.DataFrame]]:
+    """Propagate through every sequence that is not on disk yet; the processes share them out.
+
+    Returns the folder, and J and F of what this process did and could score.
+    """
     masks = context.out / "masks"
     # Shared out before looking at what is done: the processes must agree, while folders appear.
     mine = [s for s in sequences[context.world.rank :: context.world.size] if not (masks / s.name).is_dir()]
     frames = sum(len(sequence) for sequence in mine)
+    backbone = _pixel_statistics(backbone, config)
+    tables, said = [], set()
     with tqdm(total=frames, unit="frame", desc="propagating", disable=not context.world.is_main) as bar:
         for sequence in mine:
             bar.set_postfix_str(sequence.name)
-            _write_masks(backbone, sequence, config, context, bar)
-    distributed.barrier()
-    return masks
+            video = _Propagation(backbone, sequence, config)
+            text = _memory_text(video)
+            if context.world.is_main and text not in said:
+                bar.write(text, file=sys.stderr)
+                said.add(text)
+            tables += _write_masks(video, context, bar)
+    return masks, tables
 
 
-def _write_masks(backbone: Backbone, sequence: VideoSequence, config: DavisConfig, context: Context, bar: tqdm) -> None:
-    """One sequence, whole or not at all: a folder is renamed into place when its last mask is written."""
+def _memory_text(video: _Propagation) -> str:
+    memory, (h, w) = video.memory(), video.grid
+    context, tile, total = (math.ceil(part / 2**20) for part in (memory.context, memory.tile, memory.total))
+    return (
+        f"{h}x{w} patches: propagation takes up to {total} MiB (context {context}, similarities {tile}) "
+        f"of --max-memory {video.config.max_memory}"
+    )
+
+
+def _write_masks(video: _Propagation, context: Context, bar: tqdm) -> list[pd.DataFrame]:
+    """One sequence, whole or not at all: a folder is renamed into place when its last mask is written.
+
+    Masks are made, written and scored in the background while the next frames propagate. Returns J and F of every
+    object and frame, if the sequence has ground truth.
+    """
+    sequence = video.sequence
     unfinished = context.out / "masks" / f".{sequence.name}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
+    scores: dict[int, FrameScores] = {}
+
+    def finish(index: int, ids: np.ndarray) -> None:  # no torch here: its threads would be a second set
+        write_mask(unfinished / f"{sequence.frames[index].stem}.png", ids)
+        if sequence.has_ground_truth and 0 < index < len(sequence) - 1:
+            scores[index] = score_frame(ids, sequence.read_mask(index), sequence.num_objects)
+        bar.update()
+
+    context.folder("masks")
     try:
-        for frame, ids in zip(sequence.frames, propagate_masks(backbone, sequence, config), strict=True):
-            context.folder("masks")
-            write_mask(unfinished / f"{frame.stem}.png", ids)
-            bar.update()
+        with Behind(workers=FINISHERS, backlog=BACKLOG) as behind, closing(video.soft_labels()) as propagated:
+            behind.submit(finish, 0, sequence.first_mask())
+            for index, soft in enumerate(propagated, start=1):
+                behind.submit(finish, index, video.mask(soft))
         unfinished.rename(context.out / "masks" / sequence.name)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+    indices = sorted(scores)  # threads finish in any order
+    names = [sequence.frames[index].stem for index in indices]
+    return [tabulate([scores[index] for index in indices], sequence.name, names)] if scores else []
 
 
-def _score_all(masks: Path, sequences: Sequence[VideoSequence], context: Context) -> pd.DataFrame:
-    """J and F of every object and frame."""
-    tables = []
-    for sequence in tqdm(sequences, unit="sequence", desc="scoring", disable=not context.world.is_main):
-        predicted = read_predictions(masks, sequence)
-        tables.append(
-            score_sequence(
-                predicted,
-                sequence.read_masks(),
-                sequence.num_objects,
-                sequence=sequence.name,
-                frames=[frame.stem for frame in sequence.frames],
-            )
-        )
-    return pd.concat(tables, ignore_index=True)
+def _score_all(
+    masks: Path, sequences: Sequence[VideoSequence], scored: list[pd.DataFrame], context: Context
+) -> pd.DataFrame:
+    """J and F of every object and frame: what was scored on the way, and the other sequences' masks on disk."""
+    tables = {str(table["sequence"].iat[0]): table for table in distributed.gather_objects(scored)}
+    left = [sequence for sequence in sequences if sequence.name not in tables]
+    mine = left[context.world.rank :: context.world.size]
+    reading = score_folder(masks, mine, workers=FINISHERS)
+    quiet = not (context.world.is_main and mine)
+    found = list(tqdm(reading, total=len(mine), unit="sequence", desc="scoring", disable=quiet))
+    tables |= {str(table["sequence"].iat[0]): table for table in distributed.gather_objects(found)}
+    return pd.concat([tables[sequence.name] for sequence in sequences], ignore_index=True)
 
 
 def _per_object(per_frame: pd.DataFrame) -> pd.DataFrame:
@@ -266,11 +368,11 @@ def _draw_all(
     means = objects["J&F-Mean"].groupby(objects["sample"].str.rpartition("_")[0]).mean()
     pictures = {}
     for sequence in sequences:
-        predicted = read_predictions(masks, sequence)
+        chosen = _figures.spread(range(1, len(sequence) - 1))
         file = context.folder("overlays") / f"{sequence.name}.jpg"
         _figures.mask_strip(
             file,
-            [(sequence.read_frame(index), predicted[index]) for index in _figures.spread(range(1, len(sequence) - 1))],
+            [(sequence.read_frame(index), read_prediction(masks, sequence, index)) for index in chosen],
         )
         caption = f"{sequence.name}: J&F {means[sequence.name]:.1f}"
         pictures[sequence.name] = Picture(f"overlays/{file.name}", caption)
@@ -298,7 +400,7 @@ TASK = Task(
     run=run,
     smoke=DavisConfig(short_side=192, max_frames=5),
     presets="davis",
-    free=frozenset({"propagation_memory"}),
+    free=frozenset({"max_memory", "batch_size"}),
     needs_backbone=lambda config: config.score is None,
 )
 

@@ -20,6 +20,7 @@ FREE_ON_RESUME = frozenset(
         # The pictures are compared by number and names instead of by the path to them.
         *("data", "out", "resume", "device", "num_workers", "accumulate"),
         *("max_steps", "log_every", "save_every", "keep"),
+        *("compile", "pack"),
     }
 )
 """Fields that may differ between a run and its continuation."""
@@ -142,6 +143,11 @@ class PretrainConfig:
     dtype: DtypeName = "auto"
     """Autocast type. auto = fp16 with loss scaling on CUDA, as published (main_dino use_fp16), fp32 on the
     CPU."""
+    compile: bool = False
+    """Compile the networks' blocks (torch.compile): slower to begin, faster from then on. Ours."""
+    pack: bool = False
+    """ViTs: take global and local crops through each block together, attention apart from each other; fewer and
+    larger products for a GPU. Not with compile. Ours."""
     num_workers: int | None = None
     """Loader processes per training process. None: 10 (main_dino), at most its share of the CPU cores."""
     log_every: int = 10
@@ -187,6 +193,8 @@ class PretrainConfig:
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"{name} is {low, high}, expected a range (low, high) with 0 < low <= high")
+        if self.compile and self.pack:
+            raise ValueError("compile and pack are both on: packing cannot be compiled, choose one")
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs is {self.warmup_epochs}, more than epochs = {self.epochs}: lower it")
 

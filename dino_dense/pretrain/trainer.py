@@ -26,7 +26,7 @@ from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.crops import normalise
 from dino_dense.pretrain.loss import DINOLoss
 from dino_dense.pretrain.monitor import CollapseWatch, Monitor, feature_spectrum
-from dino_dense.pretrain.network import DropPathKeys, build_student_and_teacher
+from dino_dense.pretrain.network import DropPathKeys, build_student_and_teacher, compile_blocks
 from dino_dense.pretrain.run_folder import Origin, TrainingState
 from dino_dense.pretrain.schedules import cosine_schedule
 
@@ -99,6 +99,9 @@ class Trainer:
         config = self.config
         student, teacher = build_student_and_teacher(config)
         self.drop_path = DropPathKeys(student, config)
+        if config.compile:
+            compile_blocks(student)
+            compile_blocks(teacher)
         if self.world.size > 1 and self.device.type == "cuda":  # PyTorch has no SyncBatchNorm on the CPU
             student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
             teacher = nn.SyncBatchNorm.convert_sync_batchnorm(teacher)

@@ -1,5 +1,7 @@
 """Small whole data sets of every layout, and ways to break one file of them."""
 
+import functools
+import io
 import os
 import pickle
 import shutil
@@ -120,8 +122,15 @@ def dangling(path: Path) -> None:
     path.symlink_to("nowhere")
 
 
+@functools.cache
+def _bomb() -> bytes:
+    encoded = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(encoded, format="PNG")
+    return encoded.getvalue()
+
+
 def bomb(path: Path) -> None:
-    Image.new("1", (20_000, 20_000)).save(path, format="PNG")
+    path.write_bytes(_bomb())
 
 
 def wide(path: Path) -> None:
@@ -137,9 +146,9 @@ def float_mask(path: Path) -> None:
 
 
 def values(*found: int) -> Break:
-    """A greyscale mask of these values, in stripes."""
-    stripes = np.resize(np.repeat(np.array(found, np.uint8), 4), SIZE[1])
-    return lambda path: Image.fromarray(np.tile(stripes, (SIZE[0], 1))).save(path)
+    """A greyscale mask of these values, in turn."""
+    stripes = np.resize(np.repeat(np.array(found, np.uint8), 4), SIZE)
+    return lambda path: Image.fromarray(stripes).save(path)
 
 
 def small(path: Path) -> None:

@@ -1,11 +1,12 @@
 """Student and teacher: groups of crops, keyed drop path, starting weights."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 
-from dino_dense.pretrain.network import DropPathKeys, KeyedDropPath, build_student_and_teacher
+from dino_dense.pretrain.network import DropPathKeys, KeyedDropPath, build_student_and_teacher, compile_blocks
 from tests.pretrain.tiny_run import TINY
 
 
@@ -85,3 +86,51 @@ def test_drop_path_without_numbers_is_an_error_not_a_silent_default():
 def test_a_crop_size_that_the_patch_does_not_divide_is_named_with_a_near_one():
     with pytest.raises(ValueError, match=r"local_crop_size is 18, not a multiple of .* patch size 8: try 16"):
         build_student_and_teacher(replace(TINY, local_crop_size=18))
+
+
+def test_packed_crops_give_the_same_scores_and_gradients():
+    results = []
+    for pack in (False, True):
+        config = replace(TINY, pack=pack)
+        student, _ = build_student_and_teacher(config)
+        DropPathKeys(student, config).arm(3, torch.arange(8), torch.device("cpu"))
+        scores, features = student([crops(16, 32, 0), crops(16, 16, 1)])
+        scores.square().sum().backward()
+        results.append([scores, features, *(p.grad for p in student.parameters() if p.grad is not None)])
+    for plain, packed in zip(*results, strict=True):
+        torch.testing.assert_close(packed, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_only_our_vits_can_be_packed():
+    with pytest.raises(ValueError, match="pack is on, but resnet18"):
+        build_student_and_teacher(replace(TINY, arch="resnet18", pack=True))
+    with pytest.raises(ValueError, match="compile and pack are both on"):
+        replace(TINY, pack=True, compile=True)
+
+
+def test_convolutions_are_channels_last():
+    student, _ = build_student_and_teacher(replace(TINY, arch="resnet18"))
+    weight = student.backbone.layer4[0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    vit, _ = build_student_and_teacher(TINY)
+    assert vit.backbone.patch_embed.proj.weight.is_contiguous()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU (no g++)")
+def test_compiled_blocks_give_the_same_scores_and_gradients():
+    results = []
+    for compiled in (False, True):
+        student, _ = build_student_and_teacher(TINY)
+        keys = DropPathKeys(student, TINY)
+        if compiled:
+            compile_blocks(student)
+        for step in (3, 4):  # new masks are no new compilation's constants
+            student.zero_grad()
+            keys.arm(step, torch.arange(8), torch.device("cpu"))
+            scores, _ = student([crops(16, 32, 0), crops(16, 16, 1)])
+            scores.square().sum().backward()
+        results.append([scores, *(p.grad for p in student.parameters() if p.grad is not None)])
+        assert sorted(student.state_dict()) == sorted(build_student_and_teacher(TINY)[0].state_dict())
+    for plain, ours in zip(*results, strict=True):
+        assert (ours - plain).norm() <= 1e-5 * plain.norm()

@@ -128,5 +128,5 @@ def make_batch(root: Path) -> list[Entry]:
                 config={**CONFIG, "crop": 64},
             )
         )
-    error = "CUDA out of memory. Tried to allocate 2.31 GiB: take a smaller propagation_memory (now 256 MiB)."
+    error = "CUDA out of memory. Tried to allocate 2.31 GiB: take a smaller batch_size (now 8)."
     return [*entries, failed_entry(root, "davis", RANDOM, error)]

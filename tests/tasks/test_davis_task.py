@@ -257,8 +257,8 @@ def test_masks_of_unknown_origin_are_not_reused(tree: Path, tmp_path: Path):
 
 def test_memory_for_propagation_changes_no_result_and_no_folder(tree: Path, tmp_path: Path):
     first = run(tree, tmp_path / "out")
-    again = run(tree, tmp_path / "out", propagation_memory=1)
-    other = run(tree, tmp_path / "other", propagation_memory=1)
+    again = run(tree, tmp_path / "out", max_memory=1)
+    other = run(tree, tmp_path / "other", max_memory=1)
     assert first.scores == again.scores == other.scores
 
 

@@ -1,5 +1,7 @@
 """J and F against a naive scorer, their properties, and the official tables."""
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -8,10 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from data.davis import load_davis, read_predictions, write_mask
+from data.sample import sample_data
 from tasks._scores.jf import (
     boundary,
     contour_accuracy,
     region_similarity,
+    score_folder,
+    score_frame,
     score_sequence,
     statistics,
     summarise,
@@ -61,6 +67,49 @@ def test_contour_accuracy_equals_the_uncropped_definition(masks: tuple[Mask, Mas
     np.testing.assert_array_equal(boundary(pred), naive_boundary(pred))
     expected = naive_contour_accuracy(pred, gt, radius)
     assert contour_accuracy(pred, gt, bound=radius) == pytest.approx(expected, abs=1e-12)
+
+
+@st.composite
+def id_pairs(draw: st.DrawFn) -> tuple[Mask, Mask, int]:
+    """Ids of up to ten objects, some of them absent, some frames empty or full, and ids that are no object's."""
+    size, objects = draw(sizes), draw(st.integers(1, 10))
+    values = draw(st.lists(st.integers(0, objects + 2), min_size=1, max_size=6))
+    pred, gt = (draw(arrays(np.uint8, size, elements=st.sampled_from(values))) for _ in range(2))
+    return pred, gt, objects
+
+
+@given(id_pairs(), st.sampled_from([1, 2, 4, 7, 30]))
+@settings(max_examples=150, deadline=None)
+def test_all_objects_of_a_frame_at_once_equal_each_alone(
+    case: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], int], radius: int
+) -> None:
+    pred, gt, objects = case
+    similarity, accuracy = score_frame(pred, gt, objects, bound=radius)
+    for index in range(objects):
+        masks = pred == index + 1, gt == index + 1
+        assert similarity[index] == region_similarity(*masks)
+        assert accuracy[index] == pytest.approx(naive_contour_accuracy(*masks, radius), abs=1e-12)
+
+
+def test_frames_of_two_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"predicted ids \(4, 5\), true ids \(5, 4\)"):
+        score_frame(np.zeros((4, 5), np.uint8), np.zeros((5, 4), np.uint8), 1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_folder_of_masks_scores_as_its_arrays(tmp_path: Path, workers: int) -> None:
+    sequences = load_davis(sample_data().davis, max_frames=5)[:2]
+    for sequence in sequences:
+        for index in range(1, len(sequence) - 1):
+            moved = np.roll(sequence.read_mask(index), 2, axis=1)
+            write_mask(tmp_path / sequence.name / f"{sequence.frames[index].stem}.png", moved)
+    tables = score_folder(tmp_path, sequences, workers=workers)
+    for sequence, table in zip(sequences, tables, strict=True):
+        arrays = read_predictions(tmp_path, sequence), sequence.read_masks()
+        names = [frame.stem for frame in sequence.frames]
+        expected = score_sequence(*arrays, sequence.num_objects, sequence=sequence.name, frames=names)
+        pd.testing.assert_frame_equal(table, expected)
+        assert expected["J"].between(0, 1, inclusive="neither").any()
 
 
 @given(mask_pairs())

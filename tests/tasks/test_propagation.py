@@ -23,6 +23,7 @@ from tasks._propagation import (
     propagate_labels,
     propagate_video,
     resize_frame,
+    to_float,
 )
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs" / "protocols"
@@ -306,10 +307,10 @@ def test_a_frame_without_a_single_patch_is_refused() -> None:
 def test_frames_become_float_rgb_in_the_unit_range() -> None:
     frame = np.random.default_rng(0).integers(0, 256, (9, 14, 3)).astype(np.uint8)
     for interpolation in ("bilinear", "bicubic"):
-        same = resize_frame(frame, (9, 14), interpolation)  # type: ignore[arg-type]
+        same = to_float(torch.from_numpy(resize_frame(frame, (9, 14), interpolation)))  # type: ignore[arg-type]
         np.testing.assert_allclose(same.permute(1, 2, 0).numpy(), frame / 255, atol=1e-7)
         resized = resize_frame(np.full_like(frame, 51), (5, 6), interpolation)  # type: ignore[arg-type]
-        torch.testing.assert_close(resized, torch.full((3, 5, 6), 0.2))
+        torch.testing.assert_close(to_float(torch.from_numpy(resized)), torch.full((3, 5, 6), 0.2))
 
 
 @pytest.mark.parametrize("method", ["nearest", "nearest-exact", "bilinear"])

@@ -1,0 +1,144 @@
+"""The whole DAVIS task, frames to J&F: the published scripts' steps one after the other, beside ours.
+
+The plain form: read and resize a frame, features with attention's softmax written out, the dense affinity, upsample and
+argmax, write a PNG; when all are written, read them back and score them with the official scorer's steps.
+"""
+
+import tempfile
+from collections import deque
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from benchmarks._bench import Row, publish, seconds_of
+from benchmarks.propagation import CONTEXT, dense, window_mask
+from benchmarks.scoring import plain_f, plain_ids, plain_j, tree
+from data.davis import VideoSequence, load_davis, read_prediction
+from dino_dense import Backbone, load_backbone
+from tasks._propagation import frame_size
+from tasks._task import Context
+from tasks.davis import DavisConfig, run
+
+FRAMES = {16: 12, 8: 4}  # by patch size: so many that the benchmark takes minutes, few of them with a full context
+MEAN, STD = np.float32((0.485, 0.456, 0.406)), np.float32((0.228, 0.224, 0.225))  # dino/eval_video_segmentation.py
+SHORT_SIDE = 480
+SAME_PIXELS = 0.995  # of each frame, in fp32
+SAME_SCORE = 0.2  # points of J&F, in bf16
+TARGETS = {(16, "fp32"): 2.3, (16, "bf16"): 3.0, (8, "fp32"): 4.0}
+
+
+# --- The published steps ------------------------------------------------------------------------------------
+
+
+def plain(backbone: Backbone, sequence: VideoSequence, folder: Path) -> float:
+    """Masks of every frame but the first as PNG files, then J&F of those between first and last, percent."""
+    patch = backbone.patch_size
+    size = frame_size(*sequence.size, short_side=SHORT_SIDE, rounding="floor64", patch_size=patch)
+    grid = size[0] // patch, size[1] // patch
+    mask = window_mask(grid)
+    first = Image.fromarray(sequence.first_mask()).resize(grid[::-1], Image.Resampling.NEAREST)
+    labels = F.one_hot(torch.from_numpy(np.array(first)).long(), sequence.num_objects + 1).permute(2, 0, 1).float()
+    anchor = plain_features(backbone, sequence.frames[0], size), labels
+    recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=CONTEXT - 1)
+    (folder / sequence.name).mkdir(parents=True)
+    for frame in sequence.frames[1:]:
+        target = plain_features(backbone, frame, size)
+        features, soft = zip(anchor, *recent, strict=True)
+        out = dense(target, torch.stack([source.T for source in features]), torch.stack(soft), mask)
+        recent.append((target, out))
+        Image.fromarray(to_ids(out, patch, sequence.size)).save(folder / sequence.name / f"{frame.stem}.png")
+    return plain_score(sequence, folder)
+
+
+def plain_features(backbone: Backbone, path: Path, size: tuple[int, int]) -> Tensor:
+    """Frame -> [h*w, D]."""
+    pixels = cv2.resize(cv2.imread(str(path))[..., ::-1], size[::-1]).astype(np.float32) / 255
+    image = torch.from_numpy((pixels - MEAN) / STD).permute(2, 0, 1)[None]
+    for block in backbone.module.blocks:
+        block.attn.fused_attn = False
+    with torch.no_grad():
+        tokens = backbone.module.forward_features(image)
+    for block in backbone.module.blocks:
+        block.attn.fused_attn = True
+    return tokens[0, 1:]
+
+
+def to_ids(scores: Tensor, patch: int, size: tuple[int, int]) -> np.ndarray:
+    upsampled = F.interpolate(scores[None], scale_factor=patch, mode="bilinear", align_corners=False)[0]
+    for channel in upsampled:
+        if channel.max() > 0:
+            channel -= channel.min()
+            channel /= channel.max()
+    ids = upsampled.max(0).indices.numpy().astype(np.uint8)
+    return np.array(Image.fromarray(ids).resize(size[::-1], Image.Resampling.NEAREST))
+
+
+def plain_score(sequence: VideoSequence, folder: Path) -> float:
+    values = []
+    for index in range(1, len(sequence) - 1):
+        path = sequence.masks[index]
+        assert path is not None
+        pred, gt = (plain_ids(file, sequence.year) for file in (folder / sequence.name / path.name, path))
+        for identity in range(1, sequence.num_objects + 1):
+            masks = pred == identity, gt == identity
+            values += [plain_j(*masks), plain_f(*masks)]
+    return 100 * float(np.mean(values))
+
+
+# --- Both, on the same frames -------------------------------------------------------------------------------
+
+
+def measure(patch: int) -> list[Row]:
+    """Each form once, after one frame of warm-up: a run is long enough."""
+    (root, year), frames = tree(), FRAMES[patch]
+    sequence = load_davis(root, year)[0]
+    config = DavisConfig(data=str(root), year=year, sequences=(sequence.name,), max_frames=frames)
+    sequence = load_davis(root, year, sequences=config.sequences, max_frames=frames)[0]
+    backbone = load_backbone(f"random:vit_small_patch{patch}_224")
+    backbone.extract(torch.rand(1, 3, 64, 64))
+    rows: list[Row] = []
+    scores: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        plain_s = seconds_of(lambda: scores.update(plain=plain(backbone, sequence, folder / "plain")))
+        for dtype in ("fp32", "bf16"):
+            backbone.to("cpu", {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
+            ours_s = seconds_of(lambda: scores.update({dtype: ours(backbone, config, folder / dtype)}))  # noqa: B023
+            equal = _equal_pixels(sequence, folder / "plain", folder / dtype / "masks")
+            if dtype == "fp32" and equal < SAME_PIXELS:
+                raise AssertionError(f"davis: {100 * equal:.2f} % of a frame's pixels are equal in fp32")
+            difference = scores[dtype] - scores["plain"]
+            check = f"pixels equal >= {100 * equal:.2f} %, J&F {difference:+.2f}"
+            agrees = abs(difference) <= SAME_SCORE
+            target = TARGETS.get((patch, dtype))
+            work = f"{frames} frames to J&F, ViT-S/{patch}, {dtype} (plain fp32)"
+            rows.append(Row("davis", work, plain_s, ours_s, "s", target=target, check=check, agrees=agrees))
+    return rows
+
+
+def ours(backbone: Backbone, config: DavisConfig, out: Path) -> float:
+    outcome = run(backbone, config, Context(out, torch.device("cpu")))
+    return outcome.scores[0].value
+
+
+def _equal_pixels(sequence: VideoSequence, one: Path, other: Path) -> float:
+    """Share of equal pixels, in the frame where it is lowest."""
+    return min(
+        float(np.mean(read_prediction(one, sequence, index) == read_prediction(other, sequence, index)))
+        for index in range(1, len(sequence) - 1)
+    )
+
+
+def main() -> list[Row]:
+    rows = [row for patch in FRAMES for row in measure(patch)]
+    publish(rows)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

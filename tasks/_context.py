@@ -1,0 +1,269 @@
+"""The search at the heart of label propagation: each patch's most similar patches in a window of its context.
+
+Shapes: D features, C label channels, h x w patch grid, n context frames; a tile is Q queries that together look at
+K patches of each context frame. The n*h*w x h*w affinity of the published scripts is never built: one tile's Q x n*K
+block at a time is.
+
+How a tile finds its ``top_k``. All windowed frames share one window, so that the similarities [Q, n, K] are first
+reduced to the best frame of each place, [Q, K]; only there the window is cut out and the best places are chosen. Each
+of the ``top_k`` best patches lies at one of the ``top_k`` best places (a place whose best is not among them holds none
+of them), so that the answer is among those places' few patches. One place more is looked at to notice a tie for the
+last rank; queries with one keep every patch as similar as the last, by comparing all of their similarities.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Window = Literal["square", "circle", "open_circle"]
+
+_SMALLEST_TILE = 8  # patches; below this the matrix products are too small to be fast
+_BYTES_PER_PAIR = 13  # float32 similarity; for ties a masked copy and weights; the mask
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """Which patches of the context a query looks at and how it weighs them."""
+
+    radius: int
+    """Half-width of the window in patches; 0 looks everywhere."""
+    window: Window
+    """square: |dy|, |dx| <= radius; circle: distance <= radius; open_circle: distance < radius."""
+    top_k: int
+    """Patches kept over all context frames together."""
+    keep_ties: bool
+    """Keep all patches as similar as the last one kept, or exactly ``top_k``."""
+    temperature: float
+    """Weights are exp(cosine / temperature), divided by their sum."""
+    unrestricted: int = 0
+    """Number of leading context frames to which the window does not apply."""
+
+    def reach(self, queries: slice, length: int) -> slice:
+        """The rows (or columns) of a grid of ``length`` that the windows around ``queries`` touch."""
+        if not self.radius:
+            return slice(0, length)
+        return slice(max(queries.start - self.radius, 0), min(queries.stop + self.radius, length))
+
+    def outside(self, queries: "Area", near: "Area", device: torch.device) -> Tensor | None:
+        """Bool [Q, K]: which places of ``near`` lie outside the window of which query; None if none can."""
+        if not self.radius:
+            return None
+        dy, dx = (
+            (torch.arange(a.start, a.stop, device=device)[:, None] - torch.arange(b.start, b.stop, device=device)).abs()
+            for a, b in zip(queries, near, strict=True)
+        )  # [query rows, near rows], [query columns, near columns]
+        dy, dx = dy[:, None, :, None], dx[None, :, None, :]
+        if self.window == "square":
+            inside = torch.maximum(dy, dx) <= self.radius
+        elif self.window == "circle":
+            inside = dy**2 + dx**2 <= self.radius**2
+        else:
+            inside = dy**2 + dx**2 < self.radius**2
+        return ~inside.flatten(2).flatten(0, 1)
+
+
+Area = tuple[slice, slice]  # rows and columns of the patch grid
+
+
+class Tile(NamedTuple):
+    """A rectangle of queries and what of the grid its windows touch."""
+
+    queries: Area
+    near: Area
+    outside: Tensor | None
+    """[Q, K], see ``Neighbourhood.outside``."""
+
+
+class _Part(NamedTuple):
+    """The similarities of one tile to frames that share a window."""
+
+    similarity: Tensor
+    """[Q, n, K]."""
+    outside: Tensor | None
+    """[Q, K]."""
+    first_frame: int
+    area: Area
+
+
+class Context:
+    """The frames that a query looks at, with their labels; frame 0 stays, the oldest of the others makes way.
+
+    Args:
+        shape: D, h, w.
+        channels: C.
+        slots: frames held at most, frame 0 included.
+        neighbourhood: the constants of the search.
+        max_bytes: memory for one tile; the result does not depend on it but for rounding. One query at a time is
+            the least.
+        device: where features and labels are kept.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        channels: int,
+        slots: int,
+        neighbourhood: Neighbourhood,
+        max_bytes: int,
+        device: torch.device,
+    ) -> None:
+        dim, self.height, self.width = shape
+        self.neighbourhood = neighbourhood
+        self.features = torch.empty(slots, self.height, self.width, dim, device=device)
+        self.labels = torch.empty(slots, self.height * self.width, channels, device=device)
+        self.used, self.oldest = 0, 1
+        sides = tile_sides(shape, slots, neighbourhood, max_bytes, on_cpu=device.type == "cpu")
+        self.tiles = list(self._cut(sides, device))
+
+    def add(self, features: Tensor, labels: Tensor) -> None:
+        """Remember a frame: unit features [h, w, D] and soft labels [C, h, w]; the first one stays for good."""
+        slot = self.used
+        if slot == len(self.features):
+            if slot == 1:
+                return  # no context but frame 0
+            slot = self.oldest
+            self.oldest = slot % (len(self.features) - 1) + 1
+        else:
+            self.used += 1
+        self.features[slot] = features
+        self.labels[slot] = labels.flatten(1).T
+
+    def propagate(self, target: Tensor) -> Tensor:
+        """Soft labels [C, h, w] of a frame with unit features [h, w, D]."""
+        out = self.labels.new_empty(self.height, self.width, self.labels.shape[-1])
+        for tile in self.tiles:
+            queries = target[tile.queries]
+            out[tile.queries] = self._propagate_tile(queries.flatten(0, 1), tile).unflatten(0, queries.shape[:2])
+        return out.permute(2, 0, 1).contiguous()
+
+    def _cut(self, sides: tuple[int, int], device: torch.device) -> Iterator[Tile]:
+        for rows in _pieces(self.height, sides[0]):
+            for columns in _pieces(self.width, sides[1]):
+                near = self.neighbourhood.reach(rows, self.height), self.neighbourhood.reach(columns, self.width)
+                yield Tile((rows, columns), near, self.neighbourhood.outside((rows, columns), near, device))
+
+    def _propagate_tile(self, queries: Tensor, tile: Tile) -> Tensor:
+        """[Q, D] -> [Q, C]"""
+        kept, parts = self.neighbourhood.top_k, list(self._compare(queries, tile))
+        found = [self._candidates(part, kept + 1) for part in parts]
+        values, patches = (torch.cat(pieces, dim=1) for pieces in zip(*found, strict=True))
+        values, order = values.topk(min(kept + 1, values.shape[1]), dim=1)
+        patches = patches.gather(1, order)
+        weights = (values[:, :kept] / self.neighbourhood.temperature).softmax(dim=1)  # [Q, top_k]
+        labels = self.labels.flatten(0, 1)[patches[:, :kept]]  # [Q, top_k, C]
+        out = (weights[:, None] @ labels)[:, 0]
+        if self.neighbourhood.keep_ties and values.shape[1] > kept:
+            tied = ((values[:, kept - 1] == values[:, kept]) & values[:, kept].isfinite()).nonzero()[:, 0]
+            if len(tied):
+                out[tied] = self._with_ties(parts, tied, values[tied, kept - 1])
+        return out
+
+    def _compare(self, queries: Tensor, tile: Tile) -> Iterator[_Part]:
+        """Cosines of a tile's queries to the frames seen everywhere, and to those seen through the window."""
+        everywhere = slice(0, self.height), slice(0, self.width)
+        split = min(self.neighbourhood.unrestricted, self.used)
+        for first, last, area, outside in (
+            (0, split, everywhere, None),
+            (split, self.used, tile.near, tile.outside),
+        ):
+            if first == last:
+                continue
+            keys = self.features[first:last, *area].flatten(0, 2)  # [n*K, D]
+            similarity = (queries @ keys.T).unflatten(1, (last - first, -1))  # [Q, n, K]
+            yield _Part(similarity, outside, first, area)
+
+    def _candidates(self, part: _Part, count: int) -> tuple[Tensor, Tensor]:
+        """Similarities and patches (indices into slots*h*w) at the ``count`` best places: [Q, count*n] each.
+
+        A place outside the window, taken for want of others, has similarity -inf.
+        """
+        best = part.similarity.amax(dim=1)  # [Q, K]
+        if part.outside is not None:
+            best.masked_fill_(part.outside, -math.inf)
+        best, places = best.topk(min(count, best.shape[1]), dim=1)  # [Q, count]
+        n = part.similarity.shape[1]
+        values = part.similarity.gather(2, places[:, None].expand(-1, n, -1))  # [Q, n, count]
+        values = values.masked_fill(best[:, None] == -math.inf, -math.inf)
+        patches = self._frames(part)[:, None] * (self.height * self.width) + self._on_grid(places, part.area)[:, None]
+        return values.flatten(1), patches.flatten(1)
+
+    def _frames(self, part: _Part) -> Tensor:
+        return torch.arange(part.similarity.shape[1], device=part.similarity.device) + part.first_frame
+
+    def _on_grid(self, places: Tensor, area: Area) -> Tensor:
+        """Index into an area -> index into the h*w grid."""
+        rows, columns = area
+        wide = columns.stop - columns.start
+        return (rows.start + places // wide) * self.width + columns.start + places % wide
+
+    def _with_ties(self, parts: Sequence[_Part], tied: Tensor, last_kept: Tensor) -> Tensor:
+        """Labels [R, C] of the queries ``tied`` [R], from all patches at least as similar as ``last_kept`` [R]."""
+        seen, labels = [], []
+        for part in parts:
+            similarity = part.similarity[tied]  # a copy, [R, n, K]
+            if part.outside is not None:
+                similarity.masked_fill_(part.outside[tied, None], -math.inf)
+            seen.append(similarity.flatten(1))
+            grid = self.labels.unflatten(1, (self.height, self.width))
+            frames = slice(part.first_frame, part.first_frame + part.similarity.shape[1])
+            labels.append(grid[frames, *part.area].flatten(0, 2))
+        similarity = torch.cat(seen, dim=1) if len(seen) > 1 else seen[0]
+        similarity.masked_fill_(similarity < last_kept[:, None], -math.inf)
+        return similarity.div_(self.neighbourhood.temperature).softmax(dim=1) @ torch.cat(labels)
+
+
+def unit_features(features: Tensor, hw: Sequence[int]) -> Tensor:
+    """Features [D, h, w] as float32 [h, w, D] of unit length along D.
+
+    Raises:
+        ValueError: their grid is not ``hw``.
+    """
+    if features.ndim != 3 or tuple(features.shape[1:]) != tuple(hw):
+        raise ValueError(f"features are {tuple(features.shape)}: expected [D, {hw[0]}, {hw[1]}], the labels' grid")
+    return F.normalize(features.permute(1, 2, 0).float(), dim=-1)
+
+
+def context_bytes(shape: tuple[int, int, int], channels: int, slots: int) -> int:
+    """Memory of a context and of the frame that is compared with it: float32 features [D, h, w] and labels."""
+    dim, h, w = shape
+    return 4 * (slots + 1) * h * w * (dim + channels)
+
+
+def tile_bytes(sides: tuple[int, int], shape: tuple[int, int, int], slots: int, neighbourhood: Neighbourhood) -> int:
+    """Memory of one tile of queries: keys, and the block of similarities with what ties need of it."""
+    dim, *hw = shape
+    queries = math.prod(min(side, length) for side, length in zip(sides, hw, strict=True))
+    radius = neighbourhood.radius
+    near = math.prod(
+        min(side + 2 * radius, length) if radius else length for side, length in zip(sides, hw, strict=True)
+    )
+    seen = max(slots - neighbourhood.unrestricted, 0) * near
+    seen += min(slots, neighbourhood.unrestricted) * math.prod(hw)
+    return 4 * seen * dim + _BYTES_PER_PAIR * queries * seen
+
+
+def tile_sides(
+    shape: tuple[int, int, int], slots: int, neighbourhood: Neighbourhood, max_bytes: int, *, on_cpu: bool
+) -> tuple[int, int]:
+    """Rows and columns of the tiles: even shares of the grid, halved until one tile fits into ``max_bytes``.
+
+    On a CPU about the radius is fastest: larger tiles compare more patches that lie outside the windows, smaller
+    ones copy more keys for each query. A GPU wants few large products.
+    """
+    _, h, w = shape
+    largest = max(neighbourhood.radius, _SMALLEST_TILE) if neighbourhood.radius and on_cpu else max(h, w)
+    sides = tuple(math.ceil(length / max(1, round(length / largest))) for length in (h, w))
+    while max(sides) > 1 and tile_bytes((sides[0], sides[1]), shape, slots, neighbourhood) > max_bytes:
+        longest = sides.index(max(sides))
+        sides = tuple(math.ceil(side / 2) if axis == longest else side for axis, side in enumerate(sides))
+    return sides[0], sides[1]
+
+
+def _pieces(length: int, side: int) -> Iterator[slice]:
+    for start in range(0, length, side):
+        yield slice(start, min(start + side, length))

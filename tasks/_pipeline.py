@@ -1,0 +1,72 @@
+"""Work beside the main thread: files read ahead of it, results finished behind it.
+
+Decoding, encoding and OpenCV let go of Python's lock, so that threads are enough.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def read_ahead(
+    read: Callable[[Item], Result], items: Iterable[Item], *, ahead: int, workers: int = 1
+) -> Generator[Result]:
+    """``read(item)`` of each item in order, up to ``ahead`` of them (1 or more) begun before they are asked for.
+
+    What a read raises is raised where its result would have come.
+    """
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(read, item))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+class Behind:
+    """Calls that other threads do, at most ``backlog`` of them unfinished; leaving the `with` waits for all.
+
+    The first error of any is raised at the next `submit`, or when the `with` is left.
+    """
+
+    def __init__(self, *, workers: int, backlog: int) -> None:
+        self._pool = ThreadPoolExecutor(workers)
+        self._free = threading.Semaphore(backlog)
+        self._failed: list[BaseException] = []
+
+    def submit(self, call: Callable[..., Any], *arguments: Any) -> None:
+        """Have ``call(*arguments)`` done; waits while the backlog is full."""
+        self._free.acquire()
+        self._raise_first()
+        self._pool.submit(call, *arguments).add_done_callback(self._done)
+
+    def __enter__(self) -> "Behind":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+        if kind is None:
+            self._raise_first()
+
+    def _done(self, future: Future[Any]) -> None:
+        if not future.cancelled() and (error := future.exception()) is not None:
+            self._failed.append(error)
+        self._free.release()
+
+    def _raise_first(self) -> None:
+        if self._failed:
+            raise self._failed[0]
