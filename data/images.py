@@ -135,7 +135,7 @@ class JpegPicture:
         """
         if reduction not in self.reductions:
             raise ValueError(f"reduction is {reduction}, expected one of {self.reductions}")
-        flags = _COLOR[reduction] | cv2.IMREAD_IGNORE_ORIENTATION
+        flags = _REDUCED[reduction] | cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         try:
             pixels = cv2.imdecode(np.frombuffer(self.encoded, np.uint8), flags)
         except cv2.error as error:  # more pixels than OpenCV reads
@@ -143,14 +143,14 @@ class JpegPicture:
         expected = tuple(-(-side // reduction) for side in self.size)
         if pixels is None or pixels.shape[:2] != expected:
             raise DataError(f"{self.path}: cannot be read whole (damaged JPEG). Replace or remove it.")
-        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
+        return pixels
 
 
-_COLOR = {
-    1: cv2.IMREAD_COLOR,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
+_REDUCED = {  # OpenCV's flags without their bit for the order BGR, which excludes that for RGB
+    1: 0,
+    2: cv2.IMREAD_REDUCED_COLOR_2 & ~cv2.IMREAD_COLOR,
+    4: cv2.IMREAD_REDUCED_COLOR_4 & ~cv2.IMREAD_COLOR,
+    8: cv2.IMREAD_REDUCED_COLOR_8 & ~cv2.IMREAD_COLOR,
 }
 
 

@@ -5,6 +5,7 @@ Shapes: B images per optimizer step over all processes, b images in one micro-ba
 crops.
 """
 
+import math
 import signal
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import cv2
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from dino_dense.distributed import World
 from dino_dense.pretrain.config import PretrainConfig
@@ -145,7 +146,7 @@ class CropDataset(Dataset[MicroBatch | Exception]):
         b, sizes = len(positions), [kind.size for kind in self.crop.kinds]
         global_views, local_views = (_empty_views(b, of_group) for of_group in (sizes[:2], sizes[2:]))
         by_view = [*global_views.numpy(), *local_views.numpy()]  # V times [b, S, S, 3]
-        looks = torch.empty(len(sizes), b, ROW)
+        looks = torch.empty(len(sizes), 0 if self.crop.applies_looks else b, ROW)
         for i, (epoch, image, _) in enumerate(positions):
             seed = derive_seed(CROP_STREAM, self.seed, epoch, image)
             try:
@@ -154,9 +155,8 @@ class CropDataset(Dataset[MicroBatch | Exception]):
                 self.crop.render(picture, views, [pixels[i] for pixels in by_view])
             except (ValueError, OSError) as error:
                 return error
-            looks[:, i] = torch.tensor([view.look.row() for view in views])
-        if self.crop.applies_looks:
-            looks = looks[:, :0]
+            if not self.crop.applies_looks:
+                looks[:, i] = torch.tensor([number for view in views for number in view.look.row()]).view(-1, ROW)
         return MicroBatch(
             global_views.flatten(0, 1).permute(0, 3, 1, 2),
             local_views.flatten(0, 1).permute(0, 3, 1, 2),
@@ -167,9 +167,12 @@ class CropDataset(Dataset[MicroBatch | Exception]):
 
 
 def _empty_views(b: int, sizes: list[int]) -> Tensor:
-    """Room for views of one size, uint8 [V, b, S, S, 3]."""
+    """Room for views of one size, uint8 [V, b, S, S, 3]; in a worker it is the memory that the parent will read."""
     size = max(sizes, default=0)
-    return torch.empty(len(sizes), b, size, size, 3, dtype=torch.uint8)
+    shape = (len(sizes), b, size, size, 3)
+    if get_worker_info() is None or not math.prod(shape):
+        return torch.empty(shape, dtype=torch.uint8)
+    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(math.prod(shape))).view(shape)
 
 
 def build_loader(
