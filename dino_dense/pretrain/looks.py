@@ -36,6 +36,8 @@ GRAY_WEIGHTS = (0.299, 0.587, 0.114)
 """Grey = their product with RGB (ITU-R BT.601, as PIL's convert("L") has it)."""
 SOLARIZE_THRESHOLD = 128
 """Pixel values from here up are inverted (the default of PIL's solarize, which the published code uses)."""
+HUE_STEPS = 255
+"""The hue's turn is a whole number of these, fractions dropped (torchvision's adjust_hue of a PIL image)."""
 BLUR_PASSES = 3
 """Box filters that make up PIL's Gaussian blur (the default of Pillow's ImagingGaussianBlur)."""
 
@@ -124,7 +126,7 @@ def _blend(pixels: Pixels, operation: int, factor: float) -> Pixels:
 
 def _turn_hue(pixels: Pixels, turn: float) -> Pixels:
     hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(round(256 * turn) % 256)  # 256 steps are the circle: overflow is meant
+    hsv[..., 0] += np.uint8(int(HUE_STEPS * turn) % 256)  # 256 steps are OpenCV's circle: overflow is meant
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL, dst=hsv)
 
 
@@ -205,6 +207,7 @@ def _turn_hue_batch(views: Tensor, turns: Tensor) -> Tensor:
     divisor = chroma.clamp(min=1e-6)  # grey has no hue; any will do
     hue = torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4)
     hue = torch.where(value == red, (green - blue) / divisor, hue)
+    turns = (turns * HUE_STEPS).trunc() / HUE_STEPS
     hue += 6 * turns.to(views.device, non_blocking=True)[:, None, None]
     # A channel falls from the value by the chroma where the hue is far from its own.
     far = torch.stack([(hue + start) % 6 for start in (5, 3, 1)], dim=1)
