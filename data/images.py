@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -175,6 +176,11 @@ def open_picture(path: Path) -> JpegPicture | DecodedPicture:
     """
     encoded = path.read_bytes()
     header = jpeg.read_header(encoded)
+    if header and header.height * header.width > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):  # as PIL has it
+        raise DataError(
+            f"{path}: {header.height}x{header.width} pixels (height x width), more than memory should be given to. "
+            "Replace or remove it."
+        )
     if header and header.channels in (1, 3) and jpeg.is_whole(encoded):
         return JpegPicture(path, encoded, header)
     return DecodedPicture(np.array(read_rgb(path)))

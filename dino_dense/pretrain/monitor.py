@@ -64,8 +64,10 @@ def feature_spectrum(features: Tensor) -> tuple[float, float, float]:
     Spread: standard deviation per channel of the L2-normalised features, averaged and multiplied by √C, so
     that features spread evenly over the sphere give 1 (SimSiam, arXiv 2011.10566, Sec. 4.1). Effective rank:
     exp of the entropy of the covariance's normalised eigenvalues (Roy & Vetterli, EUSIPCO 2007). Constant
-    features: (0, 1, 1).
+    features: (0, 1, 1). Features that are not finite: NaN.
     """
+    if not features.isfinite().all():  # of a step that is being skipped
+        return math.nan, math.nan, math.nan
     unit = torch.nn.functional.normalize(features.float(), dim=1)
     centered = unit - unit.mean(dim=0)
     spread = centered.square().mean(dim=0).sqrt().mean().item() * math.sqrt(features.shape[1])

@@ -103,13 +103,6 @@ def save_state(
     Each file is replaced whole or not at all. The teacher comes first: a run that dies in between does the steps
     since the last state again, and with them this teacher. The states before stay as RUN/earlier-N.safetensors.
     """
-    tensors: dict[str, Tensor] = {"loss.center": state.loss.center}
-    for network in ("student", "teacher"):
-        weights = getattr(state, network).state_dict()
-        tensors |= {f"{network}.{name}": weight for name, weight in weights.items()}
-    for name, parameter in state.student.named_parameters():
-        values = state.optimizer.state.get(parameter, {})
-        tensors |= {f"optimizer.{name}.{key}": value for key, value in values.items()}
     about = {"step": step, "config": cli.to_plain(config), "images": fingerprint}
     body = describe(state.teacher.backbone)
     extra = {
@@ -120,9 +113,25 @@ def save_state(
     }
     save_backbone(run / TEACHER_FILE, state.teacher.backbone, extra=about)
     fresh = run / EARLIER_FILE.format(0)
-    write_tensors(fresh, tensors, {**about, **extra})
+    write_tensors(fresh, _tensors(state), {**about, **extra})
     _rotate(run, config.keep)
     fresh.replace(run / STATE_FILE)
+
+
+def dump_state(path: Path, state: TrainingState, step: int) -> None:
+    """All tensors of a state that is not to be resumed from, for whoever looks into it."""
+    write_tensors(path, _tensors(state), {"step": step})
+
+
+def _tensors(state: TrainingState) -> Weights:
+    tensors: Weights = {"loss.center": state.loss.center}
+    for network in ("student", "teacher"):
+        weights = getattr(state, network).state_dict()
+        tensors |= {f"{network}.{name}": weight for name, weight in weights.items()}
+    for name, parameter in state.student.named_parameters():
+        values = state.optimizer.state.get(parameter, {})
+        tensors |= {f"optimizer.{name}.{key}": value for key, value in values.items()}
+    return tensors
 
 
 def _rotate(run: Path, keep: int) -> None:

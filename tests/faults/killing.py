@@ -33,7 +33,7 @@ LIFE_SECONDS = 120.0
 MOMENTS: dict[str, tuple[Any, str, float]] = {
     "step": (trainer.Trainer, "_optimizer_step", 0.03),
     "save": (run_folder, "save_state", 0.03),
-    "loader": (batches.CropDataset, "__getitem__", 0.004),
+    "loader": (batches.CropDataset, "__getitem__", 0.02),
     "epoch change": (batches.Plan, "order", 0.004),
 }
 """Where a kill falls: the call it begins to count at, and the longest delay from there (seconds), about as long as
@@ -52,7 +52,7 @@ class Kill:
 def draw_kill(moment: str, chance: random.Random) -> Kill:
     """A kill at a random time of that moment, early in a life."""
     longest = MOMENTS[moment][2]
-    calls = {"loader": 40, "step": 6}.get(moment, 2)
+    calls = {"loader": 6, "step": 6}.get(moment, 2)
     return Kill(moment, chance.randint(1, calls), chance.uniform(0, longest))
 
 
