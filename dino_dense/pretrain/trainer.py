@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import types
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -166,8 +166,11 @@ class Trainer:
                 monitor.close()
 
     def _train(self, monitor: Monitor | None, received: list[int]) -> Outcome:
-        batches = self._micro_batches()
         self._say_where_it_begins(monitor)
+        with closing(self._micro_batches()) as batches:
+            return self._train_on(batches, monitor, received)
+
+    def _train_on(self, batches: Iterator[MicroBatch], monitor: Monitor | None, received: list[int]) -> Outcome:
         while self.step < self.plan.last_step:
             micro_batches = [next(batches) for _ in range(self.config.accumulate)]
             measured = self._optimizer_step(self.step, micro_batches)
@@ -189,7 +192,7 @@ class Trainer:
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.plan.last_step
 
-    def _micro_batches(self) -> Iterator[MicroBatch]:
+    def _micro_batches(self) -> Generator[MicroBatch, None, None]:
         workers = self.config.num_workers
         if workers is None:
             workers = min(MAX_WORKERS, max(1, (os.cpu_count() or 1) // self.world.size))

@@ -348,15 +348,11 @@ def test_a_name_that_is_no_text_is_read_or_named(
     assert_nothing_looks_finished(tmp_path / "out")
 
 
-def test_a_real_process_says_it_too_and_shows_where_with_debug(whole: Path, tmp_path: Path):
+def test_a_real_process_says_it_too(whole: Path, tmp_path: Path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
     command = [sys.executable, "-m", "tasks.knn", "--ckpt", str(whole / "checkpoints" / "text.pth")]
-    plain, shown = (
-        subprocess.run([*command, *extra], env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=120)
-        for extra in ([], ["--debug"])
-    )
-    assert plain.returncode == shown.returncode == 2
-    assert plain.stderr.startswith("error: ")
-    assert "Traceback" not in plain.stderr
-    assert "Traceback" in shown.stderr
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
