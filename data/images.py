@@ -178,8 +178,8 @@ def open_picture(path: Path) -> JpegPicture | DecodedPicture:
     header = jpeg.read_header(encoded)
     if header and header.height * header.width > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):  # as PIL has it
         raise DataError(
-            f"{path}: {header.height}x{header.width} pixels (height x width), more than memory should be given to. "
-            "Replace or remove it."
+            f"{path}: cannot be read whole ({header.height}x{header.width} pixels are more than memory should be given "
+            "to). Replace or remove it."
         )
     if header and header.channels in (1, 3) and jpeg.is_whole(encoded):
         return JpegPicture(path, encoded, header)

@@ -3,9 +3,11 @@
 Shapes: B images per step over all processes, b images in one micro-batch, V views, K prototypes, C features.
 """
 
+import math
 import os
 import signal
 import sys
+import time
 import types
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -38,6 +40,8 @@ MOST_SKIPPED = 10
 """Steps in a row that may be skipped: more are no accident of a batch."""
 MAX_WORKERS = 10
 """Loader processes per training process (main_dino.py, --num_workers)."""
+ONE_SIGNAL = 1.0
+"""Seconds within which signals count as one."""
 QUIET_STEPS = 1000
 """Steps after which a sign of collapse counts at the latest: the published vanilla run has left ln K long
 before
@@ -412,13 +416,21 @@ class Trainer:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect the first SIGINT or SIGTERM instead of dying of it; a second one acts as usual."""
+    """Collect the first SIGINT or SIGTERM instead of dying of it; another one, `ONE_SIGNAL` later, acts as usual.
+
+    Launchers send a signal to the process group and to each process: that is one.
+    """
     received: list[int] = []
+    first = math.inf
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, _frame: types.FrameType | None) -> None:
+        nonlocal first
+        first = min(first, time.monotonic())
         received.append(number)
-        signal.signal(number, before[signal.Signals(number)])
+        if time.monotonic() - first > ONE_SIGNAL:
+            signal.signal(number, before[signal.Signals(number)])
+            os.kill(os.getpid(), number)
 
     for number in before:
         signal.signal(number, note)

@@ -225,8 +225,9 @@ def test_a_truncated_picture_stops_the_run_and_is_named(workers: int, tmp_path: 
     write_pictures(tmp_path / "pictures", 8, "jpg")
     broken = tmp_path / "pictures" / "3.jpg"
     broken.write_bytes(broken.read_bytes()[:-300])
+    images = open_pretraining_data(tmp_path / "pictures")
     with pytest.raises(DataError, match=r"3\.jpg: cannot be read whole") as error:
-        train(tmp_path / "run", open_pretraining_data(tmp_path / "pictures"), num_workers=workers)
+        train(tmp_path / "run", images, num_workers=workers, on_bad_sample="raise")
     assert "Traceback" not in str(error.value)
 
 
