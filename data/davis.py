@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from data import DataError
+from data import DataError, jpeg
 
 Pixels = npt.NDArray[np.uint8]
 Void = Literal["error", "background"]
@@ -279,35 +279,14 @@ def _decode_frame(path: Path) -> Pixels:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     encoded = path.read_bytes()
-    if not encoded.startswith(_START_OF_IMAGE):
+    if not encoded.startswith(jpeg.START_OF_IMAGE):
         raise DataError(f"{path}: not a JPEG file (it begins with {encoded[:4]!r})")
-    # OpenCV fills what a truncated file lacks with grey and only warns on stderr.
-    if not _has_end_of_image(encoded):
+    if not jpeg.is_whole(encoded):
         raise DataError(f"{path}: truncated JPEG ({len(encoded)} bytes, no end-of-image marker): copy it again")
     bgr = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
     if bgr is None:
         raise DataError(f"{path}: OpenCV cannot decode this JPEG: the file is damaged, copy it again")
     return np.ascontiguousarray(bgr[..., ::-1], np.uint8)
-
-
-# JPEG markers: ITU-T T.81, table B.1.
-_START_OF_IMAGE, _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xd8", 0xDA, b"\xff\xd9"
-
-
-def _has_end_of_image(encoded: bytes) -> bool:
-    """Whether a JPEG goes on to its end marker.
-
-    Header segments are stepped over, so that the end of an embedded thumbnail is not taken for the picture's;
-    whatever follows the marker (some cameras append data) does not matter.
-    """
-    position = len(_START_OF_IMAGE)
-    while position + 4 <= len(encoded) and encoded[position] == 0xFF:
-        marker = encoded[position + 1]
-        if marker == _START_OF_SCAN:
-            return encoded.find(_END_OF_IMAGE, position) != -1
-        is_fill_byte = marker == 0xFF
-        position += 1 if is_fill_byte else 2 + int.from_bytes(encoded[position + 2 : position + 4], "big")
-    return False
 
 
 def _decode_mask(path: Path) -> tuple[str, npt.NDArray]:

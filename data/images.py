@@ -7,9 +7,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
+import numpy as np
+import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from data import DataError
+from data import DataError, jpeg
+
+Pixels = npt.NDArray[np.uint8]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 """File name endings, in any case, that count as images."""
@@ -82,6 +87,88 @@ def read_rgb(path: Path | str) -> Image.Image:
         raise DataError(f"{path}: cannot be read whole ({error}). Replace or remove it.") from None
 
 
+class DecodedPicture:
+    """A picture whose pixels are there."""
+
+    reductions: tuple[int, ...] = (1,)
+
+    def __init__(self, pixels: Pixels) -> None:
+        self.pixels = pixels
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        height, width = self.pixels.shape[:2]
+        return height, width
+
+    def decode(self, reduction: int = 1) -> Pixels:
+        """RGB uint8 [H, W, 3]. Raises ValueError for a reduction other than 1."""
+        if reduction not in self.reductions:
+            raise ValueError(f"reduction is {reduction}, expected one of {self.reductions}")
+        return self.pixels
+
+
+class JpegPicture:
+    """A JPEG file in memory, decoded by OpenCV when asked for; at a half, a quarter or an eighth if that is enough.
+
+    Args:
+        path: named in errors.
+        encoded: a whole JPEG of 1 or 3 channels.
+        header: its size.
+    """
+
+    reductions: tuple[int, ...] = (1, 2, 4, 8)
+    """Whole pictures of 1 / r the height and width (rounded up) that libjpeg makes from the DCT coefficients."""
+
+    def __init__(self, path: Path, encoded: bytes, header: jpeg.Header) -> None:
+        self.path, self.encoded, self.header = path, encoded, header
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels, at reduction 1. Orientation tags are ignored, as in `read_rgb`."""
+        return self.header.height, self.header.width
+
+    def decode(self, reduction: int = 1) -> Pixels:
+        """RGB uint8 [ceil(H / reduction), ceil(W / reduction), 3].
+
+        Raises DataError, naming the file, when it is damaged; ValueError for a reduction that is not offered.
+        """
+        if reduction not in self.reductions:
+            raise ValueError(f"reduction is {reduction}, expected one of {self.reductions}")
+        flags = _REDUCED[reduction] | cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        try:
+            pixels = cv2.imdecode(np.frombuffer(self.encoded, np.uint8), flags)
+        except cv2.error as error:  # more pixels than OpenCV reads
+            raise DataError(f"{self.path}: cannot be read whole ({error.err}). Replace or remove it.") from None
+        expected = tuple(-(-side // reduction) for side in self.size)
+        if pixels is None or pixels.shape[:2] != expected:
+            raise DataError(f"{self.path}: cannot be read whole (damaged JPEG). Replace or remove it.")
+        return pixels
+
+
+_REDUCED = {  # OpenCV's flags without their bit for the order BGR, which excludes that for RGB
+    1: 0,
+    2: cv2.IMREAD_REDUCED_COLOR_2 & ~cv2.IMREAD_COLOR,
+    4: cv2.IMREAD_REDUCED_COLOR_4 & ~cv2.IMREAD_COLOR,
+    8: cv2.IMREAD_REDUCED_COLOR_8 & ~cv2.IMREAD_COLOR,
+}
+
+
+def open_picture(path: Path) -> JpegPicture | DecodedPicture:
+    """A picture file for one who wants to know its size before it is decoded.
+
+    Pixels are those of `read_rgb`; ordinary JPEGs are decoded by OpenCV, all other files, CMYK JPEGs among
+    them, by `read_rgb` at once.
+
+    Raises FileNotFoundError and DataError as `read_rgb` does (damage inside a JPEG's data shows in `decode`).
+    """
+    encoded = path.read_bytes()
+    header = jpeg.read_header(encoded)
+    if header and header.channels in (1, 3) and jpeg.is_whole(encoded):
+        return JpegPicture(path, encoded, header)
+    return DecodedPicture(np.array(read_rgb(path)))
+
+
 def names_fingerprint(names: Iterable[str]) -> str:
     """Number of names and a hash of them, in order: "1000 files 1f2e...". Contents are not read."""
     names = list(names)
@@ -100,10 +187,6 @@ class UnlabelledImages(Sequence[Image.Image]):
 
     def __getitem__(self, index: int) -> Image.Image:  # type: ignore[override]
         return read_rgb(self.paths[index])
-
-    def names(self, root: Path) -> list[str]:
-        """One name per image, relative to `root`."""
-        return [path.relative_to(root).as_posix() for path in self.paths]
 
 
 class LabelledImages(NamedTuple):

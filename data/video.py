@@ -9,10 +9,16 @@ from pathlib import Path
 
 import decord
 import numpy as np
-from PIL import Image
 
 from data import DataError
-from data.images import IMAGE_SUFFIXES, UnlabelledImages, list_files, names_fingerprint
+from data.images import (
+    IMAGE_SUFFIXES,
+    DecodedPicture,
+    JpegPicture,
+    list_files,
+    names_fingerprint,
+    open_picture,
+)
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
 """File name endings, in any case, that count as videos."""
@@ -45,8 +51,8 @@ def sampled_frames(n_frames: int, stride: int = 1, count: int | None = None) -> 
     return sorted(set(np.linspace(0, n_frames - 1, min(count, n_frames)).round().astype(int).tolist()))
 
 
-class VideoFrames(Sequence[Image.Image]):
-    """Sampled frames of video files, as RGB images.
+class VideoFrames(Sequence[DecodedPicture]):
+    """Sampled frames of video files, RGB.
 
     Each process opens the files itself, when it first needs them: a decoder does not survive a fork. A frame
     is decoded from the key frame before it, so random access costs some tens of decoded frames.
@@ -71,10 +77,10 @@ class VideoFrames(Sequence[Image.Image]):
     def __len__(self) -> int:
         return len(self.frames)
 
-    def __getitem__(self, index: int) -> Image.Image:  # type: ignore[override]
+    def __getitem__(self, index: int) -> DecodedPicture:  # type: ignore[override]
         video, frame = self.frames[index]
         try:
-            return Image.fromarray(self._reader(video)[frame].asnumpy())
+            return DecodedPicture(self._reader(video)[frame].asnumpy())
         except decord.DECORDError as error:
             reason = str(error).strip().splitlines()[0]
             path = self.paths[video]
@@ -99,10 +105,27 @@ class VideoFrames(Sequence[Image.Image]):
         return self._readers[key]
 
 
-class PretrainingImages(Sequence[Image.Image]):
+class PictureFiles(Sequence[JpegPicture | DecodedPicture]):
+    """Image files, opened when indexed; raises what `open_picture` raises."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> JpegPicture | DecodedPicture:  # type: ignore[override]
+        return open_picture(self.paths[index])
+
+    def names(self, root: Path) -> list[str]:
+        """One name per image, relative to `root`."""
+        return [path.relative_to(root).as_posix() for path in self.paths]
+
+
+class PretrainingImages(Sequence[JpegPicture | DecodedPicture]):
     """Image files, then video frames, under one index."""
 
-    def __init__(self, root: Path, images: UnlabelledImages, videos: VideoFrames) -> None:
+    def __init__(self, root: Path, images: PictureFiles, videos: VideoFrames) -> None:
         self.root, self.parts = root, (images, videos)
         self.ends = list(itertools.accumulate(map(len, self.parts)))
 
@@ -114,7 +137,7 @@ class PretrainingImages(Sequence[Image.Image]):
     def __len__(self) -> int:
         return self.ends[-1]
 
-    def __getitem__(self, index: int) -> Image.Image:  # type: ignore[override]
+    def __getitem__(self, index: int) -> JpegPicture | DecodedPicture:  # type: ignore[override]
         if not 0 <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
         part = bisect.bisect_right(self.ends, index)
@@ -136,7 +159,7 @@ def open_pretraining_data(
     """
     root = Path(root)
     if root.is_file() and root.suffix.lower() in VIDEO_SUFFIXES:
-        return PretrainingImages(root.parent, UnlabelledImages([]), VideoFrames([root], frame_stride, frames_per_video))
+        return PretrainingImages(root.parent, PictureFiles([]), VideoFrames([root], frame_stride, frames_per_video))
     if (root / "Annotations").is_dir() and (root / "JPEGImages").is_dir():
         raise DataError(
             f"{root}: a DAVIS or VOC tree, whose masks are no pictures to train on. Name {root}/JPEGImages."
@@ -147,4 +170,4 @@ def open_pretraining_data(
         raise DataError(f"{root}: no images or videos in it. Expected files ending in {endings}.")
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
-    return PretrainingImages(root, UnlabelledImages(images), VideoFrames(videos, frame_stride, frames_per_video))
+    return PretrainingImages(root, PictureFiles(images), VideoFrames(videos, frame_stride, frames_per_video))

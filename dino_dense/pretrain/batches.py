@@ -5,25 +5,27 @@ Shapes: B images per optimizer step over all processes, b images in one micro-ba
 crops.
 """
 
+import math
 import signal
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
+import cv2
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from dino_dense.distributed import World
 from dino_dense.pretrain.config import PretrainConfig
-from dino_dense.pretrain.crops import MultiCrop, derive_seed
+from dino_dense.pretrain.crops import MultiCrop, Picture, derive_seed
+from dino_dense.pretrain.looks import ROW
 
 ORDER_STREAM, CROP_STREAM, DROP_PATH_STREAM = range(3)
 """First number of a seed's key, so that order, crops and drop path never share random numbers."""
 
 
 class ImageSource(Protocol):
-    """What pretraining reads: any indexable set of RGB pictures."""
+    """What pretraining reads: any indexable set of pictures."""
 
     @property
     def fingerprint(self) -> str:
@@ -31,7 +33,7 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Image.Image: ...
+    def __getitem__(self, index: int) -> Picture: ...
 
 
 class Position(NamedTuple):
@@ -48,9 +50,13 @@ class MicroBatch(NamedTuple):
     """One forward's worth of images, on this process."""
 
     global_views: Tensor
-    """uint8 [2*b, 3, G, G], view-major."""
+    """uint8 [2*b, 3, G, G], view-major, channels last in memory."""
     local_views: Tensor
-    """uint8 [n*b, 3, L, L], view-major; empty without local crops."""
+    """uint8 [n*b, 3, L, L], likewise; empty without local crops."""
+    global_looks: Tensor
+    """[2*b, ROW]: the looks to apply on the device (`looks.apply_looks`); [0, ROW] when the loader did."""
+    local_looks: Tensor
+    """[n*b, ROW] or [0, ROW], likewise."""
     places: Tensor
     """int64 [b]: each image's position in the global batch."""
 
@@ -123,16 +129,10 @@ class PlanSampler(Sampler[list[Any]]):
         return (self.plan.last_step - self.start_step) * self.plan.accumulate
 
 
-class Sample(NamedTuple):
-    """One image's crops, and its place in the global batch."""
+class CropDataset(Dataset[MicroBatch | Exception]):
+    """Positions of a micro-batch -> its crops, each written once, into one tensor per resolution.
 
-    crops: list[Tensor]
-    place: int
-
-
-class CropDataset(Dataset[Sample | Exception]):
-    """A position in the plan -> that image's crops.
-
+    Crops stay uint8 until they are on the training device: a quarter of the bytes to move between processes.
     An unreadable picture gives the error itself, which the training process raises: torch's loader would bury
     its message in the worker's traceback.
     """
@@ -142,27 +142,37 @@ class CropDataset(Dataset[Sample | Exception]):
         self.crop = MultiCrop(config)
         self.seed = config.seed
 
-    def __getitem__(self, position: Position) -> Sample | Exception:
-        seed = derive_seed(CROP_STREAM, self.seed, position.epoch, position.image)
-        try:
-            return Sample(self.crop(self.images[position.image], seed), position.place)
-        except (ValueError, OSError) as error:
-            return error
+    def __getitem__(self, positions: list[Position]) -> MicroBatch | Exception:
+        b, sizes = len(positions), [kind.size for kind in self.crop.kinds]
+        global_views, local_views = (_empty_views(b, of_group) for of_group in (sizes[:2], sizes[2:]))
+        by_view = [*global_views.numpy(), *local_views.numpy()]  # V times [b, S, S, 3]
+        looks = torch.empty(len(sizes), 0 if self.crop.applies_looks else b, ROW)
+        for i, (epoch, image, _) in enumerate(positions):
+            seed = derive_seed(CROP_STREAM, self.seed, epoch, image)
+            try:
+                picture = self.images[image]
+                views = self.crop.draw(picture.size, seed)
+                self.crop.render(picture, views, [pixels[i] for pixels in by_view])
+            except (ValueError, OSError) as error:
+                return error
+            if not self.crop.applies_looks:
+                looks[:, i] = torch.tensor([number for view in views for number in view.look.row()]).view(-1, ROW)
+        return MicroBatch(
+            global_views.flatten(0, 1).permute(0, 3, 1, 2),
+            local_views.flatten(0, 1).permute(0, 3, 1, 2),
+            looks[:2].flatten(0, 1),
+            looks[2:].flatten(0, 1),
+            torch.tensor([position.place for position in positions]),
+        )
 
 
-def collate(samples: list[Sample | Exception]) -> MicroBatch | Exception:
-    """Crops of b images -> one tensor per resolution, view-major; or the first error among them."""
-    good = [sample for sample in samples if isinstance(sample, Sample)]
-    for sample in samples:
-        if isinstance(sample, Exception):
-            return sample
-    views = list(zip(*(sample.crops for sample in good), strict=True))  # views x images
-    local_views = [crop for view in views[2:] for crop in view]
-    return MicroBatch(
-        torch.stack([crop for view in views[:2] for crop in view]),
-        torch.stack(local_views) if local_views else torch.empty(0, 3, 0, 0, dtype=torch.uint8),
-        torch.tensor([sample.place for sample in good]),
-    )
+def _empty_views(b: int, sizes: list[int]) -> Tensor:
+    """Room for views of one size, uint8 [V, b, S, S, 3]; in a worker it is the memory that the parent will read."""
+    size = max(sizes, default=0)
+    shape = (len(sizes), b, size, size, 3)
+    if get_worker_info() is None or not math.prod(shape):
+        return torch.empty(shape, dtype=torch.uint8)
+    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(math.prod(shape))).view(shape)
 
 
 def build_loader(
@@ -170,16 +180,22 @@ def build_loader(
 ) -> DataLoader[MicroBatch | Exception]:
     """One loader for the whole run from `start_step` on: its workers never restart between epochs."""
     return DataLoader(
-        CropDataset(images, config),  # type: ignore[arg-type]
-        batch_sampler=PlanSampler(plan, start_step),  # type: ignore[arg-type]
+        CropDataset(images, config),
+        batch_size=None,  # an item is a whole micro-batch
+        sampler=PlanSampler(plan, start_step),
         num_workers=workers,
-        collate_fn=collate,
         pin_memory=pin_memory,
-        worker_init_fn=leave_signals_to_parent,
+        worker_init_fn=set_up_worker,
         # The loader draws a seed for its workers; nothing here uses it, and the global generator is left
         # alone.
         generator=torch.Generator().manual_seed(config.seed),
     )
+
+
+def set_up_worker(worker: int) -> None:
+    """One thread a worker, as there are many of them; signals are the training process's business."""
+    cv2.setNumThreads(0)
+    leave_signals_to_parent(worker)
 
 
 def leave_signals_to_parent(_worker: int) -> None:

@@ -12,6 +12,7 @@ from dino_dense.pretrain.optim import ClipMode, OptimizerName
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
+AugmentOn = Literal["auto", "loader", "device"]
 
 FREE_ON_RESUME = frozenset(
     {
@@ -106,6 +107,10 @@ class PretrainConfig:
     """Range of the blur's radius (pixels, PIL GaussianBlur), drawn uniformly. (utils.py)"""
     solarize_prob: float = 0.2
     """Probability of solarization, in global crop 2 only. (main_dino)"""
+    augment_on: AugmentOn = "auto"
+    """Where color jitter, grey, blur and solarization are applied: in the loader processes, one view at a time on
+    8-bit pixels (as main_dino), or on the training device, a batch at a time. auto = device on CUDA, loader on the
+    CPU. Ours."""
 
     # --- Optimization ---
     optimizer: OptimizerName = "adamw"
@@ -171,6 +176,7 @@ class PretrainConfig:
             ("clip_mode", get_args(ClipMode)),
             ("device", get_args(DeviceName)),
             ("dtype", get_args(DtypeName)),
+            ("augment_on", get_args(AugmentOn)),
         ):
             value = getattr(self, name)
             if value not in choices:

@@ -1,17 +1,73 @@
-"""Multi-crop augmentation: two global views, treated differently, and several local ones (main_dino.py)."""
+"""Multi-crop augmentation: two global views, treated differently, and several local ones (main_dino.py).
+
+A picture's size is read first, then all views are drawn, and only then is it decoded: at reduced size when no view
+would tell the difference.
+"""
 
 import hashlib
+import math
+import random
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
+import cv2
+import numpy as np
 import torch
-from PIL import Image, ImageFilter
-from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode, v2
+from torch import Tensor
 
 from dino_dense.bodies import IMAGENET_MEAN, IMAGENET_STD
 from dino_dense.pretrain.config import PretrainConfig
+from dino_dense.pretrain.looks import Look, Pixels, apply_look, apply_looks, draw_look
 
-SOLARIZE_THRESHOLD = 128
-"""Pixel values from here up are inverted (the default of PIL's solarize, which the published code uses)."""
+BOX_TRIES = 10
+"""Boxes drawn before the middle of the picture is taken (torchvision's RandomResizedCrop)."""
+ASPECT_RATIOS = (3 / 4, 4 / 3)
+"""Width / height of a box, drawn uniformly on a logarithmic scale (torchvision's default)."""
+_LOG_RATIOS = tuple(math.log(ratio) for ratio in ASPECT_RATIOS)
+REDUCTION_GAP = 2.0
+"""A picture is decoded at reduced size when every box still has this many times the pixels of its view on each side.
+Pillow's documentation of `reducing_gap` calls 2.0 close to fair resampling; `benchmarks/crops.py` says how close."""
+
+
+class Picture(Protocol):
+    """A picture that is not decoded yet."""
+
+    @property
+    def reductions(self) -> tuple[int, ...]:
+        """By what its sides can be divided in decoding, ascending from 1."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels, undivided."""
+
+    def decode(self, reduction: int = 1) -> Pixels:
+        """RGB uint8 [ceil(H / reduction), ceil(W / reduction), 3]; ValueError or OSError when it cannot be read."""
+
+
+class Box(NamedTuple):
+    """Part of a picture (pixels)."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class View(NamedTuple):
+    """Everything that is random about a view."""
+
+    box: Box
+    flip: bool
+    look: Look
+
+
+class Kind(NamedTuple):
+    """What views of one kind have in common."""
+
+    size: int
+    scale: tuple[float, float]
+    blur_prob: float
+    solarize_prob: float
 
 
 def derive_seed(*key: int) -> int:
@@ -20,63 +76,112 @@ def derive_seed(*key: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-class PilBlur(nn.Module):
-    """PIL's Gaussian blur with a radius drawn uniformly from `radius` (pixels)."""
-
-    def __init__(self, radius: tuple[float, float]) -> None:
-        super().__init__()
-        self.radius = radius
-
-    def forward(self, image: Image.Image) -> Image.Image:
-        radius = torch.empty(()).uniform_(*self.radius).item()
-        return image.filter(ImageFilter.GaussianBlur(radius))
-
-
 class MultiCrop:
-    """An RGB image and a seed -> its views, global ones first, as uint8 [3, S, S].
+    """A picture and a seed -> its views, global ones first.
 
-    Views stay uint8 until they are on the training device (`normalise`): a quarter of the bytes to collate
-    and move. All randomness comes from the seed, through torch's generator; torchvision's v2 transforms use
-    no other.
+    All randomness comes from the seed, through a generator of Python's, whose numbers are the same in every version.
     """
 
     def __init__(self, config: PretrainConfig) -> None:
+        self.config = config
+        self.applies_looks = config.augment_on != "device"
         blur_1, blur_2, blur_local = config.blur_probs
-        self.views = [
-            _view(config, config.global_crop_size, config.global_crops_scale, blur_1),
-            _view(config, config.global_crop_size, config.global_crops_scale, blur_2, config.solarize_prob),
-            *[_view(config, config.local_crop_size, config.local_crops_scale, blur_local)] * config.local_crops_number,
+        size, scale = config.global_crop_size, config.global_crops_scale
+        local = Kind(config.local_crop_size, config.local_crops_scale, blur_local, 0.0)
+        self.kinds = [
+            Kind(size, scale, blur_1, 0.0),
+            Kind(size, scale, blur_2, config.solarize_prob),
+            *[local] * config.local_crops_number,
         ]
 
-    def __call__(self, image: Image.Image, seed: int) -> list[Tensor]:
-        """2 + n tensors; the same image and seed give the same tensors in any process."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return [view(image) for view in self.views]
+    def draw(self, size: tuple[int, int], seed: int) -> list[View]:
+        """2 + n views of a picture of this (height, width)."""
+        rng = random.Random(seed)
+        return [
+            View(
+                draw_box(size, kind.scale, rng),
+                rng.random() < self.config.flip_prob,
+                draw_look(self.config, kind.blur_prob, kind.solarize_prob, rng),
+            )
+            for kind in self.kinds
+        ]
+
+    def render(self, picture: Picture, views: Sequence[View], into: Sequence[Pixels]) -> None:
+        """Write each view's pixels uint8 [S, S, 3] (RGB): decoded, cropped, resized, flipped.
+
+        Looks are applied unless `augment_on` is "device". Raises what the picture's `decode` raises.
+        """
+        sizes = [kind.size for kind in self.kinds]
+        reduction = allowed_reduction(picture.reductions, [view.box for view in views], sizes)
+        pixels = picture.decode(reduction)
+        scratch = {size: np.empty((size, size, 3), np.uint8) for size in set(sizes)}
+        for view, size, target in zip(views, sizes, into, strict=True):
+            crop = scratch[size]
+            box = view.box if reduction == 1 else reduced_box(view.box, reduction, pixels)
+            if self.applies_looks:
+                resize(pixels, box, crop)
+                np.copyto(target, apply_look(cv2.flip(crop, 1) if view.flip else crop, view.look))
+            elif view.flip:
+                cv2.flip(resize(pixels, box, crop), 1, dst=target)
+            else:
+                resize(pixels, box, target)
 
 
-def _view(
-    config: PretrainConfig,
-    size: int,
-    scale: tuple[float, float],
-    blur_prob: float,
-    solarize_prob: float = 0.0,
-) -> v2.Compose:
-    """The chain for one view; steps of probability 0 are left out."""
-    steps: list[nn.Module] = [
-        v2.RandomResizedCrop(size, scale=scale, interpolation=InterpolationMode.BICUBIC),
-        v2.RandomHorizontalFlip(config.flip_prob),
-        v2.RandomApply([v2.ColorJitter(*config.jitter)], config.jitter_prob),
-        v2.RandomGrayscale(config.gray_prob),
-        v2.RandomApply([PilBlur(config.blur_radius)], blur_prob),
-    ]
-    if solarize_prob > 0:
-        steps.append(v2.RandomSolarize(SOLARIZE_THRESHOLD, solarize_prob))
-    return v2.Compose([*steps, v2.PILToTensor()])
+def draw_box(size: tuple[int, int], scale: tuple[float, float], rng: random.Random) -> Box:
+    """A box as torchvision's RandomResizedCrop.get_params draws it.
+
+    Args:
+        size: (height, width) of the picture.
+        scale: range of the box's area, as a share of the picture's, drawn uniformly.
+        rng: where the numbers come from.
+    """
+    height, width = size
+    for _ in range(BOX_TRIES):
+        area = height * width * rng.uniform(*scale)
+        ratio = math.exp(rng.uniform(*_LOG_RATIOS))
+        h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < h <= height and 0 < w <= width:
+            return Box(int(rng.random() * (height - h + 1)), int(rng.random() * (width - w + 1)), h, w)
+    h = min(height, round(width / ASPECT_RATIOS[0]))
+    w = min(width, round(height * ASPECT_RATIOS[1]))
+    return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def allowed_reduction(reductions: Sequence[int], boxes: Sequence[Box], sizes: Sequence[int]) -> int:
+    """The largest reduction at which every box still has `REDUCTION_GAP` times its view's size (pixels), or 1."""
+    room = min(min(box.height, box.width) / size for box, size in zip(boxes, sizes, strict=True))
+    return max((reduction for reduction in reductions if room >= REDUCTION_GAP * reduction), default=1)
+
+
+def reduced_box(box: Box, reduction: int, pixels: Pixels) -> Box:
+    """The box in a picture decoded at reduced size: rounded to its grid, a quarter of a view's pixel at most."""
+    top, left = round(box.top / reduction), round(box.left / reduction)
+    height = min(round(box.height / reduction), pixels.shape[0] - top)
+    width = min(round(box.width / reduction), pixels.shape[1] - left)
+    return Box(top, left, height, width)
+
+
+def resize(pixels: Pixels, box: Box, into: Pixels) -> Pixels:
+    """A box of uint8 [H, W, 3] -> `into`, uint8 [S, S, 3]: bicubic with antialiasing.
+
+    torch's kernel is what torchvision uses for tensors; but for one value in 10,000 it is at most a level from
+    Pillow's, and on 8-bit pixels several times faster than it or OpenCV's INTER_AREA. This is the call behind
+    `F.interpolate`, which has no place to write to: a new array for every crop would cost a sixth of the time.
+    """
+    part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
+    source, result = (torch.from_numpy(array).permute(2, 0, 1).unsqueeze(0) for array in (part, into))
+    side = (len(into), len(into))
+    torch._C._nn._upsample_bicubic2d_aa(source, side, False, None, None, out=result)  # type: ignore[call-arg]
+    return into
+
+
+def prepare(views: Tensor, looks: Tensor) -> Tensor:
+    """uint8 [N, 3, S, S] with their looks still to be applied [N, ROW], or [0, ROW] -> float32, normalised."""
+    return normalise(apply_looks(views, looks) if len(looks) else views)
 
 
 def normalise(views: Tensor) -> Tensor:
-    """uint8 [N, 3, S, S] -> float32 with ImageNet's mean and standard deviation, on the same device."""
+    """[N, 3, S, S] in 0 to 255 -> float32 with ImageNet's mean and standard deviation, on the same device."""
     mean = torch.tensor(IMAGENET_MEAN, device=views.device).view(3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=views.device).view(3, 1, 1)
-    return views.float().div_(255).sub_(mean).div_(std)
+    return views.contiguous().float().div_(255).sub_(mean).div_(std)

@@ -23,7 +23,7 @@ from dino_dense.distributed import World
 from dino_dense.pretrain import optim, run_folder
 from dino_dense.pretrain.batches import ImageSource, MicroBatch, Plan, build_loader
 from dino_dense.pretrain.config import PretrainConfig
-from dino_dense.pretrain.crops import normalise
+from dino_dense.pretrain.crops import prepare
 from dino_dense.pretrain.loss import DINOLoss
 from dino_dense.pretrain.monitor import CollapseWatch, Monitor, feature_spectrum
 from dino_dense.pretrain.network import DropPathKeys, build_student_and_teacher, compile_blocks
@@ -81,6 +81,8 @@ class Trainer:
     def __init__(self, config: PretrainConfig, images: ImageSource, world: World, device: torch.device) -> None:
         if config.dtype == "auto":
             config = replace(config, dtype="fp16" if device.type == "cuda" else "fp32")
+        if config.augment_on == "auto":
+            config = replace(config, augment_on="device" if device.type == "cuda" else "loader")
         self.config, self.images, self.world, self.device = config, images, world, device
         self.run = Path(config.out)
         run_folder.check_folder(self.run, config.resume)
@@ -207,8 +209,11 @@ class Trainer:
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Add one micro-batch's gradients to the student's; give the loss output and the teacher's features."""
         groups = [
-            normalise(views.to(self.device, non_blocking=True))
-            for views in (batch.global_views, batch.local_views)
+            prepare(views.to(self.device, non_blocking=True), looks)
+            for views, looks in (
+                (batch.global_views, batch.global_looks),
+                (batch.local_views, batch.local_looks),
+            )
             if len(views)
         ]
         self.drop_path.arm(step, batch.places, self.device)

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +15,7 @@ from data.images import (
     labelled_splits,
     list_images,
     natural_key,
+    open_picture,
     read_rgb,
 )
 
@@ -86,7 +88,85 @@ def test_unlabelled_images_read_what_was_written(tmp_path: Path):
     images = UnlabelledImages([path])
     assert len(images) == 1
     np.testing.assert_array_equal(np.asarray(images[0]), PIXELS)
-    assert images.names(tmp_path) == ["sub/a.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "options"),
+    [
+        ("a.jpg", "RGB", {}),
+        ("a.jpg", "RGB", {"progressive": True, "quality": 95, "subsampling": 0}),
+        ("a.jpg", "L", {}),
+        ("a.jpg", "CMYK", {}),
+        ("a.png", "P", {}),
+        ("a.png", "RGBA", {}),
+        ("a.webp", "RGB", {}),
+    ],
+)
+def test_an_opened_picture_has_the_pixels_of_read_rgb(name: str, mode: str, options: dict, tmp_path: Path):
+    path = tmp_path / name
+    Image.fromarray(PIXELS).convert(mode).save(path, **options)
+    picture = open_picture(path)
+    assert picture.size == (30, 40)
+    assert len(picture.reductions) == (4 if name == "a.jpg" and mode != "CMYK" else 1)
+    np.testing.assert_array_equal(picture.decode(), np.asarray(read_rgb(path)))
+
+
+def test_orientation_tags_are_ignored_as_in_read_rgb(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    path = save(tmp_path / "a.jpg", exif=exif)
+    assert open_picture(path).decode().shape == (30, 40, 3)
+    np.testing.assert_array_equal(open_picture(path).decode(), np.asarray(read_rgb(path)))
+
+
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+def test_a_jpeg_is_decoded_at_reduced_size(reduction: int, tmp_path: Path):
+    smooth = cv2.resize(PIXELS[:4, :4], (401, 299), interpolation=cv2.INTER_CUBIC)
+    picture = open_picture(save(tmp_path / "a.jpg", smooth, quality=95))
+    reduced = picture.decode(reduction)
+    assert reduced.shape == (-(-299 // reduction), -(-401 // reduction), 3)
+    h, w = 299 // reduction, 401 // reduction  # without what is left over at the border
+    whole = picture.decode()[: h * reduction, : w * reduction]
+    expected = cv2.resize(whole, (w, h), interpolation=cv2.INTER_AREA)
+    assert np.abs(reduced[:h, :w].astype(int) - expected).mean() < 2
+    with pytest.raises(ValueError, match="reduction is 3, expected one of"):
+        picture.decode(3)
+
+
+def test_only_jpegs_are_decoded_at_reduced_size(tmp_path: Path):
+    with pytest.raises(ValueError, match="reduction is 2, expected one of"):
+        open_picture(save(tmp_path / "a.png")).decode(2)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "keep"), [*((suffix, keep) for suffix in ("jpg", "png") for keep in (0, 1, 10, 0.3, 0.6)), ("jpg", -1)]
+)
+def test_opening_a_truncated_file_is_an_error_that_names_it(suffix: str, keep: float, tmp_path: Path):
+    path = save(tmp_path / f"broken.{suffix}")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(keep if abs(keep) >= 1 else keep * len(whole))])
+    with pytest.raises(DataError, match=rf"broken\.{suffix}: .*Replace or remove it"):
+        open_picture(path).decode()
+
+
+def test_opening_16_bits_and_what_is_no_picture(tmp_path: Path):
+    with pytest.raises(DataError, match=r"deep\.png: I;16 pixels, expected 8 bits"):
+        open_picture(save(tmp_path / "deep.png", PIXELS[..., 0].astype(np.uint16) * 200))
+    (tmp_path / "a.jpg").write_text("<html>404</html>")
+    with pytest.raises(DataError, match=r"a\.jpg: not an image"):
+        open_picture(tmp_path / "a.jpg")
+    with pytest.raises(FileNotFoundError):
+        open_picture(tmp_path / "none.jpg")
+
+
+def test_a_jpeg_whose_size_is_a_lie_is_an_error(tmp_path: Path):
+    """More pixels than anyone decodes: OpenCV refuses, and the file is named."""
+    path = save(tmp_path / "huge.jpg")
+    encoded = path.read_bytes()
+    frame = encoded.index(b"\xff\xc0")
+    path.write_bytes(encoded[: frame + 5] + b"\xff\xdc\xff\xdc" + encoded[frame + 9 :])
+    with pytest.raises(DataError, match=r"huge\.jpg: cannot be read whole"):
+        open_picture(path).decode()
 
 
 @pytest.fixture

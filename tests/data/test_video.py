@@ -9,6 +9,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from data import DataError
+from data.images import DecodedPicture
 from data.video import VideoFrames, open_pretraining_data, sampled_frames
 
 LENGTH = 12
@@ -28,7 +29,7 @@ def write_video(path: Path, length: int = LENGTH) -> Path:
 
 def shown(frames: VideoFrames, index: int) -> int:
     """Which frame of the video a picture is."""
-    red, green, blue = np.asarray(frames[index]).reshape(-1, 3).mean(axis=0)
+    red, green, blue = frames[index].decode().reshape(-1, 3).mean(axis=0)
     assert red > 150
     assert blue < 60
     return round(green / 20)
@@ -53,7 +54,7 @@ def test_frames_are_those_asked_for_in_any_order(tmp_path: Path):
     frames = VideoFrames([write_video(tmp_path / "a.mp4")], frame_stride=3)
     assert frames.frames == [(0, 0), (0, 3), (0, 6), (0, 9)]
     assert [shown(frames, i) for i in (3, 0, 2, 1)] == [9, 0, 6, 3]
-    assert frames[0].size == (64, 48)
+    assert frames[0].size == (48, 64)
 
 
 def test_many_videos_stay_open_in_small_number(tmp_path: Path):
@@ -68,7 +69,7 @@ def test_loader_processes_and_pickles_open_the_files_themselves(tmp_path: Path):
     frames = VideoFrames([write_video(tmp_path / "a.mp4")])
     assert shown(frames, 5) == 5  # a reader is open here
     assert shown(pickle.loads(pickle.dumps(frames)), 5) == 5
-    loader = DataLoader(frames, batch_size=None, num_workers=2, collate_fn=np.asarray)
+    loader = DataLoader(frames, batch_size=None, num_workers=2, collate_fn=DecodedPicture.decode)
     greens = [round(picture[..., 1].mean() / 20) for picture in loader]
     assert greens == list(range(LENGTH))
 
@@ -79,8 +80,8 @@ def test_images_and_videos_of_a_folder_are_one_set(tmp_path: Path):
         cv2.imwrite(str(tmp_path / name), np.full((8, 8, 3), int(name[:-4]), np.uint8))
     pictures = open_pretraining_data(tmp_path)
     assert len(pictures) == 5
-    assert [np.asarray(pictures[i])[0, 0, 0] for i in (0, 1)] == [9, 10]
-    assert pictures[2].size == (64, 48)
+    assert [pictures[i].decode()[0, 0, 0] for i in (0, 1)] == [9, 10]
+    assert pictures[2].size == (48, 64)
     with pytest.raises(IndexError):
         pictures[5]
 

@@ -2,84 +2,202 @@
 
 import multiprocessing
 import os
+import random
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+import torch.nn.functional as F
+from PIL import Image
+from scipy.stats import ks_2samp
+from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 
+from data.images import DecodedPicture, open_picture
 from data.video import open_pretraining_data
 from dino_dense.distributed import World
 from dino_dense.pretrain.batches import Plan, build_loader
-from dino_dense.pretrain.crops import MultiCrop, PilBlur, derive_seed, normalise
+from dino_dense.pretrain.crops import (
+    Box,
+    MultiCrop,
+    View,
+    allowed_reduction,
+    derive_seed,
+    draw_box,
+    normalise,
+    reduced_box,
+    resize,
+)
+from dino_dense.pretrain.looks import Look, Pixels, apply_looks
 from tests.pretrain.tiny_run import TINY
 
 
 @pytest.fixture
-def picture() -> Image.Image:
-    blocks = np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    return Image.fromarray(blocks)
+def picture() -> DecodedPicture:
+    return DecodedPicture(np.random.default_rng(1).integers(0, 256, (40, 48, 3), dtype=np.uint8))
 
 
-PLAIN = replace(
-    TINY,
-    global_crops_scale=(1.0, 1.0),
-    local_crops_scale=(1.0, 1.0),
-    flip_prob=0.0,
-    jitter_prob=0.0,
-    gray_prob=0.0,
-    blur_probs=(0.0, 0.0, 0.0),
-    solarize_prob=0.0,
-)
-"""Nothing random but the aspect ratio, which a whole square picture falls back from now and then."""
+@pytest.fixture(scope="module")
+def photo() -> Pixels:
+    """Edges, gradients and texture, uint8 [375, 500, 3]."""
+    rng = np.random.default_rng(2)
+    pixels = cv2.resize(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8), (500, 375), interpolation=cv2.INTER_CUBIC)
+    for _ in range(30):
+        x, y, r = rng.integers(0, 500), rng.integers(0, 375), rng.integers(5, 60)
+        cv2.circle(pixels, (int(x), int(y)), int(r), [int(c) for c in rng.integers(0, 256, 3)], -1)
+    noise = rng.normal(0, 6, pixels.shape)
+    return np.clip(pixels + noise, 0, 255).astype(np.uint8)
 
 
-def test_views_have_the_configured_sizes(picture: Image.Image):
-    views = MultiCrop(TINY)(picture, seed=0)
-    assert [tuple(view.shape) for view in views] == [(3, 32, 32)] * 2 + [(3, 16, 16)] * 2
-    assert all(view.dtype == torch.uint8 for view in views)
+def rendered(crop: MultiCrop, picture: DecodedPicture, views: Sequence[View]) -> list[Pixels]:
+    into = [np.zeros((kind.size, kind.size, 3), np.uint8) for kind in crop.kinds]
+    crop.render(picture, views, into)
+    return into
 
 
-def test_crops_depend_on_the_seed_alone(picture: Image.Image):
-    crop = MultiCrop(TINY)
+def crops_of(picture: DecodedPicture, seed: int, **changes: object) -> list[Pixels]:
+    crop = MultiCrop(replace(TINY, **changes))
+    return rendered(crop, picture, crop.draw(picture.size, seed))
+
+
+# --- Drawing ---
+
+
+def test_crops_depend_on_the_seed_alone(picture: DecodedPicture):
     torch.manual_seed(1)
-    state = torch.get_rng_state()
-    first = crop(picture, seed=5)
-    assert torch.equal(torch.get_rng_state(), state), "the global generator was moved"
-    torch.manual_seed(2)
+    random.seed(1)
+    states = torch.get_rng_state(), random.getstate()
+    first = crops_of(picture, 5)
+    assert torch.equal(torch.get_rng_state(), states[0]), "the global generator was moved"
+    assert random.getstate() == states[1], "the global generator was moved"
     np.random.seed(3)
-    again, other = crop(picture, seed=5), crop(picture, seed=6)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
-    assert not torch.equal(first[0], first[1])
+    again, other = crops_of(picture, 5), crops_of(picture, 6)
+    assert [view.shape for view in first] == [(32, 32, 3)] * 2 + [(16, 16, 3)] * 2
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+    assert not np.array_equal(first[0], first[1])
 
 
-def test_only_the_second_global_view_is_solarized(picture: Image.Image):
-    plain = MultiCrop(PLAIN)(picture, seed=0)
-    solar = MultiCrop(replace(PLAIN, solarize_prob=1.0))(picture, seed=0)
-    assert torch.equal(solar[0], plain[0])
-    as_picture = Image.fromarray(plain[1].permute(1, 2, 0).numpy())
-    np.testing.assert_array_equal(solar[1].permute(1, 2, 0).numpy(), np.asarray(ImageOps.solarize(as_picture, 128)))
-
-
-@pytest.mark.parametrize("blurred", range(3))
-def test_blur_probabilities_belong_to_first_second_and_local_views(picture: Image.Image, blurred: int):
-    probs = tuple(float(i == blurred) for i in range(3))
-    views = MultiCrop(replace(PLAIN, blur_probs=probs, blur_radius=(2.0, 2.0)))(picture, seed=0)
-    sharpness = [view.float().diff(dim=2).abs().mean().item() for view in views]
-    kinds = [0, 1, 2, 2]
-    softest_sharp = min(s for s, kind in zip(sharpness, kinds, strict=True) if kind != blurred)
-    assert all((s < 0.6 * softest_sharp) == (kind == blurred) for s, kind in zip(sharpness, kinds, strict=True))
-
-
-def test_blur_draws_its_radius_from_the_range(picture: Image.Image):
-    blur = PilBlur((0.1, 2.0))
+@pytest.mark.parametrize("scale", [(0.4, 1.0), (0.05, 0.4)])
+@pytest.mark.parametrize("size", [(375, 500), (120, 640)])
+def test_boxes_are_distributed_as_torchvisions(size: tuple[int, int], scale: tuple[float, float]):
+    """Both samples are fixed; at 120 x 640 many draws fail and some fall back to the middle."""
+    rng, n = random.Random(0), 3000
+    ours = np.array([draw_box(size, scale, rng) for _ in range(n)])
     torch.manual_seed(0)
-    contrasts = [np.asarray(blur(picture), float).std() for _ in range(20)]
-    assert np.ptp(contrasts) > 5
+    empty = torch.empty(3, *size, dtype=torch.uint8)
+    theirs = np.array([RandomResizedCrop.get_params(empty, list(scale), [3 / 4, 4 / 3]) for _ in range(n)])
+    assert (ours[:, :2] >= 0).all()
+    assert (ours[:, :2] + ours[:, 2:] <= size).all()
+    for of in (lambda b: b[:, 2] * b[:, 3], lambda b: b[:, 3] / b[:, 2], lambda b: b[:, 0], lambda b: b[:, 1]):
+        assert ks_2samp(of(ours), of(theirs)).pvalue > 0.01
+
+
+@pytest.mark.parametrize("size", [(10, 400), (400, 10)])
+def test_a_long_picture_gives_its_middle_as_in_torchvision(size: tuple[int, int]):
+    torch.manual_seed(0)
+    theirs = RandomResizedCrop.get_params(torch.empty(3, *size), [0.9, 1.0], [3 / 4, 4 / 3])
+    assert draw_box(size, (0.9, 1.0), random.Random(0)) == tuple(theirs)
+
+
+def test_looks_belong_to_their_views():
+    config = replace(TINY, blur_probs=(1.0, 0.0, 0.0), solarize_prob=1.0, flip_prob=1.0)
+    for seed in range(20):
+        views = MultiCrop(config).draw((40, 48), seed)
+        assert [view.look.solarize for view in views] == [False, True, False, False]
+        assert [view.look.blur > 0 for view in views] == [True, False, False, False]
+        assert all(view.flip for view in views)
+        areas = [view.box.height * view.box.width / (40 * 48) for view in views]
+        assert min(areas[:2]) > 0.35
+        assert max(areas[2:]) < 0.45
+
+
+# --- Pixels ---
+
+
+@pytest.mark.parametrize("box", [Box(20, 30, 300, 350), Box(0, 250, 120, 110), Box(7, 9, 60, 45)])
+@pytest.mark.parametrize("size", [224, 96])
+def test_resizing_is_torchvisions_and_within_two_levels_of_pillows(photo: Pixels, box: Box, size: int):
+    ours = resize(photo, box, np.zeros((size, size, 3), np.uint8))
+    part = photo[box.top : box.top + box.height, box.left : box.left + box.width]
+    planes = torch.from_numpy(part).permute(2, 0, 1)
+    theirs = v2.functional.resize(planes, [size, size], InterpolationMode.BICUBIC, antialias=True)
+    np.testing.assert_array_equal(ours, theirs.permute(1, 2, 0).numpy())
+    np.testing.assert_array_equal(
+        ours, F.interpolate(planes[None], (size, size), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
+    )
+    pillow = np.asarray(Image.fromarray(part).resize((size, size), Image.Resampling.BICUBIC))
+    difference = np.abs(ours.astype(int) - pillow)
+    assert difference.max() <= 2
+    assert difference.mean() < 0.1
+
+
+def test_a_flip_mirrors_and_nothing_else(photo: Pixels):
+    crop, box = MultiCrop(TINY), Box(20, 30, 300, 350)
+    plain, flipped = (rendered(crop, DecodedPicture(photo), [View(box, flip, Look())] * 4) for flip in (False, True))
+    assert all(np.array_equal(a[:, ::-1], b) for a, b in zip(plain, flipped, strict=True))
+    assert not np.array_equal(plain[0], flipped[0])
+
+
+def test_without_looks_the_loader_leaves_them_to_the_device(photo: Pixels):
+    """The same seed on either side: the same boxes, flips and looks, so pixels that differ by rounding."""
+    in_loader, on_device = (MultiCrop(replace(TINY, augment_on=where)) for where in ("loader", "device"))
+    views = in_loader.draw((375, 500), 3)
+    assert views == on_device.draw((375, 500), 3)
+    finished = rendered(in_loader, DecodedPicture(photo), views)
+    bare = rendered(on_device, DecodedPicture(photo), views)
+    table = torch.tensor([view.look.row() for view in views])
+    assert not any(np.array_equal(a, b) for a, b in zip(finished, bare, strict=True))
+    for a, b, row in zip(finished, bare, table, strict=True):
+        looked = apply_looks(torch.from_numpy(b).permute(2, 0, 1)[None], row[None])[0].permute(1, 2, 0).numpy()
+        assert np.abs(looked - a).mean() < 1.5
+
+
+def test_reduced_decoding_is_for_boxes_with_twice_the_pixels():
+    boxes = [Box(0, 0, 900, 1000), Box(5, 5, 400, 384)]
+    assert allowed_reduction((1, 2, 4, 8), boxes, [224, 96]) == 2
+    assert allowed_reduction((1, 2, 4, 8), boxes[:1], [224]) == 2
+    assert allowed_reduction((1, 2, 4, 8), boxes[1:], [96]) == 2
+    assert allowed_reduction((1, 2, 4, 8), [Box(0, 0, 383, 900)], [96]) == 1
+    assert allowed_reduction((1, 2, 4, 8), [Box(0, 0, 2000, 1536)], [96]) == 8
+    assert allowed_reduction((1,), [Box(0, 0, 2000, 2000)], [96]) == 1
+
+
+def test_a_reduced_box_stays_inside_and_near():
+    pixels = np.zeros((38, 51, 3), np.uint8)  # 299 x 401, by 8
+    assert reduced_box(Box(0, 0, 299, 401), 8, pixels) == Box(0, 0, 37, 50)
+    assert reduced_box(Box(99, 99, 200, 302), 8, pixels) == Box(12, 12, 25, 38)
+    for top in range(200):
+        box = reduced_box(Box(top, top, 299 - top, 401 - top), 8, pixels)
+        assert box.top + box.height <= 38
+        assert box.left + box.width <= 51
+        assert abs(box.top * 8 - top) <= 4
+
+
+def test_large_jpegs_are_decoded_at_reduced_size_with_nearly_the_same_crops(photo: Pixels, tmp_path: Path):
+    large = cv2.resize(photo, (2000, 1500), interpolation=cv2.INTER_CUBIC)
+    Image.fromarray(large).save(tmp_path / "large.jpg", quality=95)
+    picture = open_picture(tmp_path / "large.jpg")
+    asked: list[int] = []
+
+    class Watched:
+        size, reductions = picture.size, picture.reductions
+
+        def decode(self, reduction: int = 1) -> Pixels:
+            asked.append(reduction)
+            return picture.decode(reduction)
+
+    crop = MultiCrop(replace(TINY, global_crop_size=224, local_crop_size=96, augment_on="device"))
+    views = crop.draw(picture.size, 0)
+    reduced = rendered(crop, Watched(), views)
+    whole = rendered(crop, DecodedPicture(picture.decode()), views)
+    assert len(asked) == 1
+    assert asked[0] in (2, 4)
+    assert max(np.abs(a.astype(int) - b).mean() for a, b in zip(reduced, whole, strict=True)) < 3
 
 
 def test_normalise_uses_imagenet_statistics():
@@ -142,9 +260,10 @@ def test_a_batch_that_cannot_be_filled_or_shared_is_an_error(n: int, changes: di
         positions(n, **changes)
 
 
-def test_batches_do_not_depend_on_the_number_of_workers(pictures: Path):
+@pytest.mark.parametrize("augment_on", ["loader", "device"])
+def test_batches_do_not_depend_on_the_number_of_workers(augment_on: str, pictures: Path):
     images = open_pretraining_data(pictures)
-    config = replace(TINY, max_steps=4)
+    config = replace(TINY, max_steps=4, augment_on=augment_on)
     runs = [
         list(build_loader(images, Plan(len(images), config, World()), 1, config, workers, pin_memory=False))
         for workers in (0, 2)
@@ -152,6 +271,26 @@ def test_batches_do_not_depend_on_the_number_of_workers(pictures: Path):
     assert len(runs[0]) == 3
     for a, b in zip(*runs, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+        assert [tuple(views.shape) for views in a[:2]] == [(16, 3, 32, 32), (16, 3, 16, 16)]
+        assert [len(looks) for looks in a[2:4]] == ([0, 0] if augment_on == "loader" else [16, 16])
+
+
+def test_a_micro_batch_is_view_major_and_each_image_is_its_own_function(pictures: Path):
+    images = open_pretraining_data(pictures)
+    config = replace(TINY, augment_on="device")
+    plan = Plan(len(images), config, World())
+    batch = next(iter(build_loader(images, plan, 0, config, workers=0, pin_memory=False)))
+    crop = MultiCrop(config)
+    for place, position in enumerate(next(plan.micro_batches(0))):
+        picture = images[position.image]
+        views = crop.draw(picture.size, derive_seed(1, config.seed, position.epoch, position.image))
+        for number, (view, pixels) in enumerate(zip(views, rendered(crop, picture, views), strict=True)):
+            of_kind, looks = (
+                (batch.global_views, batch.global_looks) if number < 2 else (batch.local_views, batch.local_looks)
+            )
+            row = (number if number < 2 else number - 2) * config.batch_size + place
+            assert np.array_equal(of_kind[row].permute(1, 2, 0).numpy(), pixels)
+            assert looks[row].tolist() == torch.tensor(view.look.row()).tolist()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -185,6 +185,7 @@ def test_a_run_is_never_overwritten(reference_run: Path, train: Train):
     [
         ({"lr": 0.5}, r"lr was 0\.01, now 0\.5"),
         ({"out_dim": 64, "seed": 3}, r"out_dim was 48, now 64; seed was 0, now 3"),
+        ({"augment_on": "device"}, r"augment_on was 'loader', now 'device'"),
         ({"local_crops_scale": (0.1, 0.2)}, r"local_crops_scale was \[0\.05, 0\.4\], now \[0\.1, 0\.2\]"),
     ],
 )
@@ -234,6 +235,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
     tensors, metadata = read_tensors(out / "last.safetensors")
     assert metadata["step"] == step - 1
     assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_augmenting_on_the_device_is_the_same_run_but_for_rounding(tmp_path: Path, train: Train):
+    """Micro-batches and a second start change nothing here either."""
+    in_loader = train(tmp_path / "loader", max_steps=3)
+    whole = train(tmp_path / "device", max_steps=3, augment_on="device")
+    train(tmp_path / "parts", max_steps=1, augment_on="device", accumulate=2)
+    parts = train(tmp_path / "parts", max_steps=3, augment_on="device", accumulate=2, resume=True)
+    np.testing.assert_allclose(whole["loss"], parts["loss"], rtol=1e-5)
+    np.testing.assert_allclose(whole["loss"], in_loader["loss"], rtol=0.02)
+    assert (whole["loss"] != in_loader["loss"]).any()
 
 
 def test_without_local_crops(tmp_path: Path, train: Train):

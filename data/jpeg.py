@@ -1,0 +1,60 @@
+"""JPEG files before they are decoded: their size, and whether they are whole (ITU-T T.81).
+
+OpenCV fills what a truncated file lacks with grey and only warns on stderr, so this is looked at first.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+START_OF_IMAGE, END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"
+_START_OF_SCAN = 0xDA
+_HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive (table B.1)
+
+
+class Header(NamedTuple):
+    """What the frame header says (section B.2.2)."""
+
+    height: int
+    width: int
+    channels: int
+    """1 grey, 3 colour, 4 CMYK and its like."""
+
+
+def read_header(encoded: bytes) -> Header | None:
+    """The size of an 8-bit Huffman-coded JPEG, which is nearly every JPEG; None for any other file."""
+    for marker, position in _segments(encoded):
+        if marker in _HUFFMAN_FRAMES:
+            segment = encoded[position + 4 : position + 10]  # precision, height, width, number of components
+            if len(segment) < 6 or segment[0] != 8:
+                return None
+            return Header(int.from_bytes(segment[1:3], "big"), int.from_bytes(segment[3:5], "big"), segment[5])
+    return None
+
+
+def is_whole(encoded: bytes) -> bool:
+    """Whether a JPEG goes on to its end marker.
+
+    Header segments are stepped over, so that the end of an embedded thumbnail is not taken for the picture's;
+    whatever follows the marker (some cameras append data) does not matter.
+    """
+    for marker, position in _segments(encoded):
+        if marker == _START_OF_SCAN:
+            # Most files end with the marker: looking there first spares a search through all of the file.
+            return encoded.endswith(END_OF_IMAGE) or encoded.find(END_OF_IMAGE, position) != -1
+    return False
+
+
+def _segments(encoded: bytes) -> Iterator[tuple[int, int]]:
+    """Marker and position of each header segment, to the first scan (section B.1.1)."""
+    if not encoded.startswith(START_OF_IMAGE):
+        return
+    position = len(START_OF_IMAGE)
+    while position + 4 <= len(encoded) and encoded[position] == 0xFF:
+        marker = encoded[position + 1]
+        if marker == 0xFF:  # a fill byte
+            position += 1
+            continue
+        yield marker, position
+        if marker == _START_OF_SCAN:
+            return
+        position += 2 + int.from_bytes(encoded[position + 2 : position + 4], "big")
