@@ -108,7 +108,7 @@ class PlainLoop:
             momentum = float(trainer.momentum[step])
             for ours, theirs in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
                 ours.mul_(momentum).add_(theirs, alpha=1 - momentum)
-        return float(loss)
+        return float(loss.detach())
 
     def _forward(self, network: MultiCropNetwork, crops: list[Tensor]) -> Tensor:
         return network.head(torch.cat([network.backbone(group) for group in crops]))
