@@ -20,7 +20,8 @@ from data.davis import VideoSequence, is_official_val, load_davis, read_predicti
 from data.sample import sample_data
 from dino_dense import Backbone, Metric, Picture, Score, cli, distributed
 from dino_dense.bodies import IMAGENET_MEAN, IMAGENET_STD
-from tasks import _figures
+from tasks import _figures, _own_video
+from tasks._own_video import OwnVideoConfig
 from tasks._propagation import (
     PropagationProtocol,
     decode_labels,
@@ -41,7 +42,7 @@ METRICS = tuple(
 
 
 @dataclass(frozen=True)
-class DavisConfig(PropagationProtocol):
+class DavisConfig(OwnVideoConfig):
     """Which videos, and every constant of the protocol"""
 
     data: str | None = None
@@ -55,7 +56,8 @@ class DavisConfig(PropagationProtocol):
     max_frames: int | None = None
     """Only the first frames of each sequence (frames)."""
     resolution: str = "480p"
-    """Folder under JPEGImages and Annotations; 480p is what is published."""
+    """Folder under JPEGImages and Annotations; 480p is what is published. Of your own video, its short side instead of
+    short_side, pixels."""
     void: Literal["error", "background"] = "error"
     """What value 255 in a 2017 first mask is."""
     score: str | None = None
@@ -65,7 +67,9 @@ class DavisConfig(PropagationProtocol):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_frames is not None and self.max_frames < MIN_FRAMES:
+        if self.video is not None and (self.data is not None or self.score is not None):
+            raise ValueError("--video is your own, --data and --score are for data sets: expected one of them")
+        if self.max_frames is not None and self.max_frames < (1 if self.video else MIN_FRAMES):
             raise ValueError(
                 f"max_frames is {self.max_frames}: expected {MIN_FRAMES} or more, since the first and the last frame "
                 "are not scored"
@@ -88,6 +92,12 @@ class _Videos:
 
 def run(backbone: Backbone | None, config: DavisConfig, context: Context) -> Outcome:
     """Write the masks (unless `config.score` names some), then score them if there is ground truth."""
+    if config.video is not None:
+        assert backbone is not None
+        own = _own_video.at_resolution(config, config.resolution, DavisConfig.resolution)
+        budget = config.propagation_memory * 2**20
+        own_backbone = _pixel_statistics(backbone, config)
+        return _own_video.run(own_backbone, own, context, max_frames=config.max_frames, max_bytes=budget)
     videos = open_videos(config)
     context.bind(videos.facts)
     if config.score is None:
