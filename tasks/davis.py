@@ -16,7 +16,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import DataError
-from data.davis import VideoSequence, is_official_val, load_davis, read_predictions, write_mask
+from data.davis import (
+    VideoSequence,
+    is_official_val,
+    load_davis,
+    read_foreground,
+    read_ids,
+    read_predictions,
+    write_mask,
+)
 from data.sample import sample_data
 from dino_dense import Backbone, Metric, Picture, Score, cli, distributed
 from dino_dense.bodies import IMAGENET_MEAN, IMAGENET_STD
@@ -116,7 +124,7 @@ def run(backbone: Backbone | None, config: DavisConfig, context: Context) -> Out
         return Outcome((), videos.facts, note=note)
     per_frame = _score_all(masks, videos.sequences, context)
     objects = _per_object(per_frame)
-    pictures = _draw_all(masks, videos.sequences, objects, context) if context.world.is_main else ()
+    pictures = _draw_all(masks, videos.sequences, objects, per_frame, context) if context.world.is_main else ()
     overall, per_sequence = summarise(per_frame)
     return Outcome(
         scores=_scores(overall, objects),
@@ -270,21 +278,43 @@ def _per_object(per_frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _draw_all(
-    masks: Path, sequences: Sequence[VideoSequence], objects: pd.DataFrame, context: Context
+    masks: Path,
+    sequences: Sequence[VideoSequence],
+    objects: pd.DataFrame,
+    per_frame: pd.DataFrame,
+    context: Context,
 ) -> tuple[Picture, ...]:
-    """A picture of each sequence, worst and best first: masks over frames that are scored (not the first and last)."""
+    """Of each sequence a strip (first, middle, last frame) and its J and F over time, worst and best first."""
     means = objects["J&F-Mean"].groupby(objects["sample"].str.rpartition("_")[0]).mean()
-    pictures = {}
-    for sequence in sequences:
-        predicted = read_predictions(masks, sequence)
-        file = context.folder("overlays") / f"{sequence.name}.jpg"
-        _figures.mask_strip(
-            file,
-            [(sequence.read_frame(index), predicted[index]) for index in _figures.spread(range(1, len(sequence) - 1))],
-        )
-        caption = f"{sequence.name}: J&F {means[sequence.name]:.1f}"
-        pictures[sequence.name] = Picture(f"overlays/{file.name}", caption)
-    return tuple(pictures[str(name)] for name in _figures.worst_and_best_first(means))
+    by_name = {sequence.name: sequence for sequence in sequences}
+    ranked = _figures.worst_and_best_first(means)
+    pictures = []
+    for place, label in enumerate(ranked):
+        name = str(label)
+        case = {0: " (worst)", 1: " (best)"}.get(place, "") if len(ranked) > 1 else ""
+        folder = context.folder("overlays")
+        _figures.mask_strip(folder / f"{name}.jpg", _first_middle_last(masks, by_name[name]))
+        _figures.object_curves(folder / f"{name}_curves.png", per_frame[per_frame["sequence"] == name])
+        pictures += [
+            Picture(f"overlays/{name}.jpg", f"{name}{case}: J&F {means[name]:.1f}; first, middle, last frame"),
+            Picture(f"overlays/{name}_curves.png", f"{name}{case}: J and F of each object, frame by frame"),
+        ]
+    return tuple(pictures)
+
+
+def _first_middle_last(masks: Path, sequence: VideoSequence) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Frames with their masks: the one that was given, and what was found in the middle and at the end.
+
+    Scores leave the last frame out, and so may other people's masks: then it is the last that is scored.
+    """
+    last = len(sequence) - 1
+    files = {index: masks / sequence.name / f"{sequence.frames[index].stem}.png" for index in (last // 2, last)}
+    if not files[last].is_file():
+        del files[last]
+        files[last - 1] = masks / sequence.name / f"{sequence.frames[last - 1].stem}.png"
+    read = read_foreground if sequence.year == 2016 else read_ids
+    found = [(sequence.read_frame(index), read(file)) for index, file in files.items()]
+    return [(sequence.read_frame(0), sequence.first_mask()), *found]
 
 
 def _scores(overall: pd.DataFrame, objects: pd.DataFrame) -> tuple[Score, ...]:
