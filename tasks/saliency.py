@@ -253,12 +253,13 @@ def _draw(
     """The worst and best images: what was found, and beside it the truth."""
     by_name = {image.name: image for image in images}
     pictures = []
-    for label in _figures.worst_and_best_first(values)[:PICTURES]:
+    for place, label in enumerate(_figures.worst_and_best_first(values)[:PICTURES]):
         name = str(label)
+        case = {0: " (worst)", 1: " (best)"}.get(place, "") if len(values) > 1 else ""
         rgb, ids = by_name[name].read()
         file = context.folder("overlays") / f"{name.replace('/', '_')}.jpg"
         _figures.mask_strip(file, [(rgb, decode_mask(masks[name])), (rgb, np.where(ids == VOID_ID, 0, ids))])
-        pictures.append(Picture(f"overlays/{file.name}", f"{name}: IoU {values[name]:.1f} (found, truth)"))
+        pictures.append(Picture(f"overlays/{file.name}", f"{name}{case}: IoU {values[name]:.1f} (found, truth)"))
     return tuple(pictures)
 
 
