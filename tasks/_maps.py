@@ -43,7 +43,7 @@ def attention_maps(backbone: Backbone, rgb: Pixels, resolution: int = RESOLUTION
     Raises:
         ValueError: a network without a class token or attention (with what it has).
     """
-    return attention_of(backbone, to_input(backbone, rgb, resolution)[0]).cpu()
+    return attention_of(backbone, to_input(backbone, rgb, resolution))[0].cpu()
 
 
 def mass_masks(attention: Tensor, mass: float = MASS) -> Mask:

@@ -4,7 +4,8 @@ Shapes: an image has h x w patches, N = h*w, in rows; features are [C, h, w], ma
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -20,16 +21,20 @@ from torch import Tensor
 
 from dino_dense import Backbone, distributed
 from tasks._lanczos import leading_pairs
+from tasks._pipeline import in_batches, read_ahead
 
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Box = tuple[float, float, float, float]
 Item = TypeVar("Item")
+Given = TypeVar("Given")
 
 SMALLEST_GRAPH = 3  # patches; fewer have no third eigenvalue
 LANCZOS_FROM = 512  # patches; below, the reference's own dense call is fast, and breaks ties as the reference does
 LARGEST_RESIDUAL = 1e-9  # of an eigenvector of length 1
 TIE = 1e-9  # of the eigenvector's largest value: not above its mean but for rounding
+GPU_BATCH = 8  # images of one size extracted at once
+READERS = 2  # threads that read images
 MASKCUT_CORNERS = 3  # maskcut.py: this many image corners in the foreground, and it is the background
 MASKCUT_OVERLAP = 0.5  # maskcut.py: IoU with the mask before, above which a mask is dropped
 MASKCUT_AREA = 0.01  # maskcut.py: share of the image up to which a mask is dropped
@@ -310,15 +315,15 @@ def attention_segments(
 # --- All methods -------------------------------------------------------------------------------------------
 
 
-def patch_features(backbone: Backbone, image: Tensor, protocol: SegmentProtocol) -> Tensor:
-    """What the methods but attention compare, [C, h, w], of an image [3, H, W] in [0, 1].
+def patch_features(backbone: Backbone, images: Tensor, protocol: SegmentProtocol) -> Tensor:
+    """What the methods but attention compare, [B, C, h, w], of images [B, 3, H, W] in [0, 1].
 
     A network without attention heads gives its last map, with a layer norm over all its values, as LOST does for
     ResNets: it ends with a ReLU, so that every product would be positive.
     """
     kind = feature_kind(backbone, protocol)
-    features: Tensor = getattr(backbone.extract(image[None], {kind}), kind)[0]
-    return features if backbone.num_heads else F.layer_norm(features, features.shape)
+    features: Tensor = getattr(backbone.extract(images, {kind}), kind)
+    return features if backbone.num_heads else F.layer_norm(features, features.shape[1:])
 
 
 def feature_kind(backbone: Backbone, protocol: SegmentProtocol) -> Literal["keys", "patches"]:
@@ -333,11 +338,49 @@ def feature_note(backbone: Backbone, protocol: SegmentProtocol) -> str:
     return f"{backbone.name} has no keys: its last map was compared instead."
 
 
-def attention_of(backbone: Backbone, image: Tensor) -> Tensor:
-    """The class token's attention [heads, h, w] of an image [3, H, W] in [0, 1]; ValueError if it has none."""
-    attention = backbone.extract(image[None], {"attention"}).attention
+def attention_of(backbone: Backbone, images: Tensor) -> Tensor:
+    """The class token's attention [B, heads, h, w] to images [B, 3, H, W] in [0, 1]; ValueError if it has none."""
+    attention = backbone.extract(images, {"attention"}).attention
     assert attention is not None
-    return attention[0]
+    return attention
+
+
+def compared_maps(backbone: Backbone, images: Tensor, protocol: SegmentProtocol, method: str) -> Tensor:
+    """What a method looks at, of images [B, 3, H, W]: attention [B, heads, h, w], or features [B, C, h, w]."""
+    if method == "attention":
+        return attention_of(backbone, images)
+    return patch_features(backbone, images, protocol)
+
+
+def maps_ahead(
+    items: Iterable[Item],
+    read: Callable[[Item], Given],
+    prepare: Callable[[Given], Tensor],
+    extract: Callable[[Tensor], Tensor],
+    batch_size: int,
+) -> Iterator[tuple[Item, Given, Tensor]]:
+    """Items in order with what was read of each and its maps: read ahead in threads, extracted in batches of one size.
+
+    Args:
+        read: what an item's files hold; runs in threads, so that it keeps off torch.
+        prepare: that as an image [3, H, W].
+        extract: images [B, 3, H, W] -> maps [B, ...].
+        batch_size: images extracted at once, of consecutive ones of equal size.
+    """
+
+    def read_one(item: Item) -> tuple[Item, Given]:
+        return item, read(item)
+
+    with closing(read_ahead(read_one, items, ahead=2 * batch_size, workers=READERS)) as given:
+        prepared = ((item, found, prepare(found)) for item, found in given)
+        for batch in in_batches(prepared, lambda one: one[2].shape, batch_size):
+            maps = extract(torch.stack([image for _, _, image in batch]))
+            yield from ((item, found, one) for (item, found, _), one in zip(batch, maps, strict=True))
+
+
+def default_batch(backbone: Backbone) -> int:
+    """Images extracted at once where nobody says: a CPU gains nothing from more than one."""
+    return 1 if backbone.device.type == "cpu" else GPU_BATCH
 
 
 def component(mask: Mask, seed: int) -> Mask:
