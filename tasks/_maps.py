@@ -210,4 +210,6 @@ def grow(
     values = np.where(near, alike, -1).astype(np.float32)
     values[row, column] = 1
     dense = cv2.resize(np.where(near & ~piece, np.minimum(values, likeness), values), size[::-1])
-    return dense > likeness
+    clicked = np.zeros(grid, np.uint8)
+    clicked[row, column] = 1
+    return (dense > likeness) | (cv2.resize(clicked, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT) > 0)
