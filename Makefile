@@ -1,6 +1,6 @@
 PYTHON ?= .venv/bin/python
 
-.PHONY: setup format check test bench lock
+.PHONY: setup format check test faults bench lock
 
 setup:   ## .venv from the lock file
 	python3 bootstrap.py setup
@@ -16,6 +16,9 @@ check:   ## what CI checks besides the tests
 
 test:    ## every test this machine can run
 	python3 bootstrap.py test
+
+faults:  ## kills, full disks, several processes, memory, leftovers: the long forms (docs/reliability.md)
+	$(PYTHON) -m tests.faults
 
 bench:   ## every benchmark, one after another (about a quarter of an hour on two cores), and one table
 	$(PYTHON) -m benchmarks

@@ -333,7 +333,7 @@ def _split_names(root: Path, year: int, split: str, resolution: str) -> list[str
             f"{candidates[0]}: no such list for year {year} and split {split!r}; "
             f"the tree has {', '.join(lists) or 'no list'}"
         )
-    firsts = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
+    firsts = [line.split()[0] for line in read_list(listed) if line.strip()]
     names = [PurePosixPath(first).parent.name if "/" in first else first for first in firsts]
     if not names:
         raise DataError(f"{listed}: the list is empty")
@@ -341,6 +341,14 @@ def _split_names(root: Path, year: int, split: str, resolution: str) -> list[str
     if paths:  # masks are written under these names
         raise DataError(f"{listed}: {paths[0]!r} is no name of a sequence; expected those of folders in JPEGImages")
     return list(dict.fromkeys(names))
+
+
+def read_list(path: Path) -> list[str]:
+    """The lines of a text file; DataError where it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: expected a text file in UTF-8, found another encoding ({error.reason})") from None
 
 
 def _select(names: list[str], wanted: Sequence[str] | None, where: str) -> list[str]:
@@ -359,10 +367,17 @@ def _find_sequence(
     root: Path, name: str, year: int, resolution: str, void: Void, max_frames: int | None
 ) -> VideoSequence:
     folder = root / "JPEGImages" / resolution / name
-    frames = tuple(sorted(folder.glob("[!.]*.jpg"))[:max_frames])
+    every = sorted(folder.glob("[!.]*.jpg"))
+    frames = tuple(every[:max_frames])
     if not frames:
         raise DataError(f"{folder}: no *.jpg frames of sequence {name!r} (found {_listing(folder)})")
     annotations = root / "Annotations" / resolution / name
+    alone = sorted({mask.stem for mask in annotations.glob("[!.]*.png")} - {frame.stem for frame in every})
+    if alone:  # without that frame, what is propagated is another video
+        raise DataError(
+            f"{folder / alone[0]}.jpg: no such file, but {annotations} has a mask of that frame ({len(alone)} such). "
+            "Copy the missing frames, or take the masks out"
+        )
     expected = [annotations / f"{frame.stem}.png" for frame in frames]
     if not expected[0].is_file():
         raise DataError(f"{expected[0]}: no such file; sequence {name!r} needs a mask of its first frame")

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -54,8 +55,18 @@ def list_files(root: Path | str, suffixes: Iterable[str]) -> list[Path]:
     if not root.is_dir():
         raise DataError(f"{root}: expected a folder, found a file.")
     wanted = frozenset(suffixes)
-    found = (path for path in root.rglob("*") if path.suffix.lower() in wanted and not is_hidden(path, root))
-    return sorted((path for path in found if path.is_file()), key=natural_key)
+    found = [path for path in root.rglob("*") if path.suffix.lower() in wanted and not is_hidden(path, root)]
+    for path in found:
+        if not _is_text(path.name):
+            shown = str(path).encode("utf-8", "backslashreplace").decode()
+            raise DataError(f"{shown}: a name that is not UTF-8, which no report could hold. Rename the file.")
+    # A link to nowhere is listed too: it is an error where it is read, not a smaller data set.
+    return sorted((path for path in found if not path.is_dir()), key=natural_key)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name can be written down; Python carries bytes that are not UTF-8 as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def list_images(root: Path | str) -> list[Path]:
@@ -109,7 +120,8 @@ def _opened(path: Path | str) -> Iterator[Image.Image]:
         with Image.open(path) as image:
             yield image
     except FileNotFoundError:
-        raise
+        gone = "a link to nowhere" if Path(path).is_symlink() else "no such file, or gone since it was listed"
+        raise FileNotFoundError(f"{path}: {gone}. Restore it, or take it out of the data.") from None
     except UnidentifiedImageError:
         raise DataError(f"{path}: not an image that can be read. Replace or remove it.") from None
     except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
@@ -193,6 +205,11 @@ def open_picture(path: Path) -> JpegPicture | DecodedPicture:
     """
     encoded = path.read_bytes()
     header = jpeg.read_header(encoded)
+    if header and header.height * header.width > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):  # as PIL has it
+        raise DataError(
+            f"{path}: {header.height}x{header.width} pixels (height x width), more than memory should be given to. "
+            "Replace or remove it."
+        )
     if header and header.channels in (1, 3) and jpeg.is_whole(encoded):
         return JpegPicture(path, encoded, header)
     return DecodedPicture(np.array(read_rgb(path)))

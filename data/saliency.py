@@ -21,7 +21,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from data import DataError
-from data.davis import VOID_ID, load_davis, read_foreground, read_ids
+from data.davis import VOID_ID, load_davis, read_foreground, read_ids, read_list
 from data.images import IMAGE_SUFFIXES, is_hidden, list_images, read_rgb
 
 Pixels = npt.NDArray[np.uint8]
@@ -155,7 +155,7 @@ def read_voc_list(root: Path, task: str, split: str) -> list[str]:
         nested = sorted(path.parent.relative_to(root).as_posix() for path in root.glob("*/ImageSets"))
         advice = f"; did you mean {root / nested[0]}?" if nested else ""
         raise DataError(f"{listed}: no such list; there are {', '.join(there[:8]) or 'none'}{advice}")
-    names = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
+    names = [line.split()[0] for line in read_list(listed) if line.strip()]
     if not names:
         raise DataError(f"{listed}: the list is empty")
     paths = [name for name in names if "/" in name or "\\" in name or name in (".", "..")]

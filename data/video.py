@@ -112,10 +112,14 @@ class VideoFrames(Sequence[DecodedPicture]):
         """For a process started afresh: everything but the open files."""
         return {**self.__dict__, "_readers": OrderedDict()}
 
+    def name(self, index: int, root: Path) -> str:
+        """Name of a frame, relative to `root`: FILE#NUMBER."""
+        video, frame = self.frames[index]
+        return f"{self.paths[video].relative_to(root).as_posix()}#{frame}"
+
     def names(self, root: Path) -> list[str]:
         """One name per frame, relative to `root`."""
-        relative = [path.relative_to(root).as_posix() for path in self.paths]
-        return [f"{relative[video]}#{frame}" for video, frame in self.frames]
+        return [self.name(index, root) for index in range(len(self))]
 
     def _reader(self, video: int) -> decord.VideoReader:
         key = (os.getpid(), video)
@@ -139,9 +143,13 @@ class PictureFiles(Sequence[JpegPicture | DecodedPicture]):
     def __getitem__(self, index: int) -> JpegPicture | DecodedPicture:  # type: ignore[override]
         return open_picture(self.paths[index])
 
+    def name(self, index: int, root: Path) -> str:
+        """Name of an image, relative to `root`."""
+        return self.paths[index].relative_to(root).as_posix()
+
     def names(self, root: Path) -> list[str]:
         """One name per image, relative to `root`."""
-        return [path.relative_to(root).as_posix() for path in self.paths]
+        return [self.name(index, root) for index in range(len(self))]
 
 
 class PretrainingImages(Sequence[JpegPicture | DecodedPicture]):
@@ -160,10 +168,19 @@ class PretrainingImages(Sequence[JpegPicture | DecodedPicture]):
         return self.ends[-1]
 
     def __getitem__(self, index: int) -> JpegPicture | DecodedPicture:  # type: ignore[override]
+        part, within = self._find(index)
+        return self.parts[part][within]
+
+    def name(self, index: int) -> str:
+        """Name of a picture, relative to the root."""
+        part, within = self._find(index)
+        return self.parts[part].name(within, self.root)
+
+    def _find(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
         part = bisect.bisect_right(self.ends, index)
-        return self.parts[part][index - (self.ends[part] - len(self.parts[part]))]
+        return part, index - (self.ends[part] - len(self.parts[part]))
 
 
 def open_pretraining_data(

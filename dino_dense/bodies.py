@@ -205,9 +205,34 @@ def describe(module: nn.Module) -> dict[str, Any]:
     return {"body": "timm", "name": facts["architecture"]}
 
 
-def rebuild(description: dict[str, Any]) -> nn.Module:
-    """The body that `describe` described, with random weights."""
-    facts = dict(description)
-    if facts.pop("body") == "vit":
-        return DinoViT(ViTShape(**facts))
-    return create_timm(facts["name"], pretrained=False)
+def rebuild(description: Any) -> nn.Module:
+    """The body that `describe` described, with random weights.
+
+    A description comes out of a file, so it is not trusted: it names a body of ours or of timm's own, never one
+    that would be fetched, and no size beyond any ViT's.
+
+    Raises:
+        ValueError: it is none that `describe` writes.
+    """
+    facts = dict(description) if isinstance(description, dict) else {}
+    kind = facts.pop("body", None)
+    try:
+        if kind == "vit":
+            return DinoViT(_checked_shape(ViTShape(**facts)))
+        if kind == "timm" and timm.is_model(facts["name"]):
+            return create_timm(facts["name"], pretrained=False)
+    except (TypeError, KeyError, ValueError, RuntimeError, ZeroDivisionError, AssertionError) as error:
+        raise ValueError(f"architecture {description!r:.200} cannot be built ({error}).") from None
+    raise ValueError(f"architecture {description!r:.200} is none of ours and none of timm's own.")
+
+
+def _checked_shape(shape: ViTShape) -> ViTShape:
+    """Raise ValueError for numbers that would only fill the memory; the largest ViT (22B) has 6144 x 48."""
+    limits = {"embed_dim": 8192, "depth": 128, "patch_size": 128, "grid_size": 512, "num_heads": 256}
+    limits |= {"registers": 1024, "mlp_hidden": 65536}
+    for name, most in limits.items():
+        value = getattr(shape, name)
+        low = 0 if name == "registers" else 1
+        if value is not None and not (type(value) is int and low <= value <= most):
+            raise ValueError(f"{name} is {value!r}, expected a whole number from {low} to {most}")
+    return shape

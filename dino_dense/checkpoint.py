@@ -7,10 +7,8 @@ Files from strangers are read without running code, and a file that does not fit
 import argparse
 import hashlib
 import json
-import os
 import pickle
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dino_dense.bodies import HEAD_DIM, VIT_NAME, VIT_SIZES, ViTShape, build_module, describe, rebuild
+from dino_dense.files import replacing
 
 METADATA_KEY = "dino_dense"
+CHECKSUM_KEY = "dino_dense.sha256"
 FORMAT_VERSION = 1
 TEACHER_FILE = "teacher.safetensors"
 STATE_FILE = "last.safetensors"
@@ -39,45 +39,69 @@ class CheckpointError(ValueError):
 
 
 def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors and JSON metadata as one safetensors file, whole or not at all.
+    """Write tensors and JSON metadata as one safetensors file, whole or not at all (`files.replacing`).
 
-    The file is written beside its place, flushed to the disk and renamed, so a reader or a power cut never
-    meets half a checkpoint.
+    The file carries a SHA-256 of its tensors and metadata, which `read_tensors` verifies.
+
+    Raises:
+        WriteError: the disk is full or the folder cannot be written; what was at `path` before is kept.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"format": FORMAT_VERSION, **metadata})
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, temporary, metadata={METADATA_KEY: text})
-        with Path(temporary).open("rb") as written:
-            os.fsync(written.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {METADATA_KEY: text, CHECKSUM_KEY: _digest(contiguous, text)}
+    with replacing(path) as temporary:
+        try:
+            save_file(contiguous, temporary, metadata=header)
+        except SafetensorError as error:  # how it reports what the system said
+            raise OSError(str(error)) from error
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """SHA-256 over names, shapes, types and values, and a text; hexadecimal."""
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_tensors(path: Path | str) -> tuple[Weights, dict[str, Any]]:
     """Read a safetensors file: its tensors, and our metadata ({} where another tool wrote it).
 
     Raises:
-        CheckpointError: the file is not safetensors, is cut short, or has a later format than this code knows.
+        FileNotFoundError: no such file.
+        CheckpointError: the file is not safetensors, is cut short, holds other bytes than were written, or has a
+            later format than this code knows.
     """
     try:
         with safe_open(str(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no iterator here
-            text = (file.metadata() or {}).get(METADATA_KEY, "{}")
+            header = file.metadata() or {}
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error}). Copy or save it again.") from None
-    metadata = json.loads(text)
-    if metadata.get("format", FORMAT_VERSION) > FORMAT_VERSION:
+    text = header.get(METADATA_KEY, "{}")
+    if header.get(CHECKSUM_KEY, "") not in ("", _digest(tensors, text)):
         raise CheckpointError(
-            f"{path}: format {metadata['format']}, this version reads up to {FORMAT_VERSION}. Update dino_dense."
+            f"{path}: damaged since it was written: its content has another SHA-256 than it says. Copy it again."
         )
-    return tensors, metadata
+    return tensors, _parse_metadata(path, text)
+
+
+def _parse_metadata(path: Path | str, text: str) -> dict[str, Any]:
+    try:
+        metadata = json.loads(text)
+        version = metadata.get("format", FORMAT_VERSION)
+        is_later = version > FORMAT_VERSION
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(
+            f"{path}: its metadata {METADATA_KEY!r} is {text[:60]!r}, expected a JSON object with a whole number as "
+            "format. Save it again."
+        ) from None
+    if is_later:
+        raise CheckpointError(
+            f"{path}: format {version}, this version reads up to {FORMAT_VERSION}. Update dino_dense."
+        )
+    return metadata
 
 
 def save_backbone(path: Path | str, module: nn.Module, *, extra: Mapping[str, Any] | None = None) -> None:
@@ -94,11 +118,7 @@ def sha256_of_file(path: Path | str) -> str:
 
 def sha256_of_weights(module: nn.Module) -> str:
     """SHA-256 over names, shapes and values, for weights that no file holds."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return _digest(module.state_dict())
 
 
 # --- Any file -> a body --------------------------------------------------------------------------------------
@@ -139,6 +159,12 @@ def load_file(path: Path | str, *, arch: str | None = None, network: str = "teac
         weights = to_our_names(weights)
     check_fit(module, weights, path, arch)
     module.load_state_dict(weights, strict=True)
+    broken = [name for name, weight in module.named_parameters() if not weight.isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"{path}: {len(broken)} of its weights are not finite numbers ({_some(broken)}). "
+            "The training diverged: take an earlier checkpoint."
+        )
     return LoadedFile(module, path, sha256_of_file(path), metadata)
 
 
@@ -232,7 +258,14 @@ def _empty_body(weights: Weights, metadata: dict[str, Any], arch: str | None, pa
     if arch is not None:
         return _named_body(arch, weights)
     if "architecture" in metadata:
-        return rebuild(metadata["architecture"])
+        try:
+            with torch.device("meta"):  # no memory before the weights are seen to fit
+                check_fit(rebuild(metadata["architecture"]), weights, path)
+            return rebuild(metadata["architecture"])
+        except CheckpointError:
+            raise
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error} Give its architecture with --arch.") from None
     if "blocks.0.attn.qkv.weight" in weights and "pos_embed" in weights:
         return rebuild({"body": "vit", **vars(infer_vit_shape(weights, path))})
     resnet = _resnet_name(weights)

@@ -11,6 +11,7 @@ import inspect
 import os
 import re
 import sys
+import traceback
 import types
 from argparse import SUPPRESS, Action
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,8 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
 
 DEBUG_VARIABLE = "DINO_DENSE_DEBUG"
+DEBUG_OPTION = "--debug"
+"""Of every command, anywhere in its line: errors come with their traceback."""
 
 
 class _HelpFormatter(DefaultHelpFormatter):
@@ -48,6 +51,9 @@ def _placeholder(hint: Any) -> str:
     options = [option for option in get_args(hint) if option is not type(None)]
     if get_origin(hint) is Literal:
         return "{" + "|".join(map(str, options)) + "}"
+    if bool in options:  # bool | Literal[...]
+        words = [str(word) for option in options for word in get_args(option)]
+        return "{" + "|".join(["true", "false", *words]) + "}"
     if isinstance(hint, types.UnionType):
         return _placeholder(options[0])
     if get_origin(hint) is tuple:
@@ -102,7 +108,7 @@ def parse(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     words = f"{positional.upper()} ... " if positional else ""
-    usage = f"{prog} {words}[--config FILE] [--print-config] [--FIELD VALUE ...]"
+    usage = f"{prog} {words}[--config FILE] [--print-config] [{DEBUG_OPTION}] [--FIELD VALUE ...]"
     parser = _Parser(
         prog=prog, usage=usage, description=description, formatter_class=_HelpFormatter, allow_abbrev=False
     )
@@ -215,8 +221,13 @@ class _Checker(_Parser):
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run an entry point: what the user can mend is one plain message, not a traceback.
 
-    Exit status 0, 1 after an error, 130 after Ctrl-C, or what `main` returns.
+    Exit status 0, or what `main` returns; 2 where what was given cannot be used, which leaves nothing that looks
+    finished; 1 where a run failed on its way (an error with that `exit_status`); 130 after Ctrl-C. `--debug` shows
+    the traceback too.
     """
+    if DEBUG_OPTION in sys.argv:
+        sys.argv.remove(DEBUG_OPTION)
+        os.environ[DEBUG_VARIABLE] = "1"  # for the processes that this one starts, too
     try:
         code = main() or 0
     except KeyboardInterrupt:
@@ -227,9 +238,10 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         code = 141
     except (ValueError, OSError) as error:
         if os.environ.get(DEBUG_VARIABLE):
-            raise
-        print(f"error: {error}\n(set {DEBUG_VARIABLE}=1 to see where)", file=sys.stderr)
-        code = 1
+            traceback.print_exc()
+        message = str(error).encode("utf-8", "backslashreplace").decode()  # a file's name may be no text
+        print(f"error: {message}\n({DEBUG_OPTION} shows where)", file=sys.stderr)
+        code = getattr(error, "exit_status", 2)
     raise SystemExit(code)
 
 
@@ -287,13 +299,18 @@ def _normalise(argv: list[str], kinds: Mapping[str, Any]) -> list[str]:
             option, equals, value = word.partition("=")
             name = option[2:].replace("-", "_")
             bare = position + 1 == len(argv) or argv[position + 1].startswith("--")
-            if kinds.get(name) is bool and not equals and bare:
+            if _may_stand_alone(kinds.get(name)) and not equals and bare:
                 value, equals = "true", "="
             result.append(f"--{name}{equals}{_as_list(value, kinds.get(name)) if equals else ''}")
         else:
             option = result[-1] if result else ""
             result.append(_as_list(word, kinds.get(option[2:]) if option.startswith("--") else None))
     return result
+
+
+def _may_stand_alone(hint: Any) -> bool:
+    """Whether an option without a value means true."""
+    return hint is bool or bool in get_args(hint)
 
 
 def _words_first(argv: list[str]) -> list[str]:

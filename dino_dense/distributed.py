@@ -1,6 +1,7 @@
 """torch.distributed, or one plain process: the same calls work in both."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 Item = TypeVar("Item")
+
+
+class LostProcessError(ConnectionError):
+    """Another process of the run is gone. The message says how to go on."""
+
+    exit_status = 1
+
+
+_LOST = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|Broken pipe|Socket|timed out|Timeout")
+"""What torch's messages say when a peer does not answer; it has no class of error for that with gloo."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,8 @@ def session(device: str) -> Iterator[tuple[World, torch.device]]:
     """Join the other processes when started by torchrun (its WORLD_SIZE variable), else be alone.
 
     Both backends are opened on CUDA, so that small host-side flags travel without a device synchronisation.
+
+    Raises LostProcessError where another process ended in the middle of the work.
     """
     if "WORLD_SIZE" not in os.environ:
         yield World(), resolve_device(device)
@@ -60,6 +73,14 @@ def session(device: str) -> Iterator[tuple[World, torch.device]]:
     dist.init_process_group("gloo" if here.type == "cpu" else "cpu:gloo,cuda:nccl")
     try:
         yield world, here
+    except RuntimeError as error:
+        if not _LOST.search(str(error)):
+            raise
+        reason = str(error).strip().splitlines()[0][:160]
+        raise LostProcessError(
+            f"process {world.rank} of {world.size}: another process is gone ({reason}). Its own message says why. "
+            "Start again with --resume auto; under torchrun --max-restarts N that happens by itself."
+        ) from error
     finally:
         dist.destroy_process_group()
 

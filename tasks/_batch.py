@@ -22,7 +22,8 @@ import yaml
 from tqdm import tqdm
 
 from dino_dense import Backbone, Report, cli, distributed
-from dino_dense.report import Entry, environment, write_batch, write_text
+from dino_dense.files import write_text
+from dino_dense.report import Entry, environment, write_batch
 from tasks._task import OtherRunError, RunOptions, Task, get, identity_of, open_backbone, run_one
 
 REPORT_FILE = "report.json"

@@ -12,10 +12,10 @@ import yaml
 from data.sample import sample_data
 from data.video import open_pretraining_data
 from dino_dense import cli, distributed
-from dino_dense.checkpoint import STATE_FILE
+from dino_dense.files import write_text
 from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.trainer import Trainer
-from dino_dense.report import pairs_frame, write_text
+from dino_dense.report import pairs_frame
 from tasks._batch import BatchOptions, run_batch
 
 SUITE = "quickstart"
@@ -73,7 +73,7 @@ def _recipe(name: str) -> Any:
 
 def _pretrain(settings: PretrainConfig) -> None:
     """Train, or go on with a run that stopped; nothing is left to do in one that is finished."""
-    settings = replace(settings, resume=(Path(settings.out) / STATE_FILE).is_file())
+    settings = replace(settings, resume="auto")
     images = open_pretraining_data(sample_data().images / "train")
     with distributed.session(settings.device) as (world, device):
         outcome = Trainer(settings, images, world, device).train()

@@ -22,6 +22,7 @@ import torch
 
 from dino_dense import cli, distributed
 from dino_dense.backbone import Backbone, load_backbone
+from dino_dense.files import write_text
 from dino_dense.report import (
     Metric,
     Picture,
@@ -30,7 +31,6 @@ from dino_dense.report import (
     environment,
     peak_memory_mib,
     reset_peak_memory,
-    write_text,
 )
 
 ENTRY_POINT_GROUP = "dino_dense.tasks"
@@ -331,7 +331,11 @@ def file_list_hash(root: Path, files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         name = Path(os.path.relpath(file, root)).as_posix()  # a data set's images may lie beside its annotations
-        digest.update(f"{name}\0{file.stat().st_size}\n".encode())
+        try:
+            size = file.stat().st_size
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{file}: a link to nowhere, or gone since it was listed. Restore it.") from None
+        digest.update(f"{name}\0{size}\n".encode())
     return digest.hexdigest()
 
 

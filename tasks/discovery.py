@@ -21,7 +21,7 @@ from data.images import read_rgb
 from data.saliency import load_saliency
 from data.sample import sample_data
 from dino_dense import Backbone, Metric, Picture, cli
-from dino_dense.report import write_text
+from dino_dense.files import write_text
 from tasks import _figures
 from tasks._scores.boxes import HIT, Box, box_iou, objects_found, risk_coverage
 from tasks._segment import (

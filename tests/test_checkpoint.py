@@ -214,7 +214,7 @@ def test_write_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monkey
     path = tmp_path / "a.safetensors"
     write_tensors(path, {"x": torch.ones(3)}, {"step": 1})
     with monkeypatch.context() as patch:
-        patch.setattr("dino_dense.checkpoint.os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+        patch.setattr("dino_dense.files.os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
             write_tensors(path, {"x": torch.zeros(3)}, {"step": 2})
     tensors, metadata = read_tensors(path)

@@ -1,5 +1,6 @@
 """The command line: dataclass in, dataclass out, and errors a person can act on."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -7,6 +8,7 @@ from typing import Literal
 import pytest
 
 from dino_dense import cli
+from dino_dense.files import WriteError
 
 
 @dataclass(frozen=True)
@@ -137,19 +139,44 @@ def test_unknown_preset_names_those_there_are():
         cli.load_protocol("davis", "dino2")
 
 
-def test_errors_are_one_message_and_exit_1(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv(cli.DEBUG_VARIABLE, raising=False)
+def test_errors_are_one_message_and_exit_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(cli.DEBUG_VARIABLE, "")
 
     def broken() -> None:
         raise ValueError("masks/0.png: no object")
 
     with pytest.raises(SystemExit) as caught:
         cli.run(broken)
-    assert caught.value.code == 1
-    assert "error: masks/0.png: no object" in capsys.readouterr().err
-    monkeypatch.setenv(cli.DEBUG_VARIABLE, "1")
-    with pytest.raises(ValueError, match="no object"):
+    assert caught.value.code == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: masks/0.png: no object\n")
+    assert "Traceback" not in text
+    monkeypatch.setattr("sys.argv", ["prog", "--debug", "--k", "1"])
+    with pytest.raises(SystemExit):
         cli.run(broken)
+    assert "Traceback" in capsys.readouterr().err
+    assert sys.argv == ["prog", "--k", "1"]
+
+
+def test_a_run_that_failed_on_its_way_exits_1(monkeypatch: pytest.MonkeyPatch):
+    def full() -> None:
+        raise WriteError("last.safetensors: cannot be written")
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(full)
+    assert caught.value.code == 1
+
+
+@pytest.mark.parametrize(("words", "expected"), [([], False), (["--resume"], True), (["--resume", "auto"], "auto")])
+def test_an_option_that_is_true_false_or_a_word(words: list[str], expected: object):
+    @dataclass(frozen=True)
+    class Going:
+        """Going on"""
+
+        resume: bool | Literal["auto"] = False
+        """Whether."""
+
+    assert cli.parse(Going, prog="prog", description="", argv=words).resume == expected
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Train a DINO backbone on a folder of images or videos; without --data, on images that it renders itself."""
 
+import signal
+
 from data.sample import sample_data
 from data.video import open_pretraining_data
 from dino_dense import cli, distributed
@@ -8,13 +10,18 @@ from dino_dense.pretrain.trainer import Trainer
 
 
 def main() -> int:
-    """Parse, build, train. Returns the exit status: 0, or 128 + the signal that stopped the run."""
+    """Parse, build, train.
+
+    Returns:
+        The exit status: 0, also where SIGTERM ended the run early, as on a pre-empted machine: it is saved, and the
+        last line says how to go on. 128 + the number of any other signal.
+    """
     config = cli.parse(PretrainConfig, prog="python -m dino_dense.pretrain", description=__doc__ or "")
     with distributed.session(config.device) as (world, device):
         root = config.data or sample_data().images / "train"
         images = open_pretraining_data(root, config.frame_stride, config.frames_per_video)
         outcome = Trainer(config, images, world, device).train()
-    return 128 + outcome.signal if outcome.signal else 0
+    return 128 + outcome.signal if outcome.signal not in (None, signal.SIGTERM) else 0
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ crops.
 """
 
 import math
+import os
 import signal
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
@@ -17,11 +18,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from dino_dense.distributed import World
 from dino_dense.pretrain.config import PretrainConfig
-from dino_dense.pretrain.crops import MultiCrop, Picture, derive_seed
-from dino_dense.pretrain.looks import ROW
+from dino_dense.pretrain.crops import MultiCrop, Picture, View, derive_seed
+from dino_dense.pretrain.faults import BadSample
+from dino_dense.pretrain.looks import ROW, Pixels
 
-ORDER_STREAM, CROP_STREAM, DROP_PATH_STREAM = range(3)
-"""First number of a seed's key, so that order, crops and drop path never share random numbers."""
+ORDER_STREAM, CROP_STREAM, DROP_PATH_STREAM, SUBSTITUTE_STREAM = range(4)
+"""First number of a seed's key, so that order, crops, drop path and substitutes never share random numbers."""
+SUBSTITUTES = 16
+"""How many images are tried in the place of a bad one. With 1 % bad, that all of them are is a chance of 1e-32."""
 
 
 class ImageSource(Protocol):
@@ -34,6 +38,9 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Picture: ...
+
+    def name(self, index: int) -> str:
+        """What to call a picture in messages."""
 
 
 class Position(NamedTuple):
@@ -59,6 +66,8 @@ class MicroBatch(NamedTuple):
     """[n*b, ROW] or [0, ROW], likewise."""
     places: Tensor
     """int64 [b]: each image's position in the global batch."""
+    bad: list[BadSample]
+    """Images that could not be read; others are in their places."""
 
 
 class Plan:
@@ -92,6 +101,11 @@ class Plan:
         """The permutation of all images that `epoch` walks through; the last incomplete batch is left out."""
         generator = torch.Generator().manual_seed(derive_seed(ORDER_STREAM, self.seed, epoch))
         return torch.randperm(self.n_images, generator=generator).tolist()
+
+    def images(self, step: int) -> list[int]:
+        """The images of one step, over all processes, in the order of their places."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        return self.order(epoch)[batch * self.batch_size :][: self.batch_size]
 
     def micro_batches(self, start_step: int) -> Iterator[list[Position]]:
         """This process's micro-batches from `start_step` to the end, `accumulate` per step."""
@@ -133,26 +147,27 @@ class CropDataset(Dataset[MicroBatch | Exception]):
     """Positions of a micro-batch -> its crops, each written once, into one tensor per resolution.
 
     Crops stay uint8 until they are on the training device: a quarter of the bytes to move between processes.
-    An unreadable picture gives the error itself, which the training process raises: torch's loader would bury
-    its message in the worker's traceback.
+    An unreadable picture is replaced, or gives the error itself, which the training process raises: torch's loader
+    would bury its message in the worker's traceback.
     """
 
-    def __init__(self, images: ImageSource, config: PretrainConfig) -> None:
+    def __init__(self, images: ImageSource, config: PretrainConfig, workers: int = 0) -> None:
         self.images = images
         self.crop = MultiCrop(config)
         self.seed = config.seed
+        self.skips = config.on_bad_sample == "skip"
+        self.in_hand = torch.full((workers, 2), -1).share_memory_()
+        """Each worker's process id and the image it is reading, should it die of it."""
 
     def __getitem__(self, positions: list[Position]) -> MicroBatch | Exception:
         b, sizes = len(positions), [kind.size for kind in self.crop.kinds]
         global_views, local_views = (_empty_views(b, of_group) for of_group in (sizes[:2], sizes[2:]))
         by_view = [*global_views.numpy(), *local_views.numpy()]  # V times [b, S, S, 3]
         looks = torch.empty(len(sizes), 0 if self.crop.applies_looks else b, ROW)
-        for i, (epoch, image, _) in enumerate(positions):
-            seed = derive_seed(CROP_STREAM, self.seed, epoch, image)
+        bad: list[BadSample] = []
+        for i, position in enumerate(positions):
             try:
-                picture = self.images[image]
-                views = self.crop.draw(picture.size, seed)
-                self.crop.render(picture, views, [pixels[i] for pixels in by_view])
+                views = self._read(position, [pixels[i] for pixels in by_view], bad)
             except (ValueError, OSError) as error:
                 return error
             if not self.crop.applies_looks:
@@ -163,7 +178,40 @@ class CropDataset(Dataset[MicroBatch | Exception]):
             looks[:2].flatten(0, 1),
             looks[2:].flatten(0, 1),
             torch.tensor([position.place for position in positions]),
+            bad,
         )
+
+    def _read(self, position: Position, pixels: list[Pixels], bad: list[BadSample]) -> list[View]:
+        """Write the crops of one position; of another image where its own is bad.
+
+        The image that takes its place, and its crops, are drawn from (seed, epoch, image) alone: the batch keeps its
+        size, and is the same in every process, whatever the workers and after every resume.
+        """
+        epoch, image, _ = position
+        seed, chosen, reason = derive_seed(CROP_STREAM, self.seed, epoch, image), image, ""
+        for attempt in range(SUBSTITUTES + 1):
+            try:
+                views = self._crop(chosen, seed, pixels)
+            except (ValueError, OSError) as error:
+                if not self.skips or attempt == SUBSTITUTES:
+                    raise
+                reason = reason or str(error)
+                seed = derive_seed(SUBSTITUTE_STREAM, self.seed, epoch, image, attempt)
+                chosen = seed % len(self.images)
+            else:
+                break
+        if chosen != image:
+            bad.append(BadSample(image, chosen, reason))
+        return views
+
+    def _crop(self, image: int, seed: int, pixels: list[Pixels]) -> list[View]:
+        worker = get_worker_info()
+        if worker is not None:
+            self.in_hand[worker.id] = torch.tensor((os.getpid(), image))
+        picture = self.images[image]
+        views = self.crop.draw(picture.size, seed)
+        self.crop.render(picture, views, pixels)
+        return views
 
 
 def _empty_views(b: int, sizes: list[int]) -> Tensor:
@@ -180,7 +228,7 @@ def build_loader(
 ) -> DataLoader[MicroBatch | Exception]:
     """One loader for the whole run from `start_step` on: its workers never restart between epochs."""
     return DataLoader(
-        CropDataset(images, config),
+        CropDataset(images, config, workers),
         batch_size=None,  # an item is a whole micro-batch
         sampler=PlanSampler(plan, start_step),
         num_workers=workers,

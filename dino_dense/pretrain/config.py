@@ -11,6 +11,8 @@ from typing import Literal, get_args
 from dino_dense.pretrain.optim import ClipMode, OptimizerName
 
 DeviceName = Literal["auto", "cpu", "cuda"]
+OnBadSample = Literal["skip", "raise"]
+OnNotFinite = Literal["stop", "skip"]
 DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
 AugmentOn = Literal["auto", "loader", "device"]
 
@@ -20,8 +22,8 @@ FREE_ON_RESUME = frozenset(
         # mathematics, but for accumulate where there is BatchNorm: its statistics are a micro-batch's.
         # The pictures are compared by number and names instead of by the path to them.
         *("data", "out", "resume", "device", "num_workers", "accumulate"),
-        *("max_steps", "log_every", "save_every"),
-        *("compile", "pack"),
+        *("max_steps", "log_every", "save_every", "keep"),
+        *("compile", "pack", "on_bad_sample", "max_bad_samples"),
     }
 )
 """Fields that may differ between a run and its continuation."""
@@ -39,8 +41,8 @@ class PretrainConfig:
     """Folder of images (nested or flat) and/or videos, or one video file. None: the embedded sample."""
     out: str = "runs/pretrain"
     """Run folder: checkpoints, config.yaml, log.csv, TensorBoard events, loss.png."""
-    resume: bool = False
-    """Continue the run in `out` from its last checkpoint, exactly."""
+    resume: bool | Literal["auto"] = False
+    """Continue the run in `out` from its last checkpoint, exactly. auto: where there is one, else begin it."""
     frame_stride: int = 1
     """Of each video file, use every n-th frame (frames). Ours; 1 = all."""
     frames_per_video: int | None = None
@@ -153,12 +155,22 @@ class PretrainConfig:
     pack: bool = False
     """ViTs: take global and local crops through each block together, attention apart from each other; fewer and
     larger products for a GPU. Not with compile. Ours."""
+    on_bad_sample: OnBadSample = "skip"
+    """A picture that cannot be read: skip = another takes its place in the batch, drawn from the seed, and
+    bad_samples.csv lists it; raise = stop. Ours."""
+    max_bad_samples: float = 0.01
+    """Stop when more than this share of the images is bad. Ours."""
+    on_not_finite: OnNotFinite = "stop"
+    """A step whose loss or gradient is not finite: stop the run, or skip the step (which waits for the device in
+    every step); after 10 in a row it stops. Both report the batch's files. Ours."""
     num_workers: int | None = None
     """Loader processes per training process. None: 10 (main_dino), at most its share of the CPU cores."""
     log_every: int = 10
     """Optimizer steps between rows of log.csv. (main_dino prints every 10)"""
     save_every: int | None = None
     """Optimizer steps between checkpoints. None: one at the end of each epoch. (main_dino)"""
+    keep: int = 2
+    """Training states kept: the newest, and older ones for when it cannot be read. Ours."""
 
     def __post_init__(self) -> None:
         self._check_choices()
@@ -177,6 +189,8 @@ class PretrainConfig:
             ("device", get_args(DeviceName)),
             ("dtype", get_args(DtypeName)),
             ("augment_on", get_args(AugmentOn)),
+            ("on_bad_sample", get_args(OnBadSample)),
+            ("on_not_finite", get_args(OnNotFinite)),
         ):
             value = getattr(self, name)
             if value not in choices:
@@ -206,7 +220,7 @@ class PretrainConfig:
 _POSITIVE_INTS = (
     *("frame_stride", "frames_per_video", "out_dim", "head_layers", "head_hidden_dim", "head_bottleneck_dim"),
     *("global_crop_size", "local_crop_size", "batch_size", "accumulate", "epochs", "max_steps"),
-    *("log_every", "save_every"),
+    *("log_every", "save_every", "keep"),
 )
 _POSITIVE = 1e-9
 _RANGES: dict[str, tuple[float, float]] = {
@@ -215,7 +229,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("min_lr", "weight_decay", "weight_decay_end", "clip_grad"), (0, math.inf)),
     **dict.fromkeys(("warmup_epochs", "warmup_teacher_temp_epochs", "freeze_last_layer"), (0, math.inf)),
     **dict.fromkeys(("local_crops_number", "num_workers", "seed"), (0, math.inf)),
-    **dict.fromkeys(("center_momentum", "momentum_teacher"), (0, 1)),
+    **dict.fromkeys(("center_momentum", "momentum_teacher", "max_bad_samples"), (0, 1)),
     "drop_path_rate": (0, 0.99),
     **dict.fromkeys(("flip_prob", "jitter_prob", "gray_prob", "blur_probs", "solarize_prob"), (0, 1)),
     **dict.fromkeys(("global_crops_scale", "local_crops_scale"), (0, 1)),

@@ -2,7 +2,9 @@
 collapse."""
 
 import csv
+import io
 import math
+import os
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,6 +17,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from dino_dense.files import replacing, write_text
 
 LOG_FILE, CURVE_FILE, EVENTS_FOLDER = "log.csv", "loss.png", "tensorboard"
 
@@ -60,8 +64,10 @@ def feature_spectrum(features: Tensor) -> tuple[float, float, float]:
     Spread: standard deviation per channel of the L2-normalised features, averaged and multiplied by √C, so
     that features spread evenly over the sphere give 1 (SimSiam, arXiv 2011.10566, Sec. 4.1). Effective rank:
     exp of the entropy of the covariance's normalised eigenvalues (Roy & Vetterli, EUSIPCO 2007). Constant
-    features: (0, 1, 1).
+    features: (0, 1, 1). Features that are not finite: NaN.
     """
+    if not features.isfinite().all():  # of a step that is being skipped
+        return math.nan, math.nan, math.nan
     unit = torch.nn.functional.normalize(features.float(), dim=1)
     centered = unit - unit.mean(dim=0)
     spread = centered.square().mean(dim=0).sqrt().mean().item() * math.sqrt(features.shape[1])
@@ -189,6 +195,11 @@ class Monitor:
             self.say(warning)
             self.events.add_text("warning", warning, step)
 
+    def sync(self) -> None:
+        """Have the disk hold every row logged so far."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
     def say(self, text: str) -> None:
         """Print without breaking the progress bar."""
         self.bar.write(text)
@@ -209,10 +220,11 @@ def _keep_rows(path: Path, last_step: int) -> float:
         with path.open(newline="") as file:
             # Rows are kept as text, so that no number changes; a last line cut short by a crash is dropped.
             rows = [row for row in csv.DictReader(file) if row["seconds"] and int(row["step"]) <= last_step]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
+    kept = io.StringIO(newline="")
+    writer = csv.DictWriter(kept, names)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, kept.getvalue())
     return float(rows[-1]["seconds"]) if rows else 0.0
 
 
@@ -233,4 +245,5 @@ def draw_curve(run: Path, out_dim: int) -> None:
     axes.axhline(math.log(out_dim), color="gray", linestyle=":", label=f"ln K = {math.log(out_dim):.3f}")
     axes.set(xlabel="optimizer step", ylabel="nats", ylim=(0, None), title=run.name)
     axes.legend()
-    figure.savefig(run / CURVE_FILE, dpi=120)
+    with replacing(run / CURVE_FILE) as path:
+        figure.savefig(path, format="png", dpi=120)

@@ -5,12 +5,13 @@ Shapes: B images per step over all processes, b images in one micro-batch, V vie
 
 import os
 import signal
+import sys
 import types
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +23,20 @@ from dino_dense.attention import fast_attention
 from dino_dense.checkpoint import STATE_FILE
 from dino_dense.distributed import World
 from dino_dense.pretrain import optim, run_folder
-from dino_dense.pretrain.batches import ImageSource, MicroBatch, Plan, build_loader
+from dino_dense.pretrain.batches import CropDataset, ImageSource, MicroBatch, Plan, build_loader
 from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.crops import prepare
+from dino_dense.pretrain.faults import BadSample, BadSamples, LostWorkerError, lost_workers, report_step
 from dino_dense.pretrain.loss import DINOLoss
 from dino_dense.pretrain.monitor import CollapseWatch, Monitor, feature_spectrum
 from dino_dense.pretrain.network import DropPathKeys, build_student_and_teacher, compile_blocks
-from dino_dense.pretrain.run_folder import TrainingState
+from dino_dense.pretrain.run_folder import Origin, TrainingState
 from dino_dense.pretrain.schedules import cosine_schedule
 
+DUMP_FILE = "not_finite.safetensors"
+"""The training state when a step was found not to be finite: it may be some steps later."""
+MOST_SKIPPED = 10
+"""Steps in a row that may be skipped: more are no accident of a batch."""
 MAX_WORKERS = 10
 """Loader processes per training process (main_dino.py, --num_workers)."""
 QUIET_STEPS = 1000
@@ -43,6 +49,8 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 class DivergedError(ValueError):
     """The loss or the gradient is no longer finite."""
+
+    exit_status = 1
 
 
 class Measured(NamedTuple):
@@ -86,14 +94,19 @@ class Trainer:
             config = replace(config, augment_on="device" if device.type == "cuda" else "loader")
         self.config, self.images, self.world, self.device = config, images, world, device
         self.run = Path(config.out)
-        run_folder.check_folder(self.run, config.resume)
+        resumes = run_folder.check_folder(self.run, config.resume)
         self.plan = Plan(len(images), config, world)
         self._build_networks()
         self._build_schedules()
-        self.step = 0
-        if config.resume:
-            self.step = run_folder.load_state(self.run, self.state, config, images.fingerprint)
+        self.origin: Origin | None = None
+        if resumes:
+            self.origin = run_folder.load_state(self.run, self.state, config, images.fingerprint, world.size)
+        self.step = self.origin.step if self.origin else 0
         self.unchecked: list[tuple[int, Tensor]] = []
+        self.bad: list[BadSample] = []
+        """Met since the last look."""
+        self.skipped = 0
+        """Steps in a row that were not finite and were skipped."""
 
     def _build_networks(self) -> None:
         config = self.config
@@ -134,25 +147,36 @@ class Trainer:
 
     def train(self) -> Outcome:
         """Train to the end, or to the first SIGINT or SIGTERM: then a checkpoint is saved first."""
-        distributed.barrier()  # no process may look at the folder after another has begun to write into it
+        # No process may look at the folder after another has begun to write into it.
+        steps = set(distributed.gather_objects([self.step]))
+        if len(steps) > 1:
+            raise run_folder.RunError(f"{self.run}: the processes read states of different steps, {sorted(steps)}.")
         if self.world.is_main:
-            run_folder.write_config(self.run, self.config)
+            run_folder.open_folder(self.run, self.config, self.origin.damaged if self.origin else ())
         monitor = self._monitor() if self.world.is_main else None
+        most, is_main = self.config.max_bad_samples, self.world.is_main
+        self.bad_samples = BadSamples(self.run, self.step, len(self.images), most, writes=is_main)
         try:
             with stop_signals() as received:
                 return self._train(monitor, received)
+        except RuntimeError as error:  # torch may raise it anywhere: it comes with a signal
+            self._explain_lost_worker(error)
+            raise
         finally:
             if monitor:
                 monitor.close()
 
     def _train(self, monitor: Monitor | None, received: list[int]) -> Outcome:
-        batches = self._micro_batches()
-        if monitor and self.step >= self.plan.last_step:
-            monitor.say(f"{self.run}: already finished, at step {self.step}")
+        self._say_where_it_begins(monitor)
+        with closing(self._micro_batches()) as batches:
+            return self._train_on(batches, monitor, received)
+
+    def _train_on(self, batches: Iterator[MicroBatch], monitor: Monitor | None, received: list[int]) -> Outcome:
         while self.step < self.plan.last_step:
             micro_batches = [next(batches) for _ in range(self.config.accumulate)]
             measured = self._optimizer_step(self.step, micro_batches)
             self.step += 1
+            self.bad += [bad for batch in micro_batches for bad in batch.bad]
             self._remember(measured)
             if monitor:
                 monitor.tick()
@@ -160,7 +184,7 @@ class Trainer:
                 self._log(monitor, measured)
             stopped = distributed.any_true(bool(received))
             if stopped or self._is_due(self.config.save_every or self.plan.steps_per_epoch):
-                self._save()
+                self._save(monitor)
             if stopped:
                 self._say_how_to_resume(monitor)
                 return Outcome(self.step, received[0] if received else int(signal.SIGTERM))
@@ -169,13 +193,13 @@ class Trainer:
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.plan.last_step
 
-    def _micro_batches(self) -> Iterator[MicroBatch]:
+    def _micro_batches(self) -> Generator[MicroBatch, None, None]:
         workers = self.config.num_workers
         if workers is None:
             workers = min(MAX_WORKERS, max(1, (os.cpu_count() or 1) // self.world.size))
         pin = self.device.type == "cuda"
-        loader = build_loader(self.images, self.plan, self.step, self.config, workers, pin)
-        for batch in loader:
+        self.loader = build_loader(self.images, self.plan, self.step, self.config, workers, pin)
+        for batch in self.loader:
             if isinstance(batch, Exception):  # an unreadable picture, met in a worker
                 raise batch
             yield batch
@@ -198,12 +222,15 @@ class Trainer:
         grad_norm = optim.clip_gradients(student.parameters(), self.config.clip_grad, self.config.clip_mode)
         if epoch < self.config.freeze_last_layer:
             optim.drop_last_layer_gradients(student.head)
+        means = [torch.stack(values).mean(dim=0) for values in zip(*outputs, strict=True)]
+        measured = Measured(means[0], means[1], means[2], grad_norm, torch.cat(features))
+        if self.config.on_not_finite == "skip" and self._skips(step, measured):
+            return measured
         scaler.step(optimizer)
         scaler.update()
-        means = [torch.stack(values).mean(dim=0) for values in zip(*outputs, strict=True)]
         loss.update_center(means[3])
         optim.update_teacher(teacher, student, float(self.momentum[step]))
-        return Measured(means[0], means[1], means[2], grad_norm, torch.cat(features))
+        return measured
 
     def _forward_backward(
         self, batch: MicroBatch, step: int, epoch: int, sync: bool
@@ -236,29 +263,105 @@ class Trainer:
 
     # --- Watching, saving ---
 
+    def _must_be_finite(self, measured: Measured) -> Tensor:
+        # With loss scaling an overflowing gradient only skips the step.
+        return measured.loss if self.state.scaler.is_enabled() else measured.loss + measured.grad_norm
+
     def _remember(self, measured: Measured) -> None:
         """Keep what must be finite until the next look, which costs a device synchronisation."""
-        total = measured.loss
-        if not self.state.scaler.is_enabled():  # with loss scaling an overflowing gradient only skips the step
-            total = total + measured.grad_norm
-        self.unchecked.append((self.step, total))
+        if not self.skipped:
+            self.unchecked.append((self.step, self._must_be_finite(measured)))
+
+    def _skips(self, step: int, measured: Measured) -> bool:
+        """Whether this step is to change nothing, as its loss or gradient is not finite; it is then reported.
+
+        Raises DivergedError where it is one too many in a row.
+        """
+        if distributed.all_reduce_mean(self._must_be_finite(measured).clone()).isfinite():
+            self.skipped = 0
+            return False
+        self.skipped += 1
+        self.state.optimizer.zero_grad(set_to_none=True)
+        report = self._report_step(step + 1, [measured.loss.item()])
+        if self.skipped > MOST_SKIPPED:
+            raise DivergedError(f"{self.run}: {self.skipped} steps in a row are not finite; the last: {report}")
+        if self.world.is_main:
+            print(f"WARNING: step {step + 1} is not finite and skipped: {report}", file=sys.stderr)
+        return True
+
+    def _report_step(self, step: int, losses: list[float]) -> Path:
+        """RUN/not_finite-STEP.json, and the state as it is, for whoever looks into it."""
+        names = [self.images.name(image) for image in self.plan.images(step - 1)]
+        done = step - 1  # the schedules' index
+        facts = {
+            "files": names,
+            "mean_losses_from_this_step_on": [str(loss) for loss in losses],
+            "lr": float(self.lr[done]),
+            "weight_decay": float(self.weight_decay[done]),
+            "momentum": float(self.momentum[done]),
+            "scale": self.state.scaler.get_scale(),
+            "not_finite_weights": self._not_finite_weights(),
+        }
+        if self.world.is_main:
+            report_step(self.run, step, facts)
+            run_folder.dump_state(self.run / DUMP_FILE, self.state, self.step)
+        return self.run / f"not_finite-{step}.json"
+
+    def _not_finite_weights(self) -> list[str]:
+        """Names of weights of student and teacher with a value that is not finite."""
+        networks = (("student", self.state.student), ("teacher", self.state.teacher))
+        weights = [(f"{who}.{name}", weight) for who, net in networks for name, weight in net.named_parameters()]
+        finite = torch.stack([weight.isfinite().all() for _, weight in weights]).tolist()
+        return [name for (name, _), fine in zip(weights, finite, strict=True) if not fine]
 
     def _check_finite(self) -> None:
         if not self.unchecked:
             return
         steps, totals = zip(*self.unchecked, strict=True)
-        finite = distributed.all_reduce_mean(torch.stack(totals)).isfinite().tolist()
+        means = distributed.all_reduce_mean(torch.stack(totals))
+        finite = means.isfinite().tolist()
         self.unchecked.clear()
         if not all(finite):
-            kept, first = self.run / STATE_FILE, steps[finite.index(False)]
-            raise DivergedError(
-                f"{self.run}: stopped, the loss or its gradient is not finite since step {first}. "
-                + (f"The last checkpoint, {kept}, is from before and kept. " if kept.exists() else "")
-                + "Try --dtype fp32, a lower --lr, a longer --warmup-epochs, or a smaller --clip-grad."
-            )
+            place = finite.index(False)
+            self._stop(steps[place], means[place:].tolist(), "the loss or its gradient is")
+
+    def _stop(self, step: int, losses: list[float], what: str) -> NoReturn:
+        kept = self.run / STATE_FILE
+        report = self._report_step(step, losses)
+        raise DivergedError(
+            f"{self.run}: stopped, {what} not finite since step {step}. "
+            + (f"The last checkpoint, {kept}, is from before and kept. " if kept.exists() else "")
+            + f"{report} lists the files of that batch, {DUMP_FILE} is the state. "
+            "Try --dtype fp32, a lower --lr, a longer --warmup-epochs, or a smaller --clip-grad."
+        )
+
+    def _list_bad_samples(self, monitor: Monitor | None) -> None:
+        """All processes together; each stops where there are too many."""
+        name = self.images.name
+        mine = [(self.step, name(bad.image), name(bad.replaced_by), bad.reason) for bad in self.bad]
+        self.bad.clear()
+        found = distributed.gather_objects(mine)
+        said = self.bad_samples.add(found) if found else None
+        if said and monitor:
+            monitor.say(said)
+
+    def _explain_lost_worker(self, error: RuntimeError) -> None:
+        """Raise an error that names the samples which loader processes died of, if that is what happened."""
+        lost = lost_workers(error)
+        if not lost:
+            return
+        dataset = self.loader.dataset
+        assert isinstance(dataset, CropDataset)
+        reading = {pid: image for pid, image in dataset.in_hand.tolist() if pid in lost}
+        names = ", ".join(self.images.name(image) for image in reading.values()) or "its first picture"
+        raise LostWorkerError(
+            f"{self.run}: loader process {', '.join(map(str, lost))} died while reading {names}. Out of memory, or a "
+            "picture that crashes the decoder: remove it, or take fewer --num-workers; then resume."
+        ) from error
 
     def _log(self, monitor: Monitor | None, measured: Measured) -> None:
         self._check_finite()
+        self._list_bad_samples(monitor)
         scalars = distributed.all_reduce_mean(torch.stack(measured[:4]).float())
         features = distributed.all_gather(measured.features)
         if monitor is None:
@@ -281,10 +384,25 @@ class Trainer:
         watch = CollapseWatch(self.config.out_dim, quiet)
         return Monitor(self.run, self.step, self.plan.last_step, self.config.batch_size, watch)
 
-    def _save(self) -> None:
+    def _save(self, monitor: Monitor | None) -> None:
         self._check_finite()
-        if self.world.is_main:
-            run_folder.save_state(self.run, self.state, self.step, self.config, self.images.fingerprint)
+        if self._not_finite_weights():
+            self._stop(self.step, [], "some weights are")
+        self._list_bad_samples(monitor)
+        if monitor:
+            monitor.sync()  # a row of the log is on the disk before the state that follows it
+            fingerprint, size = self.images.fingerprint, self.world.size
+            run_folder.save_state(self.run, self.state, self.step, self.config, fingerprint, size)
+
+    def _say_where_it_begins(self, monitor: Monitor | None) -> None:
+        if not (monitor and self.origin):
+            return
+        for error in self.origin.damaged:
+            monitor.say(f"WARNING: {error} Passed over for an older state; kept as *{run_folder.DAMAGED}.")
+        changes = f" ({'; '.join(self.origin.changes)})" if self.origin.changes else ""
+        monitor.say(f"{self.run}: goes on from {self.origin.file.name} at step {self.step}{changes}")
+        if self.step >= self.plan.last_step:
+            monitor.say(f"{self.run}: already finished, at step {self.step}")
 
     def _say_how_to_resume(self, monitor: Monitor | None) -> None:
         if monitor:

@@ -14,7 +14,6 @@ from dino_dense.report.record import (
     peak_memory_mib,
     published_numbers,
     reset_peak_memory,
-    write_text,
 )
 from dino_dense.report.table import Entry, batch_frame, pairs_frame
 
@@ -37,5 +36,4 @@ __all__ = [
     "reset_peak_memory",
     "write_batch",
     "write_comparison",
-    "write_text",
 ]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from dino_dense.files import write_bytes, write_text
 from dino_dense.report.compare import not_compared, readable
 from dino_dense.report.page import render_page
-from dino_dense.report.record import write_bytes, write_text
 from dino_dense.report.table import Entry, batch_frame, flat_frame, pairs_frame
 from dino_dense.report.texts import escape_markdown, to_latex, to_markdown
 

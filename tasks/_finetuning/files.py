@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from dino_dense.bodies import DinoViT, describe
 from dino_dense.checkpoint import read_tensors, write_tensors
-from dino_dense.report import write_text
+from dino_dense.files import write_text
 from tasks._finetuning.network import Classifier
 
 STATE_FILE = "last.safetensors"

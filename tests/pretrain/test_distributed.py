@@ -61,6 +61,6 @@ def test_errors_are_one_plain_message_and_leave_nothing(
     monkeypatch.setattr(sys, "argv", ["pretrain", *options, "--out", str(tmp_path / "run"), *arguments])
     with pytest.raises(SystemExit) as end:
         cli.run(main)
-    assert end.value.code == 1
+    assert end.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

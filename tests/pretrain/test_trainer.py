@@ -45,6 +45,9 @@ class Interrupting:
             self.event()
         return self.inner[index]
 
+    def name(self, index: int) -> str:
+        return self.inner.name(index)
+
 
 def kill() -> None:
     raise Killed

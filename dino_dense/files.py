@@ -1,0 +1,78 @@
+"""Files that are whole or not there: written beside their place, flushed to the disk, then renamed."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PARTIAL = ".partial"
+"""How the names of files end that are being written; they begin with a dot."""
+
+
+class WriteError(OSError):
+    """A file that cannot be written. The message names it, says why and what to do."""
+
+    exit_status = 1
+
+
+@contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """A path to write to, which takes the place of `path` when the block ends without an error.
+
+    Neither a reader, a kill nor a power cut ever meets half a file: the bytes are on the disk before the name
+    points to them, and the name is on the disk when this returns. After an error nothing is left, and what was
+    at `path` before still is.
+
+    Raises:
+        WriteError: the folder or the file cannot be written (full disk, read-only folder).
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        _sync(temporary)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        before = "What was there before is kept. " if path.exists() else ""
+        raise WriteError(
+            f"{path}: cannot be written ({error.strerror or error}). {before}"
+            "Free or unlock the disk, or name another folder with --out; then run the same command again."
+        ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):  # the first error says more
+                temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; raises what `replacing` raises."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text whole or not at all; raises what `replacing` raises."""
+    write_bytes(path, text.encode())
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove what a killed process was writing into a folder that only one process writes to."""
+    for path in folder.glob(f".*{PARTIAL}"):
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold a file's bytes, or a folder's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

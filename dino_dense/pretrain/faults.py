@@ -1,0 +1,97 @@
+"""What goes wrong while training: bad samples, loader processes that die, steps that are not finite."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dino_dense.files import write_text
+
+BAD_SAMPLES_FILE = "bad_samples.csv"
+FIELDS = ("step", "sample", "replaced_by", "reason")
+_LOST_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")  # torch/utils/data/dataloader.py
+
+
+class BadSample(NamedTuple):
+    """An image that could not be read, and the one that took its place in the batch."""
+
+    image: int
+    """Index into the source."""
+    replaced_by: int
+    reason: str
+
+
+class BadSamplesError(ValueError):
+    """More bad samples than a run may have."""
+
+
+class LostWorkerError(OSError):
+    """A loader process that died."""
+
+    exit_status = 1
+
+
+class BadSamples:
+    """RUN/bad_samples.csv: each bad sample once, with the step that met it first.
+
+    Args:
+        run: the run folder.
+        start_step: optimizer steps already done; what an earlier part of the run met after it is dropped.
+        n_images: number of images in the source.
+        most: share of them that may be bad.
+        writes: whether this process is the one that writes the file.
+    """
+
+    def __init__(self, run: Path, start_step: int, n_images: int, most: float, *, writes: bool) -> None:
+        self.writes = writes
+        self.path, self.n_images, self.most = run / BAD_SAMPLES_FILE, n_images, most
+        self.rows: dict[str, Mapping[str, Any]] = {}
+        if self.path.is_file():
+            with self.path.open(newline="") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= start_step]
+            self.rows = {row["sample"]: row for row in rows}
+            self._write()
+
+    def add(self, found: Sequence[tuple[int, str, str, str]]) -> str | None:
+        """List samples met since the last call, as rows of FIELDS; a line for the user where one is new.
+
+        Raises BadSamplesError when too many are bad.
+        """
+        new = [dict(zip(FIELDS, row, strict=True)) for row in sorted(found) if row[1] not in self.rows]
+        if not new:
+            return None
+        for row in new:
+            self.rows.setdefault(str(row["sample"]), row)
+        self._write()
+        count = f"{len(self.rows)} of {self.n_images} images are bad"
+        if len(self.rows) > self.most * self.n_images:
+            raise BadSamplesError(
+                f"{self.path}: {count}, more than {self.most:.1%} (--max-bad-samples); the last is "
+                f"{new[-1]['sample']}: {new[-1]['reason']} Mend or remove them, or raise the limit, then resume."
+            )
+        return f"WARNING: {count} and replaced ({self.path}); the last: {new[-1]['reason']}"
+
+    def _write(self) -> None:
+        if not self.writes:
+            return
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, FIELDS)
+        writer.writeheader()
+        writer.writerows(self.rows.values())
+        write_text(self.path, text.getvalue())
+
+
+def lost_workers(error: RuntimeError) -> list[int]:
+    """Process ids of the loader workers whose death this error of torch's loader tells of; [] for another error."""
+    match = _LOST_WORKER.search(str(error))
+    return [int(pid) for pid in match[1].split(",")] if match else []
+
+
+def report_step(run: Path, step: int, facts: dict[str, Any]) -> Path:
+    """RUN/not_finite-STEP.json: what is known of a step whose loss or gradient is not finite."""
+    path = run / f"not_finite-{step}.json"
+    write_text(path, json.dumps({"step": step, **facts}, indent=1) + "\n")
+    return path

@@ -1,0 +1,15 @@
+"""`python -m dino_dense.pretrain`, whose process 1 dies in its first life, in the middle of a step. For torchrun."""
+
+import os
+
+import torch
+
+from dino_dense import cli
+from dino_dense.pretrain.__main__ import main
+from tests.faults.killing import Kill, arm
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        arm(Kill("step", 5, 0.0))
+    cli.run(main)
