@@ -20,8 +20,8 @@ test:    ## every test this machine can run
 faults:  ## kills, full disks, several processes, memory, leftovers: the long forms (docs/reliability.md)
 	$(PYTHON) -m tests.faults
 
-bench:   ## every benchmark, one after another
-	for file in benchmarks/[a-z]*.py; do $(PYTHON) $$file || exit 1; done
+bench:   ## every benchmark, one after another (about a quarter of an hour on two cores), and one table
+	$(PYTHON) -m benchmarks
 
 lock:    ## pin the newest packages that pyproject.toml allows
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --all-extras pyproject.toml -o requirements.lock

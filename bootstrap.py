@@ -16,7 +16,7 @@ ENVIRONMENT = ROOT / ".venv"
 PYTHON = ENVIRONMENT / "bin" / "python"
 COMMANDS = {
     "quickstart": ["-m", "tasks", "quickstart"],
-    "test": ["-m", "pytest"],
+    "test": ["-m", "pytest", "--numprocesses", "auto", "--dist", "loadscope"],
     "setup": ["-c", "print('ready: .venv')"],
 }
 

@@ -1,11 +1,20 @@
-"""`python -m benchmarks [NAME ...]`: run all benchmarks (or those named), print one table, add to results.csv."""
+"""`python -m benchmarks [NAME ...]`: run all benchmarks (or those named), print one table, add to results.csv.
+
+With `--docs`, all are run and the table in docs/performance.md is replaced by what they gave.
+"""
 
 import importlib
 import pkgutil
 import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import benchmarks
-from benchmarks._bench import machine, table
+from benchmarks._bench import Row, machine, table
+
+DOCS = Path(__file__).parents[1] / "docs" / "performance.md"
+BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 
 
 def names() -> list[str]:
@@ -13,17 +22,30 @@ def names() -> list[str]:
     return [module.name for module in pkgutil.iter_modules(benchmarks.__path__) if not module.name.startswith("_")]
 
 
-def main(chosen: list[str]) -> int:
+def main(arguments: list[str]) -> int:
+    chosen = [argument for argument in arguments if argument != "--docs"]
     unknown = sorted(set(chosen) - set(names()))
-    if unknown:
-        print(f"no benchmark {', '.join(unknown)}; there are {', '.join(names())}", file=sys.stderr)
+    if unknown or (chosen and "--docs" in arguments):
+        print(f"usage: python -m benchmarks [--docs | NAME ...]; the names are {', '.join(names())}", file=sys.stderr)
         return 2
-    rows = []
+    rows: list[Row] = []
+    start = time.monotonic()
     for name in chosen or names():
         print(f"--- {name}", flush=True)
         rows += importlib.import_module(f"benchmarks.{name}").main()
-    print(f"\n{machine()}\n{table(rows).to_string(index=False)}")
+    minutes = (time.monotonic() - start) / 60
+    print(f"\n{machine()}; {minutes:.1f} min\n{table(rows).to_string(index=False)}")
+    if "--docs" in arguments:
+        write_docs(rows, minutes)
     return 0
+
+
+def write_docs(rows: Sequence[Row], minutes: float) -> None:
+    """Put the table between the two marks of docs/performance.md."""
+    head, _, rest = DOCS.read_text().partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    where = f"{machine()}; commit, date and notes of each row are in `benchmarks/results.csv`; {minutes:.0f} minutes."
+    DOCS.write_text(f"{head}{BEGIN}\n{where}\n\n{table(rows).to_markdown(index=False)}\n{END}{tail}")
 
 
 if __name__ == "__main__":

@@ -4,14 +4,15 @@ import difflib
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data import DataError, jpeg
 
@@ -85,11 +86,39 @@ def read_rgb(path: Path | str) -> Image.Image:
     Raises FileNotFoundError for no such file; DataError, naming the file, when it is cut short, damaged, no
     image at all, or has more than 8 bits a channel.
     """
+    with _opened(path) as image:
+        if image.mode in WIDE_MODES:
+            raise DataError(f"{path}: {image.mode} pixels, expected 8 bits a channel. Convert it to 8 bits first.")
+        return image.convert("RGB")
+
+
+def read_upright(path: Path | str) -> npt.NDArray[np.uint8]:
+    """A person's own picture as it is meant to be seen, RGB [H, W, 3].
+
+    Turned as its EXIF tag says, 16-bit grey brought to 8 bits, transparency over white. Data sets are read by
+    `read_rgb`, which does none of this: published numbers were measured on pixels as stored, and masks lie on those.
+
+    Raises what `read_rgb` raises; DataError for 32-bit pixels, which say not what is white.
+    """
+    with _opened(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I;16"):
+            grey = (np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8)
+            return np.repeat(grey[..., None], 3, axis=2)
+        if upright.mode in WIDE_MODES:
+            raise DataError(f"{path}: {image.mode} pixels, expected 8 or 16 bits. Convert it to 8 bits first.")
+        if upright.has_transparency_data:
+            seen = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
+        return np.array(upright.convert("RGB"))
+
+
+@contextmanager
+def _opened(path: Path | str) -> Iterator[Image.Image]:
+    """An image file; whatever is wrong with it becomes a DataError that names it."""
     try:
         with Image.open(path) as image:
-            if image.mode in WIDE_MODES:
-                raise DataError(f"{path}: {image.mode} pixels, expected 8 bits a channel. Convert it to 8 bits first.")
-            return image.convert("RGB")
+            yield image
     except FileNotFoundError:
         gone = "a link to nowhere" if Path(path).is_symlink() else "no such file, or gone since it was listed"
         raise FileNotFoundError(f"{path}: {gone}. Restore it, or take it out of the data.") from None

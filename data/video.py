@@ -3,12 +3,14 @@
 import bisect
 import itertools
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
 import decord
 import numpy as np
+import numpy.typing as npt
 
 from data import DataError
 from data.images import (
@@ -37,11 +39,31 @@ def open_video(path: Path | str) -> decord.VideoReader:
     try:
         reader = decord.VideoReader(str(path), num_threads=1)
     except (decord.DECORDError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"{path}: not a video that can be decoded ({reason}). Replace or remove it.") from None
+        raise DataError(
+            f"{path}: not a video that can be decoded ({reason_of(error)}). Replace or remove it."
+        ) from None
     if len(reader) == 0:
         raise DataError(f"{path}: a video without frames. Replace or remove it.")
     return reader
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of decord's message, without the place in its source."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    reason = re.sub(r"^\[[\d:]+\] \S+: (Check failed: .*? (?=ERROR|Error))?", "", line)
+    return "no picture stream: audio only?" if "cannot find video stream" in reason else reason
+
+
+def rgb_of(frame: decord.ndarray.NDArray) -> npt.NDArray[np.uint8]:
+    """A decoded frame as RGB [H, W, 3].
+
+    decord 0.6 pads the rows of some narrow videos (16, 24, 48 pixels), and says that their pixels had more channels.
+    """
+    pixels: npt.NDArray[np.uint8] = frame.asnumpy()
+    height, width, channels = pixels.shape
+    if channels == 3:
+        return pixels
+    return pixels.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
 
 
 def sampled_frames(n_frames: int, stride: int = 1, count: int | None = None) -> list[int]:
@@ -80,11 +102,11 @@ class VideoFrames(Sequence[DecodedPicture]):
     def __getitem__(self, index: int) -> DecodedPicture:  # type: ignore[override]
         video, frame = self.frames[index]
         try:
-            return DecodedPicture(self._reader(video)[frame].asnumpy())
+            return DecodedPicture(rgb_of(self._reader(video)[frame]))
         except decord.DECORDError as error:
-            reason = str(error).strip().splitlines()[0]
-            path = self.paths[video]
-            raise DataError(f"{path}: frame {frame} cannot be decoded ({reason}). Replace or remove it.") from None
+            raise DataError(
+                f"{self.paths[video]}: frame {frame} cannot be decoded ({reason_of(error)}). Replace or remove it."
+            ) from None
 
     def __getstate__(self) -> dict[str, object]:
         """For a process started afresh: everything but the open files."""

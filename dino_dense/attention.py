@@ -4,6 +4,7 @@ Shapes: B images, H heads, N tokens, c channels of a head.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,8 +14,13 @@ from torch.overrides import TorchFunctionMode
 
 BLOCK = 128
 """Queries whose similarities to all keys are held at once: few enough for the caches at thousands of tokens."""
-FEWEST_TOKENS = 512
-"""Below, PyTorch's kernel is as fast."""
+MOST_TOKENS_TO_TRAIN = 512
+"""Above, what the backward pass keeps (B*H*N*N numbers a layer) is left to PyTorch's kernel, which keeps less."""
+
+
+def fast_attention(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """A context in which attention in this autocast type on this device is as fast as it can be."""
+    return BlockedAttention() if device.type == "cpu" and dtype == torch.bfloat16 else nullcontext()
 
 
 class BlockedAttention(TorchFunctionMode):
@@ -22,7 +28,7 @@ class BlockedAttention(TorchFunctionMode):
 
     PyTorch's flash kernel there (2.15) multiplies small float32 tiles; two large bfloat16 products and a softmax for
     each block of queries use the processor's bfloat16 instructions. Everything else is untouched: other types,
-    devices, masks, and anything that needs a gradient.
+    devices, masks, and long inputs that need a gradient.
     """
 
     def __torch_function__(
@@ -35,13 +41,20 @@ class BlockedAttention(TorchFunctionMode):
 
 
 def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(q k' / sqrt(c)) v for q, k, v [B, H, N, c], in their type, without ever holding N x N numbers."""
+    """softmax(q k' / sqrt(c)) v for q, k, v [B, H, N, c], in their type.
+
+    Where no gradient is needed only BLOCK x N similarities of a head are held at once.
+    """
     q, k, v = (part.flatten(0, 1) for part in (query * query.shape[-1] ** -0.5, key, value))  # [B*H, N, c]
-    k, out = k.transpose(1, 2), torch.empty_like(q)
+    k = k.transpose(1, 2)
     with torch.autocast(query.device.type, enabled=False):  # which would run the softmax in float32
-        for start in range(0, q.shape[1], BLOCK):
-            block = slice(start, start + BLOCK)
-            out[:, block] = torch.bmm(torch.bmm(q[:, block], k).softmax(dim=-1), v)
+        if torch.is_grad_enabled():
+            out = torch.bmm(torch.bmm(q, k).softmax(dim=-1), v)
+        else:
+            out = torch.empty_like(q)
+            for start in range(0, q.shape[1], BLOCK):
+                block = slice(start, start + BLOCK)
+                out[:, block] = torch.bmm(torch.bmm(q[:, block], k).softmax(dim=-1), v)
     return out.view_as(query)
 
 
@@ -59,5 +72,6 @@ def _suits(
     **other: Any,
 ) -> bool:
     plain = attn_mask is None and not dropout_p and not is_causal and not any(other.values())
-    fits = query.dtype == torch.bfloat16 and query.device.type == "cpu" and query.shape[-2] >= FEWEST_TOKENS
-    return plain and fits and query.ndim == 4 and query.shape == value.shape and not torch.is_grad_enabled()
+    fits = query.dtype == torch.bfloat16 and query.device.type == "cpu" and query.ndim == 4
+    short = not torch.is_grad_enabled() or query.shape[-2] <= MOST_TOKENS_TO_TRAIN
+    return plain and fits and short and query.shape == key.shape == value.shape

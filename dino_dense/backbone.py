@@ -5,7 +5,6 @@ Shapes: B images, h x w patch grid, N = h*w patches, P prefix tokens (class toke
 
 import copy
 from collections.abc import Sequence, Set
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from einops import rearrange
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from dino_dense.attention import BlockedAttention
+from dino_dense.attention import fast_attention
 from dino_dense.bodies import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -144,8 +143,7 @@ class Backbone:
         mean, std = (torch.tensor(values, device=x.device).view(1, 3, 1, 1) for values in (self.mean, self.std))
         x = (x - mean) / std
         reduced = self.dtype != torch.float32
-        faster = BlockedAttention() if self.dtype == torch.bfloat16 and x.device.type == "cpu" else nullcontext()
-        with torch.autocast(x.device.type, self.dtype, enabled=reduced), faster:
+        with torch.autocast(x.device.type, self.dtype, enabled=reduced), fast_attention(x.device, self.dtype):
             read = self._read_vit if self._is_vit else self._read_stages
             found = read(x, want, [layer % self.depth for layer in layers])
         return Features(**{name: value.float() for name, value in found.items()})

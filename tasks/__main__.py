@@ -1,5 +1,6 @@
 """`python -m tasks`: which tasks there are, any task by its name, a suite of them, and the quickstart."""
 
+import importlib
 import sys
 
 from dino_dense import cli
@@ -7,6 +8,7 @@ from tasks import get, names
 from tasks import main as run_task
 from tasks._batch import main as run_suite
 from tasks._quickstart import quickstart
+from tasks._task import COMMANDS
 
 USAGE = """usage: python -m tasks NAME --ckpt CHECKPOINT [--help]
        python -m tasks --suite SUITE --ckpt A --ckpt B --out DIR [--help]
@@ -19,6 +21,8 @@ def main() -> int:
     first = sys.argv[1] if len(sys.argv) > 1 else ""
     if first == "quickstart":
         return quickstart(sys.argv[2:])
+    if first in COMMANDS:
+        return importlib.import_module(f"tasks.{first}").main(sys.argv[2:])
     if first in names():
         return run_task(first, sys.argv[2:])
     if first.startswith("--") and first != "--help":
@@ -28,6 +32,9 @@ def main() -> int:
     print(USAGE)
     for name in names():
         print(f"  {name:<12}{get(name).summary}")
+    print()
+    for name, summary in COMMANDS.items():
+        print(f"  {name:<12}{summary}")
     print("\n--help after a name, or after --suite SUITE, explains its options.")
     return 0
 

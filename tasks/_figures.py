@@ -4,6 +4,7 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import cv2
+import matplotlib
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -16,6 +17,8 @@ Pixels = npt.NDArray[np.uint8]
 STRIP_FRAMES = 5
 STRIP_HEIGHT = 180  # pixels
 FRAME_WIDTH = 6  # pixels
+GRID_TILE = 320  # pixels: the longer side of a tile
+CAPTION_HEIGHT = 22  # pixels
 RIGHT, WRONG, PLAIN = (0, 158, 115), (213, 94, 0), (255, 255, 255)  # green and red that the colour-blind tell apart
 
 
@@ -64,6 +67,27 @@ def curves(path: Path, values: pd.DataFrame, x: str) -> None:
     figure.savefig(path, dpi=120)
 
 
+def object_curves(path: Path, values: pd.DataFrame) -> None:
+    """Write J and F of each object over the frames of one sequence as one PNG.
+
+    Args:
+        values: columns object, J and F, a row a frame and object, in the order of the frames.
+    """
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(2, 1, sharex=True)
+    for panel, name in zip(panels, ("J", "F"), strict=True):
+        for identity, rows in values.groupby("object"):
+            colour = tuple(PALETTE[int(str(identity))] / 255)
+            panel.plot(range(1, len(rows) + 1), 100 * rows[name], color=colour, label=f"object {identity}")
+        panel.set_ylabel(f"{name} (percent)")
+        panel.set_ylim(-3, 103)
+        panel.grid(alpha=0.3)
+    panels[0].legend(fontsize="small", ncols=4)
+    panels[-1].set_xlabel("frame")
+    figure.savefig(path, dpi=90)
+
+
 def result_strip(path: Path, query: Pixels, results: Sequence[Pixels], right: Sequence[bool]) -> None:
     """Write a query and what was found for it, nearest first, side by side, as one JPEG.
 
@@ -78,3 +102,63 @@ def result_strip(path: Path, query: Pixels, results: Sequence[Pixels], right: Se
         framed[FRAME_WIDTH:-FRAME_WIDTH, FRAME_WIDTH:-FRAME_WIDTH] = tile
         tiles.append(framed)
     cv2.imwrite(str(path), cv2.cvtColor(np.hstack(tiles), cv2.COLOR_RGB2BGR))
+
+
+def save(path: Path | str, rgb: Pixels) -> Path:
+    """Write RGB [H, W, 3] as the file's ending says; the folder is made. Returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+    return path
+
+
+def enlarge(tiles: Pixels, size: tuple[int, int]) -> Pixels:
+    """A picture of patches [h, w, ...] at `size` (H, W), a flat tile a patch: nothing is made up between them."""
+    return np.asarray(cv2.resize(tiles, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+
+
+def shrink(rgb: Pixels, size: tuple[int, int]) -> Pixels:
+    """RGB [H, W, 3] at another size (height, width)."""
+    return np.asarray(cv2.resize(rgb, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def heat(values: npt.NDArray, size: tuple[int, int], low: float | None = None, high: float | None = None) -> Pixels:
+    """Values [h, w] as colours RGB [H, W, 3], dark for the lowest, yellow for the highest.
+
+    Args:
+        low, high: the ends of the scale; default those of the values.
+    """
+    low = float(values.min()) if low is None else low
+    high = float(values.max()) if high is None else high
+    scaled = np.clip((values - low) / (high - low if high > low else 1.0), 0, 1)
+    table = (255 * matplotlib.colormaps["inferno"](np.arange(256))[:, :3]).round().astype(np.uint8)
+    return enlarge(table[(255 * scaled).round().astype(np.uint8)], size)
+
+
+def heat_over(rgb: Pixels, values: npt.NDArray, low: float | None = None, high: float | None = None) -> Pixels:
+    """`heat` over the image RGB [H, W, 3], half and half."""
+    return cv2.addWeighted(rgb, 0.5, heat(values, (rgb.shape[0], rgb.shape[1]), low, high), 0.5, 0).astype(np.uint8)
+
+
+def grid(tiles: Sequence[tuple[str, Pixels]], columns: int) -> Pixels:
+    """Pictures of one size with captions, in rows of `columns`; what the last row lacks is white."""
+    height, width = tiles[0][1].shape[:2]
+    scale = min(1.0, GRID_TILE / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    cells = []
+    for caption, rgb in tiles:
+        cell = np.full((size[1] + CAPTION_HEIGHT, size[0] + 4, 3), 255, np.uint8)
+        cv2.putText(cell, caption, (2, CAPTION_HEIGHT - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+        cell[CAPTION_HEIGHT:, 2:-2] = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+        cells.append(cell)
+    cells += [np.full_like(cells[0], 255)] * (-len(cells) % columns)
+    return np.vstack([np.hstack(cells[start : start + columns]) for start in range(0, len(cells), columns)])
+
+
+def marked(rgb: Pixels, point: tuple[int, int]) -> Pixels:
+    """The image [H, W, 3] with a cross at a pixel (x, y)."""
+    size = max(9, min(rgb.shape[:2]) // 16)
+    out = rgb.copy()
+    cv2.drawMarker(out, point, (0, 0, 0), cv2.MARKER_CROSS, size, 4)
+    cv2.drawMarker(out, point, (255, 255, 255), cv2.MARKER_CROSS, size, 2)
+    return out

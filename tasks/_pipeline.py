@@ -35,6 +35,18 @@ def read_ahead(
                 future.cancel()
 
 
+def in_batches(items: Iterable[Item], key: Callable[[Item], object], size: int) -> Generator[list[Item]]:
+    """Runs of at most ``size`` consecutive items of one key, in order."""
+    batch: list[Item] = []
+    for item in items:
+        if batch and (len(batch) == size or key(item) != key(batch[0])):
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
 class Behind:
     """Calls that other threads do, at most ``backlog`` of them unfinished; leaving the `with` waits for all.
 

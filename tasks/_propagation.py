@@ -10,8 +10,9 @@ Sources, by file: DINO ``dino/eval_video_segmentation.py``, CRW ``videowalk/code
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, get_args
 
 import cv2
@@ -233,7 +234,6 @@ def _scale_channels(scores: Tensor) -> Tensor:
 # ---- propagation
 
 
-@torch.no_grad()
 def propagate_video(
     features_of: Callable[[int], Tensor],
     first_labels: Tensor,
@@ -257,18 +257,8 @@ def propagate_video(
     Raises:
         ValueError: features and labels have different grids.
     """
-    hw = first_labels.shape[1:]
-    first = unit_features(features_of(0), hw)
-    slots = 1 + protocol.context_frames
-    shape = first.shape[-1], hw[0], hw[1]
-    context = Context(shape, len(first_labels), slots, protocol.neighbourhood(), max_bytes, first.device)
-    for _ in range(slots if protocol.pad_context else 1):
-        context.add(first, first_labels.to(first))
-    for index in range(1, n_frames):
-        target = unit_features(features_of(index), hw)
-        propagated = context.propagate(target)
-        context.add(target, propagated)
-        yield propagated
+    frames = ((features_of(index), None if index else first_labels) for index in range(n_frames))
+    yield from islice(propagate_stream(frames, protocol, max_bytes=max_bytes), 1, None)
 
 
 @torch.no_grad()
@@ -355,3 +345,62 @@ def plan_memory(
         )
     sides = tile_sides(shape, slots, neighbourhood, max_bytes - context, on_cpu=on_cpu)
     return PropagationMemory(context, tile_bytes(sides, shape, slots, neighbourhood))
+
+
+# ---- streams of unknown length
+
+
+@torch.no_grad()
+def propagate_stream(
+    frames: Iterable[tuple[Tensor, Tensor | None]],
+    protocol: PropagationProtocol,
+    *,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+) -> Iterator[Tensor]:
+    """``propagate_video`` for a stream of unknown length, in which labels may be given for later frames too.
+
+    Labels of a later frame take the place of what was propagated wherever they hold an object (a channel but the
+    first above 0); elsewhere the propagated ones stand. Propagation then begins anew from that frame, as if it were
+    frame 0: the frames before it, in which the new object is background, have no say any more. Nothing but the
+    context is held.
+
+    Args:
+        frames: features [D, h, w] of each frame in order, with labels [C, h, w] (``encode_labels``) or None; the
+            first has labels. Labels always have the same C: a channel of zeros is an object not seen yet.
+        protocol: the constants.
+        max_bytes: see ``propagate_labels``.
+
+    Yields:
+        Soft labels [C, h, w] of every frame, the first among them.
+
+    Raises:
+        ValueError: the first frame has no labels, or features and labels have different grids.
+    """
+    context: Context | None = None
+    for features, given in frames:
+        if context is None:
+            if given is None:
+                raise ValueError("the first frame has no labels: nothing to propagate")
+            labels = given.to(features.device, torch.float32)
+            target = unit_features(features, labels.shape[1:])
+        else:
+            target = unit_features(features, (context.height, context.width))
+            labels = context.propagate(target)
+            if given is not None:
+                given = given.to(labels)
+                labels = torch.where((given[1:] > 0).any(dim=0), given, labels)
+        if context is None or given is not None:
+            context = _context_from(target, labels, protocol, max_bytes)
+        else:
+            context.add(target, labels)
+        yield labels
+
+
+def _context_from(anchor: Tensor, labels: Tensor, protocol: PropagationProtocol, max_bytes: int) -> Context:
+    """A context that begins with this frame: unit features [h, w, D] and labels [C, h, w]."""
+    slots = 1 + protocol.context_frames
+    shape = anchor.shape[-1], anchor.shape[0], anchor.shape[1]
+    context = Context(shape, len(labels), slots, protocol.neighbourhood(), max_bytes, anchor.device)
+    for _ in range(slots if protocol.pad_context else 1):
+        context.add(anchor, labels)
+    return context

@@ -4,7 +4,8 @@ Shapes: an image has h x w patches, N = h*w, in rows; features are [C, h, w], ma
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -16,22 +17,24 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from pycocotools import mask as coco_mask
-from scipy.sparse.linalg import ArpackError, eigsh
 from torch import Tensor
 
 from dino_dense import Backbone, distributed
+from tasks._lanczos import leading_pairs
+from tasks._pipeline import in_batches, read_ahead
 
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Box = tuple[float, float, float, float]
 Item = TypeVar("Item")
+Given = TypeVar("Given")
 
 SMALLEST_GRAPH = 3  # patches; fewer have no third eigenvalue
 LANCZOS_FROM = 512  # patches; below, the reference's own dense call is fast, and breaks ties as the reference does
-LANCZOS_VECTORS = 40
-LANCZOS_RESTARTS = 25  # a graph that needs more is nearly in pieces, and left to the dense solver
 LARGEST_RESIDUAL = 1e-9  # of an eigenvector of length 1
 TIE = 1e-9  # of the eigenvector's largest value: not above its mean but for rounding
+GPU_BATCH = 8  # images of one size extracted at once
+READERS = 2  # threads that read images
 MASKCUT_CORNERS = 3  # maskcut.py: this many image corners in the foreground, and it is the background
 MASKCUT_OVERLAP = 0.5  # maskcut.py: IoU with the mask before, above which a mask is dropped
 MASKCUT_AREA = 0.01  # maskcut.py: share of the image up to which a mask is dropped
@@ -97,6 +100,23 @@ class Segment(NamedTuple):
     """[h, w], the partition's relaxed solution, larger on the object; up to a factor."""
 
 
+class Graph(NamedTuple):
+    """Patches, and the weights between them: 1 where they are joined, else eps."""
+
+    joined: Tensor
+    """[N, N], float32 zeros and ones, symmetric."""
+    eps: float
+
+    def weights(self) -> Floats:
+        """[N, N]."""
+        return np.where(self.joined.cpu().numpy() > 0, 1.0, self.eps)
+
+    def links(self, side: Tensor) -> Tensor:
+        """Sums of each patch's weights to the patches [N] that are True, [N], float64."""
+        counts = self.joined @ side.to(self.joined)  # whole numbers, exact
+        return (1 - self.eps) * counts.double() + self.eps * side.sum()
+
+
 class SecondEigenpair(NamedTuple):
     """Of (D - A) y = value D y, the second smallest."""
 
@@ -110,49 +130,46 @@ class SecondEigenpair(NamedTuple):
 # --- Normalised cut: TokenCut, MaskCut ---------------------------------------------------------------------
 
 
-def affinity(features: Tensor, tau: float, eps: float) -> Floats:
-    """Weights [N, N] between patches: 1 where the cosine of their features [C, h, w] is above tau, else eps."""
+def patch_graph(features: Tensor, tau: float, eps: float) -> Graph:
+    """Patches are joined where the cosine of their features [C, h, w] is above tau."""
     unit = F.normalize(features.flatten(1).T.float(), dim=1)
-    return np.where((unit @ unit.T > tau).cpu().numpy(), 1.0, eps)
+    products = unit @ unit.T
+    return Graph(torch.gt(products, tau, out=products), eps)
 
 
-def second_eigenvector(weights: Floats) -> SecondEigenpair:
-    """The relaxed normalised cut of a graph (Shi and Malik 2000).
+def second_eigenvector(graph: Graph, start: Floats | None = None) -> SecondEigenpair:
+    """The relaxed normalised cut of a graph with N >= 3 patches (Shi and Malik 2000).
 
     Large graphs: with z = D^1/2 y, (D - A) y = v D y becomes M z = (1 - v) z for the symmetric M = D^-1/2 A D^-1/2,
-    whose largest eigenvalue 1 belongs to z0 = D^1/2 1. Subtracting 2 z0 z0' (|z0| = 1) sends that one to the lower end,
-    -1, so that the second smallest v is the largest eigenvalue of what is left: Lanczos finds it without a
-    factorisation, some ten times faster.
+    whose largest eigenvalue 1 belongs to z0 = D^1/2 1. What is largest beside it is found without a factorisation.
 
     Args:
-        weights: [N, N], symmetric, positive, N >= 3.
+        start: [N], a vector that is probably like this one, such as that of the frame before: it only saves time.
     """
-    degree = weights.sum(axis=1)
-    found = _by_lanczos(weights, degree) if len(weights) >= LANCZOS_FROM else None
+    found = _by_lanczos(graph, start) if len(graph.joined) >= LANCZOS_FROM else None
     if found is None:
-        laplacian = np.diag(degree) - weights
-        found = scipy.linalg.eigh(laplacian, np.diag(degree), subset_by_index=[1, 2])
+        weights = graph.weights()
+        degree = np.diag(weights.sum(axis=1))
+        found = scipy.linalg.eigh(degree - weights, degree, subset_by_index=[1, 2])
     values, vectors = found
     return SecondEigenpair(vectors[:, 0], float(values[0]), float(values[1] - values[0]))
 
 
-def _by_lanczos(weights: Floats, degree: Floats) -> tuple[Floats, Floats] | None:
-    """The second and third eigenvalue and their vectors; None where Lanczos does not get there."""
-    root = np.sqrt(degree)
-    trivial = root / np.linalg.norm(root)
-    matrix = weights / root[:, None]
-    matrix /= root
-    matrix -= 2 * trivial[:, None] * trivial
-    # A start vector of its own makes the result the same every time.
-    start = np.random.default_rng(0).standard_normal(len(root))
-    try:
-        values, vectors = eigsh(matrix, 2, which="LA", v0=start, ncv=LANCZOS_VECTORS, maxiter=LANCZOS_RESTARTS)
-    except ArpackError:  # no convergence is one of these
+def _by_lanczos(graph: Graph, start: Floats | None = None) -> tuple[Floats, Floats] | None:
+    """The second and third eigenvalue [2] and their vectors [N, 2]; None where Lanczos does not get there."""
+    degree = graph.links(torch.ones(len(graph.joined), device=graph.joined.device, dtype=torch.bool))
+    root = degree.sqrt()
+    first = None if start is None else torch.from_numpy(start).to(root) * root
+    pairs = leading_pairs(
+        graph.joined[None],
+        degree[None],
+        graph.eps,
+        tolerance=LARGEST_RESIDUAL,
+        start=None if first is None else first[None],
+    )
+    if pairs is None:
         return None
-    if np.linalg.norm(matrix @ vectors - vectors * values, axis=0).max() > LARGEST_RESIDUAL:
-        return None
-    order = np.argsort(values)[::-1]
-    return 1 - values[order], vectors[:, order] / root[:, None]
+    return (1 - pairs.values[0]).cpu().numpy(), (pairs.vectors[0] / root).T.cpu().numpy()
 
 
 def tokencut(features: Tensor, tau: float = 0.2, eps: float = 1e-5) -> Segment:
@@ -180,10 +197,10 @@ def maskcut(features: Tensor, tau: float = 0.2, eps: float = 1e-5, masks: int = 
     earlier mask holds is not in a later one. The reference then refines each mask by a dense CRF; there is none here.
     """
     found = [_cut(features, tau, eps, corners=True)]
-    taken, before, left = found[0].mask, found[0].mask, features
+    taken, before, left, new = found[0].mask, found[0].mask, features, found[0]
     for _ in range(masks - 1):
         left = left * torch.from_numpy(~taken).to(left)
-        new = _cut(left, tau, eps, corners=True)
+        new = _cut(left, tau, eps, corners=True, start=new.eigenvector)
         if new.mask.mean() <= MASKCUT_AREA or _overlap(new.mask, before) > MASKCUT_OVERLAP:
             break
         before, own = new.mask, new.mask & ~taken
@@ -193,14 +210,14 @@ def maskcut(features: Tensor, tau: float = 0.2, eps: float = 1e-5, masks: int = 
     return found
 
 
-def _cut(features: Tensor, tau: float, eps: float, *, corners: bool) -> Segment:
-    """One normalised cut of features [C, h, w]; see `tokencut` and `maskcut` (`corners`)."""
+def _cut(features: Tensor, tau: float, eps: float, *, corners: bool, start: Floats | None = None) -> Segment:
+    """One normalised cut of features [C, h, w]; see `tokencut`, `maskcut` (`corners`) and `second_eigenvector`."""
     _check_finite(features)
     height, width = features.shape[-2:]
-    weights = affinity(features, tau, eps)
-    if len(weights) < SMALLEST_GRAPH or weights.min() == weights.max():
+    graph = patch_graph(features, tau, eps)
+    if len(graph.joined) < SMALLEST_GRAPH or graph.joined.min() == graph.joined.max():
         return Segment(np.zeros((height, width), bool), 0.0, ncut=1.0)
-    pair = second_eigenvector(weights)
+    pair = second_eigenvector(graph, None if start is None else start.ravel())
     values = pair.vector
     extreme = values[np.abs(values).argmax()]
     values = values * np.sign(extreme)
@@ -210,14 +227,15 @@ def _cut(features: Tensor, tau: float, eps: float, *, corners: bool) -> Segment:
     seed = int(values.argmax())
     mask = component(foreground.reshape(height, width), seed)
     vector = values.reshape(height, width)
-    return Segment(mask, min(1.0, pair.gap), seed, _normalised_cut(weights, foreground), vector)
+    return Segment(mask, min(1.0, pair.gap), seed, _normalised_cut(graph, foreground), vector)
 
 
-def _normalised_cut(weights: Floats, side: Mask) -> float:
+def _normalised_cut(graph: Graph, side: Mask) -> float:
     """cut / volume of one side + cut / volume of the other, of a partition [N] (Shi and Malik 2000)."""
-    volume = weights.sum(axis=1)
-    cut = weights[side][:, ~side].sum()
-    return float(cut / volume[side].sum() + cut / volume[~side].sum())
+    inside = torch.from_numpy(side).to(graph.joined.device)
+    volume = graph.links(torch.ones_like(inside))
+    cut = graph.links(inside)[~inside].sum()
+    return float(cut / volume[inside].sum() + cut / volume[~inside].sum())
 
 
 # --- LOST --------------------------------------------------------------------------------------------------
@@ -297,15 +315,15 @@ def attention_segments(
 # --- All methods -------------------------------------------------------------------------------------------
 
 
-def patch_features(backbone: Backbone, image: Tensor, protocol: SegmentProtocol) -> Tensor:
-    """What the methods but attention compare, [C, h, w], of an image [3, H, W] in [0, 1].
+def patch_features(backbone: Backbone, images: Tensor, protocol: SegmentProtocol) -> Tensor:
+    """What the methods but attention compare, [B, C, h, w], of images [B, 3, H, W] in [0, 1].
 
     A network without attention heads gives its last map, with a layer norm over all its values, as LOST does for
     ResNets: it ends with a ReLU, so that every product would be positive.
     """
     kind = feature_kind(backbone, protocol)
-    features: Tensor = getattr(backbone.extract(image[None], {kind}), kind)[0]
-    return features if backbone.num_heads else F.layer_norm(features, features.shape)
+    features: Tensor = getattr(backbone.extract(images, {kind}), kind)
+    return features if backbone.num_heads else F.layer_norm(features, features.shape[1:])
 
 
 def feature_kind(backbone: Backbone, protocol: SegmentProtocol) -> Literal["keys", "patches"]:
@@ -320,11 +338,49 @@ def feature_note(backbone: Backbone, protocol: SegmentProtocol) -> str:
     return f"{backbone.name} has no keys: its last map was compared instead."
 
 
-def attention_of(backbone: Backbone, image: Tensor) -> Tensor:
-    """The class token's attention [heads, h, w] of an image [3, H, W] in [0, 1]; ValueError if it has none."""
-    attention = backbone.extract(image[None], {"attention"}).attention
+def attention_of(backbone: Backbone, images: Tensor) -> Tensor:
+    """The class token's attention [B, heads, h, w] to images [B, 3, H, W] in [0, 1]; ValueError if it has none."""
+    attention = backbone.extract(images, {"attention"}).attention
     assert attention is not None
-    return attention[0]
+    return attention
+
+
+def compared_maps(backbone: Backbone, images: Tensor, protocol: SegmentProtocol, method: str) -> Tensor:
+    """What a method looks at, of images [B, 3, H, W]: attention [B, heads, h, w], or features [B, C, h, w]."""
+    if method == "attention":
+        return attention_of(backbone, images)
+    return patch_features(backbone, images, protocol)
+
+
+def maps_ahead(
+    items: Iterable[Item],
+    read: Callable[[Item], Given],
+    prepare: Callable[[Given], Tensor],
+    extract: Callable[[Tensor], Tensor],
+    batch_size: int,
+) -> Iterator[tuple[Item, Given, Tensor]]:
+    """Items in order with what was read of each and its maps: read ahead in threads, extracted in batches of one size.
+
+    Args:
+        read: what an item's files hold; runs in threads, so that it keeps off torch.
+        prepare: that as an image [3, H, W].
+        extract: images [B, 3, H, W] -> maps [B, ...].
+        batch_size: images extracted at once, of consecutive ones of equal size.
+    """
+
+    def read_one(item: Item) -> tuple[Item, Given]:
+        return item, read(item)
+
+    with closing(read_ahead(read_one, items, ahead=2 * batch_size, workers=READERS)) as given:
+        prepared = ((item, found, prepare(found)) for item, found in given)
+        for batch in in_batches(prepared, lambda one: one[2].shape, batch_size):
+            maps = extract(torch.stack([image for _, _, image in batch]))
+            yield from ((item, found, one) for (item, found, _), one in zip(batch, maps, strict=True))
+
+
+def default_batch(backbone: Backbone) -> int:
+    """Images extracted at once where nobody says: a CPU gains nothing from more than one."""
+    return 1 if backbone.device.type == "cpu" else GPU_BATCH
 
 
 def component(mask: Mask, seed: int) -> Mask:

@@ -36,6 +36,14 @@ from dino_dense.report import (
 ENTRY_POINT_GROUP = "dino_dense.tasks"
 IDENTITY_FILE = "run.json"
 SAMPLES_FILE = "samples.csv"
+COMMANDS = {
+    "attention": "Look: attention, principal components, correspondence, of images and videos.",
+    "studio": "Look in the browser: click an object in your own video, and play its masks.",
+}
+"""Public modules that make pictures and measure nothing, so that they are commands but no tasks: what number there is
+to their pictures, a task gives (attention's is `saliency --method attention`, masks' is `davis`)."""
+LIBRARY = frozenset({"see"})
+"""Public modules that are for notebooks alone."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -168,7 +176,8 @@ def names() -> list[str]:
 def _own_names() -> list[str]:
     import tasks
 
-    return [module.name for module in pkgutil.iter_modules(tasks.__path__) if not module.name.startswith("_")]
+    public = {module.name for module in pkgutil.iter_modules(tasks.__path__) if not module.name.startswith("_")}
+    return sorted(public - set(COMMANDS) - LIBRARY)
 
 
 def get(name: str) -> Task:

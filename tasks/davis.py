@@ -22,11 +22,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import DataError
-from data.davis import VideoSequence, is_official_val, load_davis, read_prediction, write_mask
+from data.davis import (
+    VideoSequence,
+    is_official_val,
+    load_davis,
+    read_foreground,
+    read_ids,
+    write_mask,
+)
 from data.sample import sample_data
 from dino_dense import Backbone, Metric, Picture, Score, cli, distributed
 from dino_dense.bodies import IMAGENET_MEAN, IMAGENET_STD
-from tasks import _figures
+from tasks import _figures, _own_video
+from tasks._own_video import OwnVideoConfig
 from tasks._pipeline import Behind, read_ahead
 from tasks._propagation import (
     PropagationMemory,
@@ -54,7 +62,7 @@ METRICS = tuple(
 
 
 @dataclass(frozen=True)
-class DavisConfig(PropagationProtocol):
+class DavisConfig(OwnVideoConfig):
     """Which videos, and every constant of the protocol"""
 
     data: str | None = None
@@ -68,7 +76,8 @@ class DavisConfig(PropagationProtocol):
     max_frames: int | None = None
     """Only the first frames of each sequence (frames)."""
     resolution: str = "480p"
-    """Folder under JPEGImages and Annotations; 480p is what is published."""
+    """Folder under JPEGImages and Annotations; 480p is what is published. Of your own video, its short side instead of
+    short_side, pixels."""
     void: Literal["error", "background"] = "error"
     """What value 255 in a 2017 first mask is."""
     score: str | None = None
@@ -81,7 +90,9 @@ class DavisConfig(PropagationProtocol):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_frames is not None and self.max_frames < MIN_FRAMES:
+        if self.video is not None and (self.data is not None or self.score is not None):
+            raise ValueError("--video is your own, --data and --score are for data sets: expected one of them")
+        if self.max_frames is not None and self.max_frames < (1 if self.video else MIN_FRAMES):
             raise ValueError(
                 f"max_frames is {self.max_frames}: expected {MIN_FRAMES} or more, since the first and the last frame "
                 "are not scored"
@@ -105,6 +116,12 @@ class _Videos:
 
 def run(backbone: Backbone | None, config: DavisConfig, context: Context) -> Outcome:
     """Write the masks (unless `config.score` names some), then score them if there is ground truth."""
+    if config.video is not None:
+        assert backbone is not None
+        own = _own_video.at_resolution(config, config.resolution, DavisConfig.resolution)
+        budget = config.max_memory * 2**20
+        own_backbone = _pixel_statistics(backbone, config)
+        return _own_video.run(own_backbone, own, context, max_frames=config.max_frames, max_bytes=budget)
     videos = open_videos(config)
     context.bind(videos.facts)
     if config.score is None:
@@ -124,7 +141,7 @@ def run(backbone: Backbone | None, config: DavisConfig, context: Context) -> Out
         return Outcome((), videos.facts, note=note)
     per_frame = _score_all(masks, videos.sequences, scored, context)
     objects = _per_object(per_frame)
-    pictures = _draw_all(masks, videos.sequences, objects, context) if context.world.is_main else ()
+    pictures = _draw_all(masks, videos.sequences, objects, per_frame, context) if context.world.is_main else ()
     overall, per_sequence = summarise(per_frame)
     return Outcome(
         scores=_scores(overall, objects),
@@ -362,21 +379,43 @@ def _per_object(per_frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _draw_all(
-    masks: Path, sequences: Sequence[VideoSequence], objects: pd.DataFrame, context: Context
+    masks: Path,
+    sequences: Sequence[VideoSequence],
+    objects: pd.DataFrame,
+    per_frame: pd.DataFrame,
+    context: Context,
 ) -> tuple[Picture, ...]:
-    """A picture of each sequence, worst and best first: masks over frames that are scored (not the first and last)."""
+    """Of each sequence a strip (first, middle, last frame) and its J and F over time, worst and best first."""
     means = objects["J&F-Mean"].groupby(objects["sample"].str.rpartition("_")[0]).mean()
-    pictures = {}
-    for sequence in sequences:
-        chosen = _figures.spread(range(1, len(sequence) - 1))
-        file = context.folder("overlays") / f"{sequence.name}.jpg"
-        _figures.mask_strip(
-            file,
-            [(sequence.read_frame(index), read_prediction(masks, sequence, index)) for index in chosen],
-        )
-        caption = f"{sequence.name}: J&F {means[sequence.name]:.1f}"
-        pictures[sequence.name] = Picture(f"overlays/{file.name}", caption)
-    return tuple(pictures[str(name)] for name in _figures.worst_and_best_first(means))
+    by_name = {sequence.name: sequence for sequence in sequences}
+    ranked = _figures.worst_and_best_first(means)
+    pictures = []
+    for place, label in enumerate(ranked):
+        name = str(label)
+        case = {0: " (worst)", 1: " (best)"}.get(place, "") if len(ranked) > 1 else ""
+        folder = context.folder("overlays")
+        _figures.mask_strip(folder / f"{name}.jpg", _first_middle_last(masks, by_name[name]))
+        _figures.object_curves(folder / f"{name}_curves.png", per_frame[per_frame["sequence"] == name])
+        pictures += [
+            Picture(f"overlays/{name}.jpg", f"{name}{case}: J&F {means[name]:.1f}; first, middle, last frame"),
+            Picture(f"overlays/{name}_curves.png", f"{name}{case}: J and F of each object, frame by frame"),
+        ]
+    return tuple(pictures)
+
+
+def _first_middle_last(masks: Path, sequence: VideoSequence) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Frames with their masks: the one that was given, and what was found in the middle and at the end.
+
+    Scores leave the last frame out, and so may other people's masks: then it is the last that is scored.
+    """
+    last = len(sequence) - 1
+    files = {index: masks / sequence.name / f"{sequence.frames[index].stem}.png" for index in (last // 2, last)}
+    if not files[last].is_file():
+        del files[last]
+        files[last - 1] = masks / sequence.name / f"{sequence.frames[last - 1].stem}.png"
+    read = read_foreground if sequence.year == 2016 else read_ids
+    found = [(sequence.read_frame(index), read(file)) for index, file in files.items()]
+    return [(sequence.read_frame(0), sequence.first_mask()), *found]
 
 
 def _scores(overall: pd.DataFrame, objects: pd.DataFrame) -> tuple[Score, ...]:

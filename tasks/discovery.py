@@ -29,17 +29,18 @@ from tasks._segment import (
     Mask,
     Segment,
     SegmentProtocol,
-    attention_of,
     attention_segments,
     box_of,
+    compared_maps,
     decode_mask,
+    default_batch,
     encode_mask,
     feature_note,
     in_order,
     largest_component,
     lost,
+    maps_ahead,
     maskcut,
-    patch_features,
     share_of,
     to_tensor,
     tokencut,
@@ -96,6 +97,8 @@ class DiscoveryConfig(DiscoveryProtocol):
     """Of coco: file with the image names or ids to take, one a line (COCO-20k's list)."""
     max_images: int | None = None
     """Only this many, evenly spaced."""
+    batch_size: int | None = None
+    """Images of one size whose features are computed at once; without it, 1 on a CPU and 8 on a GPU."""
     export_coco: bool = False
     """Write boxes and masks as coco.json, which pycocotools reads."""
 
@@ -136,8 +139,17 @@ def run(backbone: Backbone | None, config: DiscoveryConfig, context: Context) ->
     images, facts, left_out = open_images(config)
     context.bind(facts)
     mine = share_of(images, context.world)
-    with tqdm(mine, unit="image", desc=config.method, disable=not context.world.is_main) as bar:
-        measured = in_order([(place, _measure(backbone, image, config)) for place, image in bar])
+    found = maps_ahead(
+        mine,
+        lambda item: np.asarray(read_rgb(item[1].image)),
+        lambda rgb: padded(rgb, backbone, config),
+        lambda batch: compared_maps(backbone, batch, config, config.method),
+        config.batch_size or default_batch(backbone),
+    )
+    bar = tqdm(found, total=len(mine), unit="image", desc=config.method, disable=not context.world.is_main)
+    measured = in_order(
+        [(place, _measure(maps, image, rgb, backbone.patch_size, config)) for (place, image), rgb, maps in bar]
+    )
     table = pd.DataFrame([found.row for found in measured])
     answered = table[table["confidence"] >= (config.min_confidence or 0)]
     if answered.empty:
@@ -191,11 +203,17 @@ def open_images(config: DiscoveryConfig) -> tuple[list[BoxedImage], DataFacts, i
 
 def find_objects(backbone: Backbone, rgb: Pixels, config: DiscoveryProtocol) -> list[Found]:
     """Objects in an image RGB [H, W, 3]: one, but for maskcut."""
+    image = padded(rgb, backbone, config)
+    return objects_from(
+        compared_maps(backbone, image[None], config, config.method)[0], rgb, backbone.patch_size, config
+    )
+
+
+def objects_from(compared: Tensor, rgb: Pixels, patch: int, config: DiscoveryProtocol) -> list[Found]:
+    """`find_objects`, from one image's `compared_maps`."""
     height, width = size = working_size((rgb.shape[0], rgb.shape[1]), config)
-    image = _padded(to_tensor(rgb, size), backbone)
     found = []
-    for segment in _segments(backbone, image, config):
-        patch = backbone.patch_size
+    for segment in _segments(compared, config):
         box = box_of(segment.mask, patch, size)
         if box is not None:
             across, down = rgb.shape[1] / width, rgb.shape[0] / height
@@ -229,28 +247,28 @@ def to_coco(chosen: Sequence[tuple[BoxedImage, _Measured]]) -> dict[str, Any]:
     return {"images": pictures, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
 
 
-def _segments(backbone: Backbone, image: Tensor, config: DiscoveryProtocol) -> list[Segment]:
-    """What the method finds in an image [3, H, W]."""
+def _segments(compared: Tensor, config: DiscoveryProtocol) -> list[Segment]:
+    """What the method finds in one image's maps."""
     if config.method == "attention":
-        (segment,) = attention_segments(attention_of(backbone, image), config.mass, config.head)
+        (segment,) = attention_segments(compared, config.mass, config.head)
         return [segment._replace(mask=largest_component(segment.mask))]
-    features = patch_features(backbone, image, config)
     if config.method == "maskcut":
-        return maskcut(features, config.tau, config.eps, config.masks)
-    return [lost(features, config.lost_k) if config.method == "lost" else tokencut(features, config.tau, config.eps)]
+        return maskcut(compared, config.tau, config.eps, config.masks)
+    return [lost(compared, config.lost_k) if config.method == "lost" else tokencut(compared, config.tau, config.eps)]
 
 
-def _padded(image: Tensor, backbone: Backbone) -> Tensor:
-    """[3, H, W] with sides a multiple of the patch size: below and right, what is 0 after normalisation."""
+def padded(rgb: Pixels, backbone: Backbone, config: DiscoveryProtocol) -> Tensor:
+    """RGB [H, W, 3] as an image [3, h, w] in [0, 1] at the working size, its sides padded to a multiple of the patch
+    size: below and right, with what is 0 after normalisation."""
+    image = to_tensor(rgb, working_size((rgb.shape[0], rgb.shape[1]), config))
     sides = [-(-side // backbone.patch_size) * backbone.patch_size for side in image.shape[1:]]
-    padded = torch.tensor(backbone.mean).view(3, 1, 1).repeat(1, *sides)
-    padded[:, : image.shape[1], : image.shape[2]] = image
-    return padded
+    whole = torch.tensor(backbone.mean).view(3, 1, 1).repeat(1, *sides)
+    whole[:, : image.shape[1], : image.shape[2]] = image
+    return whole
 
 
-def _measure(backbone: Backbone, image: BoxedImage, config: DiscoveryConfig) -> _Measured:
-    rgb = np.asarray(read_rgb(image.image))
-    found = find_objects(backbone, rgb, config)
+def _measure(compared: Tensor, image: BoxedImage, rgb: Pixels, patch: int, config: DiscoveryConfig) -> _Measured:
+    found = objects_from(compared, rgb, patch, config)
     boxes = [one.box for one in found if one.box is not None]
     overlap = float(box_iou(found[0].box, image.boxes).max())
     row = {
@@ -337,7 +355,7 @@ TASK = Task(
     run=run,
     smoke=DiscoveryConfig(max_images=12),
     presets="discovery",
-    free=frozenset({"export_coco"}),
+    free=frozenset({"export_coco", "batch_size"}),
 )
 
 if __name__ == "__main__":

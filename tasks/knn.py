@@ -17,9 +17,9 @@ from tasks import _figures
 from tasks._features import CLS, Preprocessing, image_features
 from tasks._labelled import LabelledSet, open_labelled
 from tasks._scores.classification import METRICS, hits
+from tasks._scores.search import nearest
 from tasks._task import Context, Outcome, Task, main, mean_scores
 
-SIMILARITY_BYTES = 256 * 2**20  # of similarities held at once; does not change the result
 STRIPS, STRIP_RESULTS = 6, 5  # pictures, and neighbours on each
 HEADLINE_K = 20  # the best k in the paper, and the one it reports
 
@@ -38,6 +38,9 @@ class KnnConfig:
     """Short side the image is resized to, bicubic, pixels (eval_knn.py)."""
     crop: int = 224
     """Side of the centre crop, pixels (eval_knn.py); a multiple of the patch size."""
+    fast_decode: bool = False
+    """Decode large JPEGs at a half, a quarter or an eighth of their size where that suffices: faster, and pixels differ
+    a little from the published protocol's."""
     batch_size: int = 64
     """Images extracted at once; does not change the result."""
     workers: int = 0
@@ -57,7 +60,7 @@ def knn_votes(
 
     Args:
         train: features [N, C], any length (normalised here). train_labels: [N], ids in 0..classes-1.
-        test: features [M, C].
+        test: features [M, C]; the search is done on their device.
         k: numbers of neighbours, each at most N.
         temperature: a neighbour's vote is exp(cosine / temperature).
         classes: number of classes.
@@ -70,15 +73,12 @@ def knn_votes(
     """
     if max(k) > len(train):
         raise ValueError(f"k = {max(k)} neighbours, but there are only {len(train)} training images.")
-    train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
-    chunk = max(1, SIMILARITY_BYTES // (4 * len(train)))
-    nearest = [(queries @ train.T).topk(max(k), dim=1) for queries in test.split(chunk)]
-    similarity = torch.cat([found.values for found in nearest])  # [M, max k], highest first
-    labels = train_labels[torch.cat([found.indices for found in nearest])]
+    similarity, found = nearest(F.normalize(test, dim=1), F.normalize(train, dim=1), max(k))  # [M, max k]
+    labels = train_labels.to(test.device)[found]
     # exp(s / T) may overflow in float32 at small T; a factor common to a query's votes changes no ranking.
     weights = ((similarity - similarity[:, :1]) / temperature).exp()
     for count in k:
-        votes = torch.zeros(len(test), classes).scatter_add_(1, labels[:, :count], weights[:, :count])
+        votes = weights.new_zeros(len(test), classes).scatter_add_(1, labels[:, :count], weights[:, :count])
         yield count, votes.argsort(dim=1, descending=True, stable=True)
 
 
@@ -95,13 +95,13 @@ def run(backbone: Backbone | None, config: KnnConfig, context: Context) -> Outco
     ranked = knn_votes(
         train,
         torch.tensor(images.train.labels),
-        test,
+        test.to(backbone.device),
         k=possible,
         temperature=config.temperature,
         classes=len(images.train.class_names),
     )
     # An order among k classes or fewer says nothing beyond place k: the rest have no vote (eval_knn.py).
-    samples = {k: hits(order, targets, images.test_names, places=k) for k, order in ranked}
+    samples = {k: hits(order.cpu(), targets, images.test_names, places=k) for k, order in ranked}
     table = pd.DataFrame([{"k": k, **frame.mean(numeric_only=True)} for k, frame in samples.items()])
     headline = HEADLINE_K if HEADLINE_K in possible else possible[0]
     left_out = sorted(set(config.k) - set(possible))
@@ -123,7 +123,7 @@ def _features(backbone: Backbone, paths: Sequence[Path], label: str, config: Knn
     return image_features(
         backbone,
         paths,
-        Preprocessing(config.resize, config.crop),
+        Preprocessing(config.resize, config.crop, fast_decode=config.fast_decode),
         world=context.world,
         also=context.pieces,
         batch_size=config.batch_size,
@@ -142,8 +142,8 @@ def _draw(
     ]
     pictures = []
     for query in [index for pair in zip_longest(*chosen) for index in pair if index is not None]:
-        nearest = (F.normalize(train, dim=1) @ F.normalize(test[query], dim=0)).topk(min(STRIP_RESULTS, len(train)))
-        found = nearest.indices.tolist()
+        similarity = F.normalize(train, dim=1) @ F.normalize(test[query], dim=0)
+        found = similarity.topk(min(STRIP_RESULTS, len(train))).indices.tolist()
         file = context.folder("strips") / f"{query}.jpg"
         _figures.result_strip(
             file,
@@ -157,7 +157,8 @@ def _draw(
 
 
 def _benchmark(config: KnnConfig, images: LabelledSet) -> str | None:
-    published = (config.temperature, config.resize, config.crop) == (0.07, 256, 224) and HEADLINE_K in config.k
+    constants = config.temperature, config.resize, config.crop, config.fast_decode
+    published = constants == (0.07, 256, 224, False) and HEADLINE_K in config.k
     return f"{images.published_name} val, k = {HEADLINE_K}" if images.published_name and published else None
 
 

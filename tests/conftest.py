@@ -1,5 +1,6 @@
 """One cache for the whole test session, and small checkpoints to load."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,11 @@ import pytest
 import torch
 
 from dino_dense.bodies import DinoViT, ViTShape
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several test processes: each takes its share of the cores
+    share = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    os.environ["OMP_NUM_THREADS"] = str(share)  # of the processes that tests start
+    torch.set_num_threads(share)
 
 TINY_SHAPE = ViTShape(embed_dim=128, depth=4, num_heads=2, patch_size=8, grid_size=8)
 

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dino_dense import attention, load_backbone
-from dino_dense.attention import BLOCK, FEWEST_TOKENS, BlockedAttention, attend_in_blocks
+from dino_dense.attention import BLOCK, MOST_TOKENS_TO_TRAIN, BlockedAttention, attend_in_blocks
+
+TOKENS = 300
 
 
 def triple(tokens: int, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,11 +57,10 @@ def test_a_backbone_in_bf16_uses_it_and_stays_near_fp32(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("parts", "options"),
     [
-        (triple(FEWEST_TOKENS, torch.float32), {}),
-        (triple(FEWEST_TOKENS - 1), {}),
-        (triple(FEWEST_TOKENS), {"is_causal": True}),
-        (triple(FEWEST_TOKENS), {"attn_mask": torch.ones(FEWEST_TOKENS, FEWEST_TOKENS, dtype=torch.bool)}),
-        (triple(FEWEST_TOKENS), {"scale": 0.5}),
+        (triple(TOKENS, torch.float32), {}),
+        (triple(TOKENS), {"is_causal": True}),
+        (triple(TOKENS), {"attn_mask": torch.ones(TOKENS, TOKENS, dtype=torch.bool)}),
+        (triple(TOKENS), {"scale": 0.5}),
     ],
 )
 @torch.no_grad()
@@ -70,8 +71,27 @@ def test_all_else_is_left_to_pytorch(parts: Any, options: dict[str, Any], monkey
         assert torch.equal(F.scaled_dot_product_attention(*parts, **options), expected)
 
 
-def test_gradients_go_through_pytorchs_kernel():
-    q, k, v = (part.requires_grad_() for part in triple(FEWEST_TOKENS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_are_those_of_the_definition(dtype: torch.dtype):
+    results = []
+    for attend in (attend_in_blocks, F.scaled_dot_product_attention):
+        parts = [part.requires_grad_() for part in triple(197, dtype)]
+        out = attend(*parts)
+        out.square().sum().backward()
+        results.append([out, *(part.grad for part in parts)])
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02
+    for ours, theirs in zip(*results, strict=True):
+        assert (ours.float() - theirs.float()).norm() <= tolerance * theirs.float().norm()
+
+
+@pytest.mark.parametrize(("tokens", "ours"), [(MOST_TOKENS_TO_TRAIN, True), (MOST_TOKENS_TO_TRAIN + 1, False)])
+def test_long_inputs_that_need_gradients_go_through_pytorchs_kernel(
+    tokens: int, ours: bool, monkeypatch: pytest.MonkeyPatch
+):
+    calls: list[int] = []
+    monkeypatch.setattr(attention, "attend_in_blocks", lambda *parts: calls.append(1) or attend_in_blocks(*parts))
+    q, k, v = (part.requires_grad_() for part in triple(tokens))
     with BlockedAttention():
         F.scaled_dot_product_attention(q, k, v).sum().backward()
+    assert bool(calls) == ours
     assert q.grad is not None

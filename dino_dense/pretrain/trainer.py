@@ -21,6 +21,7 @@ from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from dino_dense import distributed
+from dino_dense.attention import fast_attention
 from dino_dense.checkpoint import STATE_FILE
 from dino_dense.distributed import World
 from dino_dense.pretrain import optim, run_folder
@@ -249,7 +250,8 @@ class Trainer:
         ]
         self.drop_path.arm(step, batch.places, self.device)
         with self._no_sync() if not sync else nullcontext():
-            with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+            autocast = torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+            with autocast, fast_attention(self.device, None if self.config.compile else self.autocast_dtype):
                 with torch.no_grad():
                     teacher_scores, features = self.state.teacher(groups[:1])
                 student_scores, _ = self.forward_student(groups)

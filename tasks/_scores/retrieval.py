@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dino_dense import Metric
+from tasks._scores.search import nearest
 
 Indices = npt.NDArray[np.int64]
 
@@ -36,24 +37,11 @@ def rankings(queries: Tensor, database: Tensor, *, top: int | None = None) -> It
             raise ValueError(f"features of the {what} are not finite: expected numbers. Check the checkpoint.")
     queries, database = F.normalize(queries, dim=1), F.normalize(database, dim=1)
     places = min(top or len(database), len(database))
+    if places < len(database):
+        yield from nearest(queries, database, places, max_bytes=RANKING_BYTES).indices.cpu().numpy()
+        return
     for part in queries.split(max(1, RANKING_BYTES // (BYTES_PER_PAIR * len(database)))):
-        similarity = part @ database.T
-        if places < len(database):
-            order = _first_places(similarity, places)
-        else:
-            order = similarity.argsort(dim=1, descending=True, stable=True)
-        yield from order.cpu().numpy()
-
-
-def _first_places(similarity: Tensor, places: int) -> Tensor:
-    """[Q, N] -> indices [Q, places] of the highest, equals in order of the database.
-
-    What topk finds it may return in any order among equals; sorting by index and then, stably, by value mends
-    that. (Which of several equals takes the last place stays open.)
-    """
-    found = similarity.topk(places, dim=1).indices.sort(dim=1).values
-    order = similarity.gather(1, found).argsort(dim=1, descending=True, stable=True)
-    return found.gather(1, order)
+        yield from (part @ database.T).argsort(dim=1, descending=True, stable=True).cpu().numpy()
 
 
 def positive_ranks(order: Indices, positive: Indices, junk: Indices, count: int) -> Indices:

@@ -17,6 +17,7 @@ from data.images import (
     natural_key,
     open_picture,
     read_rgb,
+    read_upright,
 )
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -221,3 +222,53 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path):
     path.chmod(0)
     with pytest.raises(DataError, match=r"secret\.png"):
         read_rgb(path)
+
+
+GREY = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (16, 1))
+
+
+MODES_OF = {
+    "png": ["L", "RGB", "P", "I;16", "1", "RGBA", "LA"],
+    "tif": ["L", "RGB", "P", "CMYK", "I;16", "1", "RGBA", "LA"],
+    "jpg": ["L", "RGB", "CMYK"],
+}
+
+
+@pytest.mark.parametrize(("ending", "mode"), [(ending, mode) for ending in MODES_OF for mode in MODES_OF[ending]])
+def test_own_pictures_of_any_mode_are_rgb(tmp_path: Path, mode: str, ending: str):
+    path = tmp_path / f"a.{ending}"
+    wide = Image.fromarray(GREY.astype(np.uint16) * 257)
+    (wide if mode == "I;16" else Image.fromarray(GREY).convert(mode)).save(path)
+    rgb = read_upright(path)
+    assert rgb.shape == (16, 64, 3)
+    assert rgb.dtype == np.uint8
+    expected = np.asarray(Image.fromarray(GREY).convert("1").convert("L")) if mode == "1" else GREY
+    assert np.abs(rgb.astype(int) - expected[..., None]).max() <= (3 if ending == "jpg" else 1)
+
+
+def test_transparent_pixels_are_white(tmp_path: Path):
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[:2] = (200, 0, 0, 255)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert read_upright(tmp_path / "a.png")[:, 0].tolist() == [[200, 0, 0]] * 2 + [[255, 255, 255]] * 2
+
+
+def test_a_rotated_photograph_stands_upright_only_where_a_person_looks(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown a quarter turn clockwise
+    Image.fromarray(GREY).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    assert np.abs(read_upright(tmp_path / "a.jpg")[..., 0].astype(int) - np.rot90(GREY, k=-1)).max() <= 3
+    assert read_rgb(tmp_path / "a.jpg").size == (64, 16)
+
+
+def test_own_pictures_that_cannot_be_read(tmp_path: Path):
+    Image.fromarray(GREY.astype(np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=r"a\.tif: F pixels, expected 8 or 16 bits"):
+        read_upright(tmp_path / "a.tif")
+    (tmp_path / "b.png").write_bytes(b"text")
+    with pytest.raises(DataError, match=r"b\.png: not an image"):
+        read_upright(tmp_path / "b.png")
+    Image.fromarray(GREY).resize((640, 640)).save(tmp_path / "c.png")
+    (tmp_path / "c.png").write_bytes((tmp_path / "c.png").read_bytes()[:300])
+    with pytest.raises(DataError, match=r"c\.png: cannot be read whole"):
+        read_upright(tmp_path / "c.png")

@@ -1,18 +1,16 @@
 """The page in a real browser: nothing is asked for, tables sort, it fits a phone, strangers' scripts do not run."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dino_dense.report import Entry, IntervalConfig, compare_all, render_page
+from tests.browser import chromium, needs_chromium
 from tests.report.builders import EVIL, RANDOM, VITS8, VITS16, failed_entry, make_batch, make_entry
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-EXECUTABLE = next((path for path in map(shutil.which, BROWSERS) if path), None)
-pytestmark = pytest.mark.skipif(EXECUTABLE is None, reason=f"no Chromium here: none of {', '.join(BROWSERS)} in PATH")
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +31,8 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator["sync_api.Browser"]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=EXECUTABLE, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -90,6 +90,25 @@ def test_masks_have_the_frames_names_and_native_size(tree: Path, tmp_path: Path)
     assert list(official) == columns
     assert 100 * official["J&F-Mean"][0] == pytest.approx(report.scores[0].value)
     assert (tmp_path / "out" / "overlays" / "one.jpg").is_file()
+    with Image.open(tmp_path / "out" / "overlays" / "one_curves.png") as curves:
+        assert curves.width > 400
+    captions = [picture.caption.partition(":")[0] for picture in report.pictures]
+    worst, best = (name.removesuffix("_1") for name in by_score(tmp_path / "out"))
+    assert captions == [f"{worst} (worst)"] * 2 + [f"{best} (best)"] * 2
+
+
+def by_score(out: Path) -> list[str]:
+    samples = pd.read_csv(out / "samples.csv")
+    return samples.sort_values("J&F-Mean", kind="stable")["sample"].to_list()
+
+
+def test_pictures_of_other_peoples_masks_do_without_the_last_frame(tree: Path, tmp_path: Path):
+    shutil.copytree(tree / "Annotations" / "480p", tmp_path / "masks")
+    for path in (tmp_path / "masks").glob("*/00007.png"):
+        path.unlink()
+    config = config_for(tree, score=str(tmp_path / "masks"))
+    report = run_one(DAVIS, RunOptions(out=str(tmp_path / "out")), config)
+    assert [(tmp_path / "out" / picture.file).is_file() for picture in report.pictures] == [True] * 4
 
 
 def test_a_run_cut_off_and_started_again_gives_the_same_files(

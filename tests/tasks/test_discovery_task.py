@@ -119,6 +119,15 @@ def test_corloc_of_each_method(method: str, found: str, voc: Path, tmp_path: Pat
     assert coverage["CorLoc"].iloc[-1] == pytest.approx(values(report)["CorLoc"])
 
 
+@pytest.mark.parametrize("method", ["maskcut", "lost"])
+def test_images_of_one_size_go_together_and_change_nothing(method: str, voc: Path, tmp_path: Path):
+    tables = []
+    for size in (1, 2):
+        run(voc, tmp_path / str(size), method=method, batch_size=size)
+        tables.append(pd.read_csv(tmp_path / str(size) / "images.csv"))
+    pd.testing.assert_frame_equal(tables[1], tables[0], rtol=1e-5)
+
+
 def test_maskcut_finds_more_than_one_object(voc: Path, tmp_path: Path):
     report = run(voc, tmp_path / "out", method="maskcut")
     table = pd.read_csv(tmp_path / "out" / "images.csv").set_index("sample")

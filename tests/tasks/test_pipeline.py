@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tasks._pipeline import Behind, read_ahead
+from tasks._pipeline import Behind, in_batches, read_ahead
 
 
 @pytest.mark.parametrize("ahead", [1, 3, 100])
@@ -92,3 +92,11 @@ def test_an_error_of_the_main_thread_is_not_replaced():
 
     with pytest.raises(KeyError), Behind(workers=1, backlog=2) as behind:
         both_fail(behind)
+
+
+@pytest.mark.parametrize(
+    ("size", "batches"), [(1, ["a", "a", "a", "b", "a"]), (2, ["aa", "a", "b", "a"]), (9, ["aaa", "b", "a"])]
+)
+def test_batches_are_runs_of_one_key(size: int, batches: list[str]):
+    assert ["".join(batch) for batch in in_batches("aaaba", str, size)] == batches
+    assert list(in_batches("", str, size)) == []

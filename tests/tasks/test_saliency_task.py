@@ -154,6 +154,17 @@ def test_scores_of_what_is_found(method: str, pairs: Path, tmp_path: Path):
     assert table["confidence"].between(0, 1).all()
 
 
+@pytest.mark.parametrize("method", ["tokencut", "attention"])
+def test_images_of_one_size_go_together_and_change_nothing(method: str, pairs: Path, tmp_path: Path):
+    save(pairs, "bb", *(part.repeat(2, axis=0) for part in picture()))  # another size in between
+    tables = []
+    for size in (None, 1, 3):
+        run(pairs, tmp_path / str(size), method=method, batch_size=size)
+        tables.append(pd.read_csv(tmp_path / str(size) / "images.csv"))
+    for other in tables[1:]:
+        pd.testing.assert_frame_equal(other, tables[0], rtol=1e-5)
+
+
 def test_saved_masks_are_the_prediction(pairs: Path, tmp_path: Path):
     run(pairs, tmp_path / "out", save_masks=True)
     mask = np.asarray(Image.open(tmp_path / "out" / "masks" / "a.png"))

@@ -7,11 +7,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tasks import _segment
+from tasks import _lanczos, _segment
 from tasks._bilateral import CONFIDENCE, SIGMA_LUMA, binarise, make_grid, refine, system
 from tasks._segment import (
     SegmentProtocol,
-    affinity,
     attention_masks,
     attention_segments,
     box_of,
@@ -21,6 +20,7 @@ from tasks._segment import (
     largest_component,
     lost,
     maskcut,
+    patch_graph,
     second_eigenvector,
     tokencut,
     working_size,
@@ -91,11 +91,11 @@ def test_large_graphs_have_the_same_eigenvector(monkeypatch: pytest.MonkeyPatch)
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(4, 16, generator=generator)[torch.arange(24 * 24) % 4]
     features = (centres + torch.randn(centres.shape, generator=generator)).T.reshape(16, 24, 24)
-    weights = affinity(features, 0.2, 1e-5)
-    assert len(weights) >= _segment.LANCZOS_FROM
-    lanczos = second_eigenvector(weights)
+    graph = patch_graph(features, 0.2, 1e-5)
+    assert len(graph.joined) >= _segment.LANCZOS_FROM
+    lanczos = second_eigenvector(graph)
     monkeypatch.setattr(_segment, "LANCZOS_FROM", 10**6)
-    dense = second_eigenvector(weights)
+    dense = second_eigenvector(graph)
     assert lanczos.value == pytest.approx(dense.value, abs=1e-10)
     assert lanczos.gap == pytest.approx(dense.gap, abs=1e-10)
     ours, theirs = (np.abs(pair.vector) / np.abs(pair.vector).max() for pair in (lanczos, dense))
@@ -105,9 +105,8 @@ def test_large_graphs_have_the_same_eigenvector(monkeypatch: pytest.MonkeyPatch)
 def test_without_convergence_the_dense_solver_takes_over(monkeypatch: pytest.MonkeyPatch):
     features = torch.randn(8, 24, 24, generator=torch.Generator().manual_seed(0))
     expected = tokencut(features)
-    monkeypatch.setattr(_segment, "LANCZOS_RESTARTS", 1)
-    monkeypatch.setattr(_segment, "LANCZOS_VECTORS", 4)
-    assert _segment._by_lanczos(affinity(features, 0.2, 1e-5), affinity(features, 0.2, 1e-5).sum(1)) is None
+    monkeypatch.setattr(_lanczos, "LARGEST_BASIS", 6)
+    assert _segment._by_lanczos(patch_graph(features, 0.2, 1e-5)) is None
     np.testing.assert_array_equal(tokencut(features).mask, expected.mask)
 
 

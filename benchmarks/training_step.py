@@ -1,0 +1,185 @@
+"""One DINO optimizer step: the paper's algorithm as one would write it down, beside the trainer's.
+
+The plain form: softmax attention written out, one cross-entropy for each pair of views, gradients clipped and the
+teacher moved one parameter at a time, PyTorch's AdamW as it comes. Both see the same batches from the same weights.
+"""
+
+import copy
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import AdamW
+
+from benchmarks._bench import Row, in_turn, publish
+from dino_dense import distributed
+from dino_dense.pretrain.batches import MicroBatch
+from dino_dense.pretrain.config import PretrainConfig
+from dino_dense.pretrain.crops import prepare
+from dino_dense.pretrain.network import MultiCropNetwork
+from dino_dense.pretrain.optim import param_groups
+from dino_dense.pretrain.trainer import Trainer
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+BATCH = 64 if ON_GPU else 4  # images
+CURVE_STEPS, CURVE_BATCH = 20, 2
+SAME_LOSS = 1e-4
+FIRST_STEP = 100  # past the frozen last layer
+TIMED = PretrainConfig(arch="vit_small_patch16_224", batch_size=BATCH, norm_last_layer=False, drop_path_rate=0.0)
+CURVE = replace(TIMED, arch="vit_tiny_patch16_224", batch_size=CURVE_BATCH, out_dim=4096, device=DEVICE.type)
+GFLOP_OF_AN_IMAGE = 114  # ViT-S/16, 2 x 224 + 8 x 96, out_dim 65,536, teacher and student: products alone
+
+
+class NoPictures:
+    """As many as the plan needs, none of them opened."""
+
+    fingerprint = "none"
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> object:
+        raise AssertionError("the batches are made here")
+
+
+def make_trainer(config: PretrainConfig, dtype: str) -> Trainer:
+    images = NoPictures(10 * config.batch_size)  # ten steps an epoch
+    with tempfile.TemporaryDirectory() as folder:
+        config = replace(config, out=f"{folder}/run", dtype=dtype)  # type: ignore[arg-type]
+        return Trainer(config, images, distributed.World(), DEVICE)  # type: ignore[arg-type]
+
+
+def make_batch(config: PretrainConfig, seed: int) -> MicroBatch:
+    generator = torch.Generator().manual_seed(seed)
+
+    def views(count: int, side: int) -> Tensor:
+        shape = (count * config.batch_size, 3, side, side)
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+    sizes = (2, config.global_crop_size), (config.local_crops_number, config.local_crop_size)
+    looks = torch.empty(0, 1)
+    return MicroBatch(*(views(*size) for size in sizes), looks, looks, torch.arange(config.batch_size))
+
+
+# --- The plain loop -----------------------------------------------------------------------------------------
+
+
+class PlainLoop:
+    """Algorithm 1 of the paper (arXiv 2104.14294) with the published details, from a trainer's starting point."""
+
+    def __init__(self, trainer: Trainer, dtype: torch.dtype | None = None) -> None:
+        self.config, self.trainer, self.dtype = trainer.config, trainer, dtype
+        self.student, self.teacher = (copy.deepcopy(net) for net in (trainer.state.student, trainer.state.teacher))
+        for module in [*self.student.modules(), *self.teacher.modules()]:
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = False
+        self.center = torch.zeros(1, self.config.out_dim, device=DEVICE)
+        self.optimizer = AdamW(param_groups(self.student))
+
+    def step(self, batch: MicroBatch, step: int) -> float:
+        config, trainer = self.config, self.trainer
+        for group in self.optimizer.param_groups:
+            group["lr"] = trainer.lr[step]
+            if group["decay"]:
+                group["weight_decay"] = trainer.weight_decay[step]
+        crops = [prepare(views.to(DEVICE), batch.global_looks) for views in (batch.global_views, batch.local_views)]
+        with torch.autocast(DEVICE.type, self.dtype, enabled=self.dtype is not None):
+            with torch.no_grad():
+                teacher = self._forward(self.teacher, crops[:1])
+            student = self._forward(self.student, crops)
+            loss = self._loss(student.float(), teacher.float())
+        self.optimizer.zero_grad()
+        loss.backward()
+        for parameter in self.student.parameters():
+            if parameter.grad is not None:
+                factor = config.clip_grad / (parameter.grad.norm() + 1e-6)
+                if factor < 1:
+                    parameter.grad.mul_(factor)
+        self.optimizer.step()
+        with torch.no_grad():
+            self.center = config.center_momentum * self.center + (1 - config.center_momentum) * teacher.mean(0, True)
+            momentum = float(trainer.momentum[step])
+            for ours, theirs in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+                ours.mul_(momentum).add_(theirs, alpha=1 - momentum)
+        return float(loss.detach())
+
+    def _forward(self, network: MultiCropNetwork, crops: list[Tensor]) -> Tensor:
+        return network.head(torch.cat([network.backbone(group) for group in crops]))
+
+    def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        config = self.config
+        targets = F.softmax((teacher - self.center) / config.teacher_temp, dim=-1).chunk(2)
+        scores = (student / config.student_temp).chunk(config.n_views)
+        pairs = [
+            torch.sum(-target * F.log_softmax(score, dim=-1), dim=-1).mean()
+            for i, target in enumerate(targets)
+            for j, score in enumerate(scores)
+            if i != j
+        ]
+        return torch.stack(pairs).mean()
+
+
+# --- Measuring ----------------------------------------------------------------------------------------------
+
+
+def step_of(trainer: Trainer, batch: MicroBatch, step: int) -> float:
+    return float(trainer._optimizer_step(step, [batch]).loss)
+
+
+def curves(dtype: str) -> float:
+    """Largest difference of the loss over the steps, the plain loop in float32."""
+    trainer = make_trainer(CURVE, dtype)
+    plain = PlainLoop(trainer)
+    batches = [make_batch(CURVE, seed) for seed in range(2)]
+    differences = []
+    for number in range(CURVE_STEPS):
+        batch, step = batches[number % 2], FIRST_STEP + number
+        differences.append(abs(plain.step(batch, step) - step_of(trainer, batch, step)))
+    return max(differences)
+
+
+def rate(dtype: str, target: float | None) -> Row:
+    """Images/s of both loops."""
+    trainer = make_trainer(TIMED, dtype)
+    plain_dtype = torch.float16 if ON_GPU else None  # on a GPU both run in the published fp16 autocast
+    plain, batch, repeats = PlainLoop(trainer, plain_dtype), make_batch(TIMED, 0), 5 if ON_GPU else 2
+    steps = iter(range(FIRST_STEP, FIRST_STEP + 100))
+
+    def once(call: Callable[[int], float]) -> Callable[[], float]:
+        return lambda: call(next(steps))
+
+    plain_s, ours_s = in_turn(
+        once(lambda step: plain.step(batch, step)), once(lambda step: step_of(trainer, batch, step)), repeats
+    )
+    difference = curves(dtype)
+    agrees = dtype != "fp32" or difference <= SAME_LOSS
+    name = "fp16" if ON_GPU else "fp32"
+    return Row(
+        "training_step",
+        f"DINO step, ViT-S/16, {BATCH} images, 2x224 + 8x96, out_dim 65,536, {dtype} (plain {name})",
+        BATCH / plain_s,
+        BATCH / ours_s,
+        "images/s",
+        target=target,
+        check=f"loss of {CURVE_STEPS} steps within {difference:.0e} of plain fp32",
+        agrees=agrees,
+        better="higher",
+        note=f"{BATCH / ours_s * GFLOP_OF_AN_IMAGE:.0f} GFLOP/s",
+    )
+
+
+def main() -> list[Row]:
+    rows = [rate("fp16", 2.0), rate("bf16", 2.0)] if ON_GPU else [rate("fp32", 1.0), rate("bf16", 1.8)]
+    publish(rows)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

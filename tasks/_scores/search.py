@@ -1,0 +1,80 @@
+"""The most similar rows of a large matrix, exactly, in blocks of bounded memory, on any device."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SEARCH_BYTES = 128 * 2**20  # of similarities and what is found among them; does not change what is nearest
+BYTES_PER_PAIR = 8  # a similarity (4), and its share of the groups' maxima, of candidates and of their places
+BLOCK_ROWS = 2**16  # of the database at once: more queries share a block then, and a product is as fast as it gets
+GROUP = 8  # similarities whose largest stands for them
+
+
+class Nearest(NamedTuple):
+    """What is most similar to each query, the most similar first."""
+
+    values: Tensor
+    """[Q, k], similarities."""
+    indices: Tensor
+    """[Q, k], rows of the database."""
+
+
+def nearest(queries: Tensor, database: Tensor, k: int, *, max_bytes: int = SEARCH_BYTES) -> Nearest:
+    """The k rows of the database with the largest product with each query; of equal ones the first row leads.
+
+    Which of several equals takes the last place is open.
+
+    Args:
+        queries: [Q, C]; here the work is done.
+        database: [N, C], here or elsewhere (a GPU's queries may search what only main memory can hold): each of its
+            blocks is fetched once.
+        k: 1 to N.
+        max_bytes: largest block of similarities, and what is held with it.
+
+    Raises:
+        ValueError: k is out of range.
+    """
+    if not 1 <= k <= len(database):
+        raise ValueError(f"k is {k}: expected 1 to {len(database)}, the rows of the database")
+    rows = min(BLOCK_ROWS, len(database), max(1, max_bytes // BYTES_PER_PAIR))
+    at_once = max(1, max_bytes // (BYTES_PER_PAIR * rows))
+    values = queries.new_full((len(queries), k), -torch.inf)
+    indices = torch.zeros(len(queries), k, dtype=torch.long, device=queries.device)
+    for first in range(0, len(database), rows):
+        block = database[first : first + rows].to(queries.device).T
+        for part in torch.arange(len(queries)).split(at_once):
+            here = slice(int(part[0]), int(part[-1]) + 1)
+            found, places = largest(queries[here] @ block, min(k, block.shape[1]))
+            both = torch.cat([values[here], found], dim=1), torch.cat([indices[here], places + first], dim=1)
+            values[here], kept = both[0].topk(k, dim=1)
+            indices[here] = both[1].gather(1, kept)
+    return _first_leads(values, indices)
+
+
+def largest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row of [Q, N] and their columns, [Q, k], as `topk`.
+
+    Each of them is in one of the k groups with the largest maxima: else k other groups would each hold a larger one.
+    So only those groups' members are compared; a maximum of GROUP is far cheaper than a place in an order.
+    """
+    columns = similarity.shape[1]
+    groups = columns // GROUP
+    if groups < 2 * k:
+        found = similarity.topk(k, dim=1)
+        return found.values, found.indices
+    # Members of a group are `groups` columns apart, so that maxima are taken over whole rows of memory.
+    maxima = similarity[:, : groups * GROUP].unflatten(1, (GROUP, groups)).amax(1)
+    best = maxima.topk(k, dim=1, sorted=False).indices
+    steps = torch.arange(0, groups * GROUP, groups, device=best.device)
+    left_over = torch.arange(groups * GROUP, columns, device=best.device).expand(len(best), -1)
+    candidates = torch.cat([(best[:, None] + steps[:, None]).flatten(1), left_over], dim=1)
+    values, kept = similarity.gather(1, candidates).topk(k, dim=1)
+    return values, candidates.gather(1, kept)
+
+
+def _first_leads(values: Tensor, indices: Tensor) -> Nearest:
+    """Among equal values the lower index first, as no `topk` promises."""
+    indices, order = indices.sort(dim=1)
+    values, by_value = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return Nearest(values, indices.gather(1, by_value))

@@ -1,0 +1,84 @@
+"""A local page: click an object on the first frame of your own clip, run, play its masks, download them."""
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dino_dense import Backbone, cli, distributed
+from tasks._studio import Studio, build_page, import_gradio
+from tasks._task import COMMANDS, RunOptions, open_backbone, seed_everything
+
+HOST = "127.0.0.1"  # this machine alone
+
+
+@dataclass(frozen=True)
+class StudioConfig:
+    """The page"""
+
+    port: int = 7860
+    """Where it is: http://127.0.0.1:PORT. No other machine can open it."""
+    max_size: int = 200
+    """Largest file that it takes, MiB."""
+    resolution: int = 240
+    """Short side that the network sees, pixels: half of DINO's 480, four times as fast."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("port", 0), ("max_size", 1), ("resolution", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected {least} or more")
+
+
+@contextmanager
+def open_studio(backbone: Backbone, config: StudioConfig) -> Iterator[tuple[str, Path]]:
+    """The page, while the context lasts: its address, and the folder of its files, which goes with it.
+
+    Raises:
+        ValueError, OSError: Gradio is not installed, or the port is taken.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="dino_dense-studio-"))
+    try:
+        gr = import_gradio(folder)
+        page = build_page(gr, Studio(backbone, folder, config.resolution, config.max_size * 2**20))
+        fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is fetched
+        _, address, _ = page.queue().launch(
+            server_name=HOST,
+            server_port=config.port or None,
+            max_file_size=config.max_size * 2**20,
+            allowed_paths=[str(folder)],
+            theme=gr.themes.Base(**fonts),
+            prevent_thread_lock=True,
+            ssr_mode=False,
+            share=False,
+            quiet=True,
+            footer_links=[],
+        )
+        try:
+            yield address, folder
+        finally:
+            page.close()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m tasks.studio`: parse, open the page, wait for Ctrl-C. The exit status."""
+    options, config = cli.parse(
+        RunOptions, StudioConfig, prog="python -m tasks.studio", description=COMMANDS["studio"], argv=argv
+    )
+    seed_everything(options.seed)
+    backbone = open_backbone(options, distributed.resolve_device(options.device))
+    with open_studio(backbone, config) as (address, _):
+        print(f"{address} (Ctrl-C ends it and takes its files away)", flush=True)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            print("ended")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,209 @@
+"""Clips in and out: every frame, at its time, upright; and what is no video says so."""
+
+import itertools
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import DataError, clips
+from data.clips import VideoWriter, open_clip, read_painted_mask
+from data.davis import PALETTE, write_mask
+from data.video import VideoFrames
+from tests.clip_files import facts, moving_disc, moving_mask, turn, write_clip, write_sound
+
+SIZE = (48, 64)
+
+
+def near(found: np.ndarray, expected: np.ndarray) -> bool:
+    """The same picture, but for what compression does."""
+    return found.shape == expected.shape and np.abs(found.astype(int) - expected).mean() < 8
+
+
+def copy(source: Path, out: Path, **choices: int) -> Path:
+    clip = open_clip(source, **choices)
+    with VideoWriter(out, clip.size, clip.shown_rate) as video:
+        for frame in clip:
+            video.add(frame.rgb, frame.seconds)
+    return out
+
+
+@pytest.mark.parametrize("rate", [10, 25, Fraction(30000, 1001), Fraction(24000, 1001), 60])
+def test_a_copy_has_the_frames_the_size_and_the_rate_of_its_source(tmp_path: Path, rate: Fraction):
+    source = write_clip(tmp_path / "a.mp4", length=9, rate=rate)
+    assert facts(copy(source, tmp_path / "b.mp4")) == (9, SIZE, rate, "h264")
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.mp4", "b.mp4"]
+    frames = list(open_clip(tmp_path / "b.mp4"))
+    assert [frame.name for frame in frames] == [f"{index:05d}" for index in range(9)]
+    assert all(near(frame.rgb, moving_disc(index, SIZE)) for index, frame in enumerate(frames))
+
+
+def test_every_nth_frame_lasts_as_long(tmp_path: Path):
+    source = write_clip(tmp_path / "a.mp4", length=9)
+    assert facts(copy(source, tmp_path / "b.mp4", every=3)) == (3, SIZE, Fraction(10, 3), "h264")
+    clip = open_clip(source, every=3, max_frames=2)
+    assert (len(clip), [frame.name for frame in clip]) == (2, ["00000", "00003"])
+    assert all(near(frame.rgb, moving_disc(3 * index, SIZE)) for index, frame in enumerate(clip))
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_a_variable_frame_rate_keeps_its_times(tmp_path: Path, ending: str):
+    times = [0, 40, 300, 333, 900, 1000]
+    source = write_clip(tmp_path / f"a.{ending}", length=6, times=times)
+    frames = list(open_clip(copy(source, tmp_path / "b.mp4")))
+    assert [round(1000 * frame.seconds) for frame in frames] == pytest.approx(times, abs=1)
+    assert near(frames[5].rgb, moving_disc(5, SIZE))
+
+
+@pytest.mark.parametrize("size", [(48, 64), (64, 48), (64, 16), (90, 24), (50, 50), (49, 65), (33, 64), (90, 161)])
+def test_any_size_and_an_odd_one_gains_a_row(tmp_path: Path, size: tuple[int, int]):
+    even = size[0] + size[0] % 2, size[1] + size[1] % 2
+    with VideoWriter(tmp_path / "b.mp4", size, Fraction(10)) as video:
+        for index in range(3):
+            video.add(moving_disc(index, size), index / 10)
+    assert facts(tmp_path / "b.mp4") == (3, even, 10, "h264")
+    frame = next(iter(open_clip(tmp_path / "b.mp4"))).rgb
+    assert near(frame[: size[0], : size[1]], moving_disc(0, size))
+
+
+def test_a_folder_of_frames_is_a_clip(tmp_path: Path):
+    for index in (10, 9, 2):
+        Image.fromarray(moving_disc(index, SIZE)).save(tmp_path / f"f{index}.png")
+    clip = open_clip(tmp_path)
+    assert (clip.name, clip.size, len(clip)) == (tmp_path.name, SIZE, 3)
+    assert [frame.name for frame in clip] == ["f2", "f9", "f10"]
+    assert (next(iter(clip)).rgb == moving_disc(2, SIZE)).all()
+    Image.fromarray(moving_disc(0, (40, 64))).save(tmp_path / "f9.png")
+    with pytest.raises(DataError, match=r"f9\.png: 40x64 pixels .* first frame has 48x64"):
+        list(clip)
+
+
+def test_a_phones_video_is_upright(tmp_path: Path):
+    source = turn(write_clip(tmp_path / "a.mp4"))
+    clip = open_clip(source)
+    assert clip.size == (64, 48)
+    for index, frame in enumerate(clip):
+        assert near(frame.rgb, np.rot90(moving_disc(index, SIZE), k=-1))
+    assert near(VideoFrames([source])[2].decode(), np.rot90(moving_disc(2, SIZE), k=-1))
+
+
+def test_one_frame_is_a_video(tmp_path: Path):
+    source = write_clip(tmp_path / "a.mp4", length=1)
+    assert facts(copy(source, tmp_path / "b.mp4"))[:3] == (1, SIZE, 10)
+
+
+def test_what_is_no_video_says_so(tmp_path: Path):
+    whole = write_clip(tmp_path / "a.mp4", length=60, options={"movflags": "faststart"})
+    cut = tmp_path / "cut.mp4"
+    for share in (0.3, 0.8):
+        cut.write_bytes(whole.read_bytes()[: int(share * whole.stat().st_size)])
+        with pytest.raises(DataError, match=r"cut\.mp4: .*(decoded|short)"):
+            list(open_clip(cut))
+    empty = tmp_path / "empty.mp4"
+    empty.write_bytes(b"")
+    with pytest.raises(DataError, match=r"empty\.mp4: not a video that can be decoded"):
+        open_clip(empty)
+    with pytest.raises(DataError, match=r"sound\.mp4: .*no picture stream"):
+        open_clip(write_sound(tmp_path / "sound.mp4"))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match="a picture, expected a video"):
+        open_clip(tmp_path / "a.png")
+    with pytest.raises(FileNotFoundError):
+        open_clip(tmp_path / "none.mp4")
+    with pytest.raises(ValueError, match="every is 0"):
+        open_clip(whole, every=0)
+
+
+def test_a_file_with_a_picture_stream_and_no_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source = write_clip(tmp_path / "a.mp4")
+    monkeypatch.setattr("data.video.decord.VideoReader", lambda *_, **__: [])
+    with pytest.raises(DataError, match=r"a\.mp4: a video without frames"):
+        open_clip(source)
+
+
+def test_a_frame_that_fails_in_the_middle_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    clip = open_clip(write_clip(tmp_path / "a.mp4"))
+
+    class Broken(type(clips.open_video(clip.path))):  # type: ignore[misc]
+        def __getitem__(self, index: int):
+            if index == 4:
+                raise clips.decord.DECORDError("[00:00:00] x.cc:1: no more packets\ntrace")
+            return super().__getitem__(index)
+
+    monkeypatch.setattr("data.video.decord.VideoReader", Broken)
+    frames = iter(clip)
+    assert len(list(itertools.islice(frames, 4))) == 4
+    with pytest.raises(DataError, match=r"frame 4 of 8 cannot be decoded \(no more packets\).*cut short"):
+        next(frames)
+
+
+def test_a_video_that_is_not_finished_is_not_there(tmp_path: Path):
+    def stop() -> None:
+        with VideoWriter(tmp_path / "b.mp4", SIZE, Fraction(10)) as video:
+            video.add(moving_disc(0, SIZE), 0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop()
+    with VideoWriter(tmp_path / "b.mp4", SIZE, Fraction(10)) as video, pytest.raises(ValueError, match="expected"):
+        video.add(moving_disc(0, (8, 8)), 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_an_encoder_for_h264_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(clips, "_can_encode", lambda name: name == "mpeg4")
+    with VideoWriter(tmp_path / "b.mp4", SIZE, Fraction(10)) as video:
+        video.add(moving_disc(0, SIZE), 0)
+        assert "MPEG-4 part 2, which browsers do not play" in video.note
+    with av.open(str(tmp_path / "b.mp4")) as container:
+        assert container.streams.video[0].codec_context.name == "mpeg4"
+    monkeypatch.undo()
+    assert clips._can_encode("libx264")
+    assert not clips._can_encode("no_such_encoder")
+
+
+@pytest.mark.parametrize("kind", ["palette", "grey", "white", "one colour", "colours", "transparent"])
+def test_masks_as_people_make_them(tmp_path: Path, kind: str):
+    ids, path = moving_mask(0, SIZE), tmp_path / "m.png"
+    if kind in ("palette", "grey", "colours"):
+        ids[40:, 50:] = 3
+    if kind == "palette":
+        write_mask(path, ids)
+    elif kind == "grey":
+        Image.fromarray(ids).save(path)
+    elif kind == "white":
+        Image.fromarray(255 * ids).save(path)
+    elif kind == "colours":
+        Image.fromarray(PALETTE[ids]).save(path)
+    else:
+        pixels = np.zeros((*SIZE, 4), np.uint8)
+        pixels[..., :3] = (10, 90, 200) if kind == "transparent" else 0
+        pixels[ids > 0] = (10, 90, 200, 255)
+        Image.fromarray(pixels if kind == "transparent" else pixels[..., :3]).save(path)
+    assert (read_painted_mask(path, SIZE) == ids).all()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "says"),
+    [
+        (np.zeros(SIZE, np.uint8), "no object"),
+        (np.ones((9, 9), np.uint8), "9x9 pixels .* frames have 48x64"),
+        (np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8), "colours, which are no object ids"),
+        (np.r_[np.ones((47, 64), np.uint8), np.full((1, 64), 255, np.uint8)], "255 is void"),
+    ],
+)
+def test_masks_that_are_none(tmp_path: Path, pixels: np.ndarray, says: str):
+    Image.fromarray(pixels).save(tmp_path / "m.png")
+    with pytest.raises(DataError, match=rf"m\.png: .*{says}"):
+        read_painted_mask(tmp_path / "m.png", SIZE)
+
+
+def test_masks_that_cannot_be_read(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="no such mask"):
+        read_painted_mask(tmp_path / "none.png", SIZE)
+    (tmp_path / "m.png").write_bytes(b"text")
+    with pytest.raises(DataError, match=r"m\.png: not a mask"):
+        read_painted_mask(tmp_path / "m.png", SIZE)
