@@ -283,7 +283,7 @@ def test_command_says_what_was_not_compared(
 ):
     first, second = pair(tmp_path)
     (second.folder / "samples.csv").unlink()
-    assert command(monkeypatch, tmp_path, "--bootstrap", 10) == 2
+    assert command(monkeypatch, tmp_path, "--bootstrap", 10) == 1
     assert f"{second.folder / 'samples.csv'}: no such file" in capsys.readouterr().out
     assert command(monkeypatch, first.folder) == 0
     assert command(monkeypatch, tmp_path / "nowhere") == 2

@@ -23,8 +23,11 @@ DRAW = """async source => {
     const canvas = document.createElement("canvas");
     [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
     const brush = canvas.getContext("2d");
-    brush.drawImage(video, 0, 0);
     const at = (x, y) => Array.from(brush.getImageData(x, y, 1, 1).data.slice(0, 3));
+    for (let tries = 0; tries < 200 && !at(60, 4)[0]; tries++) {  // a busy machine decodes after it says it has sought
+        brush.drawImage(video, 0, 0);
+        await new Promise(done => setTimeout(done, 20));
+    }
     return {duration: video.duration, size: [video.videoHeight, video.videoWidth],
             object: at(20, 24), ground: at(60, 4)};
 }"""

@@ -150,7 +150,7 @@ def test_scores_of_what_is_found(method: str, pairs: Path, tmp_path: Path):
     worst_f = 1.3 * 0.5 / (0.3 * 0.5 + 1)
     assert values(report)["max-F"] == pytest.approx(100 * (3 + worst_f) / 4)
     assert values(report)["Jaccard"] == pytest.approx(87.5)
-    assert report.pictures[0].caption.startswith("worse: IoU 50.0")
+    assert report.pictures[0].caption.startswith("worse (worst): IoU 50.0")
     assert table["confidence"].between(0, 1).all()
 
 
