@@ -1,14 +1,14 @@
 """Files that are whole or not there: written beside their place, flushed to the disk, then renamed."""
 
-import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 PARTIAL = ".partial"
-"""How the names of files end that are being written; they begin with a dot."""
+"""How the names of folders end in which a file is being written; they begin with a dot."""
 
 
 class WriteError(OSError):
@@ -29,12 +29,12 @@ def replacing(path: Path | str) -> Iterator[Path]:
         WriteError: the folder or the file cannot be written (full disk, read-only folder).
     """
     path = Path(path)
-    temporary: Path | None = None
+    folder: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
-        os.close(handle)
-        temporary = Path(name)
+        # A folder, since libraries (safetensors) may write beside the path they are given, and die there.
+        folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL))
+        temporary = folder / "content"
         yield temporary
         _sync(temporary)
         temporary.chmod(0o644)
@@ -47,9 +47,8 @@ def replacing(path: Path | str) -> Iterator[Path]:
             "Free or unlock the disk, or name another folder with --out; then run the same command again."
         ) from error
     finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):  # the first error says more
-                temporary.unlink(missing_ok=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)  # the first error says more
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -66,7 +65,7 @@ def write_text(path: Path, text: str) -> None:
 def clear_unfinished(folder: Path) -> None:
     """Remove what a killed process was writing into a folder that only one process writes to."""
     for path in folder.glob(f".*{PARTIAL}"):
-        path.unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

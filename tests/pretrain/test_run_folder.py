@@ -103,7 +103,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, train: Train, 
     def read_only(*_args: object, **_options: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("dino_dense.files.tempfile.mkstemp", read_only)
+    monkeypatch.setattr("dino_dense.files.tempfile.mkdtemp", read_only)
     with pytest.raises(WriteError, match=r"run/config\.yaml: cannot be written \(Read-only file system\).*--out"):
         train(tmp_path / "run", **SHORT)
 
