@@ -65,7 +65,7 @@ def make_batch(config: PretrainConfig, seed: int) -> MicroBatch:
 
     sizes = (2, config.global_crop_size), (config.local_crops_number, config.local_crop_size)
     looks = torch.empty(0, 1)
-    return MicroBatch(*(views(*size) for size in sizes), looks, looks, torch.arange(config.batch_size))
+    return MicroBatch(*(views(*size) for size in sizes), looks, looks, torch.arange(config.batch_size), [])
 
 
 # --- The plain loop -----------------------------------------------------------------------------------------
@@ -133,13 +133,13 @@ def step_of(trainer: Trainer, batch: MicroBatch, step: int) -> float:
     return float(trainer._optimizer_step(step, [batch]).loss)
 
 
-def curves(dtype: str) -> float:
+def curves(dtype: str, config: PretrainConfig = CURVE, steps: int = CURVE_STEPS) -> float:
     """Largest difference of the loss over the steps, the plain loop in float32."""
-    trainer = make_trainer(CURVE, dtype)
+    trainer = make_trainer(config, dtype)
     plain = PlainLoop(trainer)
-    batches = [make_batch(CURVE, seed) for seed in range(2)]
+    batches = [make_batch(config, seed) for seed in range(2)]
     differences = []
-    for number in range(CURVE_STEPS):
+    for number in range(steps):
         batch, step = batches[number % 2], FIRST_STEP + number
         differences.append(abs(plain.step(batch, step) - step_of(trainer, batch, step)))
     return max(differences)

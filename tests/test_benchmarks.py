@@ -1,0 +1,48 @@
+"""The benchmarks themselves: each can be opened; both loops of the training step agree on a tiny network."""
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import _bench, training_step
+from benchmarks.__main__ import names
+from benchmarks._bench import Row
+from tests.pretrain.tiny_run import TINY
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_benchmark_can_be_opened(name: str):
+    assert callable(importlib.import_module(f"benchmarks.{name}").main)
+
+
+def test_the_plain_loop_and_the_trainer_take_the_same_steps():
+    # One temperature, as the plain loop has it; past the frozen last layer.
+    config = replace(TINY, warmup_teacher_temp=TINY.teacher_temp, drop_path_rate=0.0, epochs=30, batch_size=4)
+    assert training_step.curves("fp32", config, steps=5) <= training_step.SAME_LOSS
+
+
+@pytest.mark.parametrize(
+    ("changes", "met"),
+    [
+        ({"target": 2.0}, "yes"),
+        ({"target": 2.1}, "no"),
+        ({"target": 2.0, "agrees": False}, "no"),
+        ({"limit": 3.0}, "yes"),
+        ({"limit": 2.9}, "no"),
+        ({"target": 0.5, "better": "higher"}, "yes"),
+        ({}, ""),
+    ],
+)
+def test_a_target_is_met_only_with_results_that_agree(changes: dict[str, object], met: str):
+    assert Row("name", "work", 6.0, 3.0, "s", **changes).met == met  # type: ignore[arg-type]
+
+
+def test_rows_are_added_to_the_table_of_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_bench, "RESULTS", tmp_path / "results.csv")
+    for _ in range(2):
+        _bench.publish([Row("name", "work, with a comma", 6.0, 3.0, "s", target=1.5)])
+    header, *lines = (tmp_path / "results.csv").read_text().splitlines()
+    assert header.startswith("date,commit,machine,threads,benchmark,work,plain,ours,unit")
+    assert len(lines) == 2
