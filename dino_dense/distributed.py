@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 Item = TypeVar("Item")
 
@@ -70,19 +73,34 @@ def session(device: str) -> Iterator[tuple[World, torch.device]]:
     here = resolve_device(device, world.local_rank)
     if here.type == "cuda":
         torch.cuda.set_device(here)
-    dist.init_process_group("gloo" if here.type == "cpu" else "cpu:gloo,cuda:nccl")
     try:
+        _join(world, "gloo" if here.type == "cpu" else "cpu:gloo,cuda:nccl")
         yield world, here
     except RuntimeError as error:
         if not _LOST.search(str(error)):
             raise
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the survivors: not before they have said why
         reason = str(error).strip().splitlines()[0][:160]
         raise LostProcessError(
             f"process {world.rank} of {world.size}: another process is gone ({reason}). Its own message says why. "
             "Start again with --resume auto; under torchrun --max-restarts N that happens by itself."
         ) from error
     finally:
-        dist.destroy_process_group()
+        if is_active():
+            dist.destroy_process_group()
+
+
+def _join(world: World, backend: str) -> None:
+    """Meet the other processes under the addresses that torchrun or the launcher has set.
+
+    torchrun keeps one store over its restarts, and the addresses of the processes of the life before stay in it: who
+    reads one calls a process that is gone. So each life has its own keys. Its number is the same in every process of
+    one machine only: over several, `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1` makes torchrun start a new store each time.
+    """
+    store, rank, size = next(rendezvous("env://"))
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(world.size):
+        store = PrefixStore(f"life {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 def is_active() -> bool:

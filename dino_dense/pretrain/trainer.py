@@ -160,15 +160,15 @@ class Trainer:
         monitor = self._monitor() if self.world.is_main else None
         most, is_main = self.config.max_bad_samples, self.world.is_main
         self.bad_samples = BadSamples(self.run, self.step, len(self.images), most, writes=is_main)
-        try:
-            with stop_signals() as received:
+        with stop_signals() as received:
+            try:
                 return self._train(monitor, received)
-        except RuntimeError as error:  # torch may raise it anywhere: it comes with a signal
-            self._explain_lost_worker(error)
-            raise
-        finally:
-            if monitor:
-                monitor.close()
+            except RuntimeError as error:  # torch may raise it anywhere: it comes with a signal
+                self._explain_lost_worker(error)
+                raise
+            finally:
+                if monitor:
+                    monitor.close()
 
     def _train(self, monitor: Monitor | None, received: list[int]) -> Outcome:
         self._say_where_it_begins(monitor)

@@ -1,4 +1,4 @@
-"""`python -m dino_dense.pretrain`, whose process 1 dies in its first life, in the middle of a step. For torchrun."""
+"""`python -m dino_dense.pretrain` in several processes; the second dies in its first life, in the middle of a step."""
 
 import os
 
@@ -10,6 +10,6 @@ from tests.faults.killing import Kill, arm
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    if os.environ["RANK"] == "1" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         arm(Kill("step", 5, 0.0))
     cli.run(main)

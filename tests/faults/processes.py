@@ -1,6 +1,9 @@
 """Several processes under torchrun: the single process's numbers, and what happens when one of them dies."""
 
 import os
+import re
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +21,7 @@ from tests.faults.killing import TIMES, assert_same_run
 from tests.pretrain.tiny_run import TINY, write_pictures
 
 PROJECT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
 RANDOM = "random:vit_micro_patch8_64"
 IMAGES = ["--resize", "64", "--crop", "64"]
 TASKS = {
@@ -31,10 +35,29 @@ def launch(processes: int, module: str, words: Sequence[str], *options: str, cac
     """`python -m MODULE WORDS`, under torchrun where there are several processes; what it said."""
     several = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *options, "-m"]
     command = [sys.executable, "-m", *(several if processes > 1 else []), module, *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+    environment = dict(ENVIRONMENT)
     if cache is not None:
         environment["DINO_DENSE_CACHE"] = str(cache)  # no features of another number of processes
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+
+
+def start_each(processes: int, module: str, words: Sequence[str]) -> list[subprocess.Popen[str]]:
+    """The same as Slurm's `srun` starts them: nobody ends a process because another one ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes)}
+    command = [sys.executable, "-m", module, *words]
+    return [
+        subprocess.Popen(
+            command,
+            env={**ENVIRONMENT, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
 
 
 def recipe(folder: Path) -> list[str]:
@@ -49,26 +72,39 @@ def train(folder: Path, processes: int, name: str, *options: str, module: str = 
     return launch(processes, module, [*recipe(folder), "--out", str(folder / name)], *options)
 
 
-def a_process_dies(folder: Path, processes: int = 2) -> float:
-    """The others stop and say so; with a restart the run ends as one in peace. Seconds it took."""
-    assert train(folder, processes, "peaceful").returncode == 0
-    stopped = train(folder, processes, "stopped", module="tests.faults.dying")
+def the_others_stop(folder: Path, processes: int = 2) -> float:
+    """Process 1 dies, and each of the others ends by itself and says why. Seconds it took."""
+    lives = start_each(processes, "tests.faults.dying", [*recipe(folder), "--out", str(folder / "stopped")])
+    try:
+        said = [life.communicate(timeout=300)[1] for life in lives]
+    finally:
+        for life in lives:
+            life.kill()
     seconds = time.time() - (folder / "stopped" / "log.csv").stat().st_mtime  # since the last step before it died
-    assert stopped.returncode != 0
     assert seconds < 60, f"{seconds:.0f} s"
-    assert "another process is gone" in stopped.stderr
-    restarts(folder, processes)
-    assert_same_run(folder / "restarted", folder / "peaceful")
+    assert lives[1].returncode == -signal.SIGKILL, said[1][-4000:]
+    for rank in set(range(processes)) - {1}:
+        assert f"process {rank} of {processes}: another process is gone" in said[rank], said[rank][-4000:]
+        assert lives[rank].returncode == 1
     return seconds
 
 
 def restarts(folder: Path, processes: int = 2) -> pd.DataFrame:
-    """A run under `--max-restarts` whose process 1 died once; its log."""
+    """A run under `torchrun --max-restarts` whose process 1 died once; its log."""
     done = train(folder, processes, "restarted", "--max-restarts", "1", module="tests.faults.dying")
     assert done.returncode == 0, done.stderr[-4000:]
-    assert "another process is gone" in done.stderr
+    assert re.search(r"failed \(exitcode: -9\) local_rank: 1", done.stderr), done.stderr[-4000:]
     assert "goes on from last.safetensors at step 4" in done.stdout
     return pd.read_csv(folder / "restarted" / "log.csv")
+
+
+def a_process_dies(folder: Path, processes: int = 2) -> float:
+    """The others stop and say so; with a restart the run ends as one in peace. Seconds the first took."""
+    assert train(folder, processes, "peaceful").returncode == 0
+    seconds = the_others_stop(folder, processes)
+    restarts(folder, processes)
+    assert_same_run(folder / "restarted", folder / "peaceful")
+    return seconds
 
 
 def training_agrees(folder: Path, processes: int) -> float:
