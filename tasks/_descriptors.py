@@ -19,8 +19,10 @@ from data import DataError
 from data.images import read_rgb
 from data.revisited import Box
 from dino_dense import Backbone, distributed
+from tasks._pipeline import gathered
 
 EIGENVALUE_FLOOR = 1e-5  # of the largest (the reference's PCA)
+WAITING_BATCHES = 4  # images of other sizes that may wait for their batch to fill, in batches
 WHITENING_POWER = -0.5  # full whitening (eval_copy_detection.py)
 
 
@@ -30,23 +32,25 @@ def describe_all(
     describe: Callable[[Tensor], Tensor],
     *,
     world: distributed.World,
-    batch_size: int = 1,
+    batch_size: int,
     workers: int = 0,
     label: str = "descriptors",
 ) -> Tensor:
     """Descriptors [N, C] on the CPU, in the order of the data set, by all processes together.
 
     Args:
-        dataset: `count` images [3, H, W]; of one size where `batch_size` is more than 1.
+        dataset: `count` images [3, H, W], of any sizes; those of one size are described together.
         describe: images [B, 3, H, W] -> descriptors [B, C].
     """
     mine = distributed.even_share(range(count), world)
-    parts = []
+    found: dict[int, Tensor] = {}
+    read = enumerate(DataLoader(Subset(dataset, mine), batch_size=None, num_workers=workers))
     with tqdm(total=len(mine), unit="image", desc=label, disable=not world.is_main) as bar:
-        for images in DataLoader(Subset(dataset, mine), batch_size, num_workers=workers):
-            parts.append(describe(images))
-            bar.update(len(images))
-    return distributed.all_gather(torch.cat(parts))[:count].cpu()
+        for batch in gathered(read, lambda placed: placed[1].shape, batch_size, WAITING_BATCHES * batch_size):
+            places, images = zip(*batch, strict=True)
+            found.update(zip(places, describe(torch.stack(images)), strict=True))
+            bar.update(len(places))
+    return distributed.all_gather(torch.stack([found[place] for place in range(len(mine))]))[:count].cpu()
 
 
 # --- Images at their own aspect, one or more scales --------------------------------------------------------

@@ -47,6 +47,24 @@ def in_batches(items: Iterable[Item], key: Callable[[Item], object], size: int) 
         yield batch
 
 
+def gathered(items: Iterable[Item], key: Callable[[Item], object], size: int, most: int) -> Generator[list[Item]]:
+    """Batches of at most ``size`` items of one key, wherever they stand; the order is that in which they fill.
+
+    Where ``most`` items wait, those of the commonest key go as they are.
+    """
+    waiting: dict[object, list[Item]] = {}
+    count = 0
+    for item in items:
+        batch = waiting.setdefault(key(item), [])
+        batch.append(item)
+        count += 1
+        if len(batch) == size or count == most:
+            fullest = max(waiting.values(), key=len)
+            count -= len(fullest)
+            yield waiting.pop(key(fullest[0]))
+    yield from waiting.values()
+
+
 class Behind:
     """Calls that other threads do, at most ``backlog`` of them unfinished; leaving the `with` waits for all.
 

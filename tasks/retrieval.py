@@ -67,7 +67,7 @@ class RetrievalConfig:
     """Decode large JPEGs at a half, a quarter or an eighth of their size where that suffices: faster, and pixels differ
     a little from the published protocol's."""
     batch_size: int = 64
-    """Images by class extracted at once; does not change the result."""
+    """Images extracted at once, of one size each time; does not change the result."""
     workers: int = 0
     """Processes that read images beside the main one."""
 
@@ -218,7 +218,7 @@ def _class_search(root: Path, config: RetrievalConfig) -> _Search:
 def _describe_revisited(
     backbone: Backbone, landmarks: Revisited, config: RetrievalConfig, context: Context
 ) -> tuple[Tensor, Tensor]:
-    """Queries [Q, C] and database [N, C]; one image at a time, since each has its own size."""
+    """Queries [Q, C] and database [N, C]"""
     least = int(np.ceil(backbone.patch_size / min(1.0, *config.scales)))
     boxes = landmarks.boxes if config.crop_queries else None
     queries, database = (
@@ -227,6 +227,7 @@ def _describe_revisited(
             len(paths),
             lambda images: multi_scale_cls(backbone, images, config.scales),
             world=context.world,
+            batch_size=config.batch_size,
             workers=config.workers,
             label=label,
         )

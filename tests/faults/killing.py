@@ -169,6 +169,6 @@ def main(kills: int = 50, seed: int = 0) -> str:
         fallen, runs = kill_and_resume(Path(folder), moments, seed, epochs=20)
     by_moment = ", ".join(f"{count} in the {moment}" for moment, count in sorted(fallen.items()))
     return (
-        f"{fallen.total()} kills ({by_moment}); {runs} runs of 60 steps ended bit-identical to the run in peace, "
+        f"{fallen.total()} kills ({by_moment}) in {runs} run(s) of 60 steps, bit-identical at the end to one in peace, "
         f"logs without gap or repeat ({time.monotonic() - start:.0f} s)"
     )

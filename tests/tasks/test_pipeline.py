@@ -4,8 +4,10 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tasks._pipeline import Behind, in_batches, read_ahead
+from tasks._pipeline import Behind, gathered, in_batches, read_ahead
 
 
 @pytest.mark.parametrize("ahead", [1, 3, 100])
@@ -100,3 +102,27 @@ def test_an_error_of_the_main_thread_is_not_replaced():
 def test_batches_are_runs_of_one_key(size: int, batches: list[str]):
     assert ["".join(batch) for batch in in_batches("aaaba", str, size)] == batches
     assert list(in_batches("", str, size)) == []
+
+
+@given(keys=st.text("abc", max_size=40), size=st.integers(1, 5), most=st.integers(1, 9))
+def test_gathered_batches_hold_every_item_once_and_few_wait(keys: str, size: int, most: int):
+    items = list(enumerate(keys))
+    asked = 0
+
+    def ask() -> Iterator[tuple[int, str]]:
+        nonlocal asked
+        for item in items:
+            asked += 1
+            assert asked - len(given_back) <= most
+            yield item
+
+    given_back: list[tuple[int, str]] = []
+    for batch in gathered(ask(), lambda item: item[1], size, most):
+        assert len({key for _, key in batch}) == 1
+        assert len(batch) <= size
+        given_back += batch
+    assert sorted(given_back) == items
+
+
+def test_gathered_batches_fill_across_other_keys():
+    assert ["".join(batch) for batch in gathered("abababc", str, 3, 99)] == ["aaa", "bbb", "c"]

@@ -21,8 +21,9 @@ from PIL import Image
 from data import DataError
 from data.revisited import load_revisited
 from dino_dense import Report, load_backbone
+from dino_dense.distributed import World
 from tasks import RunOptions, get, run_one
-from tasks._descriptors import Thumbnails, multi_scale_cls
+from tasks._descriptors import Thumbnails, describe_all, multi_scale_cls
 from tasks._scores import retrieval as scores
 from tasks._scores.retrieval import average_precision, positive_ranks, precision_at, query_scores, rankings
 from tasks.retrieval import THREE_SCALES, RetrievalConfig, _benchmark, _class_search
@@ -185,6 +186,19 @@ def test_scales_are_summed():
         assert resized.shape[-2:] == (height, width)
         expected += backbone.extract(resized[..., : height // 8 * 8, : width // 8 * 8], {"cls"}).cls
     torch.testing.assert_close(multi_scale_cls(backbone, images, THREE_SCALES), expected)
+
+
+def test_images_of_one_size_are_described_together_and_come_in_order():
+    images = [torch.full((3, 8, 8 + 8 * (index % 2)), float(index)) for index in range(7)]
+    batches = []
+
+    def describe(batch: torch.Tensor) -> torch.Tensor:
+        batches.append(len(batch))
+        return batch.mean((2, 3))
+
+    found = describe_all(images, 7, describe, world=World(), batch_size=3)  # type: ignore[arg-type]
+    assert found[:, 0].tolist() == list(range(7))
+    assert batches == [3, 3, 1]
 
 
 def test_thumbnails_shrink_and_never_grow(tmp_path: Path):
