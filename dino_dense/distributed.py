@@ -64,11 +64,18 @@ def session(device: str) -> Iterator[tuple[World, torch.device]]:
 
     Both backends are opened on CUDA, so that small host-side flags travel without a device synchronisation.
 
-    Raises LostProcessError where another process ended in the middle of the work.
+    Raises:
+        LostProcessError: another process ended in the middle of the work.
+        ValueError: the launcher's variables are not all there.
     """
     if "WORLD_SIZE" not in os.environ:
         yield World(), resolve_device(device)
         return
+    if lacking := [name for name in ("RANK", "LOCAL_RANK") if name not in os.environ]:
+        raise ValueError(
+            f"WORLD_SIZE is set, {' and '.join(lacking)} not: expected all three, as torchrun sets them. Start it with "
+            "torchrun, or unset WORLD_SIZE for one process."
+        )
     world = World(int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]))
     here = resolve_device(device, world.local_rank)
     if here.type == "cuda":
@@ -77,13 +84,14 @@ def session(device: str) -> Iterator[tuple[World, torch.device]]:
         _join(world, "gloo" if here.type == "cpu" else "cpu:gloo,cuda:nccl")
         yield world, here
     except RuntimeError as error:
-        if not _LOST.search(str(error)):
+        if world.size == 1 or not _LOST.search(str(error)):
             raise
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the survivors: not before they have said why
         reason = str(error).strip().splitlines()[0][:160]
         raise LostProcessError(
             f"process {world.rank} of {world.size}: another process is gone ({reason}). Its own message says why. "
-            "Start again with --resume auto; under torchrun --max-restarts N that happens by itself."
+            "Give the same command again (of pretraining, with --resume auto: it goes on then, and under torchrun "
+            "--max-restarts N by itself)."
         ) from error
     finally:
         if is_active():

@@ -131,7 +131,8 @@ def image_features(
     files = {piece: _cache_file(backbone, paths, preprocessing, piece) for piece in {*pieces, *also}}
     found = {piece: held for piece in set(pieces) if (held := _read(files[piece])) is not None}
     if distributed.any_true(len(found) < len(set(pieces))):
-        missing = [piece for piece in files if piece in pieces or not files[piece].is_file()]
+        lacking = [piece for piece in files if piece in pieces or not files[piece].is_file()]
+        missing = sorted(set(distributed.gather_objects(lacking)))  # the same in every process, whatever its cache has
         extracted = _extract(backbone, paths, preprocessing, missing, world, batch_size, workers, label)
         if world.is_main:
             for piece, features in extracted.items():
@@ -167,7 +168,6 @@ def _extract(
     workers: int,
     label: str,
 ) -> Pieces:
-    pieces = sorted(pieces)  # the same order in every process
     mine = distributed.even_share(paths, world)
     loader = DataLoader(_Images(mine, preprocessing), batch_size, num_workers=workers)
     found: Pieces = {}

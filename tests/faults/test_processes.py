@@ -43,6 +43,16 @@ def test_a_lost_peer_is_said_plainly(said: str, one_of_two: None, monkeypatch: p
         raise RuntimeError("shapes do not fit")
 
 
+def test_without_another_process_none_is_lost(one_of_two: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setattr("dino_dense.distributed._join", lambda world, backend: None)
+    with pytest.raises(RuntimeError, match=r"^Timeout$"), session("cpu"):
+        raise RuntimeError("Timeout")
+    monkeypatch.delenv("RANK")
+    with pytest.raises(ValueError, match=r"WORLD_SIZE is set, RANK not.*torchrun"), session("cpu"):
+        pass
+
+
 def test_a_peer_that_is_gone_before_they_met_is_said_too(one_of_two: None, monkeypatch: pytest.MonkeyPatch):
     def refused(*_: object, **__: object) -> None:
         raise RuntimeError("Gloo connectFullMesh failed with timed out connecting: Connection refused")

@@ -1,5 +1,6 @@
 """Image features: reduced decoding, and a cache that is mapped, not read, into memory."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import cv2
@@ -8,9 +9,10 @@ import pytest
 import torch
 
 from data.images import read_rgb
-from dino_dense import load_backbone
+from dino_dense import Backbone, load_backbone
 from dino_dense.distributed import World
-from tasks._features import CLS, Preprocessing, image_features
+from tasks import _features
+from tasks._features import CLS, Preprocessing, extract_pieces, image_features
 
 RANDOM = "random:vit_micro_patch8_64"
 
@@ -62,3 +64,20 @@ def test_cached_features_are_mapped_from_their_file(tmp_path: Path):
     lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
     spans = [line[0].split("-") for line in lines if line[-1].endswith("-cls1.safetensors")]
     assert any(int(start, 16) <= cached.data_ptr() < int(end, 16) for start, end in spans)
+
+
+def test_processes_extract_the_same_pieces_whatever_their_caches_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Else each would gather another piece at the same moment, and one's features would be kept as another's."""
+    paths = [photo(tmp_path / f"{index}.jpg", (64, 64)) for index in range(3)]
+    backbone = load_backbone(RANDOM)
+    image_features(backbone, paths, Preprocessing(64, 64), world=World(), pieces=["cls2"])
+    asked = []
+
+    def spy(backbone: Backbone, images: torch.Tensor, pieces: Collection[str]) -> dict[str, torch.Tensor]:
+        asked.append(list(pieces))
+        return extract_pieces(backbone, images, pieces)
+
+    monkeypatch.setattr(_features, "extract_pieces", spy)
+    monkeypatch.setattr("dino_dense.distributed.gather_objects", lambda mine: [*mine, "mean", "cls2", CLS])
+    image_features(backbone, paths, Preprocessing(64, 64), world=World(), pieces=["mean"], also=["cls2", CLS])
+    assert asked == [sorted(["mean", "cls2", CLS])]
