@@ -229,6 +229,7 @@ class Trainer:
         means = [torch.stack(values).mean(dim=0) for values in zip(*outputs, strict=True)]
         measured = Measured(means[0], means[1], means[2], grad_norm, torch.cat(features))
         if self.config.on_not_finite == "skip" and self._skips(step, measured):
+            scaler.update()  # what was unscaled is done with; a scale that overflowed falls
             return measured
         scaler.step(optimizer)
         scaler.update()

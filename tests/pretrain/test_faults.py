@@ -196,8 +196,11 @@ def expected_images(images: PretrainingImages, step: int) -> list[int]:
     return [position.image for position in next(plan.micro_batches(step))]
 
 
-def test_a_step_that_is_not_finite_can_be_skipped(tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch):
-    skipping = {"on_not_finite": "skip", "drop_path_rate": 0.0, **SHORT}
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_a_step_that_is_not_finite_can_be_skipped(
+    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, dtype: str
+):
+    skipping = {"on_not_finite": "skip", "drop_path_rate": 0.0, "dtype": dtype, **SHORT}
     plain = train(tmp_path / "plain", **skipping)
     poison(monkeypatch, {3})
     log = train(tmp_path / "run", **skipping)
