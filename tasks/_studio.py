@@ -1,13 +1,15 @@
 """The page of `tasks.studio`: what it does with a clip, and how it looks.
 
-All files are in one temporary folder, which goes when the page does; a new run takes away the one before.
+All files are in one temporary folder, which goes when the page does. A visitor's are in a folder of it, which goes when
+another clip is opened, or an hour after the visitor left (until then Gradio lets one come back); a new run takes away the
+one before.
 """
 
 import functools
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ BUTTONS = ["download", "fullscreen"]  # of a picture: without the one that share
 class Scene:
     """What one visitor looks at: a clip, its first frame and the objects marked on it."""
 
+    folder: Path
+    """Of its files: the clip, and the results of the last run."""
     clip: Clip
     frame: Pixels
     """[H, W, 3]"""
@@ -40,12 +44,14 @@ class Scene:
     """[C, h, w] of the frame."""
     ids: Pixels
     """[H, W], 0 where nothing is marked."""
-    results: Path | None = field(default=None)
-    """Folder of the last run."""
 
     def seen(self) -> Pixels:
         """The frame with what is marked over it."""
         return _figures.overlay(self.frame, self.ids)
+
+    def close(self) -> None:
+        """Remove its files."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Studio:
@@ -62,7 +68,7 @@ class Studio:
         self.backbone, self.folder, self.resolution, self.max_bytes = backbone, folder, resolution, max_bytes
 
     def open(self, path: Path | str) -> Scene:
-        """A clip or an image (a clip of one frame).
+        """A clip or an image (a clip of one frame), copied: the page's own copy does not last.
 
         Raises:
             DataError, ValueError: it is too large, or cannot be read.
@@ -73,13 +79,22 @@ class Studio:
             raise ValueError(
                 f"{path.name} has {size / 2**20:.1f} MiB: expected at most {self.max_bytes / 2**20:.0f} (--max-size)"
             )
-        if not is_video(path):
-            single = Path(tempfile.mkdtemp(dir=self.folder, prefix="image-"))
-            path = Path(shutil.copy(path, single / f"00000{path.suffix.lower()}")).parent
-        clip = open_clip(path)
-        frame = next(iter(clip)).rgb
-        features = patch_maps(self.backbone, frame, self.resolution)
-        return Scene(clip, frame, features, np.zeros(clip.size, np.uint8))
+        folder = Path(tempfile.mkdtemp(dir=self.folder, prefix="scene-"))
+        try:
+            if is_video(path):
+                shutil.copy(path, folder / path.name)
+                clip = open_clip(folder / path.name)
+            else:
+                frames = folder / path.stem
+                frames.mkdir()
+                shutil.copy(path, frames / f"00000{path.suffix.lower()}")
+                clip = open_clip(frames)
+            frame = next(iter(clip)).rgb
+            features = patch_maps(self.backbone, frame, self.resolution)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return Scene(folder, clip, frame, features, np.zeros(clip.size, np.uint8))
 
     def click(self, scene: Scene, point: tuple[int, int], identity: int, likeness: float = LIKENESS) -> None:
         """Mark the region that grows from a pixel (x, y) as part of an object."""
@@ -99,15 +114,15 @@ class Studio:
         """
         if not scene.ids.any():
             raise ValueError("nothing is marked yet: click an object on the first frame, or paint it")
-        if scene.results is not None:
-            shutil.rmtree(scene.results, ignore_errors=True)
-        scene.results = out = Path(tempfile.mkdtemp(dir=self.folder, prefix="run-"))
+        for before in scene.folder.glob("run-*"):
+            shutil.rmtree(before, ignore_errors=True)
+        out = Path(tempfile.mkdtemp(dir=scene.folder, prefix="run-"))
         clip = open_clip(scene.clip.path, every=every)
         protocol = PropagationProtocol(short_side=self.resolution, rounding="nearest")
         carried = carry_masks(self.backbone, clip, {clip.frame_name(0): scene.ids}, protocol)
         write_masks(carried, clip, out / "masks", out, progress=progress or (lambda done, total: None))
         zipped = shutil.make_archive(str(out / f"{clip.name}_masks"), "zip", out / "masks")
-        return out / f"{clip.name}.mp4", Path(zipped)
+        return out / f"{clip.name}_masks.mp4", Path(zipped)
 
     def attention(self, scene: Scene) -> Pixels:
         """The attention of each head and their mean over the first frame, in a grid."""
@@ -142,7 +157,7 @@ def build_page(gr: Any, studio: Studio) -> Any:
     """The page as Gradio's Blocks."""
     limit = f"{studio.max_bytes / 2**20:.0f} MiB"
     with gr.Blocks(title="dino_dense studio", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        scene = gr.State(None)
+        scene = gr.State(None, delete_callback=_close)
         gr.Markdown(f"# dino_dense studio\nAn image or a clip of at most {limit}; seen through {studio.backbone.name}.")
         endings = sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES)
         source = gr.File(label="Image or clip", file_types=endings, type="filepath", elem_id="source")
@@ -154,13 +169,14 @@ def build_page(gr: Any, studio: Studio) -> Any:
                 picture = gr.Image(label=name, interactive=False, format="png", elem_id=name.lower(), buttons=BUTTONS)
                 button.click(_told(gr, lambda held, make=make: make(_opened(held))), scene, picture)
 
-        def opened(path: str | None) -> tuple[Scene | None, Pixels | None, Pixels | None]:
+        def opened(path: str | None, before: Scene | None) -> tuple[Scene | None, Pixels | None, Pixels | None]:
+            _close(before)
             if path is None:
                 return None, None, None
             held = studio.open(path)
             return held, held.seen(), held.frame
 
-        source.change(_told(gr, opened), source, [scene, frame, editor])
+        source.change(_told(gr, opened), [source, scene], [scene, frame, editor])
     return page
 
 
@@ -213,6 +229,11 @@ def _masks_tab(gr: Any, studio: Studio, scene: Any) -> tuple[Any, Any]:
     clear.click(_told(gr, cleared), scene, [scene, frame])
     start.click(_told(gr, ran), [scene, every], [scene, overlay, masks])
     return frame, editor
+
+
+def _close(scene: Scene | None) -> None:
+    if scene is not None:
+        scene.close()
 
 
 def _opened(scene: Scene | None) -> Scene:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data import DataError
 from tasks._studio import Studio
 from tasks.studio import HOST, StudioConfig, open_studio
 from tests.browser import chromium, needs_chromium
@@ -41,10 +42,11 @@ def test_a_click_marks_an_object_and_a_run_follows_it(tmp_path: Path, studio: St
     assert film.is_file()
     with zipfile.ZipFile(zipped) as archive:
         assert sorted(archive.namelist()) == ["00000.png", "00002.png", "00004.png", "00006.png"]
-    first = scene.results
     studio.run(scene)
-    assert first is not None
-    assert not first.exists()
+    assert not film.exists()
+    assert len(list(scene.folder.glob("run-*"))) == 1
+    scene.close()
+    assert list(studio.folder.iterdir()) == []
 
 
 def test_painting_and_images(tmp_path: Path, studio: Studio):
@@ -64,6 +66,10 @@ def test_large_files_are_refused(tmp_path: Path, studio: Studio):
     (tmp_path / "big.mp4").write_bytes(bytes(2**20 + 1))
     with pytest.raises(ValueError, match=r"big\.mp4 has 1\.0 MiB: expected at most 1"):
         studio.open(tmp_path / "big.mp4")
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(DataError, match="text"):
+        studio.open(tmp_path / "text.mp4")
+    assert list(studio.folder.iterdir()) == []
 
 
 @needs_chromium
@@ -109,6 +115,10 @@ def test_the_page(tmp_path: Path):
         page.get_by_role("tab", name="PCA").click()
         page.locator("#look-pca").click()
         page.locator("#pca img").wait_for()
+        (left,) = folder.glob("scene-*")
+        page.locator("#source button[aria-label='Clear']").click()
+        page.locator("#frame img").wait_for(state="detached")
+        assert not left.exists()
         assert folder.is_dir()
     assert not folder.exists()
     strangers = {urlparse(url).hostname for url in asked if urlparse(url).scheme not in ("data", "blob")} - {HOST}
