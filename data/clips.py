@@ -4,7 +4,7 @@ Nothing here grows with the length of a video but lists of numbers.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -31,6 +31,12 @@ ENCODERS = ("libx264", "libopenh264", "h264_videotoolbox", "mpeg4")
 QUALITY = {"crf": "20", "preset": "veryfast"}  # libx264: visually near the source; a tenth of the default's time
 LARGEST_DENOMINATOR = 1001  # of a frame rate: 30000/1001 (NTSC)
 FINEST_TICK = 10_000  # ticks a second at least: times of a variable frame rate come to 0.1 ms
+
+
+class VideoWriteError(OSError):
+    """A video that cannot be written. The message names it and says why."""
+
+    exit_status = 1
 
 
 class ClipFrame(NamedTuple):
@@ -133,15 +139,17 @@ def open_clip(path: Path | str, *, every: int = 1, max_frames: int | None = None
 
     Raises:
         FileNotFoundError: no such file or folder.
-        DataError: a file that is no video, has no picture stream or no frames, or a folder without pictures.
+        DataError: a file that is no video, has no picture stream or no frames, or a folder without pictures or with
+            two of one name.
         ValueError: `every` or `max_frames` below 1.
     """
-    path = Path(path)
+    path = named(path)
     for name, value in (("every", every), ("max_frames", max_frames)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}: expected 1 or more")
     if path.is_dir():
         pictures = tuple(list_images(path))
+        _check_names(pictures)
         height, width = read_upright(pictures[0]).shape[:2]
         return Clip(path, (height, width), FOLDER_RATE, len(pictures), every, max_frames, pictures)
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
@@ -155,6 +163,24 @@ def open_clip(path: Path | str, *, every: int = 1, max_frames: int | None = None
         ) from None
     rate = Fraction(reader.get_avg_fps()).limit_denominator(LARGEST_DENOMINATOR)
     return Clip(path, (height, width), rate or FOLDER_RATE, len(reader), every, max_frames)
+
+
+def named(path: Path | str) -> Path:
+    """The path; that of a folder given as `.` or `..`, which is no name, in full."""
+    path = Path(path)
+    return path if path.name not in ("", "..") else path.resolve()
+
+
+def _check_names(pictures: Sequence[Path]) -> None:
+    """DataError for two frames of one name: their masks would be one file."""
+    by_stem: dict[str, Path] = {}
+    for picture in pictures:
+        other = by_stem.setdefault(picture.stem, picture)
+        if other is not picture:
+            raise DataError(
+                f"{other} and {picture}: two frames of one name. Expected the frames of one clip, each with its own "
+                "name, and nothing else in the folder: no masks, and no second clip."
+            )
 
 
 def is_video(path: Path) -> bool:
@@ -205,6 +231,7 @@ class VideoWriter:
 
         Raises:
             ValueError: a frame of another size.
+            VideoWriteError: the disk is full, or the file cannot be written for another reason.
         """
         if rgb.shape != (*self.size, 3):
             raise ValueError(f"{self.path}: a frame {rgb.shape}, expected {(*self.size, 3)}")
@@ -215,7 +242,8 @@ class VideoWriter:
         frame.pts = max(self._last + 1, round(seconds / self._tick))
         frame.time_base, frame.duration = self._tick, self._frame_ticks
         self._last, self.count = frame.pts, self.count + 1
-        self._container.mux(self._stream.encode(frame))
+        with self._told():
+            self._container.mux(self._stream.encode(frame))
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -223,15 +251,28 @@ class VideoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        whole = kind is None and self.count > 0
         try:
-            if kind is None and self.count:
-                self._container.mux(self._stream.encode(None))
+            with self._told() if whole else contextlib.suppress(av.FFmpegError):
+                try:
+                    if whole:
+                        self._container.mux(self._stream.encode(None))
+                finally:
+                    self._container.close()
+            if whole:
+                self._unfinished.replace(self.path)
         finally:
-            with contextlib.suppress(av.FFmpegError):  # nothing was written yet
-                self._container.close()
-        if kind is None and self.count:
-            self._unfinished.replace(self.path)
-        self._unfinished.unlink(missing_ok=True)
+            self._unfinished.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Errors of FFmpeg as VideoWriteError."""
+        try:
+            yield
+        except av.FFmpegError as error:
+            raise VideoWriteError(
+                f"{self.path}: cannot be written ({error.strerror}). Free or unlock the disk, or name another folder."
+            ) from error
 
 
 def _can_encode(name: str) -> bool:
@@ -246,8 +287,8 @@ def read_painted_mask(path: Path | str, size: tuple[int, int]) -> Pixels:
     """A mask that a person made, as object ids uint8 [H, W].
 
     Palette or grey values are the ids, as in DAVIS, but for a picture of black and white alone (0, 255), whose white
-    is object 1. A colour picture is read by the colours of DAVIS' palette; where it is black and one colour
-    (or transparent and one colour) that is object 1.
+    is object 1. A colour picture is read by the colours of DAVIS' palette; where it is black (or transparent) and one
+    colour that is not of the palette, that is object 1.
 
     Args:
         size: (height, width) it must have, pixels.
@@ -265,9 +306,9 @@ def read_painted_mask(path: Path | str, size: tuple[int, int]) -> Pixels:
     rgb = _over_black(path)
     colours = np.unique(rgb.reshape(-1, 3), axis=0)
     lit = colours[colours.any(axis=1)]
-    if len(lit) == 1:
-        return _checked_ids(np.asarray(rgb.any(axis=2), np.uint8), path, size)
     known = {tuple(colour): identity for identity, colour in enumerate(PALETTE.tolist())}
+    if len(lit) == 1 and tuple(lit[0].tolist()) not in known:
+        return _checked_ids(np.asarray(rgb.any(axis=2), np.uint8), path, size)
     if not all(tuple(colour) in known for colour in colours.tolist()):
         raise DataError(
             f"{path}: {len(colours)} colours, which are no object ids. Expected a palette or grey PNG whose values are "

@@ -41,7 +41,7 @@ def look(checkpoint: str, out: Path) -> None:
     protocol = see.PropagationProtocol(short_side=192)
     carried = see.carry_masks(backbone, clip, {clip.frame_name(0): mask}, protocol)
     see.write_masks(carried, clip, out / "masks" / clip.name, out)
-    print(f"Look into {out}: pictures, {clip.name}.mp4, and its masks.")
+    print(f"Look into {out}: pictures, {clip.name}_masks.mp4, and its masks.")
 
 
 if __name__ == "__main__":

@@ -12,10 +12,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from data.davis import PALETTE
+from dino_dense.files import write_bytes
 
 Pixels = npt.NDArray[np.uint8]
 STRIP_FRAMES = 5
 STRIP_HEIGHT = 180  # pixels
+WIDEST = 8  # times its height
 FRAME_WIDTH = 6  # pixels
 GRID_TILE = 320  # pixels: the longer side of a tile
 CAPTION_HEIGHT = 22  # pixels
@@ -49,9 +51,14 @@ def worst_and_best_first(values: pd.Series) -> list[Hashable]:
 def mask_strip(path: Path, pairs: Sequence[tuple[Pixels, Pixels]]) -> None:
     """Write frames RGB [H, W, 3] with their masks (ids [H, W]), side by side, as one JPEG."""
     tiles = [overlay(frame, ids) for frame, ids in pairs]
-    width = round(tiles[0].shape[1] * STRIP_HEIGHT / tiles[0].shape[0])
+    width = _strip_width(tiles[0])
     strip = np.hstack([cv2.resize(tile, (width, STRIP_HEIGHT), interpolation=cv2.INTER_AREA) for tile in tiles])
-    cv2.imwrite(str(path), cv2.cvtColor(strip, cv2.COLOR_RGB2BGR))
+    save(path, strip)
+
+
+def _strip_width(image: Pixels) -> int:
+    """Width at which an image keeps its shape in a strip; extreme shapes do not, so that they are seen at all."""
+    return min(max(1, round(image.shape[1] * STRIP_HEIGHT / image.shape[0])), WIDEST * STRIP_HEIGHT)
 
 
 def curves(path: Path, values: pd.DataFrame, x: str) -> None:
@@ -96,19 +103,28 @@ def result_strip(path: Path, query: Pixels, results: Sequence[Pixels], right: Se
     colours = [PLAIN, *(RIGHT if answer else WRONG for answer in right)]
     tiles = []
     for image, colour in zip([query, *results], colours, strict=True):
-        width = max(1, round(image.shape[1] * STRIP_HEIGHT / image.shape[0]))
+        width = _strip_width(image)
         tile = cv2.resize(image, (width, STRIP_HEIGHT), interpolation=cv2.INTER_AREA)
         framed = np.full((STRIP_HEIGHT + 2 * FRAME_WIDTH, width + 2 * FRAME_WIDTH, 3), colour, np.uint8)
         framed[FRAME_WIDTH:-FRAME_WIDTH, FRAME_WIDTH:-FRAME_WIDTH] = tile
         tiles.append(framed)
-    cv2.imwrite(str(path), cv2.cvtColor(np.hstack(tiles), cv2.COLOR_RGB2BGR))
+    save(path, np.hstack(tiles))
 
 
 def save(path: Path | str, rgb: Pixels) -> Path:
-    """Write RGB [H, W, 3] as the file's ending says; the folder is made. Returns the path."""
+    """Write RGB [H, W, 3] as the file's ending says, whole or not at all; the folder is made. Returns the path.
+
+    Raises:
+        ValueError: an ending that OpenCV knows no format for, or a picture too large for it.
+        WriteError: the file cannot be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+    if not cv2.haveImageWriter(str(path)):
+        raise ValueError(f"{path}: {path.suffix or 'no ending'} is no format for pictures. Use .png or .jpg.")
+    done, encoded = cv2.imencode(path.suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise ValueError(f"{path}: {rgb.shape[1]}x{rgb.shape[0]} pixels do not go into a {path.suffix}. Use .png.")
+    write_bytes(path, encoded.tobytes())
     return path
 
 

@@ -48,14 +48,15 @@ class OwnVideoConfig(PropagationProtocol):
     """Your own video, instead of a data set"""
 
     video: str | None = None
-    """A video file, or a folder of frames. Masks go to masks/NAME/FRAME.png, and over the video into NAME.mp4."""
+    """A video file, or a folder of frames. Masks go to masks/NAME/FRAME.png, and over the video into
+    NAME_masks.mp4."""
     mask: str | None = None
     """Mask of its first frame; or a folder of masks named as the frames (of a video file by number: 00000.png), for
     objects that enter later. Values are ids; white on black is object 1."""
     every: int = 1
     """Of your own video, only every n-th frame."""
     coco: bool = False
-    """Of your own video, write NAME.json too: its masks in COCO's format, run-length encoded."""
+    """Of your own video, write NAME_masks.json too: in COCO's format, run-length encoded."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -219,6 +220,9 @@ def run(
     assert config.mask is not None
     clip = open_clip(config.video, every=config.every, max_frames=max_frames)
     masks = find_masks(config.mask, clip)
+    frames = {picture.resolve() for picture in clip.pictures}
+    if among := [path for path in masks.values() if path.resolve() in frames]:
+        raise DataError(f"{among[0]}: the mask is in the folder of the frames, as one of them. Keep it elsewhere.")
     for path in masks.values():
         read_painted_mask(path, clip.size)
     files = [*(clip.pictures or [clip.path]), *masks.values()]
@@ -230,40 +234,48 @@ def run(
         sha256=file_list_hash(clip.path.parent, files),
     )
     context.bind(facts)
-    note = f"Masks are in {context.out / 'masks' / clip.name}, over the video in {context.out / f'{clip.name}.mp4'}."
+    film = context.out / f"{clip.name}_masks.mp4"
+    note = f"Masks are in {context.out / 'masks' / clip.name}, over the video in {film}."
     if not context.world.is_main:  # one stream, one process
         return Outcome((), facts)
     folder = context.folder("masks") / clip.name
     if not folder.is_dir():
         carried = carry_masks(backbone, clip, masks, config, max_bytes=max_bytes)
         note += write_masks(carried, clip, folder, context.out, coco=config.coco)
-    return Outcome((), facts, note=note, pictures=(Picture(f"{clip.name}.jpg", f"{clip.name}: first, middle, last"),))
+    strip = Picture(f"{clip.name}_masks.jpg", f"{clip.name}: first, middle, last frame")
+    return Outcome((), facts, note=note, pictures=(strip,))
 
 
 def write_masks(
     carried: Iterator[MaskedFrame], clip: Clip, folder: Path, out: Path, *, coco: bool = False, progress: Any = None
 ) -> str:
-    """Write FOLDER/FRAME.png, OUT/NAME.mp4, OUT/NAME.jpg (first, middle, last frame) and, with `coco`, OUT/NAME.json.
+    """Write FOLDER/FRAME.png, and OUT/NAME_masks.mp4, .jpg (first, middle, last frame) and, with `coco`, .json.
 
-    All of it or nothing: the folder is renamed into place when all is written.
+    All of it or nothing: the folder is renamed into place when all is written. One that holds nothing but PNGs, as
+    a call before left it, is replaced.
 
     Args:
         progress: called with (frames done, frames in all) after each.
 
     Returns:
         What a reader must know of the mp4.
+
+    Raises:
+        ValueError: something else is in the folder, or a frame of the clip: then nothing is written.
+        OSError: a file cannot be written.
     """
+    _check_replaceable(folder, clip)
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     out.mkdir(parents=True, exist_ok=True)
-    runs = CocoWriter(out / f"{clip.name}.json", clip.size) if coco else None
+    runs = CocoWriter(out / f"{clip.name}_masks.json", clip.size) if coco else None
     shown = {0, (len(clip) - 1) // 2, len(clip) - 1}
     strip: list[tuple[Pixels, Pixels]] = []
     whole = False
     try:
         with (
-            VideoWriter(out / f"{clip.name}.mp4", clip.size, clip.shown_rate) as video,
+            VideoWriter(out / f"{clip.name}_masks.mp4", clip.size, clip.shown_rate) as video,
             tqdm(total=len(clip), unit="frame", desc=clip.name, disable=progress is not None) as bar,
         ):
             for number, (frame, ids) in enumerate(carried):
@@ -276,15 +288,27 @@ def write_masks(
                 bar.update()
                 if progress is not None:
                     progress(number + 1, len(clip))
-        _figures.mask_strip(out / f"{clip.name}.jpg", strip)
+        _figures.mask_strip(out / f"{clip.name}_masks.jpg", strip)
         whole = True
     finally:
         if runs is not None:
             runs.close(whole=whole)
-        if whole:
-            unfinished.rename(folder)
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if not whole:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+    unfinished.rename(folder)
     return f" {video.note}" if video.note else ""
+
+
+def _check_replaceable(folder: Path, clip: Clip) -> None:
+    """ValueError where the folder holds what nobody asked to lose."""
+    if not folder.exists():
+        return
+    frames = {picture.resolve() for picture in clip.pictures}
+    for path in folder.iterdir():
+        if path.suffix != ".png" or path.resolve() in frames or path.is_dir():
+            raise ValueError(f"{path}: masks are to go to {folder}, and would replace it. Choose another folder.")
 
 
 def at_resolution(config: OwnVideoConfig, resolution: str, default: str) -> OwnVideoConfig:

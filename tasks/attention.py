@@ -1,5 +1,6 @@
 """Look at what a backbone sees: attention, principal components, correspondence, of images, folders and videos."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from data.clips import Clip, VideoWriter, is_video, open_clip
+from data.clips import Clip, VideoWriter, is_video, named, open_clip
 from data.images import list_images, read_upright
 from data.video import sampled_frames
 from dino_dense import Backbone, cli, distributed
@@ -148,8 +149,12 @@ def run(backbone: Backbone, config: AttentionConfig, out: Path) -> list[Path]:
         clip = open_clip(target, every=config.every, max_frames=config.max_frames)
         return _film(look, clip, out, _films(config.kind))
     written = []
-    for path in tqdm(_images(target), unit="image", desc=config.kind):
-        name = path.relative_to(target).with_suffix("") if target.is_dir() else Path(path.stem)
+    images = _images(target)
+    shared = Counter(path.with_suffix("") for path in images)
+    for path in tqdm(images, unit="image", desc=config.kind):
+        name = path.relative_to(target) if target.is_dir() else Path(path.name)
+        if shared[path.with_suffix("")] == 1:  # a.jpg and a.png have each a folder of their own
+            name = name.with_suffix("")
         written += [_figures.save(out / name / f"{key}.png", rgb) for key, rgb in look(read_upright(path)).items()]
     return written
 
@@ -199,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         RunOptions, AttentionConfig, prog="python -m tasks.attention", description=COMMANDS["attention"], argv=argv
     )
     seed_everything(options.seed)
-    out = Path(options.out) if options.out else Path("runs") / "attention" / Path(config.input or "").stem
+    out = Path(options.out) if options.out else Path("runs") / "attention" / named(config.input or ".").stem
     backbone = open_backbone(options, distributed.resolve_device(options.device))
     written = run(backbone, config, out)
     print(f"{len(written)} files in {out}, {written[0].relative_to(out)} the first of them")

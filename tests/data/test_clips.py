@@ -1,6 +1,7 @@
 """Clips in and out: every frame, at its time, upright; and what is no video says so."""
 
 import itertools
+import resource
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from data import DataError, clips
-from data.clips import VideoWriter, open_clip, read_painted_mask
+from data.clips import VideoWriteError, VideoWriter, open_clip, read_painted_mask
 from data.davis import PALETTE, write_mask
 from data.video import VideoFrames
 from tests.clip_files import facts, moving_disc, moving_mask, turn, write_clip, write_sound
@@ -153,6 +154,24 @@ def test_a_video_that_is_not_finished_is_not_there(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_is_an_error_and_leaves_no_film(tmp_path: Path):
+    noise = np.random.default_rng(0).integers(0, 256, (4, *SIZE, 3), np.uint8)
+
+    def film() -> None:
+        with VideoWriter(tmp_path / "b.mp4", SIZE, Fraction(10)) as video:
+            for index, frame in enumerate(noise):
+                video.add(frame, index / 10)
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(VideoWriteError, match=r"b\.mp4: cannot be written"):
+            film()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_an_encoder_for_h264_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(clips, "_can_encode", lambda name: name == "mpeg4")
     with VideoWriter(tmp_path / "b.mp4", SIZE, Fraction(10)) as video:
@@ -184,6 +203,12 @@ def test_masks_as_people_make_them(tmp_path: Path, kind: str):
         pixels[ids > 0] = (10, 90, 200, 255)
         Image.fromarray(pixels if kind == "transparent" else pixels[..., :3]).save(path)
     assert (read_painted_mask(path, SIZE) == ids).all()
+
+
+def test_one_colour_of_the_palette_is_its_id(tmp_path: Path):
+    ids = 2 * moving_mask(0, SIZE)
+    Image.fromarray(PALETTE[ids]).save(tmp_path / "later.png")
+    assert (read_painted_mask(tmp_path / "later.png", SIZE) == ids).all()
 
 
 @pytest.mark.parametrize(

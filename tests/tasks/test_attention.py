@@ -64,6 +64,15 @@ def test_a_folder_is_looked_at_with_one_set_of_colours(tmp_path: Path):
     assert (pictures[0] == pictures[1]).all()
 
 
+def test_pictures_of_one_name_have_each_a_folder(tmp_path: Path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for index, name in enumerate(("a.png", "a.bmp", "b.png")):
+        Image.fromarray(moving_disc(index, SIZE)).save(folder / name)
+    names = run(tmp_path, folder, "--kind", "pca")
+    assert [name for name in names if name.endswith("/pca.png")] == ["a.bmp/pca.png", "a.png/pca.png", "b/pca.png"]
+
+
 @pytest.mark.parametrize("kind", ["attention", "pca", "match"])
 def test_videos_have_the_frames_size_and_rate_of_their_source(tmp_path: Path, clip: Path, kind: str):
     options = ("--query", "10,20") if kind == "match" else ()

@@ -38,7 +38,7 @@ def test_the_overlay_plays(tmp_path: Path):
     clip = open_clip(write_clip(tmp_path / "clip.mp4"))
     carried = carry_masks(ColourBackbone(), clip, {"00000": moving_mask(0, clip.size)}, PROTOCOL)
     write_masks(carried, clip, tmp_path / "masks" / "clip", tmp_path / "out")
-    encoded = base64.b64encode((tmp_path / "out" / "clip.mp4").read_bytes()).decode()
+    encoded = base64.b64encode((tmp_path / "out" / "clip_masks.mp4").read_bytes()).decode()
     with chromium() as browser:
         shown = browser.new_page().evaluate(DRAW, f"data:video/mp4;base64,{encoded}")
     assert shown["duration"] == pytest.approx(0.8, abs=0.01)

@@ -16,7 +16,7 @@ from data.clips import open_clip
 from data.davis import read_ids, write_mask
 from dino_dense import Backbone, Features
 from tasks import RunOptions, get, main, run_one
-from tasks._own_video import carry_masks, find_masks
+from tasks._own_video import carry_masks, find_masks, write_masks
 from tasks._propagation import PropagationProtocol, propagate_stream, propagate_video
 from tasks.davis import DavisConfig
 from tests.clip_files import facts, moving_disc, moving_mask, turn, write_clip
@@ -58,10 +58,10 @@ def test_masks_overlay_and_runs_of_a_video(tmp_path: Path, clip_file: Path, mask
     assert names == [f"{index:05d}.png" for index in range(8)]
     masks = [read_ids(out / "masks" / "clip" / name) for name in names]
     assert (masks[0] == moving_mask(0, SIZE)).all()
-    assert facts(out / "clip.mp4") == (8, SIZE, Fraction(30000, 1001), "h264")
-    with Image.open(out / "clip.jpg") as strip:
+    assert facts(out / "clip_masks.mp4") == (8, SIZE, Fraction(30000, 1001), "h264")
+    with Image.open(out / "clip_masks.jpg") as strip:
         assert strip.height == 180
-    held = json.loads((out / "clip.json").read_text())
+    held = json.loads((out / "clip_masks.json").read_text())
     assert [image["file_name"] for image in held["images"]] == names
     assert held["categories"] == [{"id": 1, "name": "object 1"}]
     rebuilt = np.zeros((8, *SIZE), np.uint8)
@@ -92,9 +92,55 @@ def test_a_frame_folder_every_second_frame_and_another_resolution(tmp_path: Path
     options = ("--video", str(frames), "--mask", str(mask_file), "--every", "2", "--resolution", "64p")
     out = run(tmp_path, *options, "--max-frames", "3")
     assert sorted(path.name for path in (out / "masks" / "frames").iterdir()) == ["img0.png", "img2.png", "img4.png"]
-    assert facts(out / "frames.mp4")[:3] == (3, SIZE, 12)
+    assert facts(out / "frames_masks.mp4")[:3] == (3, SIZE, 12)
     with pytest.raises(ValueError, match="resolution is big"):
         run(tmp_path, *options, "--resolution", "big", out="other")
+
+
+def test_beside_the_video_nothing_of_it_is_touched(
+    tmp_path: Path, clip_file: Path, mask_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    before = clip_file.read_bytes(), mask_file.read_bytes()
+    run(tmp_path, "--video", str(clip_file), "--mask", str(mask_file), out=".")
+    assert (clip_file.read_bytes(), mask_file.read_bytes()) == before
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for index in range(3):
+        Image.fromarray(moving_disc(index, SIZE)).save(frames / f"{index}.png")
+    monkeypatch.chdir(frames)
+    out = run(tmp_path, "--video", ".", "--mask", str(mask_file), out="named")
+    assert len(list((out / "masks" / "frames").iterdir())) == 3
+    assert facts(out / "frames_masks.mp4")[0] == 3
+
+
+def test_a_mask_among_the_frames_is_refused(tmp_path: Path, mask_file: Path):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for index in range(3):
+        Image.fromarray(moving_disc(index, SIZE)).save(frames / f"{index}.jpg")
+    inside = write_mask(frames / "mask.png", moving_mask(0, SIZE)) or frames / "mask.png"
+    with pytest.raises(DataError, match=r"mask\.png: the mask is in the folder of the frames"):
+        run(tmp_path, "--video", str(frames), "--mask", str(inside))
+    inside.rename(frames / "0.png")
+    with pytest.raises(DataError, match=r"0\.jpg and .*0\.png: two frames of one name"):
+        run(tmp_path, "--video", str(frames), "--mask", str(mask_file))
+
+
+def test_masks_replace_those_of_a_call_before_and_nothing_else(tmp_path: Path, clip_file: Path):
+    def write(length: int, folder: Path) -> None:
+        clip = open_clip(clip_file, max_frames=length)
+        carried = carry_masks(ColourBackbone(), clip, {"00000": moving_mask(0, SIZE)}, PROTOCOL)
+        write_masks(carried, clip, folder, tmp_path / "out")
+
+    folder = tmp_path / "out" / "masks"
+    write(4, folder)
+    write(2, folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["00000.png", "00001.png"]
+    assert facts(tmp_path / "out" / "clip_masks.mp4")[0] == 2
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"notes\.txt: masks are to go to .* and would replace it"):
+        write(2, folder)
+    assert (folder / "notes.txt").read_text() == "mine"
 
 
 def test_resolution_is_the_short_side_that_is_looked_at(tmp_path: Path, clip_file: Path, mask_file: Path):
