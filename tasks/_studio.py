@@ -166,7 +166,9 @@ def build_page(gr: Any, studio: Studio) -> Any:
         for name, make in (("Attention", studio.attention), ("PCA", studio.pca)):
             with gr.Tab(name):
                 button = gr.Button("Look", elem_id=f"look-{name.lower()}")
-                picture = gr.Image(label=name, interactive=False, format="png", elem_id=name.lower(), buttons=BUTTONS)
+                picture = gr.Image(
+                    show_label=False, interactive=False, format="png", elem_id=name.lower(), buttons=BUTTONS
+                )
                 button.click(_told(gr, lambda held, make=make: make(_opened(held))), scene, picture)
 
         def opened(path: str | None, before: Scene | None) -> tuple[Scene | None, Pixels | None, Pixels | None]:
