@@ -6,6 +6,7 @@ requirements.lock; later calls find it there. Only the standard library is used 
 """
 
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,10 @@ def main() -> int:
             f"set-up stopped at: {' '.join(map(str, error.cmd))}\nIts message is above. Mend that and run this again."
         )
         return 1
-    return subprocess.call([str(PYTHON), *COMMANDS[sys.argv[1]], *sys.argv[2:]], cwd=ROOT)
+    os.chdir(ROOT)
+    sys.stdout.flush()
+    # In place of this process: Ctrl-C then reaches the command alone, which saves before it ends.
+    os.execv(PYTHON, [str(PYTHON), *COMMANDS[sys.argv[1]], *sys.argv[2:]])
 
 
 if __name__ == "__main__":

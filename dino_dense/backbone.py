@@ -169,6 +169,7 @@ class Backbone:
         height, width = (side // self.patch_size for side in x.shape[-2:])
         prefix = vit.num_prefix_tokens
         tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(x))))  # [B, P+N, C]
+        raw: dict[int, Tensor] = {}
         outputs: dict[int, Tensor] = {}
         found: dict[str, Tensor] = {}
         for index, block in enumerate(vit.blocks):
@@ -176,15 +177,25 @@ class Backbone:
                 found |= self._read_attention(block, tokens, want, (height, width))
             tokens = block(tokens)
             if index in layers:
+                raw[index] = tokens
                 # A body that pools before its norm keeps the norm in fc_norm.
                 outputs[index] = vit.norm(tokens) if not isinstance(vit.norm, nn.Identity) else vit.fc_norm(tokens)
         if "patches" in want:
             patches = torch.cat([outputs[layer][:, prefix:] for layer in layers], dim=-1)
             found["patches"] = rearrange(patches, "b (h w) c -> b c h w", h=height, w=width)
         if "cls" in want:
-            pooled = [outputs[layer][:, 0] if vit.has_class_token else outputs[layer].mean(1) for layer in layers]
+            pooled = [
+                outputs[layer][:, 0] if vit.has_class_token else self._pooled(raw[layer], layer) for layer in layers
+            ]
             found["cls"] = torch.cat(pooled, dim=-1)
         return found
+
+    def _pooled(self, tokens: Tensor, layer: int) -> Tensor:
+        """[B, C] of the tokens that leave a block of a ViT without class token: its own pooling, or the mean."""
+        vit: Any = self.module
+        if layer == self.depth - 1:
+            return vit.forward_head(vit.norm(tokens), pre_logits=True)
+        return vit.fc_norm(vit.norm(tokens)[:, vit.num_prefix_tokens :].mean(1))
 
     def _read_attention(
         self, block: Any, tokens: Tensor, want: frozenset[str], grid: tuple[int, int]
@@ -249,7 +260,24 @@ def load_backbone(spec: str, *, arch: str | None = None, seed: int = 0, network:
     loaded = load_file(spec, arch=arch, network=network)
     shape = getattr(loaded.module, "shape", None)
     name = shape.name if shape is not None else describe(loaded.module)["name"]
-    return Backbone(loaded.module, name=name, sha256=loaded.sha256, spec=spec, metadata=loaded.metadata)
+    return Backbone(
+        loaded.module,
+        name=name,
+        sha256=loaded.sha256,
+        spec=spec,
+        mean=_pixel_statistics(loaded.metadata, "mean", IMAGENET_MEAN, spec),
+        std=_pixel_statistics(loaded.metadata, "std", IMAGENET_STD, spec),
+        metadata=loaded.metadata,
+    )
+
+
+def _pixel_statistics(metadata: dict[str, Any], key: str, default: Triple, spec: str) -> Triple:
+    """What a fine-tuned file says of the pixels that its body expects; CheckpointError where that cannot be."""
+    values = metadata.get(key, default)
+    numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
+    if not numbers or len(values) != 3 or not all(abs(value) <= 1 and (key == "mean" or value > 0) for value in values):
+        raise CheckpointError(f"{spec}: its metadata give {values!r} as the pixels' {key}, expected three numbers.")
+    return tuple(map(float, values))  # type: ignore[return-value]
 
 
 def _pretrained(name: str, spec: str) -> Backbone:

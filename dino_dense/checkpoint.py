@@ -250,8 +250,8 @@ def _choose_network(content: Any, network: str) -> Any:
 def _strip(name: str) -> str:
     for prefix in PREFIXES:
         name = name.removeprefix(prefix)
-    # DINOv2 trains in chunks, "blocks.<chunk>.<block>."; block numbers are global.
-    return re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)
+    # DINOv2 trains in chunks, "blocks.<chunk>.<block>."; block numbers are global. (MobileNet's "blocks.0.0.bn1" stay.)
+    return re.sub(r"^blocks\.\d+\.(\d+)\.(?=(norm1|norm2|attn|mlp|ls1|ls2)\.)", r"blocks.\1.", name)
 
 
 def _empty_body(weights: Weights, metadata: dict[str, Any], arch: str | None, path: Path) -> nn.Module:

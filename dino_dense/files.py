@@ -1,8 +1,10 @@
 """Files that are whole or not there: written beside their place, flushed to the disk, then renamed."""
 
+import contextlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,10 +64,17 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def clear_unfinished(folder: Path) -> None:
-    """Remove what a killed process was writing into a folder that only one process writes to."""
+def clear_unfinished(folder: Path, *, older_than: float = 0.0) -> None:
+    """Remove what a killed process was writing.
+
+    Args:
+        folder: only one process writes to it now, or
+        older_than: what is younger (seconds) may be another's that still writes.
+    """
     for path in folder.glob(f".*{PARTIAL}"):
-        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime >= older_than:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from dino_dense import Backbone, Report, cli, distributed
 from dino_dense.files import write_text
-from dino_dense.report import Entry, environment, write_batch
+from dino_dense.report import Entry, check_out, environment, write_batch
 from tasks._task import OtherRunError, RunOptions, Task, get, identity_of, open_backbone, run_one
 
 REPORT_FILE = "report.json"
@@ -105,6 +105,7 @@ def run_batch(options: BatchOptions) -> list[Entry]:
     Raises:
         ValueError, OSError: the suite cannot be used. What goes wrong in a pair is in its report instead.
     """
+    check_out(Path(options.out))
     suite = load_suite(options.suite, options.data_root)
     total = len(suite) * len(options.ckpt)
     entries: list[Entry] = []

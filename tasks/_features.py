@@ -6,7 +6,8 @@ each after the final norm; "mean" is the mean of the last block's patch tokens, 
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Sequence
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,10 +22,12 @@ from data.images import open_picture, read_rgb
 from data.sample import cache_folder
 from dino_dense import Backbone, distributed
 from dino_dense.checkpoint import CheckpointError, read_tensors, write_tensors
+from dino_dense.files import WriteError, clear_unfinished
 
 CLS = "cls1"
 GEM_POWER = 4.0  # eval_copy_detection.py
 GEM_FLOOR = 1e-6  # eval_copy_detection.py
+DAY = 86_400.0  # seconds: nothing is written for as long
 
 Pieces = dict[str, Tensor]
 
@@ -137,7 +140,7 @@ def image_features(
         if world.is_main:
             for piece, features in extracted.items():
                 facts = {"checkpoint": backbone.sha256, "name": backbone.name, "piece": piece}
-                write_tensors(files[piece], {piece: features}, facts)
+                _keep(files[piece], {piece: features}, facts)
         found |= extracted
     return {piece: found[piece] for piece in pieces}
 
@@ -156,6 +159,19 @@ def _read(file: Path) -> Tensor | None:
         return next(iter(read_tensors(file)[0].values()))
     except (CheckpointError, FileNotFoundError, StopIteration):
         return None
+
+
+def _keep(file: Path, features: Pieces, facts: Mapping[str, str]) -> None:
+    """Write to the cache; one that cannot be written costs time later, and no result now."""
+    clear_unfinished(file.parent, older_than=DAY)
+    try:
+        write_tensors(file, features, facts)
+    except WriteError as error:
+        print(
+            f"WARNING: {file.parent}: features cannot be kept ({error.__cause__}), and will be extracted again. Free "
+            "or unlock the disk, or name another folder in the variable DINO_DENSE_CACHE.",
+            file=sys.stderr,
+        )
 
 
 def _extract(

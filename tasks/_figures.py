@@ -1,5 +1,6 @@
 """Pictures that go beside the numbers."""
 
+import io
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def curves(path: Path, values: pd.DataFrame, x: str) -> None:
         panel.set_ylabel(name)
         panel.grid(alpha=0.3)
     panels[-1].set_xlabel(x)
-    figure.savefig(path, dpi=120)
+    _write_figure(path, figure, 120)
 
 
 def object_curves(path: Path, values: pd.DataFrame) -> None:
@@ -92,7 +93,7 @@ def object_curves(path: Path, values: pd.DataFrame) -> None:
         panel.grid(alpha=0.3)
     panels[0].legend(fontsize="small", ncols=4)
     panels[-1].set_xlabel("frame")
-    figure.savefig(path, dpi=90)
+    _write_figure(path, figure, 90)
 
 
 def result_strip(path: Path, query: Pixels, results: Sequence[Pixels], right: Sequence[bool]) -> None:
@@ -111,8 +112,17 @@ def result_strip(path: Path, query: Pixels, results: Sequence[Pixels], right: Se
     save(path, np.hstack(tiles))
 
 
+def _write_figure(path: Path, figure: Figure, dpi: int) -> None:
+    encoded = io.BytesIO()
+    figure.savefig(encoded, dpi=dpi)
+    write_bytes(path, encoded.getvalue())
+
+
 def save(path: Path | str, rgb: Pixels) -> Path:
-    """Write RGB [H, W, 3] as the file's ending says, whole or not at all; the folder is made. Returns the path.
+    """Write RGB [H, W, 3] or grey [H, W] as the file's ending says, whole or not at all; the folder is made.
+
+    Returns:
+        The path.
 
     Raises:
         ValueError: an ending that OpenCV knows no format for, or a picture too large for it.
@@ -121,7 +131,7 @@ def save(path: Path | str, rgb: Pixels) -> Path:
     path = Path(path)
     if not cv2.haveImageWriter(str(path)):
         raise ValueError(f"{path}: {path.suffix or 'no ending'} is no format for pictures. Use .png or .jpg.")
-    done, encoded = cv2.imencode(path.suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+    done, encoded = cv2.imencode(path.suffix, rgb if rgb.ndim == 2 else cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
     if not done:
         raise ValueError(f"{path}: {rgb.shape[1]}x{rgb.shape[0]} pixels do not go into a {path.suffix}. Use .png.")
     write_bytes(path, encoded.tobytes())

@@ -1,8 +1,8 @@
 """The page of `tasks.studio`: what it does with a clip, and how it looks.
 
 All files are in one temporary folder, which goes when the page does. A visitor's are in a folder of it, which goes when
-another clip is opened, or an hour after the visitor left (until then Gradio lets one come back); a new run takes away the
-one before.
+another clip is opened, or an hour after the visitor left (until then Gradio lets one come back); a new run takes away
+the one before.
 """
 
 import functools

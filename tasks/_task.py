@@ -22,8 +22,10 @@ import torch
 
 from dino_dense import cli, distributed
 from dino_dense.backbone import Backbone, load_backbone
-from dino_dense.files import write_text
+from dino_dense.files import clear_unfinished, write_text
 from dino_dense.report import (
+    PAIRS_FILE,
+    TASK_FILE,
     Metric,
     Picture,
     Report,
@@ -34,7 +36,7 @@ from dino_dense.report import (
 )
 
 ENTRY_POINT_GROUP = "dino_dense.tasks"
-IDENTITY_FILE = "run.json"
+IDENTITY_FILE = TASK_FILE
 SAMPLES_FILE = "samples.csv"
 COMMANDS = {
     "attention": "Look: attention, principal components, correspondence, of images and videos.",
@@ -369,17 +371,28 @@ def _open(
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out}: results need a folder here, found a file. Choose another --out.")
     _check_same_run(out, identity)
+    if world.is_main:
+        clear_unfinished(out)
     return Context(out, device, world, identity, pieces, options.seed)
 
 
 def _check_same_run(out: Path, identity: Mapping[str, Any]) -> None:
     """Raise where `out` holds results that a run of this identity must not go on from."""
     before = out / IDENTITY_FILE
+    if (out / PAIRS_FILE).is_file():
+        raise ValueError(f"{out}: holds the report of a batch ({PAIRS_FILE}). Choose another --out.")
     if not before.is_file():
         if (out / "masks").exists():
             raise ValueError(f"{out}: holds masks but no {IDENTITY_FILE} that says of which run. Choose another --out.")
         return
-    changed = _differences(json.loads(before.read_text()), identity)
+    try:
+        held = json.loads(before.read_text())
+    except ValueError:
+        raise ValueError(
+            f"{before}: damaged, so that nobody knows which run's results these are. Delete {out}, or choose another "
+            "--out."
+        ) from None
+    changed = _differences(held, identity)
     if changed:
         raise OtherRunError(
             f"{out}: holds the results of another run ({'; '.join(changed)}). Choose another --out, or delete it."
@@ -388,13 +401,20 @@ def _check_same_run(out: Path, identity: Mapping[str, Any]) -> None:
 
 def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What differs between two identities; what only the earlier one knows does not count yet."""
+    if held.get("task") != wanted["task"]:
+        return [f"of the task {held.get('task')}, not {wanted['task']}"]
     flat = [{**record, **record.get("config", {})} for record in (held, wanted)]
     keys = set(flat[1]) - {"config"}
     return [
-        f"{key} was {flat[0].get(key)}, now {flat[1].get(key)}"
+        f"{key} was {_short(key, flat[0].get(key))}, now {_short(key, flat[1].get(key))}"
         for key in sorted(keys)
         if flat[0].get(key) != flat[1].get(key)
     ]
+
+
+def _short(key: str, value: Any) -> Any:
+    """A value as a person reads it: of a hash, what tells it from others."""
+    return str(value)[:8] if key in ("weights", "data_sha256") else value
 
 
 def _write(context: Context, report: Report, outcome: Outcome, options: RunOptions, config: Any) -> None:

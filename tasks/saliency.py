@@ -260,9 +260,7 @@ def _benchmark(config: SaliencyConfig, root: Path, images: Sequence[MaskedImage]
 
 def _save(masks: dict[str, dict[str, Any]], context: Context) -> None:
     for name, mask in masks.items():
-        path = context.folder("masks") / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), 255 * decode_mask(mask))
+        _figures.save(context.folder("masks") / f"{name}.png", 255 * decode_mask(mask))
 
 
 def _draw(

@@ -1,12 +1,15 @@
 """The interface every task relies on."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from dino_dense import load_backbone
 from dino_dense.backbone import Backbone
-from dino_dense.bodies import DinoViT, ViTShape, build_module
+from dino_dense.bodies import DinoViT, ViTShape, build_module, describe
+from dino_dense.checkpoint import CheckpointError, write_tensors
 
 
 @pytest.fixture
@@ -86,6 +89,35 @@ def test_other_timm_bodies(name: str):
     found = backbone.extract(torch.rand(1, 3, 64, 96), {"patches", "cls"})
     assert found.patches.shape[-2:] == (64 // backbone.patch_size, 96 // backbone.patch_size)
     assert found.cls.shape == (1, backbone.embed_dim)
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_medium_patch16_reg4_gap_256", "vit_base_patch16_siglip_224", "vit_tiny_patch16_224"]
+)
+def test_the_pooled_feature_of_a_vit_is_its_own(name: str):
+    backbone = load_backbone(f"random:{name}")
+    images = torch.rand(2, 3, *backbone.module.patch_embed.img_size)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (backbone.mean, backbone.std))
+    with torch.no_grad():
+        tokens = backbone.module.forward_features((images - mean) / std)
+        expected = backbone.module.forward_head(tokens, pre_logits=True)
+    found = backbone.extract(images, {"cls"}, layers=[-1]).cls
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert backbone.extract(images, {"cls"}, layers=[-2, -1]).cls.shape == (2, 2 * backbone.embed_dim)
+
+
+def test_a_fine_tuned_file_keeps_the_pixel_statistics_it_was_trained_with(tmp_path: Path):
+    body = load_backbone("random:mobilenetv3_small_050").module
+    body_file = tmp_path / "model.safetensors"
+    tensors = {f"backbone.{name}": value for name, value in body.state_dict().items()}
+    facts = {"architecture": describe(body), "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
+    write_tensors(body_file, tensors, facts)
+    backbone = load_backbone(str(body_file))
+    assert (backbone.mean, backbone.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    for wrong in ([0.0, 1.0, 1.0], [1.0], "text", [float("nan")] * 3):
+        write_tensors(body_file, tensors, {**facts, "std": wrong})
+        with pytest.raises(CheckpointError, match="as the pixels' std, expected three numbers"):
+            load_backbone(str(body_file))
 
 
 def test_dinov3_body_of_timm_runs():

@@ -1,7 +1,7 @@
 """Results as typed records, and everything made from them: tables, files, the page, comparisons."""
 
 from dino_dense.report.compare import IntervalConfig, compare_all
-from dino_dense.report.files import write_batch, write_comparison
+from dino_dense.report.files import PAIRS_FILE, TASK_FILE, check_out, write_batch, write_comparison
 from dino_dense.report.merge import read_entries
 from dino_dense.report.page import render_page
 from dino_dense.report.record import (
@@ -18,6 +18,8 @@ from dino_dense.report.record import (
 from dino_dense.report.table import Entry, batch_frame, pairs_frame
 
 __all__ = [
+    "PAIRS_FILE",
+    "TASK_FILE",
     "Entry",
     "IntervalConfig",
     "Metric",
@@ -26,6 +28,7 @@ __all__ = [
     "Report",
     "Score",
     "batch_frame",
+    "check_out",
     "compare_all",
     "environment",
     "pairs_frame",

@@ -1,12 +1,13 @@
 """Show reports in one table, and say where checkpoints differ by more than the choice of samples."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from dino_dense import cli
 from dino_dense.report.compare import IntervalConfig, compare_all, not_compared, readable
-from dino_dense.report.files import write_comparison
+from dino_dense.report.files import check_out, write_comparison
 from dino_dense.report.merge import read_entries
+from dino_dense.report.table import Entry
 from dino_dense.report.texts import failures, headline_frame
 
 
@@ -15,7 +16,9 @@ class ReportConfig(IntervalConfig):
     """What to read and write"""
 
     reports: tuple[str, ...] = ()
-    """report.json files, folders with one, or batch folders (every report below). The first is the baseline."""
+    """report.json files, folders with one, or batch folders (every report below, by folder's name)."""
+    baseline: str | None = None
+    """Checkpoint, as the table names it, that the others are compared with; default the first."""
     out: str | None = None
     """Folder for comparison.csv, .md and .html, and the tables of all reports; without it, they are printed only."""
 
@@ -23,6 +26,14 @@ class ReportConfig(IntervalConfig):
         super().__post_init__()
         if not self.reports:
             raise ValueError("reports is empty: expected a JSON file or a folder of results")
+
+
+def baseline_first(entries: list[Entry], name: str) -> list[Entry]:
+    """The entries of that checkpoint before the others; ValueError where there are none."""
+    names = list(dict.fromkeys(entry.checkpoint for entry in entries))
+    if name not in names:
+        raise ValueError(f"baseline is {name}: expected one of {', '.join(names)}")
+    return sorted(entries, key=lambda entry: entry.checkpoint != name)
 
 
 def main() -> int:
@@ -33,8 +44,13 @@ def main() -> int:
         description=f"{__doc__} Checkpoints are compared on the same samples, with paired bootstrap intervals.",
         positional="reports",
     )
+    if config.out:
+        check_out(Path(config.out))
     entries = read_entries([Path(path) for path in config.reports])
-    comparison = compare_all(entries, config)
+    if config.baseline is not None:
+        entries = baseline_first(entries, config.baseline)
+    how = IntervalConfig(**{field.name: getattr(config, field.name) for field in fields(IntervalConfig)})
+    comparison = compare_all(entries, how)
     print(f"\n{headline_frame(entries).to_string(index=False)}\n")
     compared, left_out = readable(comparison), not_compared(comparison)
     if len(compared):

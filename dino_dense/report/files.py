@@ -12,6 +12,16 @@ from dino_dense.report.table import Entry, batch_frame, flat_frame, pairs_frame
 from dino_dense.report.texts import escape_markdown, to_latex, to_markdown
 
 PAGE_FILE = "index.html"
+PAIRS_FILE = "pairs.csv"
+"""Marks a folder as that of a batch's or comparison's report."""
+TASK_FILE = "run.json"
+"""Marks a folder as that of a task's results."""
+
+
+def check_out(out: Path) -> None:
+    """ValueError for a folder whose files a report would replace."""
+    if (out / TASK_FILE).is_file():
+        raise ValueError(f"{out}: holds the results of a task ({TASK_FILE}). Choose another --out.")
 
 
 def write_batch(entries: Sequence[Entry], out: Path, *, title: str = "Results") -> None:
@@ -26,13 +36,18 @@ def write_batch(entries: Sequence[Entry], out: Path, *, title: str = "Results") 
 
 
 def write_tables(entries: Sequence[Entry], out: Path, *, title: str) -> None:
-    """The files of `write_batch` but for the page."""
+    """The files of `write_batch` but for the page.
+
+    Raises:
+        ValueError: the folder holds a task's own results, which have files of the same names.
+    """
+    check_out(out)
     flat = flat_frame(batch_frame(entries))
     write_text(out / "results.csv", flat.to_csv())
     write_bytes(out / "results.parquet", flat.to_parquet())
     write_text(out / "results.md", to_markdown(entries, title))
     write_text(out / "results.tex", to_latex(entries, title))
-    write_text(out / "pairs.csv", pairs_frame(entries).to_csv(index=False))
+    write_text(out / PAIRS_FILE, pairs_frame(entries).to_csv(index=False))
 
 
 def write_comparison(entries: Sequence[Entry], comparison: pd.DataFrame, out: Path, *, title: str) -> None:

@@ -89,7 +89,8 @@ class FineTuning:
             while self.step < self.plan.last_step:
                 self._train_step([next(batches) for _ in range(self.config.accumulate)], bar)
                 stopped = distributed.any_true(bool(received))
-                if stopped or self._is_due(self.config.save_every or self.plan.steps_per_epoch):
+                every = self.config.save_every
+                if stopped or self._is_due(self.plan.steps_per_epoch) or (every and self._is_due(every)):
                     self._save()
                 if stopped:
                     raise KeyboardInterrupt

@@ -278,6 +278,29 @@ def test_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture
     assert (out / "results.csv").is_file()
 
 
+def test_command_compares_with_the_baseline_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    pair(tmp_path)
+    assert command(monkeypatch, tmp_path, "--bootstrap", 100, "--baseline", VITS8) == 0
+    assert "−2.0" in capsys.readouterr().out
+    assert command(monkeypatch, tmp_path, "--bootstrap", 100, "--baseline", VITS16) == 0
+    assert "+2.0" in capsys.readouterr().out
+    assert command(monkeypatch, tmp_path, "--baseline", "nobody") == 2
+    assert f"baseline is nobody: expected one of {VITS16}, {VITS8}" in capsys.readouterr().err
+
+
+def test_a_report_does_not_replace_a_tasks_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    first, _ = pair(tmp_path)
+    (first.folder / "run.json").write_text("{}")
+    before = sorted(first.folder.iterdir())
+    assert command(monkeypatch, tmp_path, "--out", first.folder) == 2
+    assert "holds the results of a task (run.json). Choose another --out" in capsys.readouterr().err
+    assert sorted(first.folder.iterdir()) == before
+
+
 def test_command_says_what_was_not_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

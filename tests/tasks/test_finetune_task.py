@@ -35,6 +35,7 @@ from tasks._finetuning.batches import Plan, TrainingImages, training_transform
 from tasks._finetuning.config import FinetuneConfig
 from tasks._finetuning.draws import seeded
 from tasks._finetuning.figures import draw_confusion
+from tasks._finetuning.loop import FineTuning
 from tasks._finetuning.measure import Predictions, confusion, per_class
 from tasks._finetuning.network import Classifier, DropPathDraws, TrainingDropPath
 from tasks._finetuning.recipe import build_mixer, build_optimizer, build_schedule, parameter_groups
@@ -174,6 +175,15 @@ def test_every_setting_goes_on_bit_for_bit(
             run(pictures, tmp_path / "parts", RICH, **{**changes, "workers": 0})
     run(pictures, tmp_path / "parts", RICH, **changes)
     same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_states_are_saved_at_the_end_of_each_epoch_and_as_often_as_asked(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    saved: list[int] = []
+    monkeypatch.setattr(FineTuning, "_save", lambda self: saved.append(self.step))
+    run(pictures, tmp_path / "run", RICH, save_every=2)
+    assert saved == [2, 3, 4, 6, 8, 9]  # three steps an epoch
 
 
 def test_a_finished_run_is_only_measured_again(reference_run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch):

@@ -20,6 +20,7 @@ from tasks import RunOptions, get, run_one
 from tasks._features import CLS, Preprocessing, image_features
 from tasks._scores.classification import hits
 from tasks.knn import KnnConfig, knn_votes
+from tasks.linear import LinearConfig
 
 RANDOM = "random:vit_micro_patch8_64"
 
@@ -125,6 +126,35 @@ def test_features_are_reused_while_valid(tmp_path: Path, monkeypatch: pytest.Mon
         file.write_bytes(b"damaged")
     run(root, tmp_path / "e", k=(1,))
     assert sum(extracted) == 30
+
+
+def test_a_cache_that_cannot_be_written_costs_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    root = make_folder(tmp_path / "set", {"dark": 6, "light": 6})
+    monkeypatch.setenv("DINO_DENSE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "features").write_text("no folder")
+    assert run(root, tmp_path / "out", k=(1,)).scores[0].value == 100
+    assert "name another folder in the variable DINO_DENSE_CACHE" in capsys.readouterr().err
+
+
+def test_folders_of_something_else_are_refused_plainly(tmp_path: Path):
+    root = make_folder(tmp_path / "set", {"dark": 6, "light": 6})
+    out = tmp_path / "out"
+    run(root, out, k=(1,))
+    (out / ".report.json.abc.partial").mkdir()  # what a killed run leaves
+    run(root, out, k=(1,))
+    assert not (out / ".report.json.abc.partial").exists()
+    with pytest.raises(ValueError, match=r"another run \(of the task knn, not linear\)"):
+        run_one(get("linear"), RunOptions(ckpt=RANDOM, out=str(out), device="cpu"), LinearConfig(data=str(root)))
+    (out / "run.json").write_text("")
+    with pytest.raises(ValueError, match=r"run\.json: damaged.*Delete .*out, or choose another --out"):
+        run(root, out, k=(1,))
+    (out / "run.json").unlink()
+    (out / "pairs.csv").write_text("")
+    with pytest.raises(ValueError, match=r"holds the report of a batch \(pairs\.csv\)"):
+        run(root, out, k=(1,))
 
 
 def test_bad_folders(tmp_path: Path):
