@@ -70,7 +70,7 @@ class CopydetectConfig:
     """Only so many first results count (eval_copy_detection.py); null: all."""
     fast_decode: bool = False
     """Decode large JPEGs at a half, a quarter or an eighth of their size where that suffices: faster, and pixels differ
-    a little from the published protocol's."""
+    a little from the published protocol's. Copies are made from, and read as, whole images."""
     batch_size: int = 64
     """Images extracted at once; does not change the result."""
     workers: int = 0
