@@ -28,6 +28,8 @@ FOLDER_RATE = Fraction(24)
 """Frames a second of a folder of frames, which has none of its own (DAVIS shows its videos at 24)."""
 ENCODERS = ("libx264", "libopenh264", "h264_videotoolbox", "mpeg4")
 """Video encoders in the order they are tried; all but the last make H.264. PyAV's wheels have libx264."""
+SEEK_FROM = 50
+"""Frames further apart than this are sought, not decoded one after another."""
 QUALITY = {"crf": "20", "preset": "veryfast"}  # libx264: visually near the source; a tenth of the default's time
 LARGEST_DENOMINATOR = 1001  # of a frame rate: 30000/1001 (NTSC)
 FINEST_TICK = 10_000  # ticks a second at least: times of a variable frame rate come to 0.1 ms
@@ -118,8 +120,19 @@ class Clip:
             yield place, float(place / self.rate), read_upright(self.pictures[place])
 
     def _decode(self) -> Iterator[tuple[int, float, Pixels]]:
+        """In order, by PyAV, one at a time: decord reads on while one waits, and may hold a whole film decoded.
+
+        decord has the times, and the frames that lie far apart, where it seeks; also those that PyAV does not come to,
+        as in a damaged file, of which it says more.
+        """
         reader = open_video(self.path)
-        for place in self.places:
+        places, done = list(self.places), -1
+        if self.every < SEEK_FROM:
+            for place, rgb in zip(places, _stream(self.path, self.every), strict=False):
+                yield place, float(reader.get_frame_timestamp(place)[0]), rgb
+                done = place
+            places = [place for place in places if place > done]
+        for place in places:
             try:
                 seconds, rgb = float(reader.get_frame_timestamp(place)[0]), rgb_of(reader[place])
             except (decord.DECORDError, IndexError, RuntimeError) as error:
@@ -128,6 +141,14 @@ class Clip:
                     "is cut short or damaged: copy it again, or take only the frames before (--max-frames)."
                 ) from None
             yield place, seconds, rgb
+
+
+def _stream(path: Path, every: int) -> Iterator[Pixels]:
+    """Every n-th frame of a video as RGB [H, W, 3], upright, until its end or one that cannot be decoded."""
+    with contextlib.suppress(av.FFmpegError), av.open(str(path)) as container:
+        for index, frame in enumerate(container.decode(video=0)):
+            if index % every == 0:
+                yield np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
 
 
 def open_clip(path: Path | str, *, every: int = 1, max_frames: int | None = None) -> Clip:

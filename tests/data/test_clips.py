@@ -2,6 +2,7 @@
 
 import itertools
 import resource
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -91,6 +92,34 @@ def test_a_phones_video_is_upright(tmp_path: Path):
     assert near(VideoFrames([source])[2].decode(), np.rot90(moving_disc(2, SIZE), k=-1))
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc/self/statm")
+def test_frames_are_decoded_no_further_than_they_are_read(tmp_path: Path):
+    """However slow the reader is: 900 frames of 240 x 320 would be 200 MiB."""
+
+    def resident_mib() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+    clip = open_clip(write_clip(tmp_path / "a.mp4", length=900, size=(240, 320)))
+    frames = iter(clip)
+    next(frames)
+    before = resident_mib()
+    for _ in range(5):
+        time.sleep(0.2)
+        next(frames)
+    assert resident_mib() - before < 50
+
+
+@pytest.mark.parametrize("every", [1, 2, 7, 50, 60])
+def test_every_way_of_reading_gives_the_same_frames(tmp_path: Path, every: int):
+    source = turn(write_clip(tmp_path / "a.mp4", length=130))
+    whole = list(open_clip(source))
+    found = list(open_clip(source, every=every))
+    assert [frame.name for frame in found] == [f"{index:05d}" for index in range(0, 130, every)]
+    for frame in found:
+        assert near(frame.rgb, whole[int(frame.name)].rgb)
+        assert frame.seconds == pytest.approx(whole[int(frame.name)].seconds)
+
+
 def test_one_frame_is_a_video(tmp_path: Path):
     source = write_clip(tmp_path / "a.mp4", length=1)
     assert facts(copy(source, tmp_path / "b.mp4"))[:3] == (1, SIZE, 10)
@@ -134,6 +163,9 @@ def test_a_frame_that_fails_in_the_middle_is_named(tmp_path: Path, monkeypatch: 
                 raise clips.decord.DECORDError("[00:00:00] x.cc:1: no more packets\ntrace")
             return super().__getitem__(index)
 
+    whole = clips._stream
+    monkeypatch.setattr(clips, "_stream", lambda path, every: itertools.islice(whole(path, every), 4))
+    assert len(list(clip)) == 8  # decord reads what is left
     monkeypatch.setattr("data.video.decord.VideoReader", Broken)
     frames = iter(clip)
     assert len(list(itertools.islice(frames, 4))) == 4
