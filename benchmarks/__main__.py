@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import benchmarks
-from benchmarks._bench import Row, machine, table
+from benchmarks.bench import Row, machine, table
 
 DOCS = Path(__file__).parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"

@@ -22,14 +22,15 @@ from PIL import Image, ImageFilter, ImageOps
 from torchvision import transforms
 from torchvision.transforms import functional as tv
 
-from benchmarks._bench import Row, publish
-from data.images import DecodedPicture, JpegPicture, Pixels, open_picture
+from benchmarks.bench import Row, publish
+from data.images import DecodedPicture, JpegPicture, open_picture
 from data.sample import sample_data
-from dino_dense.bodies import IMAGENET_MEAN, IMAGENET_STD
+from dino_dense.arrays import Pixels
+from dino_dense.backbone.dino_vit import IMAGENET_MEAN, IMAGENET_STD
 from dino_dense.pretrain.batches import CropDataset, MicroBatch, Position
 from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.crops import Box, MultiCrop, View, allowed_reduction, prepare, reduced_box, resize
-from dino_dense.pretrain.looks import Look, apply_look, apply_looks
+from dino_dense.pretrain.photometric import Look, apply_look, apply_looks
 
 ROOT = Path(__file__).resolve().parents[1]
 N_IMAGES = 100

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from benchmarks._bench import Row, publish, seconds_of
+from benchmarks.bench import Row, publish, seconds_of
 from benchmarks.propagation import CONTEXT, dense, window_mask
 from benchmarks.scoring import plain_f, plain_ids, plain_j, tree
 from data.davis import VideoSequence, load_davis, read_prediction
 from dino_dense import Backbone, load_backbone
-from tasks._propagation import frame_size
-from tasks._task import Context
+from dino_dense.propagation.frames import frame_size
 from tasks.davis import DavisConfig, run
+from tasks.harness.context import Context
 
 FRAMES = {16: 12, 8: 4}  # by patch size: so many that the benchmark takes minutes, few of them with a full context
 MEAN, STD = np.float32((0.485, 0.456, 0.406)), np.float32((0.228, 0.224, 0.225))  # dino/eval_video_segmentation.py

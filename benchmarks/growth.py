@@ -17,8 +17,9 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-from benchmarks._bench import Measured, Row, in_new_process, machine, publish
-from tasks._propagation import PropagationProtocol, propagate_video
+from benchmarks.bench import Measured, Row, in_new_process, machine, publish
+from dino_dense.propagation.protocol import PropagationProtocol
+from dino_dense.propagation.stream import propagate_video
 
 PLOT = Path(__file__).parents[1] / "docs" / "growth.png"
 GRID = (30, 52)  # a DAVIS frame at patch 16

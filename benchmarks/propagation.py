@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks._bench import Row, in_new_process, in_turn, publish
+from benchmarks.bench import Row, in_new_process, in_turn, publish
 from dino_dense import load_backbone
-from tasks._propagation import PropagationProtocol, propagate_video
-from tasks._propagation import propagate_labels as tiled
+from dino_dense.propagation.protocol import PropagationProtocol
+from dino_dense.propagation.stream import propagate_labels as tiled
+from dino_dense.propagation.stream import propagate_video
 
 HEIGHT, WIDTH = 480, 832  # a DAVIS frame as DINO resizes it
 CONTEXT, RADIUS, TOP_K, TEMPERATURE = 8, 12, 5, 0.1  # DINO's

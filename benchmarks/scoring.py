@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from benchmarks._bench import Row, in_turn, publish
-from data.davis import load_davis, write_mask
+from benchmarks.bench import Row, in_turn, publish
+from data.davis import load_davis
+from data.masks import write_mask
 from data.sample import sample_data
-from tasks._scores.jf import score_folder
+from tasks.scores.jf import score_folder
 
 SHIFT, EROSION = (3, 5), 5  # pixels: what the predictions get wrong
 DAVIS_2016_VAL = 1376  # frames of the 20 sequences

@@ -8,8 +8,8 @@ import time
 import torch
 from torch import Tensor
 
-from benchmarks._bench import Row, in_new_process, in_turn, publish
-from tasks._scores.search import BLOCK_ROWS, BYTES_PER_PAIR, SEARCH_BYTES, nearest
+from benchmarks.bench import Row, in_new_process, in_turn, publish
+from dino_dense.neighbors.exact import BLOCK_ROWS, BYTES_PER_PAIR, SEARCH_BYTES, nearest
 
 K = 20  # DINO's headline
 DIM = 384

@@ -14,19 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks._bench import Row, in_new_process, in_turn, publish
+from benchmarks.bench import Row, in_new_process, in_turn, publish
 from benchmarks.scoring import tree
 from data.davis import load_davis
 from dino_dense import load_backbone
-from tasks._segment import (
-    Graph,
-    SegmentProtocol,
-    patch_features,
-    patch_graph,
-    second_eigenvector,
-    to_tensor,
-    tokencut,
-)
+from dino_dense.objects.cuts import Graph, patch_graph, second_eigenvector, tokencut
+from dino_dense.objects.segment import SegmentProtocol, patch_features, to_tensor
 
 TAU, EPS = 0.2, 1e-5
 SIZE = (480, 832)  # pixels

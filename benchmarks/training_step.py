@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import AdamW
 
-from benchmarks._bench import Row, in_turn, publish
+from benchmarks.bench import Row, in_turn, publish
 from dino_dense import distributed
 from dino_dense.pretrain.batches import MicroBatch
 from dino_dense.pretrain.config import PretrainConfig
@@ -130,7 +130,7 @@ class PlainLoop:
 
 
 def step_of(trainer: Trainer, batch: MicroBatch, step: int) -> float:
-    return float(trainer._optimizer_step(step, [batch]).loss)
+    return float(trainer.optimizer_step(step, [batch]).loss)
 
 
 def curves(dtype: str, config: PretrainConfig = CURVE, steps: int = CURVE_STEPS) -> float:

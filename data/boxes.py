@@ -16,9 +16,9 @@ import scipy.ndimage
 from pycocotools.coco import COCO
 
 from data import DataError
-from data.saliency import MaskedImage, object_masks, read_voc_list
-
-Box = tuple[float, float, float, float]
+from data.arrays import Box
+from data.saliency import MaskedImage, object_masks
+from data.voc import read_voc_list
 
 SMALLEST_PIECE = 1e-3  # of the image: smaller pieces of a mask are specks of its edge, not objects
 EIGHT_NEIGHBOURS = np.ones((3, 3), int)

@@ -11,9 +11,6 @@ value is the object's id and 255 is void (davis2017/davis.py of the official eva
 """
 
 import difflib
-import os
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,13 +19,14 @@ from typing import Literal
 
 import cv2
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from data import DataError, jpeg
+from data.arrays import Pixels
+from data.lists import read_list
+from data.masks import VOID_ID, read_foreground, read_ids
 
-Pixels = npt.NDArray[np.uint8]
 Void = Literal["error", "background"]
+
 
 # The official val lists (ImageSets/2016/val.txt, ImageSets/2017/val.txt): what "DAVIS val" in a paper means.
 VAL_2016 = frozenset(
@@ -48,11 +46,14 @@ VAL_2016 = frozenset(
         *("paragliding-launch", "parkour", "scooter-black", "soapbox"),
     ]
 )
+
+
 VAL_2017 = VAL_2016 | {
     *("bike-packing", "dogs-jump", "gold-fish", "india", "judo", "lab-coat", "loading", "mbike-trick", "pigs"),
     "shooting",
 }
-VOID_ID = 255  # the official scorer turns this value of a 2017 ground truth into background
+
+
 YEARS = (2016, 2017)
 
 
@@ -227,53 +228,6 @@ def read_prediction(folder: str | Path, sequence: VideoSequence, index: int) -> 
     return ids
 
 
-def read_ids(path: str | Path) -> Pixels:
-    """Raw ids uint8 [H, W] of an 8-bit palette or greyscale PNG: the palette index, not its colour."""
-    mode, pixels = _decode_mask(Path(path))
-    if mode not in ("P", "L", "1"):
-        raise DataError(
-            f"{path}: a mask of mode {mode}, where ids need an 8-bit palette (P) or greyscale (L) PNG. "
-            "Colours are not ids: convert the file, or use year 2016 if every non-black pixel is the object"
-        )
-    return pixels.astype(np.uint8)
-
-
-def read_foreground(path: str | Path) -> Pixels:
-    """Foreground uint8 [H, W] in {0, 1} of a mask of any mode: 1 where the value or any colour is above 0."""
-    mode, pixels = _decode_mask(Path(path))
-    if pixels.ndim == 3:
-        colours = pixels.shape[-1] - mode.endswith("A")  # alpha says nothing about the object
-        pixels = pixels[..., :colours].max(axis=-1)
-    return (pixels > 0).astype(np.uint8)
-
-
-def write_mask(path: str | Path, ids: Pixels) -> None:
-    """Write ids uint8 [H, W] as a palette PNG; the file is either whole or not there."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(np.ascontiguousarray(ids, np.uint8), mode="P")
-    image.putpalette(PALETTE.tobytes())
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        image.save(unfinished, format="PNG")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _voc_palette() -> Pixels:
-    """PASCAL VOC's 256 label colours [256, 3]: an id's bits, three at a time, fill R, G, B from the top."""
-    ids = np.arange(256)
-    palette = np.zeros((256, 3), np.uint8)
-    for channel in range(3):
-        for step in range(8):
-            palette[:, channel] |= ((ids >> (3 * step + channel) & 1) << (7 - step)).astype(np.uint8)
-    return palette
-
-
-PALETTE = _voc_palette()
-
-
 def _decode_frame(path: Path) -> Pixels:
     """RGB uint8 [H, W, 3] of a JPEG, by OpenCV's decoder (the reference's, so pixels are the same)."""
     if not path.is_file():
@@ -287,19 +241,6 @@ def _decode_frame(path: Path) -> Pixels:
     if bgr is None:
         raise DataError(f"{path}: OpenCV cannot decode this JPEG: the file is damaged, copy it again")
     return np.ascontiguousarray(bgr[..., ::-1], np.uint8)
-
-
-def _decode_mask(path: Path) -> tuple[str, npt.NDArray]:
-    """PIL mode and values of a mask, refusing a truncated or damaged file."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        with Image.open(path) as image:
-            return image.mode, np.array(image)
-    except (OSError, SyntaxError, ValueError, struct.error, zlib.error) as error:
-        raise DataError(
-            f"{path}: unreadable mask ({error}): the file is truncated or damaged, copy it again"
-        ) from error
 
 
 def _check_tree(root: Path, resolution: str) -> None:
@@ -341,14 +282,6 @@ def _split_names(root: Path, year: int, split: str, resolution: str) -> list[str
     if paths:  # masks are written under these names
         raise DataError(f"{listed}: {paths[0]!r} is no name of a sequence; expected those of folders in JPEGImages")
     return list(dict.fromkeys(names))
-
-
-def read_list(path: Path) -> list[str]:
-    """The lines of a text file; DataError where it is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: expected a text file in UTF-8, found another encoding ({error.reason})") from None
 
 
 def _select(names: list[str], wanted: Sequence[str] | None, where: str) -> list[str]:

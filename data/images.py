@@ -15,8 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data import DataError, jpeg
-
-Pixels = npt.NDArray[np.uint8]
+from data.arrays import Pixels
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 """File name endings, in any case, that count as images."""

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from data import DataError
+from data.arrays import Box
 
 Indices = npt.NDArray[np.int64]
-Box = tuple[float, float, float, float]
 
 LABELS = ("easy", "hard", "junk")
 PUBLISHED_SIZES = {"roxford5k": (4993, 70), "rparis6k": (6322, 70)}

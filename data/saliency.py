@@ -21,11 +21,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from data import DataError
-from data.davis import VOID_ID, load_davis, read_foreground, read_ids, read_list
+from data.arrays import Pixels
+from data.davis import load_davis
 from data.images import IMAGE_SUFFIXES, is_hidden, list_images, read_rgb
+from data.masks import VOID_ID, read_foreground, read_ids
+from data.voc import read_voc_list
 
-Pixels = npt.NDArray[np.uint8]
 Layout = Literal["auto", "pairs", "voc", "davis"]
+
 
 FOLDER_PAIRS = (
     ("images", "ground_truth_mask"),
@@ -34,7 +37,11 @@ FOLDER_PAIRS = (
     ("images", "masks"),
 )
 """Names of the image and the mask folder of known sets."""
+
+
 DEPTH = 2  # folders below the root that are looked into
+
+
 MASK_MODES = frozenset({"1", "L", "P", "LA", "I;16"})  # PIL modes that are no colour photograph's
 
 
@@ -90,7 +97,7 @@ def load_saliency(
     if sequences is not None and layout != "davis":
         raise DataError(f"{root}: sequences were named, but this is no DAVIS tree (layout {layout})")
     if layout == "voc":
-        return load_voc_segmentation(root, split)
+        return load_voc_object_masks(root, split)
     if layout == "davis":
         return load_davis_frames(root, split, year, sequences)
     return load_pairs(root)
@@ -120,7 +127,7 @@ def load_pairs(root: Path) -> list[MaskedImage]:
     return [MaskedImage(stem, images[stem], masks[stem]) for stem in images]
 
 
-def load_voc_segmentation(root: Path, split: str = "val") -> list[MaskedImage]:
+def load_voc_object_masks(root: Path, split: str = "val") -> list[MaskedImage]:
     """The images of a VOC segmentation list, with their object masks."""
     images = []
     for name in read_voc_list(root, "Segmentation", split):
@@ -141,27 +148,6 @@ def load_davis_frames(root: Path, split: str, year: int, sequences: Sequence[str
                 raise DataError(f"{image}: no mask for this frame; every frame of a saliency set needs one")
             frames.append(MaskedImage(f"{sequence.name}/{image.stem}", image, mask, has_ids=year != 2016))
     return frames
-
-
-def read_voc_list(root: Path, task: str, split: str) -> list[str]:
-    """Names in ImageSets/TASK/SPLIT.txt of a VOC tree, the first word a line.
-
-    Raises:
-        DataError: the list is not there or empty, or holds a path: results are written under these names.
-    """
-    listed = root / "ImageSets" / task / f"{split}.txt"
-    if not listed.is_file():
-        there = sorted(path.stem for path in listed.parent.glob("*.txt"))
-        nested = sorted(path.parent.relative_to(root).as_posix() for path in root.glob("*/ImageSets"))
-        advice = f"; did you mean {root / nested[0]}?" if nested else ""
-        raise DataError(f"{listed}: no such list; there are {', '.join(there[:8]) or 'none'}{advice}")
-    names = [line.split()[0] for line in read_list(listed) if line.strip()]
-    if not names:
-        raise DataError(f"{listed}: the list is empty")
-    paths = [name for name in names if "/" in name or "\\" in name or name in (".", "..")]
-    if paths:
-        raise DataError(f"{listed}: {paths[0]!r} is a path; expected names of images without folder and ending")
-    return list(dict.fromkeys(names))
 
 
 def object_masks(ids: Pixels) -> list[npt.NDArray[np.bool_]]:

@@ -13,10 +13,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from data import DataError
-from data.davis import read_foreground, read_ids
 from data.images import read_rgb
-from data.saliency import read_voc_list
+from data.masks import read_foreground, read_ids
 from data.sample import SampleData
+from data.voc import read_voc_list
 
 VOID = 255  # pixels of no class: neither trained on nor scored
 VOC_CLASSES = (
@@ -56,7 +56,7 @@ class LabelledPixels:
         return read_foreground(self.mask) if self.is_binary else read_ids(self.mask)
 
 
-def load_voc_segmentation(root: Path | str, split: str) -> list[LabelledPixels]:
+def load_voc_class_masks(root: Path | str, split: str) -> list[LabelledPixels]:
     """The images of a split, in the order of its list.
 
     Raises:

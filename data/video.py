@@ -1,7 +1,5 @@
-"""Frames of video files, read through decord, and any folder of pictures and videos as one set of images."""
+"""Random frames of video files, by decord: what pretraining draws from."""
 
-import bisect
-import itertools
 import os
 import re
 from collections import OrderedDict
@@ -14,16 +12,13 @@ import numpy.typing as npt
 
 from data import DataError
 from data.images import (
-    IMAGE_SUFFIXES,
     DecodedPicture,
-    JpegPicture,
-    list_files,
-    names_fingerprint,
-    open_picture,
 )
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
 """File name endings, in any case, that count as videos."""
+
+
 OPEN_VIDEOS = 4
 """Files kept open in each process: an open decoder takes tens of MB."""
 
@@ -129,84 +124,3 @@ class VideoFrames(Sequence[DecodedPicture]):
                 self._readers.popitem(last=False)
         self._readers.move_to_end(key)
         return self._readers[key]
-
-
-class PictureFiles(Sequence[JpegPicture | DecodedPicture]):
-    """Image files, opened when indexed; raises what `open_picture` raises."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = list(paths)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> JpegPicture | DecodedPicture:  # type: ignore[override]
-        return open_picture(self.paths[index])
-
-    def name(self, index: int, root: Path) -> str:
-        """Name of an image, relative to `root`."""
-        return self.paths[index].relative_to(root).as_posix()
-
-    def names(self, root: Path) -> list[str]:
-        """One name per image, relative to `root`."""
-        return [self.name(index, root) for index in range(len(self))]
-
-
-class PretrainingImages(Sequence[JpegPicture | DecodedPicture]):
-    """Image files, then video frames, under one index."""
-
-    def __init__(self, root: Path, images: PictureFiles, videos: VideoFrames) -> None:
-        self.root, self.parts = root, (images, videos)
-        self.ends = list(itertools.accumulate(map(len, self.parts)))
-
-    @property
-    def fingerprint(self) -> str:
-        """Number of pictures and a hash of their names below the root."""
-        return names_fingerprint(name for part in self.parts for name in part.names(self.root))
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    def __getitem__(self, index: int) -> JpegPicture | DecodedPicture:  # type: ignore[override]
-        part, within = self._find(index)
-        return self.parts[part][within]
-
-    def name(self, index: int) -> str:
-        """Name of a picture, relative to the root."""
-        part, within = self._find(index)
-        return self.parts[part].name(within, self.root)
-
-    def _find(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"picture {index} of {len(self)}")
-        part = bisect.bisect_right(self.ends, index)
-        return part, index - (self.ends[part] - len(self.parts[part]))
-
-
-def open_pretraining_data(
-    root: Path | str, frame_stride: int = 1, frames_per_video: int | None = None
-) -> PretrainingImages:
-    """Everything below `root` that can be trained on: images (nested, flat, folders of frames) and video
-    files.
-
-    Args:
-        root: a folder, or one video file.
-        frame_stride, frames_per_video: which frames of each video file, see `VideoFrames`.
-
-    Raises FileNotFoundError for no such path; DataError for a folder without images or videos, or a broken
-    video.
-    """
-    root = Path(root)
-    if root.is_file() and root.suffix.lower() in VIDEO_SUFFIXES:
-        return PretrainingImages(root.parent, PictureFiles([]), VideoFrames([root], frame_stride, frames_per_video))
-    if (root / "Annotations").is_dir() and (root / "JPEGImages").is_dir():
-        raise DataError(
-            f"{root}: a DAVIS or VOC tree, whose masks are no pictures to train on. Name {root}/JPEGImages."
-        )
-    files = list_files(root, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
-    if not files:
-        endings = ", ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
-        raise DataError(f"{root}: no images or videos in it. Expected files ending in {endings}.")
-    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-    videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
-    return PretrainingImages(root, PictureFiles(images), VideoFrames(videos, frame_stride, frames_per_video))

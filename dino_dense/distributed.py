@@ -164,3 +164,13 @@ def gather_objects(items: list[Item]) -> list[Item]:
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, items)
     return [item for part in parts for item in part]
+
+
+def share_of(items: Sequence[Item], world: World) -> list[tuple[int, Item]]:
+    """This process's items, every size-th one, with their places."""
+    return list(enumerate(items))[world.rank :: world.size]
+
+
+def in_order(measured: list[tuple[int, Item]]) -> list[Item]:
+    """What all processes measured, in the order of the items; each gives (place, result)."""
+    return [result for _, result in sorted(gather_objects(measured), key=lambda pair: pair[0])]

@@ -9,10 +9,14 @@ Random weights follow colours and edges; trained ones follow objects. Pictures g
 import sys
 from pathlib import Path
 
+from data.clips import open_clip
 from data.davis import load_davis
 from data.sample import sample_data
 from dino_dense import load_backbone
-from tasks import see
+from dino_dense.maps import PcaColours, attention_maps, grow, match_map, patch_maps
+from dino_dense.propagation.protocol import PropagationProtocol
+from tasks.harness.figures import enlarge, grid, heat_over, overlay, save
+from tasks.videos.own_clip import carry_masks, write_masks
 
 
 def look(checkpoint: str, out: Path) -> None:
@@ -22,25 +26,25 @@ def look(checkpoint: str, out: Path) -> None:
     rgb = video.read_frame(0)  # [H, W, 3]
     size = video.size
 
-    attention = see.attention_maps(backbone, rgb, resolution=192)  # [heads, h, w]
-    heads = [(f"head {index}", see.heat_over(rgb, head, low=0)) for index, head in enumerate(attention.numpy())]
-    see.save(out / "attention.png", see.grid([("image", rgb), *heads], columns=4))
+    attention = attention_maps(backbone, rgb, resolution=192)  # [heads, h, w]
+    heads = [(f"head {index}", heat_over(rgb, head, low=0)) for index, head in enumerate(attention.numpy())]
+    save(out / "attention.png", grid([("image", rgb), *heads], columns=4))
 
-    features = see.patch_maps(backbone, rgb, resolution=192)  # [C, h, w]
-    colours = see.PcaColours.fit([features]).colours(features)  # [h, w, 3]
-    see.save(out / "components.png", see.enlarge(colours, size))
+    features = patch_maps(backbone, rgb, resolution=192)  # [C, h, w]
+    colours = PcaColours.fit([features]).colours(features)  # [h, w, 3]
+    save(out / "components.png", enlarge(colours, size))
 
     mask = video.first_mask()  # ids [H, W]
     rows, columns = (mask == 1).nonzero()
     middle = int(columns[len(columns) // 2]), int(rows[len(rows) // 2])  # x, y: a pixel of object 1
-    alike = see.match_map(features, size, middle, features)  # cosine [h, w]
-    see.save(out / "alike.png", see.heat_over(rgb, alike.numpy()))
-    see.save(out / "clicked.png", see.overlay(rgb, see.grow(features, size, middle).astype("uint8")))
+    alike = match_map(features, size, middle, features)  # cosine [h, w]
+    save(out / "alike.png", heat_over(rgb, alike.numpy()))
+    save(out / "clicked.png", overlay(rgb, grow(features, size, middle).astype("uint8")))
 
-    clip = see.open_clip(video.frames[0].parent, max_frames=12)  # or a video file
-    protocol = see.PropagationProtocol(short_side=192)
-    carried = see.carry_masks(backbone, clip, {clip.frame_name(0): mask}, protocol)
-    see.write_masks(carried, clip, out / "masks" / clip.name, out)
+    clip = open_clip(video.frames[0].parent, max_frames=12)  # or a video file
+    protocol = PropagationProtocol(short_side=192)
+    carried = carry_masks(backbone, clip, {clip.frame_name(0): mask}, protocol)
+    write_masks(carried, clip, out / "masks" / clip.name, out)
     print(f"Look into {out}: pictures, {clip.name}_masks.mp4, and its masks.")
 
 

@@ -3,12 +3,12 @@
 import importlib
 import sys
 
-from dino_dense import cli
+from dino_dense.config import command_line
 from tasks import get, names
 from tasks import main as run_task
-from tasks._batch import main as run_suite
-from tasks._quickstart import quickstart
-from tasks._task import COMMANDS
+from tasks.harness.batch import main as run_suite
+from tasks.harness.quickstart import quickstart
+from tasks.harness.registry import commands, summary
 
 USAGE = """usage: python -m tasks NAME --ckpt CHECKPOINT [--help]
        python -m tasks --suite SUITE --ckpt A --ckpt B --out DIR [--help]
@@ -21,8 +21,8 @@ def main() -> int:
     first = sys.argv[1] if len(sys.argv) > 1 else ""
     if first == "quickstart":
         return quickstart(sys.argv[2:])
-    if first in COMMANDS:
-        return importlib.import_module(f"tasks.{first}").main(sys.argv[2:])
+    if first in commands():
+        return importlib.import_module(f"tasks.{first}").COMMAND.main(sys.argv[2:])
     if first in names():
         return run_task(first, sys.argv[2:])
     if first.startswith("--") and first != "--help":
@@ -31,13 +31,13 @@ def main() -> int:
         get(first)  # says which there are
     print(USAGE)
     for name in names():
-        print(f"  {name:<12}{get(name).summary}")
+        print(f"  {name:<12}{summary(name)}")
     print()
-    for name, summary in COMMANDS.items():
-        print(f"  {name:<12}{summary}")
+    for name in commands():
+        print(f"  {name:<12}{summary(name)}")
     print("\n--help after a name, or after --suite SUITE, explains its options.")
     return 0
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

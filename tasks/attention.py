@@ -11,13 +11,14 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from data.clips import Clip, VideoWriter, is_video, named, open_clip
+from data.clips import Clip, is_video, named, open_clip
 from data.images import list_images, read_upright
 from data.video import sampled_frames
-from dino_dense import Backbone, cli, distributed
-from tasks import _figures
-from tasks._figures import Pixels
-from tasks._maps import (
+from data.video_writer import VideoWriter
+from dino_dense import Backbone, distributed
+from dino_dense.arrays import Pixels
+from dino_dense.config import command_line
+from dino_dense.maps import (
     MASS,
     RESOLUTION,
     PcaColours,
@@ -27,8 +28,12 @@ from tasks._maps import (
     patch_under,
     similarity,
 )
-from tasks._task import COMMANDS, RunOptions, open_backbone, seed_everything
+from tasks.harness import figures
+from tasks.harness.options import RunOptions
+from tasks.harness.runner import open_backbone, seed_everything
+from tasks.harness.task import Command
 
+SUMMARY = "Look: attention, principal components, correspondence, of images and videos."
 FITTED = 32  # images or frames that colours are fitted on, at most
 Look = Callable[[Pixels], dict[str, Pixels]]
 
@@ -72,16 +77,16 @@ def attention_look(backbone: Backbone, config: AttentionConfig) -> Look:
     def look(rgb: Pixels) -> dict[str, Pixels]:
         attention = attention_maps(backbone, rgb, config.resolution)
         size = (rgb.shape[0], rgb.shape[1])
-        mean = _figures.heat_over(rgb, attention.mean(dim=0).numpy(), low=0)
+        mean = figures.heat_over(rgb, attention.mean(dim=0).numpy(), low=0)
         pictures, tiles = {"mean": mean}, [("image", rgb), ("mean of the heads", mean)]
         for head, (values, mask) in enumerate(zip(attention.numpy(), mass_masks(attention, config.mass), strict=True)):
-            over = _figures.heat_over(rgb, values, low=0)
-            masked = _figures.overlay(rgb, _figures.enlarge(mask.astype(np.uint8), size))
-            pictures |= {f"head{head}_heat": _figures.heat(values, size, low=0)}
+            over = figures.heat_over(rgb, values, low=0)
+            masked = figures.overlay(rgb, figures.enlarge(mask.astype(np.uint8), size))
+            pictures |= {f"head{head}_heat": figures.heat(values, size, low=0)}
             pictures |= {f"head{head}_over": over, f"head{head}_mask": masked}
             tiles += [(f"head {head}", over), (f"head {head}: {config.mass:.0%} of it", masked)]
         columns = 2 * round((len(tiles) / 2) ** 0.5)
-        return {"attention_grid": _figures.grid(tiles, columns), **pictures}
+        return {"attention_grid": figures.grid(tiles, columns), **pictures}
 
     return look
 
@@ -92,8 +97,8 @@ def pca_look(backbone: Backbone, config: AttentionConfig, samples: Sequence[Pixe
 
     def look(rgb: Pixels) -> dict[str, Pixels]:
         colours = fitted.colours(patch_maps(backbone, rgb, config.resolution))
-        pca = _figures.enlarge(colours, (rgb.shape[0], rgb.shape[1]))
-        return {"pca_grid": _figures.grid([("image", rgb), ("components 1, 2, 3", pca)], 2), "pca": pca}
+        pca = figures.enlarge(colours, (rgb.shape[0], rgb.shape[1]))
+        return {"pca_grid": figures.grid([("image", rgb), ("components 1, 2, 3", pca)], 2), "pca": pca}
 
     return look
 
@@ -105,16 +110,16 @@ def match_look(backbone: Backbone, config: AttentionConfig, source: Pixels) -> L
     grid = (features.shape[1], features.shape[2])
     row, column = patch_under(config.query, (source.shape[0], source.shape[1]), grid)
     query: Tensor = features[:, row, column]
-    asked = _figures.marked(source, config.query)
+    asked = figures.marked(source, config.query)
 
     def look(rgb: Pixels) -> dict[str, Pixels]:
         alike = similarity(patch_maps(backbone, rgb, config.resolution), query).numpy()
         best = np.unravel_index(alike.argmax(), alike.shape)
         place = tuple(int((k + 0.5) * side / n) for k, side, n in zip(best, rgb.shape[:2], alike.shape, strict=True))
-        over = _figures.marked(_figures.heat_over(rgb, alike), (place[1], place[0]))
+        over = figures.marked(figures.heat_over(rgb, alike), (place[1], place[0]))
         tiles = [("query", _fitted(asked, rgb)), (f"cosine {alike.min():.2f} to {alike.max():.2f}", over)]
-        heat = _figures.heat(alike, (rgb.shape[0], rgb.shape[1]))
-        return {"match_grid": _figures.grid(tiles, 2), "match_over": over, "match_heat": heat}
+        heat = figures.heat(alike, (rgb.shape[0], rgb.shape[1]))
+        return {"match_grid": figures.grid(tiles, 2), "match_over": over, "match_heat": heat}
 
     return look
 
@@ -125,7 +130,7 @@ def _fitted(rgb: Pixels, like: Pixels) -> Pixels:
     scale = min(height / rgb.shape[0], width / rgb.shape[1])
     inner = max(1, round(rgb.shape[0] * scale)), max(1, round(rgb.shape[1] * scale))
     out = np.full((height, width, 3), 255, np.uint8)
-    out[: inner[0], : inner[1]] = _figures.shrink(rgb, inner)
+    out[: inner[0], : inner[1]] = figures.shrink(rgb, inner)
     return out
 
 
@@ -155,7 +160,7 @@ def run(backbone: Backbone, config: AttentionConfig, out: Path) -> list[Path]:
         name = path.relative_to(target) if target.is_dir() else Path(path.name)
         if shared[path.with_suffix("")] == 1:  # a.jpg and a.png have each a folder of their own
             name = name.with_suffix("")
-        written += [_figures.save(out / name / f"{key}.png", rgb) for key, rgb in look(read_upright(path)).items()]
+        written += [figures.save(out / name / f"{key}.png", rgb) for key, rgb in look(read_upright(path)).items()]
     return written
 
 
@@ -200,8 +205,8 @@ def _film(look: Look, clip: Clip, out: Path, keys: Sequence[str]) -> list[Path]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m tasks.attention`: parse, look, say where the pictures are. The exit status."""
-    options, config = cli.parse(
-        RunOptions, AttentionConfig, prog="python -m tasks.attention", description=COMMANDS["attention"], argv=argv
+    options, config = command_line.parse(
+        RunOptions, AttentionConfig, prog="python -m tasks.attention", description=SUMMARY, argv=argv
     )
     seed_everything(options.seed)
     out = Path(options.out) if options.out else Path("runs") / "attention" / named(config.input or ".").stem
@@ -211,5 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+COMMAND = Command(name="attention", summary=SUMMARY, main=main)
+
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

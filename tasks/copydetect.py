@@ -22,12 +22,14 @@ from data.copydays import STRONG, Copydays, is_copydays, load_copydays
 from data.images import UnlabelledImages, list_images, read_rgb
 from data.sample import sample_data
 from dino_dense import Backbone, Metric, Picture
-from tasks import _figures
-from tasks._attacks import AttackedImages, check_attacks
-from tasks._descriptors import describe_all, fit_whitening
-from tasks._features import CLS, Preprocessing, extract_pieces, image_features
-from tasks._scores.retrieval import Indices, average_precision, positive_ranks, rankings
-from tasks._task import Context, DataFacts, Outcome, Task, file_list_hash, main, mean_scores
+from tasks.harness import figures
+from tasks.harness.context import Context, DataFacts
+from tasks.harness.runner import main
+from tasks.harness.task import Outcome, Task, file_list_hash, mean_scores
+from tasks.images.attacks import AttackedImages, check_attacks
+from tasks.images.descriptors import describe_all, fit_whitening
+from tasks.images.features import CLS, Preprocessing, extract_pieces, image_features
+from tasks.scores.retrieval import Indices, average_precision, positive_ranks, rankings
 
 PIECES = (CLS, "gem")
 METRICS = (Metric("mAP"), Metric("recall@1"))
@@ -169,7 +171,7 @@ def _open_copydays(root: Path, further: Mapping[str, list[Path]], config: Copyde
             n=attacks.count(STRONG) or len(paths),
             unit=f"{STRONG} copies" if headline == STRONG else "copies",
             sha256=_hash(root, found.originals + paths, further, config),
-            benchmark=_benchmark(found, further, config),
+            benchmark=published_benchmark(found, further, config),
         ),
         originals=found.originals,
         further=further,
@@ -180,7 +182,7 @@ def _open_copydays(root: Path, further: Mapping[str, list[Path]], config: Copyde
     )
 
 
-def _benchmark(found: Copydays, further: Mapping[str, list[Path]], config: CopydetectConfig) -> str | None:
+def published_benchmark(found: Copydays, further: Mapping[str, list[Path]], config: CopydetectConfig) -> str | None:
     """The published protocol, where all of it is kept; which images of YFCC100M it took is not published."""
     same_data = {name: len(paths) for name, paths in further.items()} == PUBLISHED_FURTHER
     if not (found.is_complete and same_data) or config.top != PUBLISHED_TOP:
@@ -306,10 +308,10 @@ def _draw(headline: pd.DataFrame, nearest: Sequence[Indices], copies: _Copies, c
     """Copies with their first results, worst and best first."""
     database = [*copies.originals, *copies.further["distractors"]]
     pictures = []
-    for place, query in enumerate(_figures.worst_and_best_first(headline["mAP"])[:STRIPS]):
+    for place, query in enumerate(figures.worst_and_best_first(headline["mAP"])[:STRIPS]):
         assert isinstance(query, int)
         file = context.folder("strips") / f"{place}.jpg"
-        _figures.result_strip(
+        figures.result_strip(
             file,
             np.asarray(copies.images[query]),
             [np.asarray(read_rgb(database[index])) for index in nearest[query]],
@@ -334,6 +336,6 @@ TASK = Task(
 )
 
 if __name__ == "__main__":
-    from dino_dense import cli
+    from dino_dense.config import command_line
 
-    cli.run(lambda: main("copydetect"))
+    command_line.run(lambda: main("copydetect"))

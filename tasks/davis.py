@@ -22,33 +22,24 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import DataError
-from data.davis import (
-    VideoSequence,
-    is_official_val,
-    load_davis,
-    read_foreground,
-    read_ids,
-    write_mask,
-)
+from data.davis import VideoSequence, is_official_val, load_davis
+from data.masks import read_foreground, read_ids, write_mask
 from data.sample import sample_data
-from dino_dense import Backbone, Metric, Picture, Score, cli, distributed
-from dino_dense.bodies import IMAGENET_MEAN, IMAGENET_STD
-from tasks import _figures, _own_video
-from tasks._own_video import OwnVideoConfig
-from tasks._pipeline import Behind, read_ahead
-from tasks._propagation import (
-    PropagationMemory,
-    PropagationProtocol,
-    decode_labels,
-    encode_labels,
-    frame_size,
-    plan_memory,
-    propagate_video,
-    resize_frame,
-    to_float,
-)
-from tasks._scores.jf import FrameScores, score_folder, score_frame, summarise, tabulate
-from tasks._task import Context, DataFacts, Outcome, Task, file_list_hash, main
+from dino_dense import Backbone, Metric, Picture, Score, distributed
+from dino_dense.backbone.dino_vit import IMAGENET_MEAN, IMAGENET_STD
+from dino_dense.config import command_line, presets, schema
+from dino_dense.pipeline import Behind, read_ahead
+from dino_dense.propagation.frames import frame_size, resize_frame, to_float
+from dino_dense.propagation.labels import decode_labels, encode_labels
+from dino_dense.propagation.protocol import PropagationProtocol
+from dino_dense.propagation.stream import PropagationMemory, plan_memory, propagate_video
+from tasks.harness import figures
+from tasks.harness.context import Context, DataFacts
+from tasks.harness.runner import main
+from tasks.harness.task import Outcome, Task, file_list_hash
+from tasks.scores.jf import FrameScores, score_folder, score_frame, summarise, tabulate
+from tasks.videos import own_clip
+from tasks.videos.own_clip import OwnVideoConfig
 
 MIN_FRAMES = 3  # the first and the last are not scored
 GPU_BATCH = 8  # frames whose features are computed at once
@@ -118,10 +109,10 @@ def run(backbone: Backbone | None, config: DavisConfig, context: Context) -> Out
     """Write the masks (unless `config.score` names some), then score them if there is ground truth."""
     if config.video is not None:
         assert backbone is not None
-        own = _own_video.at_resolution(config, config.resolution, DavisConfig.resolution)
+        own = own_clip.at_resolution(config, config.resolution, DavisConfig.resolution)
         budget = config.max_memory * 2**20
-        own_backbone = _pixel_statistics(backbone, config)
-        return _own_video.run(own_backbone, own, context, max_frames=config.max_frames, max_bytes=budget)
+        own_backbone = pixel_statistics(backbone, config)
+        return own_clip.run(own_backbone, own, context, max_frames=config.max_frames, max_bytes=budget)
     videos = open_videos(config)
     context.bind(videos.facts)
     if config.score is None:
@@ -151,7 +142,7 @@ def run(backbone: Backbone | None, config: DavisConfig, context: Context) -> Out
             f"per-sequence_results-{config.split}": per_sequence,
             f"global_results-{config.split}": overall,
         },
-        note=f"Scored the masks in {masks}." if config.score else f"Masks are in {masks}.{_pixel_note(backbone)}",
+        note=f"Scored the masks in {masks}." if config.score else f"Masks are in {masks}.{pixel_note(backbone)}",
         samples=objects,
         pictures=pictures,
     )
@@ -180,7 +171,7 @@ def open_videos(config: DavisConfig) -> _Videos:
     name = f"DAVIS-{config.year} {config.split}" if config.data else "embedded videos (not DAVIS)"
     if config.data and not is_complete:
         name += f" (part: {len(sequences)} sequences, {n_frames} frames)"
-    protocol = _protocol_name(config)
+    protocol = protocol_name(config)
     facts = DataFacts(
         name=name,
         root=str(root),
@@ -192,13 +183,13 @@ def open_videos(config: DavisConfig) -> _Videos:
     return _Videos(sequences, facts)
 
 
-def _protocol_name(config: DavisConfig) -> str | None:
+def protocol_name(config: DavisConfig) -> str | None:
     """The preset whose constants these are, all of them; None for a mixture."""
-    constants = {name: value for name, value in cli.to_plain(config).items() if name in PROTOCOL_FIELDS}
-    return cli.matching_protocol("davis", constants)
+    constants = {name: value for name, value in schema.to_plain(config).items() if name in PROTOCOL_FIELDS}
+    return presets.matching_protocol("davis", constants)
 
 
-def _pixel_statistics(backbone: Backbone, config: DavisConfig) -> Backbone:
+def pixel_statistics(backbone: Backbone, config: DavisConfig) -> Backbone:
     """The protocol's pixel mean and standard deviation, for backbones trained with ImageNet's.
 
     The protocols were written for such; one trained with other statistics keeps its own.
@@ -208,7 +199,7 @@ def _pixel_statistics(backbone: Backbone, config: DavisConfig) -> Backbone:
     return backbone.with_normalisation(config.mean, config.std)
 
 
-def _pixel_note(backbone: Backbone | None) -> str:
+def pixel_note(backbone: Backbone | None) -> str:
     if backbone is None or (backbone.mean, backbone.std) == (IMAGENET_MEAN, IMAGENET_STD):
         return ""
     return f" Pixels were normalised as {backbone.name} was trained, mean {backbone.mean}, std {backbone.std}."
@@ -285,7 +276,7 @@ class _Propagation:
 
 def propagate_masks(backbone: Backbone, sequence: VideoSequence, config: DavisConfig) -> Iterator[np.ndarray]:
     """Ids uint8 [H, W] at native size for every frame; the first is the given mask."""
-    video = _Propagation(_pixel_statistics(backbone, config), sequence, config)
+    video = _Propagation(pixel_statistics(backbone, config), sequence, config)
     yield sequence.first_mask()
     for scores in video.soft_labels():
         yield video.mask(scores)
@@ -302,7 +293,7 @@ def _write_all_masks(
     # Shared out before looking at what is done: the processes must agree, while folders appear.
     mine = [s for s in sequences[context.world.rank :: context.world.size] if not (masks / s.name).is_dir()]
     frames = sum(len(sequence) for sequence in mine)
-    backbone = _pixel_statistics(backbone, config)
+    backbone = pixel_statistics(backbone, config)
     tables, said = [], set()
     with tqdm(total=frames, unit="frame", desc="propagating", disable=not context.world.is_main) as bar:
         for sequence in mine:
@@ -388,14 +379,14 @@ def _draw_all(
     """Of each sequence a strip (first, middle, last frame) and its J and F over time, worst and best first."""
     means = objects["J&F-Mean"].groupby(objects["sample"].str.rpartition("_")[0]).mean()
     by_name = {sequence.name: sequence for sequence in sequences}
-    ranked = _figures.worst_and_best_first(means)
+    ranked = figures.worst_and_best_first(means)
     pictures = []
     for place, label in enumerate(ranked):
         name = str(label)
         case = {0: " (worst)", 1: " (best)"}.get(place, "") if len(ranked) > 1 else ""
         folder = context.folder("overlays")
-        _figures.mask_strip(folder / f"{name}.jpg", _first_middle_last(masks, by_name[name]))
-        _figures.object_curves(folder / f"{name}_curves.png", per_frame[per_frame["sequence"] == name])
+        figures.mask_strip(folder / f"{name}.jpg", _first_middle_last(masks, by_name[name]))
+        figures.object_curves(folder / f"{name}_curves.png", per_frame[per_frame["sequence"] == name])
         pictures += [
             Picture(f"overlays/{name}.jpg", f"{name}{case}: J&F {means[name]:.1f}; first, middle, last frame"),
             Picture(f"overlays/{name}_curves.png", f"{name}{case}: J and F of each object, frame by frame"),
@@ -444,4 +435,4 @@ TASK = Task(
 )
 
 if __name__ == "__main__":
-    cli.run(lambda: main("davis"))
+    command_line.run(lambda: main("davis"))

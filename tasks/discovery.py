@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor
@@ -18,46 +17,39 @@ from tqdm import tqdm
 from data import DataError
 from data.boxes import BoxedImage, boxes_of_masks, load_coco_boxes, load_voc_boxes
 from data.images import read_rgb
+from data.known_sets import DISCOVERY_SETS
+from data.rle import decode_mask, encode_mask
 from data.saliency import load_saliency
 from data.sample import sample_data
-from dino_dense import Backbone, Metric, Picture, cli
+from dino_dense import Backbone, Metric, Picture
+from dino_dense.arrays import Box, Mask, Pixels
+from dino_dense.config import command_line, presets
+from dino_dense.distributed import in_order, share_of
 from dino_dense.files import write_text
-from tasks import _figures
-from tasks._scores.boxes import HIT, Box, box_iou, objects_found, risk_coverage
-from tasks._segment import (
+from dino_dense.objects.attention import attention_segments
+from dino_dense.objects.cuts import maskcut, tokencut
+from dino_dense.objects.lost import lost
+from dino_dense.objects.maps_ahead import default_batch, maps_ahead
+from dino_dense.objects.segment import (
     CONFIDENCE,
-    Mask,
     Segment,
     SegmentProtocol,
-    attention_segments,
     box_of,
     compared_maps,
-    decode_mask,
-    default_batch,
-    encode_mask,
     feature_note,
-    in_order,
     largest_component,
-    lost,
-    maps_ahead,
-    maskcut,
-    share_of,
     to_tensor,
-    tokencut,
     working_size,
 )
-from tasks._task import Context, DataFacts, Outcome, Task, file_list_hash, main, mean_scores
-
-Pixels = npt.NDArray[np.uint8]
+from tasks.harness import figures
+from tasks.harness.context import Context, DataFacts
+from tasks.harness.runner import main
+from tasks.harness.task import Outcome, Task, file_list_hash, mean_scores
+from tasks.scores.boxes import HIT, box_iou, objects_found, risk_coverage
 
 METRICS = (Metric("CorLoc"), Metric("Box-IoU"))
 PICTURES = 6
 # Images of the published sets: layout, whether a list chose from them, number.
-KNOWN_SETS = {
-    "VOC07 trainval": ("voc", False, 5011),
-    "VOC12 trainval": ("voc", False, 11540),
-    "COCO20k": ("coco", True, 19817),
-}
 FOUND, WANTED = (255, 60, 60), (60, 220, 60)  # RGB of boxes in pictures
 
 
@@ -184,12 +176,12 @@ def open_images(config: DiscoveryConfig) -> tuple[list[BoxedImage], DataFacts, i
         raise DataError(f"{root}: none of its {len(listed)} images has an object to find. Check the annotations")
     total = len(images)
     if config.max_images is not None:
-        images = [images[place] for place in _figures.spread(range(total), config.max_images)]
+        images = [images[place] for place in figures.spread(range(total), config.max_images)]
     name = root.resolve().name if config.data else "embedded saliency pairs"
     if len(images) < total:
         name += f" (part: {len(images)} of {total})"
-    preset = cli.matching_protocol("discovery", {name: getattr(config, name) for name in PROTOCOL_FIELDS})
-    known = (key for key, facts in KNOWN_SETS.items() if facts == (layout, bool(config.only), len(images)))
+    preset = presets.matching_protocol("discovery", {name: getattr(config, name) for name in PROTOCOL_FIELDS})
+    known = (key for key, facts in DISCOVERY_SETS.items() if facts == (layout, bool(config.only), len(images)))
     facts = DataFacts(
         name=name,
         root=str(root),
@@ -324,7 +316,7 @@ def _note(backbone: Backbone, config: DiscoveryConfig, table: pd.DataFrame, unan
 def _draw(chosen: Sequence[tuple[BoxedImage, _Measured]], values: pd.Series, context: Context) -> tuple[Picture, ...]:
     """The worst and best images: masks and boxes found (red), and beside them the true boxes (green)."""
     pictures = []
-    for label in _figures.worst_and_best_first(values)[:PICTURES]:
+    for label in figures.worst_and_best_first(values)[:PICTURES]:
         image, measured = chosen[int(str(label))]
         rgb = np.asarray(read_rgb(image.image))
         ids = np.zeros(rgb.shape[:2], np.uint8)
@@ -332,7 +324,7 @@ def _draw(chosen: Sequence[tuple[BoxedImage, _Measured]], values: pd.Series, con
             ids[decode_mask(mask) > 0] = number
         file = context.folder("overlays") / f"{image.name.replace('/', '_')}.jpg"
         left, right = _with_boxes(rgb, measured.boxes, FOUND), _with_boxes(rgb, image.boxes, WANTED)
-        _figures.mask_strip(file, [(left, ids), (right, np.zeros_like(ids))])
+        figures.mask_strip(file, [(left, ids), (right, np.zeros_like(ids))])
         caption = f"{image.name}: IoU {measured.row['Box-IoU']:.1f} (found, truth)"
         pictures.append(Picture(f"overlays/{file.name}", caption))
     return tuple(pictures)
@@ -359,4 +351,4 @@ TASK = Task(
 )
 
 if __name__ == "__main__":
-    cli.run(lambda: main("discovery"))
+    command_line.run(lambda: main("discovery"))

@@ -5,16 +5,19 @@ from dataclasses import replace
 import pandas as pd
 import torch
 
-from dino_dense import Backbone, Picture, cli
-from tasks._figures import curves
-from tasks._finetuning.config import FREE, FinetuneConfig
-from tasks._finetuning.figures import draw_confusion, draw_hardest
-from tasks._finetuning.files import BEST_FILE, LOG_FILE, MODEL_FILE
-from tasks._finetuning.loop import FineTuning
-from tasks._finetuning.measure import CONFUSION_CLASSES, Predictions, confusion, per_class
-from tasks._labelled import LabelledSet, open_labelled
-from tasks._scores.classification import METRICS, hits
-from tasks._task import Context, Outcome, Task, main, mean_scores
+from dino_dense import Backbone, Picture
+from dino_dense.config import command_line, presets, schema
+from tasks.finetuning.config import FREE, FinetuneConfig
+from tasks.finetuning.figures import draw_confusion, draw_hardest
+from tasks.finetuning.files import BEST_FILE, LOG_FILE, MODEL_FILE
+from tasks.finetuning.loop import FineTuning
+from tasks.finetuning.measure import CONFUSION_CLASSES, Predictions, confusion, per_class
+from tasks.harness.context import Context
+from tasks.harness.figures import curves
+from tasks.harness.runner import main
+from tasks.harness.task import Outcome, Task, mean_scores
+from tasks.images.labelled import LabelledSet, open_labelled
+from tasks.scores.classification import METRICS, hits
 
 PRESETS = {
     "CIFAR-10": "cifar10",
@@ -67,7 +70,7 @@ def benchmark(config: FinetuneConfig, images: LabelledSet) -> str | None:
     name = images.published_name
     if name not in PRESETS:
         return None
-    recipe = cli.from_plain(FinetuneConfig, cli.load_protocol("finetune", PRESETS[name]))
+    recipe = schema.from_plain(FinetuneConfig, presets.load_protocol("finetune", PRESETS[name]))
     kept = {field: getattr(config, field) for field in MACHINE_FIELDS}
     return f"{name}, fine-tuned" if replace(recipe, **kept) == config else None
 
@@ -134,4 +137,4 @@ TASK = Task(
 )
 
 if __name__ == "__main__":
-    cli.run(lambda: main("finetune"))
+    command_line.run(lambda: main("finetune"))

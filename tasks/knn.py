@@ -13,12 +13,14 @@ from torch import Tensor
 
 from data.images import read_rgb
 from dino_dense import Backbone, Picture
-from tasks import _figures
-from tasks._features import CLS, Preprocessing, image_features
-from tasks._labelled import LabelledSet, open_labelled
-from tasks._scores.classification import METRICS, hits
-from tasks._scores.search import nearest
-from tasks._task import Context, Outcome, Task, main, mean_scores
+from dino_dense.neighbors.exact import nearest
+from tasks.harness import figures
+from tasks.harness.context import Context
+from tasks.harness.runner import main
+from tasks.harness.task import Outcome, Task, mean_scores
+from tasks.images.features import CLS, Preprocessing, image_features
+from tasks.images.labelled import LabelledSet, open_labelled
+from tasks.scores.classification import METRICS, hits
 
 STRIPS, STRIP_RESULTS = 6, 5  # pictures, and neighbours on each
 HEADLINE_K = 20  # the best k in the paper, and the one it reports
@@ -137,15 +139,13 @@ def _draw(
 ) -> tuple[Picture, ...]:
     """Test images with their nearest training images, a wrong one and a right one in turn."""
     right = samples.index[samples["top-1"] > 0]
-    chosen = [
-        _figures.spread(list(part), STRIPS // 2) for part in (samples.index.difference(right), right) if len(part)
-    ]
+    chosen = [figures.spread(list(part), STRIPS // 2) for part in (samples.index.difference(right), right) if len(part)]
     pictures = []
     for query in [index for pair in zip_longest(*chosen) for index in pair if index is not None]:
         similarity = F.normalize(train, dim=1) @ F.normalize(test[query], dim=0)
         found = similarity.topk(min(STRIP_RESULTS, len(train))).indices.tolist()
         file = context.folder("strips") / f"{query}.jpg"
-        _figures.result_strip(
+        figures.result_strip(
             file,
             np.asarray(read_rgb(images.test.paths[query])),
             [np.asarray(read_rgb(images.train.paths[index])) for index in found],
@@ -175,6 +175,6 @@ TASK = Task(
 )
 
 if __name__ == "__main__":
-    from dino_dense import cli
+    from dino_dense.config import command_line
 
-    cli.run(lambda: main("knn"))
+    command_line.run(lambda: main("knn"))

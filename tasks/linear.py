@@ -13,13 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from data.images import read_rgb
-from dino_dense import Backbone, Picture, cli, distributed
+from dino_dense import Backbone, Picture, distributed
 from dino_dense.checkpoint import write_tensors
+from dino_dense.config import command_line
 from dino_dense.pretrain.crops import derive_seed
-from tasks import _figures
-from tasks._features import Preprocessing, cls_pieces, extract_pieces, image_features
-from tasks._labelled import LabelledSet, open_labelled
-from tasks._probe import (
+from dino_dense.probes.classes import (
     Batch,
     Evaluation,
     HeadGrid,
@@ -29,8 +27,13 @@ from tasks._probe import (
     shuffled_batches,
     train_heads,
 )
-from tasks._scores.classification import METRICS, hits
-from tasks._task import Context, Outcome, Task, main, mean_scores
+from tasks.harness import figures
+from tasks.harness.context import Context
+from tasks.harness.runner import main
+from tasks.harness.task import Outcome, Task, mean_scores
+from tasks.images.features import Preprocessing, cls_pieces, extract_pieces, image_features
+from tasks.images.labelled import LabelledSet, open_labelled
+from tasks.scores.classification import METRICS, hits
 
 WIDE = 768  # channels from which the paper takes the last block alone and its mean patch (ViT-B)
 HELD_OUT = 0.1  # share of each class's training images that `select: heldout` chooses on
@@ -262,7 +265,7 @@ class _Probe:
     def _draw(self, curves: pd.DataFrame, best: float) -> Picture:
         chosen = curves[(curves["lr"] - best).abs() <= 1e-6 * best]
         path = self.context.folder() / "curve.png"
-        _figures.curves(path, chosen.set_index("epoch")[["train_loss", "top-1"]], "epoch")
+        figures.curves(path, chosen.set_index("epoch")[["train_loss", "top-1"]], "epoch")
         return Picture(path.name, f"Linear head, learning rate {best:g} after scaling: training loss, accuracy")
 
 
@@ -314,4 +317,4 @@ TASK = Task(
 )
 
 if __name__ == "__main__":
-    cli.run(lambda: main("linear"))
+    command_line.run(lambda: main("linear"))

@@ -15,11 +15,13 @@ from data.images import VAL_FOLDERS, class_folders, read_rgb
 from data.revisited import Revisited, is_revisited, load_revisited
 from data.sample import sample_data
 from dino_dense import Backbone, Picture
-from tasks import _figures
-from tasks._descriptors import Thumbnails, describe_all, multi_scale_cls
-from tasks._features import CLS, Preprocessing, image_features
-from tasks._scores.retrieval import METRICS, Indices, positive_ranks, query_scores, rankings
-from tasks._task import Context, DataFacts, Outcome, Task, file_list_hash, main, mean_scores
+from tasks.harness import figures
+from tasks.harness.context import Context, DataFacts
+from tasks.harness.runner import main
+from tasks.harness.task import Outcome, Task, file_list_hash, mean_scores
+from tasks.images.descriptors import Thumbnails, describe_all, multi_scale_cls
+from tasks.images.features import CLS, Preprocessing, image_features
+from tasks.scores.retrieval import METRICS, Indices, positive_ranks, query_scores, rankings
 
 HEADLINE = METRICS[0].name
 STRIPS, STRIP_RESULTS = 6, 5  # pictures, and results on each
@@ -107,7 +109,7 @@ def run(backbone: Backbone | None, config: RetrievalConfig, context: Context) ->
         context.bind(search.facts)
         queries, database = _describe_revisited(backbone, landmarks, config, context)
     else:
-        search = _class_search(root, config)
+        search = class_search(root, config)
         context.bind(search.facts)
         queries = database = _describe_classes(backbone, search.database, config, context)
     samples, nearest = _score(queries.to(backbone.device), database.to(backbone.device), search, context)
@@ -152,7 +154,7 @@ def _revisited_search(landmarks: Revisited, config: RetrievalConfig) -> _Search:
         n=len(landmarks.queries),
         unit="queries",
         sha256=file_list_hash(landmarks.root, files),
-        benchmark=_benchmark(landmarks, config),
+        benchmark=published_benchmark(landmarks, config),
     )
     groups = {name: _relevance(landmarks, *labels) for name, labels in DIFFICULTIES.items()}
     search = _Search(facts, landmarks.queries, landmarks.database, doubled, groups, config.difficulty)
@@ -174,7 +176,7 @@ def _relevance(
     return of_query
 
 
-def _benchmark(landmarks: Revisited, config: RetrievalConfig) -> str | None:
+def published_benchmark(landmarks: Revisited, config: RetrievalConfig) -> str | None:
     """The published protocol that this is, all of it."""
     if not landmarks.is_complete or config.crop_queries:
         return None
@@ -185,7 +187,7 @@ def _benchmark(landmarks: Revisited, config: RetrievalConfig) -> str | None:
     return f"{data}, {config.difficulty}, {size} px, {len(scales)} scale{'s' if len(scales) > 1 else ''}"
 
 
-def _class_search(root: Path, config: RetrievalConfig) -> _Search:
+def class_search(root: Path, config: RetrievalConfig) -> _Search:
     """Every image against all others; those of its class are right."""
     split = next((name for name in VAL_FOLDERS if (root / name).is_dir()), "")
     split = split if config.split == "auto" else config.split
@@ -293,11 +295,11 @@ def _draw(samples: pd.DataFrame, nearest: Sequence[Indices], search: _Search, co
     """Queries with their first results, worst and best first."""
     answered = samples[HEADLINE].dropna()
     pictures = []
-    for place, query in enumerate(_figures.worst_and_best_first(answered)[:STRIPS]):
+    for place, query in enumerate(figures.worst_and_best_first(answered)[:STRIPS]):
         assert isinstance(query, int)
         file = context.folder("strips") / f"{place}.jpg"
         positive = search.groups[search.headline](query)[0]
-        _figures.result_strip(
+        figures.result_strip(
             file,
             np.asarray(read_rgb(search.queries[query])),
             [np.asarray(read_rgb(search.database[index])) for index in nearest[query]],
@@ -321,6 +323,6 @@ TASK = Task(
 )
 
 if __name__ == "__main__":
-    from dino_dense import cli
+    from dino_dense.config import command_line
 
-    cli.run(lambda: main("retrieval"))
+    command_line.run(lambda: main("retrieval"))

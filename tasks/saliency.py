@@ -14,38 +14,37 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import DataError
-from data.davis import VOID_ID
-from data.saliency import Layout, MaskedImage, Pixels, detect_layout, load_saliency, object_masks
+from data.known_sets import SALIENCY_SETS, VOC12_SEGMENTATION_VAL
+from data.masks import VOID_ID
+from data.rle import decode_mask, encode_mask
+from data.saliency import Layout, MaskedImage, detect_layout, load_saliency, object_masks
 from data.sample import sample_data
-from dino_dense import Backbone, Metric, Picture, cli
-from tasks import _figures
-from tasks._bilateral import binarise, refine
-from tasks._scores.saliency import PREDICTED, accuracy, best_jaccard, f_at_best_threshold, f_curve, iou
-from tasks._segment import (
+from dino_dense import Backbone, Metric, Picture
+from dino_dense.arrays import Mask, Pixels
+from dino_dense.config import command_line, presets
+from dino_dense.distributed import in_order, share_of
+from dino_dense.objects.attention import attention_segments
+from dino_dense.objects.bilateral import binarise, refine
+from dino_dense.objects.cuts import tokencut
+from dino_dense.objects.lost import lost
+from dino_dense.objects.maps_ahead import default_batch, maps_ahead
+from dino_dense.objects.segment import (
     CONFIDENCE,
-    Mask,
     Segment,
     SegmentProtocol,
-    attention_segments,
     compared_maps,
-    decode_mask,
-    default_batch,
-    encode_mask,
     feature_note,
-    in_order,
-    lost,
-    maps_ahead,
-    share_of,
     to_tensor,
-    tokencut,
     working_size,
 )
-from tasks._task import Context, DataFacts, Outcome, Task, file_list_hash, main, mean_scores
+from tasks.harness import figures
+from tasks.harness.context import Context, DataFacts
+from tasks.harness.runner import main
+from tasks.harness.task import Outcome, Task, file_list_hash, mean_scores
+from tasks.scores.saliency import PREDICTED, accuracy, best_jaccard, f_at_best_threshold, f_curve, iou
 
 METRICS = tuple(Metric(name) for name in ("IoU", "Accuracy", "max-F", "Jaccard"))
 PICTURES = 6
-KNOWN_SETS = {"ECSSD": 1000, "DUTS-TE": 5019, "DUT-OMRON": 5168}  # images
-VOC12_SEGMENTATION_VAL = 1449  # images
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ def open_images(config: SaliencyConfig) -> tuple[list[MaskedImage], DataFacts]:
     images = load_saliency(root, config.layout, split=config.split, year=config.year, sequences=config.sequences)
     total = len(images)
     if config.max_images is not None:
-        images = [images[place] for place in _figures.spread(range(total), config.max_images)]
+        images = [images[place] for place in figures.spread(range(total), config.max_images)]
     name = root.resolve().name if config.data else "embedded saliency pairs"
     if len(images) < total:
         name += f" (part: {len(images)} of {total})"
@@ -247,20 +246,20 @@ def _note(backbone: Backbone, config: SaliencyConfig, threshold: float) -> str:
 
 def _benchmark(config: SaliencyConfig, root: Path, images: Sequence[MaskedImage]) -> str | None:
     """The published set and protocol, where both are complete."""
-    preset = cli.matching_protocol("saliency", {name: getattr(config, name) for name in PROTOCOL_FIELDS})
+    preset = presets.matching_protocol("saliency", {name: getattr(config, name) for name in PROTOCOL_FIELDS})
     if preset is None or config.data is None:
         return None
     if images[0].has_ids:
         complete = len(images) == VOC12_SEGMENTATION_VAL and detect_layout(root) == "voc" and config.split == "val"
         return f"VOC12 segmentation val, preset {preset}" if complete else None
     place = str(images[0].image.resolve()).upper()
-    found = (name for name, count in KNOWN_SETS.items() if name in place and count == len(images))
+    found = (name for name, count in SALIENCY_SETS.items() if name in place and count == len(images))
     return next((f"{name}, preset {preset}" for name in found), None)
 
 
 def _save(masks: dict[str, dict[str, Any]], context: Context) -> None:
     for name, mask in masks.items():
-        _figures.save(context.folder("masks") / f"{name}.png", 255 * decode_mask(mask))
+        figures.save(context.folder("masks") / f"{name}.png", 255 * decode_mask(mask))
 
 
 def _draw(
@@ -269,12 +268,12 @@ def _draw(
     """The worst and best images: what was found, and beside it the truth."""
     by_name = {image.name: image for image in images}
     pictures = []
-    for place, label in enumerate(_figures.worst_and_best_first(values)[:PICTURES]):
+    for place, label in enumerate(figures.worst_and_best_first(values)[:PICTURES]):
         name = str(label)
         case = {0: " (worst)", 1: " (best)"}.get(place, "") if len(values) > 1 else ""
         rgb, ids = by_name[name].read()
         file = context.folder("overlays") / f"{name.replace('/', '_')}.jpg"
-        _figures.mask_strip(file, [(rgb, decode_mask(masks[name])), (rgb, np.where(ids == VOID_ID, 0, ids))])
+        figures.mask_strip(file, [(rgb, decode_mask(masks[name])), (rgb, np.where(ids == VOID_ID, 0, ids))])
         pictures.append(Picture(f"overlays/{file.name}", f"{name}{case}: IoU {values[name]:.1f} (found, truth)"))
     return tuple(pictures)
 
@@ -292,4 +291,4 @@ TASK = Task(
 )
 
 if __name__ == "__main__":
-    cli.run(lambda: main("saliency"))
+    command_line.run(lambda: main("saliency"))

@@ -8,10 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dino_dense import Backbone, cli, distributed
-from tasks._studio import Studio, build_page, import_gradio
-from tasks._task import COMMANDS, RunOptions, open_backbone, seed_everything
+from dino_dense import Backbone, distributed
+from dino_dense.config import command_line
+from tasks.harness.options import RunOptions
+from tasks.harness.runner import open_backbone, seed_everything
+from tasks.harness.task import Command
+from tasks.studio_page.page import build_page, import_gradio
+from tasks.studio_page.scene import Studio
 
+SUMMARY = "Look in the browser: click an object in your own video, and play its masks."
 HOST = "127.0.0.1"  # this machine alone
 
 
@@ -66,8 +71,8 @@ def open_studio(backbone: Backbone, config: StudioConfig) -> Iterator[tuple[str,
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m tasks.studio`: parse, open the page, wait for Ctrl-C. The exit status."""
-    options, config = cli.parse(
-        RunOptions, StudioConfig, prog="python -m tasks.studio", description=COMMANDS["studio"], argv=argv
+    options, config = command_line.parse(
+        RunOptions, StudioConfig, prog="python -m tasks.studio", description=SUMMARY, argv=argv
     )
     seed_everything(options.seed)
     backbone = open_backbone(options, distributed.resolve_device(options.device))
@@ -80,5 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+COMMAND = Command(name="studio", summary=SUMMARY, main=main)
+
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dino_dense.bodies import DinoViT, ViTShape
+from dino_dense.backbone.dino_vit import DinoViT, ViTShape
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several test processes: each takes its share of the cores
     share = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))

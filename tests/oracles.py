@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.davis import load_davis, read_foreground
+from data.davis import load_davis
 from data.images import labelled_splits, list_images, read_rgb
+from data.masks import read_foreground
 from data.sample import sample_data
 from dino_dense import Backbone, Features
 
@@ -75,7 +76,7 @@ class OracleBackbone(NoiseBackbone):
         """One-hot ground truth [B, C] and [B, C, h, w], and [B, 1, h, w]."""
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
         thumbnails, answers = self._known
-        found = torch.cdist(_thumbnail(images), thumbnails).argmin(dim=1)
+        found = torch.cdist(thumbnail(images), thumbnails).argmin(dim=1)
         patches = torch.stack([_answer(answers[index], index, grid) for index in found.tolist()])
         objects = patches[:, 1:ANSWERS].sum(1, keepdim=True)
         attention = _share_out(objects + 1e-3)
@@ -93,7 +94,7 @@ class OracleBackbone(NoiseBackbone):
             thumbnails.append(_thumbnail_of_file(path))
             answers.append(read_foreground(data.saliency / "masks" / f"{path.stem}.png"))
         for sequence in load_davis(data.davis):
-            thumbnails += [_thumbnail(_to_tensor(sequence.read_frame(index))) for index in range(len(sequence))]
+            thumbnails += [thumbnail(to_tensor(sequence.read_frame(index))) for index in range(len(sequence))]
             answers += list(sequence.read_masks())
         return torch.cat(thumbnails), answers
 
@@ -113,14 +114,14 @@ def _share_out(weights: Tensor) -> Tensor:
     return weights / weights.sum((-2, -1), keepdim=True)
 
 
-def _to_tensor(rgb: np.ndarray) -> Tensor:
+def to_tensor(rgb: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None].float() / 255
 
 
 def _thumbnail_of_file(path: Path) -> Tensor:
-    return _thumbnail(_to_tensor(np.asarray(read_rgb(path))))
+    return thumbnail(to_tensor(np.asarray(read_rgb(path))))
 
 
-def _thumbnail(images: Tensor) -> Tensor:
+def thumbnail(images: Tensor) -> Tensor:
     small = F.interpolate(images, (THUMBNAIL, THUMBNAIL), mode="area")
     return small.flatten(1)

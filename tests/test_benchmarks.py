@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import _bench, training_step
+from benchmarks import bench, training_step
 from benchmarks.__main__ import names
-from benchmarks._bench import Row
+from benchmarks.bench import Row
 from tests.pretrain.tiny_run import TINY
 
 
@@ -40,9 +40,9 @@ def test_a_target_is_met_only_with_results_that_agree(changes: dict[str, object]
 
 
 def test_rows_are_added_to_the_table_of_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(_bench, "RESULTS", tmp_path / "results.csv")
+    monkeypatch.setattr(bench, "RESULTS", tmp_path / "results.csv")
     for _ in range(2):
-        _bench.publish([Row("name", "work, with a comma", 6.0, 3.0, "s", target=1.5)])
+        bench.publish([Row("name", "work, with a comma", 6.0, 3.0, "s", target=1.5)])
     header, *lines = (tmp_path / "results.csv").read_text().splitlines()
     assert header.startswith("date,commit,machine,threads,benchmark,work,plain,ours,unit")
     assert len(lines) == 2

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from data.clips import open_clip
-from data.davis import read_ids
 from data.images import read_upright
+from data.masks import read_ids
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 

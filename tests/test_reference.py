@@ -10,22 +10,26 @@ import numpy as np
 import pytest
 import torch
 
-from data.davis import load_davis, read_ids
+from data.davis import load_davis
+from data.masks import read_ids
 from dino_dense import Backbone, load_backbone
-from dino_dense.bodies import build_module
+from dino_dense.backbone.dino_vit import build_module
+from dino_dense.objects.attention import attention_masks
+from dino_dense.objects.cuts import tokencut
+from dino_dense.objects.lost import lost
+from dino_dense.objects.segment import box_of
 from dino_dense.pretrain.head import DINOHead
 from dino_dense.pretrain.loss import DINOLoss
 from dino_dense.pretrain.optim import scaled_lr
 from dino_dense.pretrain.schedules import cosine_schedule
+from dino_dense.propagation.stream import propagate_labels
 from tasks import RunOptions, get, run_one
-from tasks._propagation import propagate_labels
-from tasks._scores.classification import hits
-from tasks._scores.jf import score_sequence, summarise
-from tasks._scores.retrieval import average_precision, positive_ranks, query_scores
-from tasks._scores.saliency import accuracy, f_at_best_threshold, f_curve, iou
-from tasks._segment import attention_masks, box_of, lost, tokencut
 from tasks.davis import DavisConfig
 from tasks.knn import knn_votes
+from tasks.scores.classification import hits
+from tasks.scores.jf import score_sequence, summarise
+from tasks.scores.retrieval import average_precision, positive_ranks, query_scores
+from tasks.scores.saliency import accuracy, f_at_best_threshold, f_curve, iou
 from tests.reference_files import davis_root, recipe_weights, reference
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

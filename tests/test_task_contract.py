@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import tasks
-from dino_dense import Backbone, Report, cli, load_backbone
+from dino_dense import Backbone, Report, load_backbone
+from dino_dense.config import schema
 from tasks import Context, Outcome, RunOptions, Task, run_one
 from tests.oracles import NoiseBackbone, OracleBackbone
 
@@ -46,9 +47,9 @@ def test_name_is_the_modules(task: Task):
 
 def test_config_defaults_are_documented_and_survive_a_round_trip(task: Task):
     config = task.config()
-    assert cli.from_plain(task.config, cli.to_plain(config)) == config
-    assert cli.from_plain(task.config, cli.to_plain(task.smoke)) == task.smoke
-    assert set(cli.field_docs(task.config)) >= {field.name for field in dataclasses.fields(task.config)}
+    assert schema.from_plain(task.config, schema.to_plain(config)) == config
+    assert schema.from_plain(task.config, schema.to_plain(task.smoke)) == task.smoke
+    assert set(schema.field_docs(task.config)) >= {field.name for field in dataclasses.fields(task.config)}
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.data = "elsewhere"  # type: ignore[misc]
 

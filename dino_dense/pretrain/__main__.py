@@ -2,9 +2,10 @@
 
 import signal
 
+from data.pretraining import open_pretraining_data
 from data.sample import sample_data
-from data.video import open_pretraining_data
-from dino_dense import cli, distributed
+from dino_dense import distributed
+from dino_dense.config import command_line
 from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.trainer import Trainer
 
@@ -16,7 +17,7 @@ def main() -> int:
         The exit status: 0, also where SIGTERM ended the run early, as on a pre-empted machine: it is saved, and the
         last line says how to go on. 128 + the number of any other signal.
     """
-    config = cli.parse(PretrainConfig, prog="python -m dino_dense.pretrain", description=__doc__ or "")
+    config = command_line.parse(PretrainConfig, prog="python -m dino_dense.pretrain", description=__doc__ or "")
     with distributed.session(config.device) as (world, device):
         root = config.data or sample_data().images / "train"
         images = open_pretraining_data(root, config.frame_stride, config.frames_per_video)
@@ -25,4 +26,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

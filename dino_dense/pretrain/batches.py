@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from dino_dense.arrays import Pixels
 from dino_dense.distributed import World
 from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.crops import MultiCrop, Picture, View, derive_seed
 from dino_dense.pretrain.faults import BadSample
-from dino_dense.pretrain.looks import ROW, Pixels
+from dino_dense.pretrain.photometric import ROW
 
 ORDER_STREAM, CROP_STREAM, DROP_PATH_STREAM, SUBSTITUTE_STREAM = range(4)
 """First number of a seed's key, so that order, crops, drop path and substitutes never share random numbers."""

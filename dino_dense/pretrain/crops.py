@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dino_dense.bodies import IMAGENET_MEAN, IMAGENET_STD
+from dino_dense.arrays import Pixels
+from dino_dense.backbone.dino_vit import IMAGENET_MEAN, IMAGENET_STD
 from dino_dense.pretrain.config import PretrainConfig
-from dino_dense.pretrain.looks import Look, Pixels, apply_look, apply_looks, draw_look
+from dino_dense.pretrain.photometric import Look, apply_look, apply_looks, draw_look
 
 BOX_TRIES = 10
 """Boxes drawn before the middle of the picture is taken (torchvision's RandomResizedCrop)."""

@@ -12,7 +12,7 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dino_dense.bodies import DinoViT, build_module
+from dino_dense.backbone.dino_vit import DinoViT, build_module
 from dino_dense.pretrain.batches import DROP_PATH_STREAM
 from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.crops import derive_seed

@@ -8,17 +8,10 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from dino_dense import cli
-from dino_dense.bodies import describe
-from dino_dense.checkpoint import (
-    STATE_FILE,
-    TEACHER_FILE,
-    CheckpointError,
-    Weights,
-    read_tensors,
-    save_backbone,
-    write_tensors,
-)
+from dino_dense.backbone.checkpoints import save_backbone
+from dino_dense.backbone.dino_vit import describe
+from dino_dense.checkpoint import STATE_FILE, TEACHER_FILE, CheckpointError, Weights, read_tensors, write_tensors
+from dino_dense.config import schema
 from dino_dense.files import clear_unfinished, write_text
 from dino_dense.pretrain.config import FREE_ON_RESUME, PretrainConfig
 from dino_dense.pretrain.loss import DINOLoss
@@ -89,7 +82,7 @@ def open_folder(run: Path, config: PretrainConfig, damaged: tuple[CheckpointErro
 
     What a killed run was writing is removed, and states that could not be read are set aside.
     """
-    write_text(run / CONFIG_FILE, cli.to_yaml(replace(config, resume=False)))
+    write_text(run / CONFIG_FILE, schema.to_yaml(replace(config, resume=False)))
     clear_unfinished(run)
     for path in state_files(run)[: len(damaged)]:
         path.replace(path.with_suffix(DAMAGED))
@@ -103,7 +96,7 @@ def save_state(
     Each file is replaced whole or not at all. The teacher comes first: a run that dies in between does the steps
     since the last state again, and with them this teacher. The states before stay as RUN/earlier-N.safetensors.
     """
-    about = {"step": step, "config": cli.to_plain(config), "images": fingerprint}
+    about = {"step": step, "config": schema.to_plain(config), "images": fingerprint}
     body = describe(state.teacher.backbone)
     extra = {
         "architecture": body,
@@ -204,7 +197,7 @@ def _check_same_run(run: Path, metadata: dict[str, Any], config: PretrainConfig,
     """What differs and may; raises RunError for what may not."""
     if not {"step", "config", "images", "scaler"} <= metadata.keys():
         raise RunError(f"{run / STATE_FILE}: not a training state. Start a new run with --out.")
-    before, now = metadata["config"], cli.to_plain(config)
+    before, now = metadata["config"], schema.to_plain(config)
     differing = {
         field.name: f"{field.name} was {before.get(field.name)!r}, now {now[field.name]!r}"
         for field in fields(config)

@@ -21,7 +21,7 @@ from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from dino_dense import distributed
-from dino_dense.attention import fast_attention
+from dino_dense.backbone.cpu_attention import fast_attention
 from dino_dense.checkpoint import STATE_FILE
 from dino_dense.distributed import World
 from dino_dense.pretrain import optim, run_folder
@@ -178,7 +178,7 @@ class Trainer:
     def _train_on(self, batches: Iterator[MicroBatch], monitor: Monitor | None, received: list[int]) -> Outcome:
         while self.step < self.plan.last_step:
             micro_batches = [next(batches) for _ in range(self.config.accumulate)]
-            measured = self._optimizer_step(self.step, micro_batches)
+            measured = self.optimizer_step(self.step, micro_batches)
             self.step += 1
             self.bad += [bad for batch in micro_batches for bad in batch.bad]
             self._remember(measured)
@@ -210,7 +210,7 @@ class Trainer:
 
     # --- One step ---
 
-    def _optimizer_step(self, step: int, micro_batches: list[MicroBatch]) -> Measured:
+    def optimizer_step(self, step: int, micro_batches: list[MicroBatch]) -> Measured:
         """Forward and backward over the micro-batches, then student, center and teacher move once."""
         student, teacher, loss, optimizer, scaler = self.state
         epoch = step // self.plan.steps_per_epoch
@@ -219,7 +219,7 @@ class Trainer:
         outputs, features = [], []
         for number, batch in enumerate(micro_batches):
             is_last = number == len(micro_batches) - 1
-            output, teacher_features = self._forward_backward(batch, step, epoch, sync=is_last)
+            output, teacher_features = self.forward_backward(batch, step, epoch, sync=is_last)
             outputs.append(output)
             features.append(teacher_features)
         scaler.unscale_(optimizer)
@@ -237,7 +237,7 @@ class Trainer:
         optim.update_teacher(teacher, student, float(self.momentum[step]))
         return measured
 
-    def _forward_backward(
+    def forward_backward(
         self, batch: MicroBatch, step: int, epoch: int, sync: bool
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Add one micro-batch's gradients to the student's; give the loss output and the teacher's features."""

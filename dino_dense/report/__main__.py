@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from dino_dense import cli
+from dino_dense.config import command_line
 from dino_dense.report.compare import IntervalConfig, compare_all, not_compared, readable
 from dino_dense.report.files import check_out, write_comparison
 from dino_dense.report.merge import read_entries
@@ -38,7 +38,7 @@ def baseline_first(entries: list[Entry], name: str) -> list[Entry]:
 
 def main() -> int:
     """Read, compare, print. The exit status: 1 where a run failed or could not be compared."""
-    config: ReportConfig = cli.parse(
+    config: ReportConfig = command_line.parse(
         ReportConfig,
         prog="python -m dino_dense.report",
         description=f"{__doc__} Checkpoints are compared on the same samples, with paired bootstrap intervals.",
@@ -66,4 +66,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command_line.run(main)

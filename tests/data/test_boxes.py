@@ -11,7 +11,7 @@ from PIL import Image
 
 from data import DataError
 from data.boxes import boxes_of_masks, load_coco_boxes, load_voc_boxes
-from data.davis import write_mask
+from data.masks import write_mask
 from data.saliency import MaskedImage, load_saliency
 from tests.data.test_saliency import write_image, write_pairs
 

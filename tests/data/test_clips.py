@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import DataError, clips
-from data.clips import VideoWriteError, VideoWriter, open_clip, read_painted_mask
-from data.davis import PALETTE, write_mask
+from data import DataError, clips, video_writer
+from data.clips import open_clip
+from data.masks import PALETTE, write_mask
+from data.painted_masks import read_painted_mask
 from data.video import VideoFrames
+from data.video_writer import VideoWriteError, VideoWriter
 from tests.clip_files import facts, moving_disc, moving_mask, turn, write_clip, write_sound
 
 SIZE = (48, 64)
@@ -163,8 +165,8 @@ def test_a_frame_that_fails_in_the_middle_is_named(tmp_path: Path, monkeypatch: 
                 raise clips.decord.DECORDError("[00:00:00] x.cc:1: no more packets\ntrace")
             return super().__getitem__(index)
 
-    whole = clips._stream
-    monkeypatch.setattr(clips, "_stream", lambda path, every: itertools.islice(whole(path, every), 4))
+    whole = clips.video_stream
+    monkeypatch.setattr(clips, "video_stream", lambda path, every: itertools.islice(whole(path, every), 4))
     assert len(list(clip)) == 8  # decord reads what is left
     monkeypatch.setattr("data.video.decord.VideoReader", Broken)
     frames = iter(clip)
@@ -205,15 +207,15 @@ def test_a_full_disk_is_an_error_and_leaves_no_film(tmp_path: Path):
 
 
 def test_without_an_encoder_for_h264_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(clips, "_can_encode", lambda name: name == "mpeg4")
+    monkeypatch.setattr(video_writer, "can_encode", lambda name: name == "mpeg4")
     with VideoWriter(tmp_path / "b.mp4", SIZE, Fraction(10)) as video:
         video.add(moving_disc(0, SIZE), 0)
         assert "MPEG-4 part 2, which browsers do not play" in video.note
     with av.open(str(tmp_path / "b.mp4")) as container:
         assert container.streams.video[0].codec_context.name == "mpeg4"
     monkeypatch.undo()
-    assert clips._can_encode("libx264")
-    assert not clips._can_encode("no_such_encoder")
+    assert video_writer.can_encode("libx264")
+    assert not video_writer.can_encode("no_such_encoder")
 
 
 @pytest.mark.parametrize("kind", ["palette", "grey", "white", "one colour", "colours", "transparent"])

@@ -13,15 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data import DataError
-from data.davis import (
-    PALETTE,
-    VideoSequence,
-    load_davis,
-    read_foreground,
-    read_ids,
-    read_predictions,
-    write_mask,
-)
+from data.davis import VideoSequence, load_davis, read_predictions
+from data.masks import PALETTE, read_foreground, read_ids, write_mask
 from tests.reference_files import davis_root
 
 HEIGHT, WIDTH, FRAMES = 24, 32, 4

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from data import DataError
-from data.davis import write_mask
+from data.masks import write_mask
 from data.saliency import FOLDER_PAIRS, MaskedImage, detect_layout, load_saliency, object_masks
 
 SIZE = (20, 30)  # height, width

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 import data.sample as sample
-from data._render import KINDS, Sprite, draw_sprite, pose
-from data.davis import PALETTE
+from data.masks import PALETTE
 from data.sample import SampleConfig, SampleData, sample_data, sample_root
+from data.sample.render import KINDS, Sprite, draw_sprite, pose
 
 SMALL = SampleConfig(
     train_per_class=12, val_per_class=4, val_sequences=3, train_sequences=1, frames=4, saliency_pairs=3
@@ -127,7 +127,7 @@ def test_second_call_does_not_render(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def fail(*_: object) -> None:
         raise AssertionError("rendered again")
 
-    monkeypatch.setattr(sample, "_render_all", fail)
+    monkeypatch.setattr(sample, "render_all", fail)
     assert sample_root(tmp_path, 0, TINY) == root
 
 
@@ -147,7 +147,7 @@ def test_an_interrupted_render_leaves_nothing(
     def cut_off(*_: object) -> None:
         raise error("cut off")
 
-    monkeypatch.setattr(sample, "_render_davis", cut_off)
+    monkeypatch.setattr(sample, "render_davis", cut_off)
     with pytest.raises(error):
         sample_root(tmp_path, 0, TINY)
     assert list(tmp_path.iterdir()) == []

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from data import DataError
-from data.davis import write_mask
-from data.segmentation import embedded_segmentation, load_voc_segmentation
+from data.masks import write_mask
+from data.segmentation import embedded_segmentation, load_voc_class_masks
 
 
 def make_tree(root: Path, masks: dict[str, dict[str, np.ndarray]]) -> Path:
@@ -33,7 +33,7 @@ def halves(left: int, right: int, size: tuple[int, int] = (40, 60)) -> np.ndarra
 
 def test_pairs_come_in_the_order_of_the_list(tmp_path: Path):
     root = make_tree(tmp_path / "voc", {"val": {"b": halves(0, 1), "a": halves(2, 255)}})
-    pairs = load_voc_segmentation(root, "val")
+    pairs = load_voc_class_masks(root, "val")
     assert [pair.name for pair in pairs] == ["b", "a"]
     picture, ids = pairs[1].read()
     assert picture.size == (60, 40)
@@ -43,15 +43,15 @@ def test_pairs_come_in_the_order_of_the_list(tmp_path: Path):
 def test_what_is_missing_is_named(tmp_path: Path):
     root = make_tree(tmp_path / "voc", {"val": {"a": halves(0, 1)}})
     with pytest.raises(DataError, match=r"train\.txt: no such list; there are val"):
-        load_voc_segmentation(root, "train")
+        load_voc_class_masks(root, "train")
     with pytest.raises(DataError, match="no such folder"):
-        load_voc_segmentation(tmp_path / "other", "val")
+        load_voc_class_masks(tmp_path / "other", "val")
     (root / "SegmentationClass" / "a.png").unlink()
     with pytest.raises(DataError, match=r"a\.png: no such file"):
-        load_voc_segmentation(root, "val")
+        load_voc_class_masks(root, "val")
     (root / "ImageSets" / "Segmentation" / "val.txt").write_text("\n")
     with pytest.raises(DataError, match="the list is empty"):
-        load_voc_segmentation(root, "val")
+        load_voc_class_masks(root, "val")
 
 
 @pytest.mark.parametrize("name", ["../../outside", "..", "/etc/passwd", "a\\b"])
@@ -59,14 +59,14 @@ def test_a_list_may_not_name_paths(tmp_path: Path, name: str):
     root = make_tree(tmp_path / "voc", {"val": {"a": halves(0, 1)}})
     (root / "ImageSets" / "Segmentation" / "val.txt").write_text(f"a\n{name}\n")
     with pytest.raises(DataError, match="is a path"):
-        load_voc_segmentation(root, "val")
+        load_voc_class_masks(root, "val")
 
 
 def test_mask_of_another_size_is_refused(tmp_path: Path):
     root = make_tree(tmp_path / "voc", {"val": {"a": halves(0, 1)}})
     write_mask(root / "SegmentationClass" / "a.png", halves(0, 1, (20, 20)))
     with pytest.raises(DataError, match="20x20 pixels"):
-        load_voc_segmentation(root, "val")[0].read()
+        load_voc_class_masks(root, "val")[0].read()
 
 
 def test_embedded_pairs_are_split_and_binary():

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 
 from data import DataError
 from data.images import DecodedPicture
-from data.video import VideoFrames, open_pretraining_data, sampled_frames
+from data.pretraining import open_pretraining_data
+from data.video import VideoFrames, sampled_frames
 
 LENGTH = 12
 

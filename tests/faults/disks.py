@@ -8,8 +8,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from dino_dense import cli
 from dino_dense.checkpoint import read_tensors
+from dino_dense.config import schema
 from dino_dense.pretrain.run_folder import state_files
 from tests.pretrain.tiny_run import TINY, write_pictures
 
@@ -38,7 +38,7 @@ def main(size: str = "40m") -> list[str]:
         (folder / "disk").mkdir()
         write_pictures(folder / "pictures", 26)
         config = replace(TINY, data=str(folder / "pictures"), out=str(folder / "disk" / "run"), save_every=1, keep=3)
-        (folder / "recipe.yaml").write_text(cli.to_yaml(config))
+        (folder / "recipe.yaml").write_text(schema.to_yaml(config))
         places = {"disk": folder / "disk", "folder": folder, "recipe": folder / "recipe.yaml"}
         script = SCRIPT.format(size=size, python=sys.executable, **places)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.video import open_pretraining_data
+from data.pretraining import open_pretraining_data
 from dino_dense.distributed import World
 from dino_dense.pretrain.monitor import Monitor
 from dino_dense.pretrain.trainer import Trainer
-from tasks._propagation import PropagationProtocol, propagate_video
+from dino_dense.propagation.protocol import PropagationProtocol
+from dino_dense.propagation.stream import propagate_video
 from tests.pretrain.tiny_run import TINY, write_pictures
 
 PAGES = 4  # KiB

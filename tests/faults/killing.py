@@ -20,8 +20,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from dino_dense import cli
 from dino_dense.checkpoint import read_tensors
+from dino_dense.config import command_line, schema
 from dino_dense.pretrain import batches, run_folder, trainer
 from dino_dense.pretrain.__main__ import main as pretrain
 from tests.pretrain.tiny_run import TINY, write_pictures
@@ -89,7 +89,7 @@ def live(argv: Sequence[str], kill: Kill | None, log: str) -> None:
     sys.argv = ["pretrain", *argv]
     if kill is not None:
         arm(kill)
-    cli.run(pretrain)
+    command_line.run(pretrain)
 
 
 class Lives:
@@ -101,7 +101,7 @@ class Lives:
         self.context.set_forkserver_preload(["tests.faults.killing"])
         write_pictures(folder / "pictures", 26)  # 3 steps an epoch
         config = replace(TINY, data=str(folder / "pictures"), epochs=epochs, save_every=2)
-        (folder / "recipe.yaml").write_text(cli.to_yaml(config))
+        (folder / "recipe.yaml").write_text(schema.to_yaml(config))
 
     def start(self, run: Path, kill: Kill | None = None, *options: str) -> Any:
         """A process that begins the run or goes on with it."""

@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from dino_dense import cli
+from dino_dense.config import schema
 from tests.faults import broken
 from tests.pretrain.tiny_run import TINY, write_pictures
 
@@ -40,7 +40,7 @@ def run_and_look(folder: Path, ending: str, expected: int) -> None:
         config = replace(config, data=str(folder / "broken"), on_bad_sample="raise")
     if ending == "ctrl-c":
         config = replace(config, epochs=4000)
-    (folder / f"{ending}.yaml").write_text(cli.to_yaml(config))
+    (folder / f"{ending}.yaml").write_text(schema.to_yaml(config))
     temporary = folder / f"tmp-{ending}"
     temporary.mkdir()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT), "TMPDIR": str(temporary)}

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dino_dense import cli
+from dino_dense.config import schema
 from tests.faults import broken
 from tests.faults.killing import TIMES, assert_same_run
 from tests.pretrain.tiny_run import TINY, write_pictures
@@ -64,7 +64,7 @@ def recipe(folder: Path) -> list[str]:
     """Options of a run of ten steps in one, two or four processes."""
     write_pictures(folder / "pictures", 26)
     config = replace(TINY, data=str(folder / "pictures"), max_steps=10, save_every=2, num_workers=0)
-    (folder / "recipe.yaml").write_text(cli.to_yaml(config))
+    (folder / "recipe.yaml").write_text(schema.to_yaml(config))
     return ["--config", str(folder / "recipe.yaml"), "--resume", "auto"]
 
 

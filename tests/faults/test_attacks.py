@@ -18,13 +18,14 @@ from data import DataError
 from data.boxes import load_voc_boxes
 from data.images import read_rgb
 from data.revisited import load_revisited
-from dino_dense import cli, load_backbone
-from dino_dense.bodies import DinoViT, describe
+from dino_dense import load_backbone
+from dino_dense.backbone.dino_vit import DinoViT, describe
 from dino_dense.checkpoint import METADATA_KEY, CheckpointError, read_tensors, write_tensors
+from dino_dense.config import command_line
 from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.report import Entry, Report, render_page
 from dino_dense.report.compare import read_samples
-from tasks._batch import load_suite
+from tasks.harness.suites import load_suite
 
 
 class Malice:
@@ -166,7 +167,7 @@ YAML_ATTACKS = [
 def test_a_program_in_a_recipe(text: str, scene: Path):
     (scene / "recipe.yaml").write_text(text)
     with pytest.raises((SystemExit, yaml.YAMLError)) as caught:
-        cli.parse(PretrainConfig, prog="p", description="", argv=["--config", "recipe.yaml"])
+        command_line.parse(PretrainConfig, prog="p", description="", argv=["--config", "recipe.yaml"])
     assert getattr(caught.value, "code", 2) == 2
     assert not Path("owned").exists()
 

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dino_dense.pretrain.crops import draw_box
-from tasks._propagation import propagate_labels
-from tasks._scores.boxes import box_iou
-from tasks._scores.classification import hits
-from tasks._scores.jf import score_frame
-from tasks._scores.retrieval import average_precision
-from tasks._scores.saliency import accuracy, f_curve, iou
-from tasks._scores.segmentation import class_iou, confusion, pixel_accuracy
+from dino_dense.propagation.stream import propagate_labels
+from tasks.scores.boxes import box_iou
+from tasks.scores.classification import hits
+from tasks.scores.jf import score_frame
+from tasks.scores.retrieval import average_precision
+from tasks.scores.saliency import accuracy, f_curve, iou
+from tasks.scores.segmentation import class_iou, confusion, pixel_accuracy
 
 QUICK = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 10_000)

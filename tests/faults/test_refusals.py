@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dino_dense import cli
-from dino_dense.bodies import DinoViT, describe
-from dino_dense.checkpoint import save_backbone, write_tensors
+from dino_dense.backbone.checkpoints import save_backbone
+from dino_dense.backbone.dino_vit import DinoViT, describe
+from dino_dense.checkpoint import write_tensors
+from dino_dense.config import command_line
 from tasks import main
 from tests.faults import broken
 from tests.faults.broken import IMAGE_FAULTS, SETS, Break, ground_truth, text, values
@@ -269,7 +270,7 @@ def write_checkpoints(folder: Path) -> None:
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No debugging, no network, one thread."""
-    monkeypatch.setenv(cli.DEBUG_VARIABLE, "")
+    monkeypatch.setenv(command_line.DEBUG_VARIABLE, "")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -281,7 +282,7 @@ def refuse(task: str, argv: list[str], capsys: pytest.CaptureFixture[str]) -> st
     """What the command says on its way out with 2."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
-        cli.run(lambda: main(task, argv))
+        command_line.run(lambda: main(task, argv))
     said = capsys.readouterr().err
     assert caught.value.code == 2, said
     return said

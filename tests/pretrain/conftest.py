@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from data.video import open_pretraining_data
+from data.pretraining import open_pretraining_data
 from dino_dense.distributed import World
 from dino_dense.pretrain.batches import ImageSource
 from dino_dense.pretrain.trainer import Trainer

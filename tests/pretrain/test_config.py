@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dino_dense import cli
+from dino_dense.config import command_line, schema
 from dino_dense.pretrain.config import FREE_ON_RESUME, PretrainConfig
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs" / "pretrain").glob("*.yaml"))
@@ -31,15 +31,15 @@ def test_settings_that_cannot_be_meant(changes: dict, message: str):
 
 def test_every_field_is_an_option_with_its_help(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
-        cli.parse(PretrainConfig, prog="p", description="d", argv=["--help"])
+        command_line.parse(PretrainConfig, prog="p", description="d", argv=["--help"])
     text = " ".join(capsys.readouterr().out.split())
     for option in ("--teacher-temp", "--freeze-last-layer", "--resume", "--accumulate"):
         assert option in text
-    assert set(cli.to_plain(PretrainConfig())) >= FREE_ON_RESUME
+    assert set(schema.to_plain(PretrainConfig())) >= FREE_ON_RESUME
 
 
 def recipe(path: Path) -> PretrainConfig:
-    return cli.parse(PretrainConfig, prog="p", description="d", argv=["--config", str(path)])
+    return command_line.parse(PretrainConfig, prog="p", description="d", argv=["--config", str(path)])
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -18,7 +18,8 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 
 from data.images import DecodedPicture, open_picture
-from data.video import open_pretraining_data
+from data.pretraining import open_pretraining_data
+from dino_dense.arrays import Pixels
 from dino_dense.distributed import World
 from dino_dense.pretrain.batches import Plan, build_loader
 from dino_dense.pretrain.crops import (
@@ -32,7 +33,7 @@ from dino_dense.pretrain.crops import (
     reduced_box,
     resize,
 )
-from dino_dense.pretrain.looks import Look, Pixels, apply_looks
+from dino_dense.pretrain.photometric import Look, apply_looks
 from tests.pretrain.tiny_run import TINY
 
 

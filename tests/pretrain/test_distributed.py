@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from dino_dense import cli
+from dino_dense.config import command_line, schema
 from dino_dense.pretrain.__main__ import main
 from tests.pretrain.tiny_run import TINY
 
@@ -21,7 +21,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 @pytest.fixture
 def options(pictures: Path, tmp_path: Path) -> list[str]:
-    settings = {**cli.to_plain(TINY), "data": str(pictures), "max_steps": 10, "accumulate": 2}
+    settings = {**schema.to_plain(TINY), "data": str(pictures), "max_steps": 10, "accumulate": 2}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
     return ["--config", str(tmp_path / "recipe.yaml")]
 
@@ -60,7 +60,7 @@ def test_errors_are_one_plain_message_and_leave_nothing(
 ):
     monkeypatch.setattr(sys, "argv", ["pretrain", *options, "--out", str(tmp_path / "run"), *arguments])
     with pytest.raises(SystemExit) as end:
-        cli.run(main)
+        command_line.run(main)
     assert end.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from data import DataError
-from data.video import PretrainingImages, open_pretraining_data
+from data.pretraining import PretrainingImages, open_pretraining_data
 from dino_dense.checkpoint import read_tensors
 from dino_dense.distributed import World
 from dino_dense.pretrain import optim
@@ -163,14 +163,14 @@ def test_a_loader_process_that_dies_is_reported_with_its_sample(pictures: Path, 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """Make the loss of some steps (0-based) NaN, as a bad batch would."""
-    inner = Trainer._forward_backward
+    inner = Trainer.forward_backward
 
     def poisoned(self: Trainer, batch: object, step: int, *args: object, **options: object):
         if step in steps:
             batch = batch._replace(global_views=batch.global_views * float("nan"))  # type: ignore[attr-defined]
         return inner(self, batch, step, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Trainer, "_forward_backward", poisoned)
+    monkeypatch.setattr(Trainer, "forward_backward", poisoned)
 
 
 def test_a_step_that_is_not_finite_is_reported_with_its_files(

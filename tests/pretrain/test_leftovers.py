@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from data import DataError
-from data.video import open_pretraining_data
+from data.pretraining import open_pretraining_data
 from tests.faults import broken
 from tests.pretrain.tiny_run import write_pictures
 

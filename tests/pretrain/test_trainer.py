@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from data import DataError
-from data.video import open_pretraining_data
-from dino_dense import cli, load_backbone
+from data.pretraining import open_pretraining_data
+from dino_dense import load_backbone
 from dino_dense.checkpoint import read_tensors
+from dino_dense.config import command_line, schema
 from dino_dense.distributed import World
 from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.run_folder import RunError
@@ -57,7 +58,7 @@ def kill() -> None:
 def reference_run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """TINY from start to end, without a break."""
     out = tmp_path_factory.mktemp("runs") / "reference"
-    config = cli.from_plain(PretrainConfig, {**cli.to_plain(TINY), "out": str(out)})
+    config = schema.from_plain(PretrainConfig, {**schema.to_plain(TINY), "out": str(out)})
     Trainer(config, open_pretraining_data(pictures), World(), torch.device("cpu")).train()
     return out
 
@@ -161,7 +162,9 @@ def test_the_run_folder_holds_what_others_read(reference_run: Path):
         assert torch.equal(weight, tensors[f"teacher.backbone.{name}"])
     assert (reference_run / "loss.png").stat().st_size > 1000
     assert list((reference_run / "tensorboard").glob("events*"))
-    saved = cli.parse(PretrainConfig, prog="x", description="x", argv=["--config", str(reference_run / "config.yaml")])
+    saved = command_line.parse(
+        PretrainConfig, prog="x", description="x", argv=["--config", str(reference_run / "config.yaml")]
+    )
     assert saved.lr == TINY.lr
     assert saved.global_crops_scale == TINY.global_crops_scale
 

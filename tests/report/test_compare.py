@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from dino_dense import cli
+from dino_dense.config import command_line
 from dino_dense.report import Entry, IntervalConfig, compare_all
 from dino_dense.report.__main__ import main
 from dino_dense.report.compare import bootstrap_means, compare, not_compared, paired_difference
@@ -258,7 +258,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *argv: object) -> int:
     """`python -m dino_dense.report`; its exit status."""
     monkeypatch.setattr(sys, "argv", ["report", *map(str, argv)])
     with pytest.raises(SystemExit) as caught:
-        cli.run(main)
+        command_line.run(main)
     return int(caught.value.code or 0)
 
 

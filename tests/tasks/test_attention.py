@@ -10,8 +10,9 @@ from PIL import Image
 
 import tasks
 from data.images import read_upright
-from tasks import _task, attention
+from tasks import attention
 from tasks.__main__ import main as tasks_main
+from tasks.harness import registry
 from tests.clip_files import facts, moving_disc, write_clip
 
 RANDOM = "random:vit_micro_patch8_64"
@@ -117,14 +118,12 @@ def test_options_that_do_not_go_together(tmp_path: Path, image: Path, options: t
 def test_commands_are_no_tasks_but_are_run_as_tasks_are(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
+    """A module of `tasks` is a task or a command, and each is listed."""
     root = Path(tasks.__file__).parent
     public = {path.stem for path in root.glob("[!_]*.py")}
-    assert set(tasks.names()) >= public - set(_task.COMMANDS) - _task.LIBRARY
-    assert not set(tasks.names()) & {*_task.COMMANDS, *_task.LIBRARY}
-    for name in {*_task.COMMANDS, *_task.LIBRARY} & public:
-        text = (root / f"{name}.py").read_text()
-        assert "TASK = " not in text
-        assert ("cli.run(main)" in text) == (name in _task.COMMANDS)
+    assert set(registry.commands()) >= {"attention", "studio"}
+    assert public <= {*tasks.names(), *registry.commands()}
+    assert not set(tasks.names()) & set(registry.commands())
     monkeypatch.setattr(sys, "argv", ["tasks", "attention", "--help"])
     with pytest.raises(SystemExit):
         tasks_main()

@@ -16,11 +16,11 @@ from data import DataError
 from data.copydays import Copy, Copydays
 from dino_dense import Report, load_backbone
 from tasks import RunOptions, get, run_one
-from tasks._attacks import AttackedImages, apply_attack, check_attacks
-from tasks._descriptors import EIGENVALUE_FLOOR, fit_whitening
-from tasks._features import Preprocessing, extract_pieces
-from tasks._scores.retrieval import rankings
-from tasks.copydetect import CopydetectConfig, _benchmark, open_copies
+from tasks.copydetect import CopydetectConfig, open_copies, published_benchmark
+from tasks.images.attacks import AttackedImages, apply_attack, check_attacks
+from tasks.images.descriptors import EIGENVALUE_FLOOR, fit_whitening
+from tasks.images.features import Preprocessing, extract_pieces
+from tasks.scores.retrieval import rankings
 
 RANDOM = "random:vit_micro_patch8_64"
 
@@ -319,11 +319,13 @@ def test_the_benchmark_is_the_whole_published_protocol():
     paths = [Path(f"{index}") for index in range(20_000)]
     found = Copydays(Path(), paths[:157], [Copy(path, "strong", [0]) for path in paths[:229]])
     further = {"distractors": paths[:10_000], "whiten": paths}
-    assert _benchmark(found, further, CopydetectConfig()) == "Copydays strong, 224 px, 10k distractors, whitened"
-    assert _benchmark(found, further, CopydetectConfig(top=None)) is None
-    assert _benchmark(found, further, CopydetectConfig(whiten="x", centred_whitening=True)) is None
-    assert _benchmark(found, {**further, "whiten": []}, CopydetectConfig()) is None
-    assert _benchmark(dataclasses.replace(found, originals=paths[:156]), further, CopydetectConfig()) is None
+    assert (
+        published_benchmark(found, further, CopydetectConfig()) == "Copydays strong, 224 px, 10k distractors, whitened"
+    )
+    assert published_benchmark(found, further, CopydetectConfig(top=None)) is None
+    assert published_benchmark(found, further, CopydetectConfig(whiten="x", centred_whitening=True)) is None
+    assert published_benchmark(found, {**further, "whiten": []}, CopydetectConfig()) is None
+    assert published_benchmark(dataclasses.replace(found, originals=paths[:156]), further, CopydetectConfig()) is None
 
 
 def test_bad_settings_are_refused():

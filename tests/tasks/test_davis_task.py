@@ -14,16 +14,17 @@ import pytest
 from PIL import Image
 
 from data import DataError
-from data.davis import read_ids, write_mask
-from dino_dense import Report, cli
+from data.masks import read_ids, write_mask
+from dino_dense import Report
+from dino_dense.config import presets, schema
 from tasks import RunOptions, get, main, run_one
 from tasks.davis import (
     DavisConfig,
-    _pixel_note,
-    _pixel_statistics,
-    _protocol_name,
     open_videos,
+    pixel_note,
+    pixel_statistics,
     propagate_masks,
+    protocol_name,
 )
 from tests.oracles import OracleBackbone
 
@@ -189,9 +190,9 @@ def test_square_frames_keep_their_labels_in_place(tmp_path: Path):
 def known_frames(sequence, truth):
     import torch
 
-    from tests.oracles import _thumbnail, _to_tensor
+    from tests.oracles import thumbnail, to_tensor
 
-    thumbnails = [_thumbnail(_to_tensor(sequence.read_frame(index))) for index in range(len(sequence))]
+    thumbnails = [thumbnail(to_tensor(sequence.read_frame(index))) for index in range(len(sequence))]
     return torch.cat(thumbnails), truth
 
 
@@ -292,18 +293,18 @@ def test_pixel_statistics_are_the_protocols_unless_the_backbone_has_its_own(tree
     config = config_for(tree)
     imagenet = OracleBackbone()
     imagenet.mean, imagenet.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    assert _pixel_statistics(imagenet, config).std == (0.228, 0.224, 0.225)
+    assert pixel_statistics(imagenet, config).std == (0.228, 0.224, 0.225)
     own = OracleBackbone()
     own.mean = own.std = (0.5, 0.5, 0.5)
-    assert _pixel_statistics(own, config) is own
-    assert "mean (0.5, 0.5, 0.5)" in _pixel_note(own)
+    assert pixel_statistics(own, config) is own
+    assert "mean (0.5, 0.5, 0.5)" in pixel_note(own)
 
 
 def test_a_number_is_compared_only_with_the_same_protocol():
-    crw = cli.from_plain(DavisConfig, cli.load_protocol("davis", "crw"))
-    assert _protocol_name(DavisConfig()) == "dino"
-    assert _protocol_name(crw) == "crw"
-    assert _protocol_name(replace(crw, top_k=3)) is None
+    crw = schema.from_plain(DavisConfig, presets.load_protocol("davis", "crw"))
+    assert protocol_name(DavisConfig()) == "dino"
+    assert protocol_name(crw) == "crw"
+    assert protocol_name(replace(crw, top_k=3)) is None
 
 
 @pytest.mark.parametrize("frames", [1, 2])

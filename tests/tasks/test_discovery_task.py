@@ -14,10 +14,12 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from data import DataError
-from dino_dense import Report, cli
+from data.known_sets import DISCOVERY_SETS
+from dino_dense import Report
+from dino_dense.config import presets
 from tasks import RunOptions, get, main, run_one
-from tasks._scores.boxes import box_iou, objects_found, risk_coverage
-from tasks.discovery import KNOWN_SETS, PROTOCOL_FIELDS, DiscoveryConfig, find_objects, open_images
+from tasks.discovery import PROTOCOL_FIELDS, DiscoveryConfig, find_objects, open_images
+from tasks.scores.boxes import box_iou, objects_found, risk_coverage
 from tests.tasks.test_saliency_task import RANDOM, SIDE, ColourBackbone, picture, save
 
 DISCOVERY = get("discovery")
@@ -195,7 +197,7 @@ def test_coco_and_its_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     chosen.write_text("COCO_train2014_000000000005.jpg\n")
     config = DiscoveryConfig(data=str(root), only=str(chosen))
     assert [image.number for image in open_images(config)[0]] == [5]
-    monkeypatch.setitem(KNOWN_SETS, "COCO20k", ("coco", True, 1))
+    monkeypatch.setitem(DISCOVERY_SETS, "COCO20k", ("coco", True, 1))
     assert open_images(config)[1].benchmark == "COCO20k, preset tokencut"
     assert open_images(replace(config, method="lost"))[1].benchmark == "COCO20k, preset lost"
     assert open_images(replace(config, method="lost", lost_k=50))[1].benchmark is None
@@ -247,12 +249,12 @@ def test_boxes_of_masks(tmp_path: Path):
     assert values(run(tmp_path / "pairs", tmp_path / "out"))["CorLoc"] == 100
 
 
-@pytest.mark.parametrize("name", cli.protocol_names("discovery"))
+@pytest.mark.parametrize("name", presets.protocol_names("discovery"))
 def test_presets_name_every_constant(name: str):
-    preset = cli.load_protocol("discovery", name)
+    preset = presets.load_protocol("discovery", name)
     assert set(preset) == PROTOCOL_FIELDS
     config = DiscoveryConfig(**preset)
-    assert cli.matching_protocol("discovery", {field: getattr(config, field) for field in PROTOCOL_FIELDS}) == name
+    assert presets.matching_protocol("discovery", {field: getattr(config, field) for field in PROTOCOL_FIELDS}) == name
 
 
 def test_unusable_input_is_an_error_and_leaves_nothing(voc: Path, tmp_path: Path):

@@ -24,23 +24,24 @@ from torch import nn
 
 from data import DataError
 from data.images import LabelledImages, read_rgb
-from dino_dense import Report, cli, load_backbone
-from dino_dense.bodies import build_module
+from dino_dense import Report, load_backbone
+from dino_dense.backbone.dino_vit import build_module
 from dino_dense.checkpoint import read_tensors
+from dino_dense.config import presets, schema
 from dino_dense.distributed import World
 from tasks import RunOptions, get, run_one
-from tasks._features import Preprocessing
-from tasks._finetuning import batches
-from tasks._finetuning.batches import Plan, TrainingImages, training_transform
-from tasks._finetuning.config import FinetuneConfig
-from tasks._finetuning.draws import seeded
-from tasks._finetuning.figures import draw_confusion
-from tasks._finetuning.loop import FineTuning
-from tasks._finetuning.measure import Predictions, confusion, per_class
-from tasks._finetuning.network import Classifier, DropPathDraws, TrainingDropPath
-from tasks._finetuning.recipe import build_mixer, build_optimizer, build_schedule, parameter_groups
-from tasks._labelled import LabelledSet
 from tasks.finetune import PRESETS, benchmark
+from tasks.finetuning import batches
+from tasks.finetuning.batches import Plan, TrainingImages, training_transform
+from tasks.finetuning.config import FinetuneConfig
+from tasks.finetuning.draws import seeded
+from tasks.finetuning.figures import draw_confusion
+from tasks.finetuning.loop import FineTuning
+from tasks.finetuning.measure import Predictions, confusion, per_class
+from tasks.finetuning.network import Classifier, DropPathDraws, TrainingDropPath
+from tasks.finetuning.recipe import build_mixer, build_optimizer, build_schedule, parameter_groups
+from tasks.images.features import Preprocessing
+from tasks.images.labelled import LabelledSet
 from tests.tasks.test_knn_task import make_folder
 
 RANDOM = "random:vit_micro_patch8_64"
@@ -181,7 +182,7 @@ def test_states_are_saved_at_the_end_of_each_epoch_and_as_often_as_asked(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     saved: list[int] = []
-    monkeypatch.setattr(FineTuning, "_save", lambda self: saved.append(self.step))
+    monkeypatch.setattr(FineTuning, "save", lambda self: saved.append(self.step))
     run(pictures, tmp_path / "run", RICH, save_every=2)
     assert saved == [2, 3, 4, 6, 8, 9]  # three steps an epoch
 
@@ -214,7 +215,7 @@ def test_parts_of_a_batch_give_the_whole_batchs_weights(reference_run: Path, pic
 @pytest.mark.slow
 def test_two_processes_give_the_result_of_one(reference_run: Path, pictures: Path, tmp_path: Path):
     settings = {
-        **cli.to_plain(RICH),
+        **schema.to_plain(RICH),
         "data": str(pictures),
         "ckpt": RANDOM,
         "device": "cpu",
@@ -505,11 +506,11 @@ def labelled(classes: int, train: int, test: int) -> LabelledSet:
 
 
 def test_every_preset_is_a_published_data_sets():
-    assert sorted(PRESETS.values()) == cli.protocol_names("finetune")
+    assert sorted(PRESETS.values()) == presets.protocol_names("finetune")
     for preset in PRESETS.values():
-        values = cli.load_protocol("finetune", preset)
-        cli.from_plain(FinetuneConfig, values)
-        recipe = set(cli.to_plain(FinetuneConfig())) - {
+        values = presets.load_protocol("finetune", preset)
+        schema.from_plain(FinetuneConfig, values)
+        recipe = set(schema.to_plain(FinetuneConfig())) - {
             "data",
             "workers",
             "save_every",
@@ -521,7 +522,7 @@ def test_every_preset_is_a_published_data_sets():
 
 
 def test_a_benchmark_is_the_data_and_the_recipe():
-    recipe = cli.from_plain(FinetuneConfig, cli.load_protocol("finetune", "cifar10"))
+    recipe = schema.from_plain(FinetuneConfig, presets.load_protocol("finetune", "cifar10"))
     images = labelled(10, 50_000, 10_000)
     assert benchmark(recipe, images) == "CIFAR-10, fine-tuned"
     assert benchmark(replace(recipe, data="x", workers=4, amp="fp16", accumulate=2), images) == "CIFAR-10, fine-tuned"

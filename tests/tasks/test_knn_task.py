@@ -17,10 +17,10 @@ from data import DataError
 from dino_dense import Report, load_backbone
 from dino_dense.distributed import World
 from tasks import RunOptions, get, run_one
-from tasks._features import CLS, Preprocessing, image_features
-from tasks._scores.classification import hits
+from tasks.images.features import CLS, Preprocessing, image_features
 from tasks.knn import KnnConfig, knn_votes
 from tasks.linear import LinearConfig
+from tasks.scores.classification import hits
 
 RANDOM = "random:vit_micro_patch8_64"
 

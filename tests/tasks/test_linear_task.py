@@ -12,9 +12,7 @@ import torch.nn.functional as F
 
 from dino_dense import Report, load_backbone
 from dino_dense.checkpoint import read_tensors
-from tasks import RunOptions, get, run_one
-from tasks._features import CLS, cls_pieces, extract_pieces
-from tasks._probe import (
+from dino_dense.probes.classes import (
     Evaluation,
     HeadGrid,
     cosine_factor,
@@ -23,6 +21,8 @@ from tasks._probe import (
     shuffled_batches,
     train_heads,
 )
+from tasks import RunOptions, get, run_one
+from tasks.images.features import CLS, cls_pieces, extract_pieces
 from tasks.linear import LinearConfig, pieces_of
 from tests.tasks.test_knn_task import RANDOM, make_folder
 
@@ -66,7 +66,7 @@ def test_a_grid_is_as_many_heads_trained_one_by_one(blobs: Evaluation, tmp_path:
 
 
 def test_a_stopped_grid_goes_on_exactly(blobs: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tasks._probe.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("dino_dense.probes.classes.SAVE_SECONDS", 0.0)
     batches = shuffled_batches(*blobs, 32, torch.device("cpu"), seed=0)
 
     def grid() -> HeadGrid:

@@ -23,10 +23,10 @@ from data.revisited import load_revisited
 from dino_dense import Report, load_backbone
 from dino_dense.distributed import World
 from tasks import RunOptions, get, run_one
-from tasks._descriptors import Thumbnails, describe_all, multi_scale_cls
-from tasks._scores import retrieval as scores
-from tasks._scores.retrieval import average_precision, positive_ranks, precision_at, query_scores, rankings
-from tasks.retrieval import THREE_SCALES, RetrievalConfig, _benchmark, _class_search
+from tasks.images.descriptors import Thumbnails, describe_all, multi_scale_cls
+from tasks.retrieval import THREE_SCALES, RetrievalConfig, class_search, published_benchmark
+from tasks.scores import retrieval as scores
+from tasks.scores.retrieval import average_precision, positive_ranks, precision_at, query_scores, rankings
 
 RANDOM = "random:vit_micro_patch8_64"
 PROJECT = Path(__file__).parents[2]
@@ -348,13 +348,13 @@ def test_the_benchmark_is_the_whole_published_protocol(landmarks: Path):
     oxford = dataclasses.replace(load_revisited(landmarks), database=[Path()] * 4993, queries=[Path()] * 70)
     paris = dataclasses.replace(oxford, name="rparis6k", database=[Path()] * 6322)
     multi = RetrievalConfig(image_size=512, scales=(1, 0.70711, 0.5))
-    assert _benchmark(oxford, RetrievalConfig()) == "Revisited Oxford, medium, 224 px, 1 scale"
-    assert _benchmark(oxford, RetrievalConfig(difficulty="hard")) == "Revisited Oxford, hard, 224 px, 1 scale"
-    assert _benchmark(paris, multi) == "Revisited Paris, medium, 512 px, 3 scales"
-    assert _benchmark(paris, RetrievalConfig()) is None
-    assert _benchmark(oxford, multi) is None
-    assert _benchmark(oxford, RetrievalConfig(crop_queries=True)) is None
-    assert _benchmark(dataclasses.replace(oxford, queries=[Path()] * 69), RetrievalConfig()) is None
+    assert published_benchmark(oxford, RetrievalConfig()) == "Revisited Oxford, medium, 224 px, 1 scale"
+    assert published_benchmark(oxford, RetrievalConfig(difficulty="hard")) == "Revisited Oxford, hard, 224 px, 1 scale"
+    assert published_benchmark(paris, multi) == "Revisited Paris, medium, 512 px, 3 scales"
+    assert published_benchmark(paris, RetrievalConfig()) is None
+    assert published_benchmark(oxford, multi) is None
+    assert published_benchmark(oxford, RetrievalConfig(crop_queries=True)) is None
+    assert published_benchmark(dataclasses.replace(oxford, queries=[Path()] * 69), RetrievalConfig()) is None
 
 
 # --- The class layout ---
@@ -375,7 +375,7 @@ def test_duplicates_are_found_and_the_query_itself_is_not(tmp_path: Path):
     assert {score.value for score in report.scores} == {100.0}
     assert report.scores[0].n == 6
     assert pd.read_csv(tmp_path / "out" / "classes.csv")["class"].tolist() == ["cat", "dog"]
-    search = _class_search(tmp_path / "set", RetrievalConfig(data=str(tmp_path / "set")))
+    search = class_search(tmp_path / "set", RetrievalConfig(data=str(tmp_path / "set")))
     (relevance,) = search.groups.values()
     for query in range(6):
         positive, junk = relevance(query)

@@ -17,12 +17,14 @@ from PIL import Image
 from torch import Tensor
 
 from data import DataError
-from data.davis import write_mask
 from data.images import read_rgb
-from dino_dense import Features, Report, cli
+from data.known_sets import SALIENCY_SETS
+from data.masks import write_mask
+from dino_dense import Features, Report
+from dino_dense.config import presets
 from tasks import RunOptions, get, main, run_one
-from tasks._scores.saliency import accuracy, best_jaccard, f_at_best_threshold, f_curve, iou
-from tasks.saliency import KNOWN_SETS, PROTOCOL_FIELDS, SaliencyConfig, open_images, saliency_maps
+from tasks.saliency import PROTOCOL_FIELDS, SaliencyConfig, open_images, saliency_maps
+from tasks.scores.saliency import accuracy, best_jaccard, f_at_best_threshold, f_curve, iou
 from tests.oracles import NoiseBackbone
 
 RANDOM = "random:vit_micro_patch8_64"
@@ -293,24 +295,27 @@ def test_benchmark_is_complete_data_and_an_unchanged_protocol(tmp_path: Path, mo
         save(tmp_path / "ECSSD", name, image, 255 * ids)
     config = SaliencyConfig(data=str(tmp_path / "ECSSD"))
     assert open_images(config)[1].benchmark is None, "two images are not ECSSD"
-    monkeypatch.setitem(KNOWN_SETS, "ECSSD", 2)
+    monkeypatch.setitem(SALIENCY_SETS, "ECSSD", 2)
     assert open_images(config)[1].benchmark == "ECSSD, preset tokencut"
     assert open_images(replace(config, refine="bilateral"))[1].benchmark == "ECSSD, preset tokencut_bs"
     assert open_images(replace(config, tau=0.3))[1].benchmark is None
     assert open_images(replace(config, save_masks=True))[1].benchmark == "ECSSD, preset tokencut"
 
 
-@pytest.mark.parametrize("name", cli.protocol_names("saliency"))
+@pytest.mark.parametrize("name", presets.protocol_names("saliency"))
 def test_presets_name_every_constant(name: str):
-    preset = cli.load_protocol("saliency", name)
+    preset = presets.load_protocol("saliency", name)
     assert set(preset) == PROTOCOL_FIELDS
     config = SaliencyConfig(**preset)
-    assert cli.matching_protocol("saliency", {field: getattr(config, field) for field in PROTOCOL_FIELDS}) == name
+    assert presets.matching_protocol("saliency", {field: getattr(config, field) for field in PROTOCOL_FIELDS}) == name
 
 
 def test_the_default_is_tokencuts():
     config = SaliencyConfig()
-    assert cli.matching_protocol("saliency", {field: getattr(config, field) for field in PROTOCOL_FIELDS}) == "tokencut"
+    assert (
+        presets.matching_protocol("saliency", {field: getattr(config, field) for field in PROTOCOL_FIELDS})
+        == "tokencut"
+    )
 
 
 def test_unusable_input_is_an_error_and_leaves_nothing(pairs: Path, tmp_path: Path):

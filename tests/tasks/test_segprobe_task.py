@@ -14,10 +14,21 @@ from torch import nn
 
 from data import DataError
 from dino_dense import Report, load_backbone
-from tasks import Context, RunOptions, get, run_one
-from tasks._pixel_probe import LinearHead, PixelProbe, _draws, _step, lr_factor, predict, train_head, window_starts
-from tasks._scores.segmentation import class_iou, confusion, pixel_accuracy
-from tasks.segprobe import SegprobeConfig, open_pixels
+from dino_dense.distributed import World
+from dino_dense.probes.pixels import (
+    LinearHead,
+    PixelProbe,
+    crop_draws,
+    head_step,
+    lr_factor,
+    predict,
+    train_head,
+    window_starts,
+)
+from tasks import RunOptions, get, run_one
+from tasks.scores.segmentation import class_iou, confusion, pixel_accuracy
+from tasks.segprobe import SegprobeConfig
+from tasks.semantic.splits import open_splits
 from tests.data.test_segmentation import halves, make_tree
 
 RANDOM = "random:vit_micro_patch8_64"
@@ -93,8 +104,8 @@ def test_windows_are_averaged_where_they_overlap():
 
 def test_draws_take_every_image_once_a_turn_and_do_not_depend_on_where_one_starts():
     config = PixelProbe(steps=10, batch_size=4)
-    draws = list(_draws(6, config, seed=0, first_step=0))
-    assert draws[3:] == list(_draws(6, config, seed=0, first_step=3))
+    draws = list(crop_draws(6, config, seed=0, first_step=0))
+    assert draws[3:] == list(crop_draws(6, config, seed=0, first_step=3))
     images = [image for batch in draws for _, image in batch]
     for turn in range(6):
         assert sorted(images[6 * turn : 6 * turn + 6]) == list(range(6))
@@ -112,7 +123,7 @@ def test_a_batch_of_void_pixels_changes_no_weight_by_loss():
     head = LinearHead(8, 3)
     optimizer = torch.optim.SGD(head.parameters(), 1.0)
     before = [parameter.clone() for parameter in head.parameters()]
-    loss = _step(head, optimizer, torch.randn(2, 8, 4, 4), torch.full((2, 16, 16), 255), 1.0)
+    loss = head_step(head, optimizer, torch.randn(2, 8, 4, 4), torch.full((2, 16, 16), 255), 1.0)
     assert loss == 0
     assert all(torch.equal(a, b) for a, b in zip(before, head.parameters(), strict=True))
 
@@ -121,7 +132,7 @@ def test_tokens_that_are_no_numbers_stop_the_training():
     head = LinearHead(8, 3)
     optimizer = torch.optim.SGD(head.parameters(), 1.0)
     with pytest.raises(ValueError, match="loss of the linear layer is nan"):
-        _step(head, optimizer, torch.full((1, 8, 4, 4), torch.nan), torch.zeros(1, 8, 8, dtype=torch.long), 1.0)
+        head_step(head, optimizer, torch.full((1, 8, 4, 4), torch.nan), torch.zeros(1, 8, 8, dtype=torch.long), 1.0)
 
 
 def tree(root: Path) -> Path:
@@ -152,13 +163,15 @@ def test_grey_levels_are_learned(tmp_path: Path, changes: dict):
 
 
 def test_a_stopped_run_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tasks._pixel_probe.SAVE_SECONDS", 0.0)
-    pixels = open_pixels(SegprobeConfig(data=str(tree(tmp_path / "voc"))))
+    monkeypatch.setattr("dino_dense.probes.pixels.SAVE_SECONDS", 0.0)
+    splits = open_splits(str(tree(tmp_path / "voc")), "train", "val")
     config = PixelProbe(steps=12, crop=32, batch_size=2)
     backbone = load_backbone(RANDOM)
 
     def train(name: str) -> tuple[nn.Module, pd.DataFrame]:
-        return train_head(backbone, config, Context(tmp_path / name, torch.device("cpu")), pixels.train, 3, 0)
+        state = tmp_path / name / "last.safetensors"
+        state.parent.mkdir(exist_ok=True)
+        return train_head(backbone, config, splits.train, 3, state=state, world=World(), seed=0, workers=0)
 
     whole, log = train("whole")
     count = []
@@ -167,12 +180,12 @@ def test_a_stopped_run_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.Monke
         count.append(1)
         if len(count) == 8:
             raise KeyboardInterrupt
-        return _step(*arguments)
+        return head_step(*arguments)
 
-    monkeypatch.setattr("tasks._pixel_probe._step", stopping)
+    monkeypatch.setattr("dino_dense.probes.pixels.head_step", stopping)
     with pytest.raises(KeyboardInterrupt):
         train("stopped")
-    monkeypatch.setattr("tasks._pixel_probe._step", _step)
+    monkeypatch.setattr("dino_dense.probes.pixels.head_step", head_step)
     resumed, again = train("stopped")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name

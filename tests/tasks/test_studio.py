@@ -9,17 +9,17 @@ import pytest
 from PIL import Image
 
 from data import DataError
-from tasks._studio import Studio
 from tasks.studio import HOST, StudioConfig, open_studio
+from tasks.studio_page.scene import Studio
 from tests.browser import chromium, needs_chromium
 from tests.clip_files import moving_disc, moving_mask, write_clip
-from tests.tasks.test_own_video import ColourBackbone
+from tests.color_backbone import ColorBackbone
 
 SIZE = (96, 128)
 
 
-def backbone() -> ColourBackbone:
-    return ColourBackbone()
+def backbone() -> ColorBackbone:
+    return ColorBackbone()
 
 
 @pytest.fixture

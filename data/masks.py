@@ -1,0 +1,75 @@
+"""Mask files: ids, palettes, void, painted masks; reading, writing and run-length encoding."""
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from data import DataError
+from data.arrays import Pixels
+
+VOID_ID = 255  # the official scorer turns this value of a 2017 ground truth into background
+
+
+def read_ids(path: str | Path) -> Pixels:
+    """Raw ids uint8 [H, W] of an 8-bit palette or greyscale PNG: the palette index, not its colour."""
+    mode, pixels = _decode_mask(Path(path))
+    if mode not in ("P", "L", "1"):
+        raise DataError(
+            f"{path}: a mask of mode {mode}, where ids need an 8-bit palette (P) or greyscale (L) PNG. "
+            "Colours are not ids: convert the file, or use year 2016 if every non-black pixel is the object"
+        )
+    return pixels.astype(np.uint8)
+
+
+def read_foreground(path: str | Path) -> Pixels:
+    """Foreground uint8 [H, W] in {0, 1} of a mask of any mode: 1 where the value or any colour is above 0."""
+    mode, pixels = _decode_mask(Path(path))
+    if pixels.ndim == 3:
+        colours = pixels.shape[-1] - mode.endswith("A")  # alpha says nothing about the object
+        pixels = pixels[..., :colours].max(axis=-1)
+    return (pixels > 0).astype(np.uint8)
+
+
+def write_mask(path: str | Path, ids: Pixels) -> None:
+    """Write ids uint8 [H, W] as a palette PNG; the file is either whole or not there."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.ascontiguousarray(ids, np.uint8), mode="P")
+    image.putpalette(PALETTE.tobytes())
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        image.save(unfinished, format="PNG")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _voc_palette() -> Pixels:
+    """PASCAL VOC's 256 label colours [256, 3]: an id's bits, three at a time, fill R, G, B from the top."""
+    ids = np.arange(256)
+    palette = np.zeros((256, 3), np.uint8)
+    for channel in range(3):
+        for step in range(8):
+            palette[:, channel] |= ((ids >> (3 * step + channel) & 1) << (7 - step)).astype(np.uint8)
+    return palette
+
+
+PALETTE = _voc_palette()
+
+
+def _decode_mask(path: Path) -> tuple[str, npt.NDArray]:
+    """PIL mode and values of a mask, refusing a truncated or damaged file."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        with Image.open(path) as image:
+            return image.mode, np.array(image)
+    except (OSError, SyntaxError, ValueError, struct.error, zlib.error) as error:
+        raise DataError(
+            f"{path}: unreadable mask ({error}): the file is truncated or damaged, copy it again"
+        ) from error

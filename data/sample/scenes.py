@@ -1,0 +1,228 @@
+"""What the pictures of the embedded data set show: labelled stills, image and mask pairs, and sequences.
+
+Shapes: pictures [H, W, 3] uint8 RGB, label maps [H, W] uint8. Every picture has a generator of its own, seeded
+by its own numbers, so it does not depend on how many others are rendered.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from data.arrays import Pixels
+from data.sample import render as render
+
+_DRAWS = 200  # tries to lay a scene out so that its objects stay visible
+_MARGIN = 80  # pixels of ground beyond each edge of a frame, for the camera to move over
+_SHARE_AT_FIRST = 0.02  # of frame 0 that each object covers: about 26 of the 1296 patches of 8 px
+_SHARE_LATER = 0.006  # of the later frames looked at: occluded, never gone
+
+
+# --- Stills -----------------------------------------------------------------------------------------------
+
+
+def _colours(rng: np.random.Generator) -> tuple[render.Palette, render.Palette]:
+    """Palettes of object and ground: alike in two images of three, so that colour cannot find the object."""
+    surface = render.draw_palette(rng)
+    return surface, render.draw_palette(rng, near=surface if rng.random() < 0.67 else None)
+
+
+def _expose(canvas: render.Canvas, rng: np.random.Generator) -> Pixels:
+    """Random light and sensor noise."""
+    slope = (float(rng.uniform(-0.2, 0.2)), float(rng.uniform(-0.2, 0.2)))
+    lit = render.relight(canvas, float(rng.uniform(0.75, 1.2)), slope, float(rng.normal(0, 0.06)))
+    return render.to_bytes(lit, float(rng.uniform(1, 4)), rng)
+
+
+def still(kind: str, side: int, rng: np.random.Generator) -> Pixels:
+    """A labelled image [side, side, 3]: one object of the kind."""
+    surface, ground = _colours(rng)
+    canvas = render.paint(0.25 + 0.5 * render.ground_field((side, side), rng), ground)
+    radius = side * rng.uniform(0.42, 0.54)
+    sprite = render.make_sprite(kind, radius, side * rng.uniform(0.1, 0.14), surface, rng)
+    x, y = side / 2 + rng.uniform(-0.06, 0.06, 2) * side
+    render.draw_sprite(canvas, sprite, render.pose(x, y, rng.uniform(-0.35, 0.35)))
+    return _expose(canvas, rng)
+
+
+def saliency_pair(rng: np.random.Generator, size: tuple[int, int] = (180, 240)) -> tuple[Pixels, Pixels]:
+    """An image [H, W, 3] of one or two objects and their mask [H, W], 0 or 255; `size` is (H, W), pixels."""
+    height, width = size
+    surface, ground = _colours(rng)
+    canvas = render.paint(render.ground_field(size, rng), ground)
+    mask = np.zeros(size, bool)
+    for index in range(rng.integers(1, 3)):
+        kind = str(rng.choice(list(render.KINDS)))
+        sprite = render.make_sprite(kind, rng.uniform(35, 60), rng.uniform(9, 14), surface, rng)
+        x, y = width * (0.35 + 0.3 * index) + rng.uniform(-20, 20), height / 2 + rng.uniform(-25, 25)
+        mask |= render.draw_sprite(canvas, sprite, render.pose(x, y, rng.uniform(-0.6, 0.6)))
+    return _expose(canvas, rng), mask.astype(np.uint8) * 255
+
+
+# --- Sequences --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What happens in one sequence; positions, colours and paths come from the seed."""
+
+    name: str
+    objects: tuple[str, ...]
+    """Kinds of the labelled objects; object 1 is drawn first, so later ones pass in front."""
+    distractors: int = 1
+    """Unlabelled objects in the colours of the scene, behind the labelled ones."""
+    occluders: int = 0
+    """Unlabelled objects in front of everything."""
+    pan: float = 30.0
+    """Pixels the camera travels."""
+    zoom: float = 1.1
+    """Magnification of the last frame relative to the first."""
+    turn: float = 0.06
+    """Radians the camera turns."""
+    gain: float = 0.75
+    """Brightness of the last frame relative to the first."""
+    slope: float = 0.25
+    """Side light, as the log of the gain at the edge; it swings to the other side."""
+    warmth: float = 0.0
+    """Drift of the colour temperature, as the log of the gain of red and of 1 / blue."""
+    size: tuple[int, int] = (216, 384)
+    """(height, width), pixels."""
+
+
+VAL_SCENES = (
+    Scene("starfish", ("stripes_star",), distractors=2, pan=40, gain=0.6),
+    Scene("crossing", ("checker_square", "spots_peanut"), slope=0.35),
+    Scene("trio", ("rings_flower", "bricks_hexagon", "zigzag_drop"), gain=0.8, warmth=0.12),
+    Scene("hide-and-seek", ("labyrinth_disc",), occluders=2, pan=20),
+    Scene("sunset", ("scales_triangle", "lattice_cross"), gain=0.6, warmth=0.25, zoom=1.2),
+    Scene("lookalikes", ("spokes_gear",), distractors=3, slope=0.4),
+    Scene("climbers", ("zigzag_drop", "stripes_star"), gain=0.7, turn=0.12, size=(384, 216)),
+    Scene("shade", ("spots_peanut", "bricks_hexagon", "checker_square"), distractors=0, occluders=1, slope=0.5),
+)
+TRAIN_SCENES = (
+    Scene("parade", ("lattice_cross", "rings_flower", "scales_triangle"), warmth=0.15),
+    Scene("drifters", ("spokes_gear", "labyrinth_disc"), distractors=2, gain=0.65),
+)
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A sprite on a path through the world."""
+
+    sprite: render.Sprite
+    label: int
+    """0: not annotated."""
+    start: tuple[float, float]
+    end: tuple[float, float]
+    sway: float
+    """Pixels of a side-step across the path, to and fro once."""
+    first_angle: float
+    spin: float
+    """Radians turned until the last frame."""
+    growth: float
+    """Scale of the last frame relative to the first."""
+
+    def placed(self, time: float) -> render.Affine:
+        """Pose in the world at a time in [0, 1]."""
+        start, end = np.array(self.start), np.array(self.end)
+        along = end - start
+        across = np.array([-along[1], along[0]]) / np.linalg.norm(along)
+        x, y = start + along * time + across * self.sway * np.sin(render.TAU * time)
+        return render.pose(float(x), float(y), self.first_angle + self.spin * time, self.growth**time)
+
+
+def _actor(
+    scene: Scene, kind: str, label: int, palette: render.Palette, start: float, rng: np.random.Generator
+) -> Actor:
+    """An object that starts at a share `start` of the long side and travels 0.3 to 0.45 of it."""
+    long, short = max(scene.size), min(scene.size)
+    sprite = render.make_sprite(kind, rng.uniform(0.17, 0.23) * short, rng.uniform(9, 14), palette, rng)
+    towards = 1.0 if start < 0.5 else -1.0
+    shares = (start, start + towards * rng.uniform(0.3, 0.45))
+    lanes = rng.uniform(0.25, 0.75, 2)
+    path = [(share * long, lane * short) for share, lane in zip(shares, lanes, strict=True)]
+    if scene.size[0] > scene.size[1]:
+        path = [(y, x) for x, y in path]
+    sway = rng.uniform(-0.1, 0.1) * short
+    turns = rng.uniform(-0.6, 0.6, 2)
+    return Actor(sprite, label, path[0], path[1], sway, turns[0], turns[1], rng.uniform(0.85, 1.2))
+
+
+def _cast(scene: Scene, rng: np.random.Generator) -> tuple[list[Actor], render.Canvas]:
+    """The actors, in drawing order, and the ground they move over."""
+    colours = render.draw_palette(rng)
+    slots = rng.permutation(np.linspace(0.18, 0.82, max(2, len(scene.objects))))
+    named = [
+        _actor(scene, kind, label, render.draw_palette(rng, colours), float(slots[label - 1]), rng)
+        for label, kind in enumerate(scene.objects, start=1)
+    ]
+    others = [kind for kind in render.KINDS if kind not in scene.objects]
+    extras = [
+        _actor(scene, str(rng.choice(others)), 0, render.draw_palette(rng, colours), rng.uniform(0.1, 0.9), rng)
+        for _ in range(scene.distractors + scene.occluders)
+    ]
+    size = (scene.size[0] + 2 * _MARGIN, scene.size[1] + 2 * _MARGIN)
+    ground = render.paint(render.ground_field(size, rng), render.draw_palette(rng, colours))
+    return extras[: scene.distractors] + named + extras[scene.distractors :], ground
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A scene with everything that is drawn in it."""
+
+    scene: Scene
+    actors: list[Actor]
+    ground: render.Canvas
+    heading: float
+    """Direction of the camera's pan, radians."""
+
+    def camera(self, time: float) -> render.Affine:
+        """World -> frame at a time in [0, 1]: pan, then turn and zoom about the middle of the frame."""
+        x, y = self.scene.size[1] / 2, self.scene.size[0] / 2
+        half_way = time - 0.5
+        shift = self.scene.pan * half_way
+        panned = render.pose(shift * np.cos(self.heading) - x, shift * np.sin(self.heading) - y)
+        return render.pose(x, y, self.scene.turn * half_way, self.scene.zoom**half_way) @ panned
+
+    def shoot(self, time: float) -> tuple[render.Canvas, Pixels]:
+        """The frame in even light, and its label map."""
+        height, width = self.scene.size
+        camera = self.camera(time)
+        ground_to_frame = (camera @ render.pose(-_MARGIN, -_MARGIN))[:2]
+        canvas = cv2.warpAffine(self.ground, ground_to_frame, (width, height), borderMode=cv2.BORDER_REFLECT)
+        labels = np.zeros(self.scene.size, np.uint8)
+        for actor in self.actors:
+            labels[render.draw_sprite(canvas, actor.sprite, camera @ actor.placed(time), time)] = actor.label
+        return canvas, labels
+
+    def is_clear(self) -> bool:
+        """Every labelled object is well visible in frame 0 and never quite gone later."""
+        for time, least in ((0.0, _SHARE_AT_FIRST), (0.3, 0.0), (0.6, 0.0), (1.0, _SHARE_LATER)):
+            counts = np.bincount(self.shoot(time)[1].ravel(), minlength=len(self.scene.objects) + 1)
+            if counts[1:].min() < max(least, _SHARE_LATER) * counts.sum():
+                return False
+        return True
+
+
+def _set_stage(scene: Scene, seed: list[int]) -> _Stage:
+    """Draw layouts until one is clear."""
+    for draw in range(_DRAWS):
+        rng = np.random.default_rng([*seed, draw])
+        stage = _Stage(scene, *_cast(scene, rng), heading=rng.uniform(0, render.TAU))
+        if stage.is_clear():
+            return stage
+    raise ValueError(f"scene {scene.name!r}, seed {seed}: none of {_DRAWS} layouts keeps all objects in view")
+
+
+def sequence(scene: Scene, frames: int, seed: list[int]) -> Iterator[tuple[Pixels, Pixels]]:
+    """Yields (frame [H, W, 3], labels [H, W] with ids 0..n); the light changes over the sequence."""
+    stage = _set_stage(scene, seed)
+    rng = np.random.default_rng(seed)
+    side = rng.uniform(0, render.TAU)
+    for time in np.linspace(0, 1, frames):
+        canvas, labels = stage.shoot(float(time))
+        swing = scene.slope * np.cos(np.pi * time)
+        slope = (float(swing * np.cos(side)), float(swing * np.sin(side)))
+        lit = render.relight(canvas, scene.gain**time, slope, scene.warmth * (time - 0.5))
+        yield render.to_bytes(lit, 2.5, rng), labels

@@ -1,0 +1,117 @@
+"""Open a backbone by its name or file: the only file that knows `timm:`, `hf-hub:` and `random:`."""
+
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from dino_dense.backbone.backbone import Backbone, Features, Triple
+from dino_dense.backbone.checkpoints import check_fit, infer_vit_shape, load_file, to_our_names
+from dino_dense.backbone.dino_vit import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    DinoViT,
+    build_module,
+    create_timm,
+    describe,
+    rebuild,
+)
+from dino_dense.checkpoint import CheckpointError, sha256_of_weights
+
+__all__ = ["Backbone", "Features", "build_module", "load_backbone"]
+
+
+HUBS = {"timm": "", "hf-hub": "hf-hub:", "hf_hub": "hf-hub:"}
+"""Prefix of a name -> what timm calls the place of its weights."""
+
+
+def split_name(spec: str) -> tuple[str, str]:
+    """A name of a network that is no file: ("random", "timm" or "hf-hub", NAME); ("", "") for a path."""
+    kind, _, name = str(spec).partition(":")
+    return (kind.replace("_", "-"), name) if name and (kind == "random" or kind in HUBS) else ("", "")
+
+
+def load_backbone(spec: str, *, arch: str | None = None, seed: int = 0, network: str = "teacher") -> Backbone:
+    """Open a backbone.
+
+    Args:
+        spec: a checkpoint file or run folder (see `checkpoint.load_file`); `timm:NAME` or `hf-hub:NAME` for
+            pretrained weights, the only case that downloads; `random:NAME` for random weights.
+        arch: overrides the architecture inferred from a file.
+        seed: of random weights; unused otherwise.
+        network: "teacher" or "student", for files that hold both.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: the file cannot be used (see `checkpoint.load_file`), or a download failed.
+        ValueError: unknown architecture name.
+    """
+    kind, name = split_name(spec)
+    if kind == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = build_module(name)
+        return _in_memory(module, name.partition(".")[0], spec)
+    if kind:
+        return _pretrained(HUBS[kind] + name, spec)
+    loaded = load_file(spec, arch=arch, network=network)
+    shape = getattr(loaded.module, "shape", None)
+    name = shape.name if shape is not None else describe(loaded.module)["name"]
+    return Backbone(
+        loaded.module,
+        name=name,
+        sha256=loaded.sha256,
+        spec=spec,
+        mean=_pixel_statistics(loaded.metadata, "mean", IMAGENET_MEAN, spec),
+        std=_pixel_statistics(loaded.metadata, "std", IMAGENET_STD, spec),
+        metadata=loaded.metadata,
+    )
+
+
+def _pixel_statistics(metadata: dict[str, Any], key: str, default: Triple, spec: str) -> Triple:
+    """What a fine-tuned file says of the pixels that its body expects; CheckpointError where that cannot be."""
+    values = metadata.get(key, default)
+    numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
+    if not numbers or len(values) != 3 or not all(abs(value) <= 1 and (key == "mean" or value > 0) for value in values):
+        raise CheckpointError(f"{spec}: its metadata give {values!r} as the pixels' {key}, expected three numbers.")
+    return tuple(map(float, values))  # type: ignore[return-value]
+
+
+def _pretrained(name: str, spec: str) -> Backbone:
+    try:
+        module = create_timm(name, pretrained=True)
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{spec}: its pretrained weights could not be had ({reason}). Check the name and the network, "
+            f"or write random:{name} if random weights are what you want."
+        ) from error
+    facts: Any = module.pretrained_cfg
+    name = ".".join(part for part in (facts["architecture"], facts.get("tag")) if part)
+    if ("dinov2" in name or name.endswith(".dino")) and isinstance(module, VisionTransformer):
+        module = with_dino_positions(module, spec)
+    return _in_memory(module, name, spec)
+
+
+def with_dino_positions(module: VisionTransformer, spec: str) -> DinoViT:
+    """The same weights in our body: DINO and DINOv2 numbers need their own position interpolation."""
+    weights = module.state_dict()
+    body = rebuild({"body": "vit", **vars(infer_vit_shape(weights, spec))})
+    weights = to_our_names(weights)
+    check_fit(body, weights, spec)
+    body.load_state_dict(weights, strict=True)
+    body.pretrained_cfg = module.pretrained_cfg
+    return body  # type: ignore[return-value]
+
+
+def _in_memory(module: nn.Module, name: str, spec: str) -> Backbone:
+    facts = getattr(module, "pretrained_cfg", None) or {}
+    return Backbone(
+        module,
+        name=name,
+        sha256=sha256_of_weights(module),
+        spec=spec,
+        mean=tuple(facts.get("mean", IMAGENET_MEAN)),  # type: ignore[arg-type]
+        std=tuple(facts.get("std", IMAGENET_STD)),  # type: ignore[arg-type]
+    )

@@ -1,0 +1,278 @@
+"""The command line of every entry point. The only file that knows the argument parser.
+
+A frozen dataclass is the whole definition: its fields are the options, their defaults the defaults, and the
+text under each field its help.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import os
+import re
+import sys
+import traceback
+import types
+from argparse import SUPPRESS, Action
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
+
+from dino_dense.config.presets import load_protocol, protocol_names
+from dino_dense.config.schema import field_docs, field_names, from_plain, frozen
+
+DEBUG_VARIABLE = "DINO_DENSE_DEBUG"
+
+
+DEBUG_OPTION = "--debug"
+"""Of every command, anywhere in its line: errors come with their traceback."""
+
+
+class _HelpFormatter(DefaultHelpFormatter):
+    """One or two lines an option: name, text, default. The types are in the placeholders."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=118)
+
+    def _get_help_string(self, action: Action) -> str:
+        if action.default in (None, SUPPRESS) or action.dest in ("help", "config"):
+            return action.help or ""
+        default = _spelt(action.default)
+        return f"{action.help} [{default}]"
+
+
+def _spelt(value: Any) -> str:
+    """A value as one types it."""
+    if isinstance(value, tuple | list):
+        return ",".join(map(_spelt, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _placeholder(hint: Any) -> str:
+    """What stands for a value of this type in the help: N, X, TEXT, a|b or A,B."""
+    options = [option for option in get_args(hint) if option is not type(None)]
+    if get_origin(hint) is Literal:
+        return "{" + "|".join(map(str, options)) + "}"
+    if bool in options:  # bool | Literal[...]
+        words = [str(word) for option in options for word in get_args(option)]
+        return "{" + "|".join(["true", "false", *words]) + "}"
+    if isinstance(hint, types.UnionType):
+        return _placeholder(options[0])
+    if get_origin(hint) is tuple:
+        return ",".join([_placeholder(options[0])] * (2 if options[-1] is Ellipsis else len(options)))
+    return {int: "N", float: "X", bool: "{true|false}"}.get(hint, "TEXT")
+
+
+class _Parser(ArgumentParser):
+    """jsonargparse with the field's spelling in its help, and the nearest name in its errors."""
+
+    def format_help(self) -> str:
+        """Options spelt --with-hyphens, as they are usually typed; underscores work too."""
+        return re.sub(r"--[a-z]\w*", lambda option: option[0].replace("_", "-"), super().format_help())
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message and the nearest option to an unknown one; exit with 2."""
+        text = re.sub(r"^Parser key ", "", str(message))
+        known = {action.dest for action in self._actions}
+        for word in re.findall(r"[\w-]+", text):
+            name = word.strip("-").replace("-", "_")
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+            if len(name) > 2 and near and name not in known:
+                text += f"\nDid you mean --{near[0].replace('_', '-')}?"
+                break
+        print(f"{self.prog}: error: {text}\nSee: {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def parse(
+    *config_types: type,
+    prog: str,
+    description: str,
+    argv: Sequence[str] | None = None,
+    presets: str = "",
+    positional: str = "",
+) -> Any:
+    """Read the command line into frozen dataclasses.
+
+    Args:
+        config_types: dataclasses, every field defaulted; their fields become flat options `--field value`.
+        prog: the command as typed.
+        description: the first lines of its help.
+        argv: the arguments; default those of the process.
+        presets: `--preset NAME` reads `configs/protocols/{presets}_{NAME}.yaml` before the other options.
+        positional: the field (a tuple of str) that takes the words which are no option and no option's value.
+
+    Returns:
+        One value a type, in order; the value itself where there is one type.
+
+    Raises:
+        SystemExit: with 2 after a message, for an unknown or ill-typed option; with 0 after `--help`.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    words = f"{positional.upper()} ... " if positional else ""
+    usage = f"{prog} {words}[--config FILE] [--print-config] [{DEBUG_OPTION}] [--FIELD VALUE ...]"
+    parser = _Parser(
+        prog=prog, usage=usage, description=description, formatter_class=_HelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the fields below.")
+    kinds: dict[str, Any] = {}
+    for config_type in config_types:
+        kinds |= _add_fields(parser, config_type, positional)
+    kinds.pop(positional, None)
+    argv = _normalise(argv, kinds)
+    if positional:
+        argv = _words_first(argv)
+    if presets:
+        names = protocol_names(presets)
+        text = f"Whose constants are the defaults: configs/protocols/{presets}_PRESET.yaml."
+        hint: Any = Literal[*names]
+        parser.add_argument("--preset", type=hint, default=None, help=text, metavar=_placeholder(hint))
+        # These end the parsing where they stand, and must show the preset's constants.
+        endings = ("--help", "-h", "--print_config")
+        preset = parser.parse_args([word for word in argv if not word.startswith(endings)]).preset
+        if preset is not None:  # under whatever else was said, here or in a recipe
+            parser.set_defaults(load_protocol(presets, preset))
+    values = parser.parse_args(argv)
+    try:
+        built = tuple(
+            config_type(**{item.name: frozen(values[item.name]) for item in dataclasses.fields(config_type)})
+            for config_type in config_types
+        )
+    except ValueError as error:  # a config checks itself when built
+        parser.error(str(error))
+    return built[0] if len(built) == 1 else built
+
+
+def from_recipe(config_type: type, values: Mapping[str, Any]) -> Any:
+    """A config from what a YAML file says, types and names checked as on the command line.
+
+    Raises:
+        ValueError: an unknown key (with the nearest name), a value of the wrong type, or one the config refuses.
+    """
+    from_plain(config_type, {name: None for name in values if name not in field_names(config_type)})
+    parser = _Checker()
+    _add_fields(parser, config_type)
+    checked = parser.parse_object(dict(values))
+    return config_type(**{name: frozen(checked[name]) for name in field_names(config_type)})
+
+
+class _Checker(_Parser):
+    """A parser for values that come from a file: what is wrong is raised, not printed."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise ValueError with the message."""
+        raise ValueError(str(message).replace("Parser key ", "")) from ex
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Run an entry point: what the user can mend is one plain message, not a traceback.
+
+    Exit status 0, or what `main` returns; 2 where what was given cannot be used, which leaves nothing that looks
+    finished; 1 where a run failed on its way (an error with that `exit_status`); 130 after Ctrl-C. `--debug` shows
+    the traceback too.
+    """
+    if DEBUG_OPTION in sys.argv:
+        sys.argv.remove(DEBUG_OPTION)
+        os.environ[DEBUG_VARIABLE] = "1"  # for the processes that this one starts, too
+    try:
+        code = main() or 0
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # whoever read our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except (ValueError, OSError) as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            traceback.print_exc()
+        message = str(error).encode("utf-8", "backslashreplace").decode()  # a file's name may be no text
+        print(f"error: {message}\n({DEBUG_OPTION} shows where)", file=sys.stderr)
+        code = getattr(error, "exit_status", 2)
+    raise SystemExit(code)
+
+
+def _add_fields(parser: _Parser, config_type: type, positional: str = "") -> dict[str, Any]:
+    """An option a field, the class's own before those of the class it extends."""
+    hints = get_type_hints(config_type)
+    texts = field_docs(config_type)
+    defaults = {item.name: item.default for item in dataclasses.fields(config_type)}
+    for owner in config_type.__mro__:
+        own = [name for name in inspect.get_annotations(owner) if name in defaults]
+        group = parser.add_argument_group(_first_line(owner)) if own else None
+        for name in own:
+            assert group is not None
+            help_text, hint = texts[name].replace("%", "%%"), hints[name]
+            if name == positional:
+                group.add_argument(name, nargs="*", type=str, help=help_text, metavar=name.upper())
+            else:
+                placeholder = _placeholder(hint)
+                group.add_argument(f"--{name}", type=hint, default=defaults[name], help=help_text, metavar=placeholder)
+    return hints
+
+
+def _first_line(config_type: type) -> str:
+    return (config_type.__doc__ or config_type.__name__).strip().splitlines()[0].rstrip(".")
+
+
+def _is_tuple(hint: Any) -> bool:
+    options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return any(get_origin(option) is tuple for option in options)
+
+
+def _normalise(argv: list[str], kinds: Mapping[str, Any]) -> list[str]:
+    """Shell habits -> what the parser reads: --max-frames, a bare --resume, lists as a,b,c or said again and again."""
+    result: list[str] = []
+    argv = _join_repeats(argv, kinds)
+    for position, word in enumerate(argv):
+        if word.startswith("--"):
+            option, equals, value = word.partition("=")
+            name = option[2:].replace("-", "_")
+            bare = position + 1 == len(argv) or argv[position + 1].startswith("--")
+            if _may_stand_alone(kinds.get(name)) and not equals and bare:
+                value, equals = "true", "="
+            result.append(f"--{name}{equals}{_as_list(value, kinds.get(name)) if equals else ''}")
+        else:
+            option = result[-1] if result else ""
+            result.append(_as_list(word, kinds.get(option[2:]) if option.startswith("--") else None))
+    return result
+
+
+def _may_stand_alone(hint: Any) -> bool:
+    """Whether an option without a value means true."""
+    return hint is bool or bool in get_args(hint)
+
+
+def _words_first(argv: list[str]) -> list[str]:
+    """Positional words before the options, wherever they were typed: argparse wants them in one piece."""
+    words: list[str] = []
+    options: list[str] = []
+    for word in argv:
+        before = options[-1] if options else ""
+        is_value = before.startswith("--") and "=" not in before and before not in ("--help", "--print_config")
+        (options if is_value or word.startswith("-") else words).append(word)
+    return words + options
+
+
+def _join_repeats(argv: list[str], kinds: Mapping[str, Any]) -> list[str]:
+    """--ckpt A --ckpt B -> --ckpt A,B, for options that take a list."""
+    result: list[str] = []
+    places: dict[str, int] = {}
+    words = iter(argv)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if not (word.startswith("--") and _is_tuple(kinds.get(option[2:].replace("-", "_")))):
+            result.append(word)
+            continue
+        value = value if equals else next(words, "")
+        if option in places:
+            result[places[option]] += f",{value}"
+        else:
+            result += [option, value]
+            places[option] = len(result) - 1
+    return result
+
+
+def _as_list(value: str, hint: Any) -> str:
+    if not _is_tuple(hint) or value.startswith("[") or value == "null":
+        return value
+    return f"[{', '.join(part.strip() for part in value.split(','))}]"

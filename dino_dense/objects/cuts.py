@@ -1,0 +1,180 @@
+"""Normalized cuts of the patch graph: TokenCut and MaskCut.
+
+Shapes: an image has h x w patches, N = h*w, in rows; features are [C, h, w], masks bool [h, w].
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+import scipy.ndimage
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dino_dense.arrays import Floats, Mask
+from dino_dense.objects.lanczos import leading_pairs
+from dino_dense.objects.segment import Segment, check_finite, component
+
+SMALLEST_GRAPH = 3  # patches; fewer have no third eigenvalue
+
+
+LANCZOS_FROM = 512  # patches; below, the reference's own dense call is fast, and breaks ties as the reference does
+
+
+LARGEST_RESIDUAL = 1e-9  # of an eigenvector of length 1
+
+
+TIE = 1e-9  # of the eigenvector's largest value: not above its mean but for rounding
+
+
+MASKCUT_CORNERS = 3  # maskcut.py: this many image corners in the foreground, and it is the background
+
+
+MASKCUT_OVERLAP = 0.5  # maskcut.py: IoU with the mask before, above which a mask is dropped
+
+
+MASKCUT_AREA = 0.01  # maskcut.py: share of the image up to which a mask is dropped
+
+
+class Graph(NamedTuple):
+    """Patches, and the weights between them: 1 where they are joined, else eps."""
+
+    joined: Tensor
+    """[N, N], float32 zeros and ones, symmetric."""
+    eps: float
+
+    def weights(self) -> Floats:
+        """[N, N]."""
+        return np.where(self.joined.cpu().numpy() > 0, 1.0, self.eps)
+
+    def links(self, side: Tensor) -> Tensor:
+        """Sums of each patch's weights to the patches [N] that are True, [N], float64."""
+        counts = self.joined @ side.to(self.joined)  # whole numbers, exact
+        return (1 - self.eps) * counts.double() + self.eps * side.sum()
+
+
+class SecondEigenpair(NamedTuple):
+    """Of (D - A) y = value D y, the second smallest."""
+
+    vector: Floats
+    """[N]."""
+    value: float
+    gap: float
+    """How much larger the third smallest eigenvalue is."""
+
+
+# --- Normalised cut: TokenCut, MaskCut ---------------------------------------------------------------------
+
+
+def patch_graph(features: Tensor, tau: float, eps: float) -> Graph:
+    """Patches are joined where the cosine of their features [C, h, w] is above tau."""
+    unit = F.normalize(features.flatten(1).T.float(), dim=1)
+    products = unit @ unit.T
+    return Graph(torch.gt(products, tau, out=products), eps)
+
+
+def second_eigenvector(graph: Graph, start: Floats | None = None) -> SecondEigenpair:
+    """The relaxed normalised cut of a graph with N >= 3 patches (Shi and Malik 2000).
+
+    Large graphs: with z = D^1/2 y, (D - A) y = v D y becomes M z = (1 - v) z for the symmetric M = D^-1/2 A D^-1/2,
+    whose largest eigenvalue 1 belongs to z0 = D^1/2 1. What is largest beside it is found without a factorisation.
+
+    Args:
+        start: [N], a vector that is probably like this one, such as that of the frame before: it only saves time.
+    """
+    found = by_lanczos(graph, start) if len(graph.joined) >= LANCZOS_FROM else None
+    if found is None:
+        weights = graph.weights()
+        degree = np.diag(weights.sum(axis=1))
+        found = scipy.linalg.eigh(degree - weights, degree, subset_by_index=[1, 2])
+    values, vectors = found
+    return SecondEigenpair(vectors[:, 0], float(values[0]), float(values[1] - values[0]))
+
+
+def by_lanczos(graph: Graph, start: Floats | None = None) -> tuple[Floats, Floats] | None:
+    """The second and third eigenvalue [2] and their vectors [N, 2]; None where Lanczos does not get there."""
+    degree = graph.links(torch.ones(len(graph.joined), device=graph.joined.device, dtype=torch.bool))
+    root = degree.sqrt()
+    first = None if start is None else torch.from_numpy(start).to(root) * root
+    pairs = leading_pairs(
+        graph.joined[None],
+        degree[None],
+        graph.eps,
+        tolerance=LARGEST_RESIDUAL,
+        start=None if first is None else first[None],
+    )
+    if pairs is None:
+        return None
+    return (1 - pairs.values[0]).cpu().numpy(), (pairs.vectors[0] / root).T.cpu().numpy()
+
+
+def tokencut(features: Tensor, tau: float = 0.2, eps: float = 1e-5) -> Segment:
+    """The object as the side of the normalised cut with the extreme patch (Wang et al. 2022, object_discovery.py).
+
+    The eigenvector is cut at its mean; the seed is the patch of largest absolute value, its side the foreground, the
+    mask the 4-connected component of the seed. Nothing is found where all patches are joined alike (such a graph
+    has no second eigenvector of its own), or are fewer than three.
+
+    Args:
+        features: [C, h, w].
+
+    Returns:
+        Its confidence is the eigen-gap, third minus second eigenvalue: near 0 where no cut, or more than one, is
+        as good as another.
+    """
+    return _cut(features, tau, eps, corners=False)
+
+
+def maskcut(features: Tensor, tau: float = 0.2, eps: float = 1e-5, masks: int = 3) -> list[Segment]:
+    """Up to `masks` objects: cut, take the object's patches out of the features, cut again (CutLER's maskcut.py).
+
+    A foreground with three image corners or more is the background, and the sides change. A later mask that is at most
+    1 % of the image, or overlaps the one before by more than half (IoU), is dropped and ends the search. What an
+    earlier mask holds is not in a later one. The reference then refines each mask by a dense CRF; there is none here.
+    """
+    found = [_cut(features, tau, eps, corners=True)]
+    taken, before, left, new = found[0].mask, found[0].mask, features, found[0]
+    for _ in range(masks - 1):
+        left = left * torch.from_numpy(~taken).to(left)
+        new = _cut(left, tau, eps, corners=True, start=new.eigenvector)
+        if new.mask.mean() <= MASKCUT_AREA or _overlap(new.mask, before) > MASKCUT_OVERLAP:
+            break
+        before, own = new.mask, new.mask & ~taken
+        taken = taken | new.mask
+        if own.any():
+            found.append(new._replace(mask=own))
+    return found
+
+
+def _cut(features: Tensor, tau: float, eps: float, *, corners: bool, start: Floats | None = None) -> Segment:
+    """One normalised cut of features [C, h, w]; see `tokencut`, `maskcut` (`corners`) and `second_eigenvector`."""
+    check_finite(features)
+    height, width = features.shape[-2:]
+    graph = patch_graph(features, tau, eps)
+    if len(graph.joined) < SMALLEST_GRAPH or graph.joined.min() == graph.joined.max():
+        return Segment(np.zeros((height, width), bool), 0.0, ncut=1.0)
+    pair = second_eigenvector(graph, None if start is None else start.ravel())
+    values = pair.vector
+    extreme = values[np.abs(values).argmax()]
+    values = values * np.sign(extreme)
+    foreground = values - values.mean() > TIE * abs(extreme)
+    if corners and foreground.reshape(height, width)[[0, 0, -1, -1], [0, -1, 0, -1]].sum() >= MASKCUT_CORNERS:
+        values, foreground = -values, ~foreground
+    seed = int(values.argmax())
+    mask = component(foreground.reshape(height, width), seed)
+    vector = values.reshape(height, width)
+    return Segment(mask, min(1.0, pair.gap), seed, _normalized_cut(graph, foreground), vector)
+
+
+def _normalized_cut(graph: Graph, side: Mask) -> float:
+    """cut / volume of one side + cut / volume of the other, of a partition [N] (Shi and Malik 2000)."""
+    inside = torch.from_numpy(side).to(graph.joined.device)
+    volume = graph.links(torch.ones_like(inside))
+    cut = graph.links(inside)[~inside].sum()
+    return float(cut / volume[inside].sum() + cut / volume[~inside].sum())
+
+
+def _overlap(one: Mask, other: Mask) -> float:
+    union = np.count_nonzero(one | other)
+    return np.count_nonzero(one & other) / union if union else 0.0

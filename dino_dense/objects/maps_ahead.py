@@ -1,0 +1,53 @@
+"""Maps of many images: read ahead in threads, extracted in batches of one size."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from dino_dense import Backbone
+from dino_dense.pipeline import in_batches, read_ahead
+
+Item = TypeVar("Item")
+
+
+Given = TypeVar("Given")
+
+
+GPU_BATCH = 8  # images of one size extracted at once
+
+
+READERS = 2  # threads that read images
+
+
+def maps_ahead(
+    items: Iterable[Item],
+    read: Callable[[Item], Given],
+    prepare: Callable[[Given], Tensor],
+    extract: Callable[[Tensor], Tensor],
+    batch_size: int,
+) -> Iterator[tuple[Item, Given, Tensor]]:
+    """Items in order with what was read of each and its maps: read ahead in threads, extracted in batches of one size.
+
+    Args:
+        read: what an item's files hold; runs in threads, so that it keeps off torch.
+        prepare: that as an image [3, H, W].
+        extract: images [B, 3, H, W] -> maps [B, ...].
+        batch_size: images extracted at once, of consecutive ones of equal size.
+    """
+
+    def read_one(item: Item) -> tuple[Item, Given]:
+        return item, read(item)
+
+    with closing(read_ahead(read_one, items, ahead=2 * batch_size, workers=READERS)) as given:
+        prepared = ((item, found, prepare(found)) for item, found in given)
+        for batch in in_batches(prepared, lambda one: one[2].shape, batch_size):
+            maps = extract(torch.stack([image for _, _, image in batch]))
+            yield from ((item, found, one) for (item, found, _), one in zip(batch, maps, strict=True))
+
+
+def default_batch(backbone: Backbone) -> int:
+    """Images extracted at once where nobody says: a CPU gains nothing from more than one."""
+    return 1 if backbone.device.type == "cpu" else GPU_BATCH

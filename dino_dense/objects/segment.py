@@ -1,0 +1,168 @@
+"""Objects in one image from its frozen patch features: the protocol, the result, and the features compared.
+
+Shapes: an image has h x w patches, N = h*w, in rows; features are [C, h, w], masks bool [h, w].
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import scipy.linalg
+import scipy.ndimage
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from dino_dense import Backbone
+from dino_dense.arrays import Box, Floats, Mask
+
+CONFIDENCE = {
+    "tokencut": "eigen-gap of the cut",
+    "maskcut": "eigen-gap of the first cut",
+    "lost": "share of patches unlike the seed",
+    "attention": "concentration of the attention",
+}
+"""What a segment's confidence is under each method, in a few words."""
+
+
+@dataclass(frozen=True)
+class SegmentProtocol:
+    """The constants of the methods"""
+
+    features: Literal["keys", "patches"] = "keys"
+    """What TokenCut, LOST and MaskCut compare: attention keys of the last block (their papers), or the patch tokens
+    (DINOv3, App. D.4). Networks without keys are compared by their last map, as in LOST."""
+    tau: float = 0.2
+    """Cosine above which two patches are joined (TokenCut, MaskCut)."""
+    eps: float = 1e-5
+    """Weight between patches that are not joined (TokenCut, MaskCut)."""
+    lost_k: int = 100
+    """Patches of lowest degree among which LOST's seed expands (main_lost.py --k_patches)."""
+    mass: float = 0.6
+    """Share of the attention that its mask keeps (DINO: 0.6 in Fig. 4 and the text, 0.8 in App. D, both
+    with the same numbers)."""
+    short_side: int | None = None
+    """Short side the image is resized to first, pixels; without it, the native size (the papers)."""
+    squash: int | None = None
+    """Resize both sides to this instead, pixels, whatever the shape (visualize_attention.py, maskcut.py: 480)."""
+
+    def __post_init__(self) -> None:
+        if self.short_side is not None and self.squash is not None:
+            raise ValueError(f"short_side is {self.short_side} and squash {self.squash}: expected one of them at most")
+        for name in ("short_side", "squash"):
+            if (pixels := getattr(self, name)) is not None and pixels < 1:
+                raise ValueError(f"{name} is {pixels}: expected 1 pixel or more, or none for the native size")
+        limits = {"tau": (-1, 1), "eps": (0, 1), "mass": (0, 1)}
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            inside = low < value < high or (name == "mass" and value == high)
+            if not inside:
+                raise ValueError(f"{name} is {value}: expected a number between {low} and {high}")
+        if self.lost_k < 1:
+            raise ValueError(f"lost_k is {self.lost_k}: expected 1 patch or more")
+
+
+class Segment(NamedTuple):
+    """One object found in an image."""
+
+    mask: Mask
+    """[h, w]; all False where nothing was found."""
+    confidence: float
+    """0 to 1, comparable among images under one method (each says what it is)."""
+    seed: int = -1
+    """Patch the object grew from; -1 where there is none."""
+    ncut: float = np.nan
+    """Normalised cut of the partition, 0 (two separate pieces) to 1 (no structure) or more; NaN for other methods."""
+    eigenvector: Floats | None = None
+    """[h, w], the partition's relaxed solution, larger on the object; up to a factor."""
+
+
+# --- All methods -------------------------------------------------------------------------------------------
+
+
+def patch_features(backbone: Backbone, images: Tensor, protocol: SegmentProtocol) -> Tensor:
+    """What the methods but attention compare, [B, C, h, w], of images [B, 3, H, W] in [0, 1].
+
+    A network without attention heads gives its last map, with a layer norm over all its values, as LOST does for
+    ResNets: it ends with a ReLU, so that every product would be positive.
+    """
+    kind = feature_kind(backbone, protocol)
+    features: Tensor = getattr(backbone.extract(images, {kind}), kind)
+    return features if backbone.num_heads else F.layer_norm(features, features.shape[1:])
+
+
+def feature_kind(backbone: Backbone, protocol: SegmentProtocol) -> Literal["keys", "patches"]:
+    """What of the backbone is compared: `protocol.features`, or the patches where it has no keys."""
+    return protocol.features if protocol.features in backbone.provides else "patches"
+
+
+def feature_note(backbone: Backbone, protocol: SegmentProtocol) -> str:
+    """What a reader must know of the features; "" where they are those asked for."""
+    if feature_kind(backbone, protocol) == protocol.features:
+        return ""
+    return f"{backbone.name} has no keys: its last map was compared instead."
+
+
+def attention_of(backbone: Backbone, images: Tensor) -> Tensor:
+    """The class token's attention [B, heads, h, w] to images [B, 3, H, W] in [0, 1]; ValueError if it has none."""
+    attention = backbone.extract(images, {"attention"}).attention
+    assert attention is not None
+    return attention
+
+
+def compared_maps(backbone: Backbone, images: Tensor, protocol: SegmentProtocol, method: str) -> Tensor:
+    """What a method looks at, of images [B, 3, H, W]: attention [B, heads, h, w], or features [B, C, h, w]."""
+    if method == "attention":
+        return attention_of(backbone, images)
+    return patch_features(backbone, images, protocol)
+
+
+def component(mask: Mask, seed: int) -> Mask:
+    """The 4-connected piece of a mask [h, w] with the patch `seed` in it; empty where that is not in the mask."""
+    pieces, _ = scipy.ndimage.label(mask)
+    return mask & (pieces == pieces.flat[seed])
+
+
+def largest_component(mask: Mask) -> Mask:
+    """The largest 4-connected piece of a mask, the first of equal ones; empty for an empty mask."""
+    pieces, count = scipy.ndimage.label(mask)
+    if not count:
+        return mask
+    sizes = np.bincount(pieces.ravel())[1:]
+    return pieces == 1 + sizes.argmax()
+
+
+def box_of(mask: Mask, patch_size: int, size: tuple[int, int]) -> Box | None:
+    """The box (x0, y0, x1, y1) around a mask [h, w], pixels of an image of `size` (H, W), ends not included.
+
+    None for an empty mask.
+    """
+    if not mask.any():
+        return None
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    x1, y1 = ((int(found[-1]) + 1) * patch_size for found in (columns, rows))
+    return float(columns[0] * patch_size), float(rows[0] * patch_size), float(min(x1, size[1])), float(min(y1, size[0]))
+
+
+def working_size(size: tuple[int, int], protocol: SegmentProtocol) -> tuple[int, int]:
+    """(H, W) in pixels that an image of `size` (H, W) is resized to, before its sides are fitted to the patches."""
+    if protocol.squash is not None:
+        return protocol.squash, protocol.squash
+    if protocol.short_side is None:
+        return size
+    scale = protocol.short_side / min(size)
+    return round(size[0] * scale), round(size[1] * scale)
+
+
+def to_tensor(rgb: npt.NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
+    """RGB [H, W, 3] -> float [3, *size] in [0, 1], resized with Pillow's LANCZOS where it has another size (h, w)."""
+    if rgb.shape[:2] != size:
+        rgb = np.asarray(Image.fromarray(rgb).resize(size[::-1], Image.Resampling.LANCZOS))
+    return torch.from_numpy(rgb.copy()).permute(2, 0, 1).float() / 255
+
+
+def check_finite(values: Tensor) -> None:
+    if not bool(values.isfinite().all()):
+        raise ValueError("the backbone gave features that are not finite numbers: check its weights, or use fp32")

@@ -1,0 +1,231 @@
+"""What a view looks like: colour jitter, grey, blur and solarization, drawn once and applied in either of two places.
+
+Drawn per view (`draw_look`), they are a row of numbers (`Look`). A loader process applies them to 8-bit pixels with
+OpenCV (`apply_look`), or the training device applies them to all views of a batch at once (`apply_looks`). Both are the
+operations of main_dino.py, which uses PIL through torchvision, after resizing:
+
+    brightness, contrast, saturation    x -> p + f (x - p), cut to [0, 255], with p = 0, the mean grey level, the
+                                        pixel's own grey (PIL ImageEnhance); fractions are dropped, as in PIL
+    hue                                 a turn of H in HSV by a share of the circle
+    blur                                PIL's GaussianBlur(radius), see `blur_kernel`
+
+The loader rounds to 8 bits after each operation as PIL does; the device does not, which is the difference of the two.
+
+Shapes: N views of S x S pixels, T taps of the blur's kernel.
+"""
+
+import functools
+import math
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dino_dense.arrays import Pixels
+from dino_dense.pretrain.config import PretrainConfig
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+"""The operations of the jitter, as numbered in `Look.order`."""
+GRAY_WEIGHTS = (0.299, 0.587, 0.114)
+"""Grey = their product with RGB (ITU-R BT.601, as PIL's convert("L") has it)."""
+SOLARIZE_THRESHOLD = 128
+"""Pixel values from here up are inverted (the default of PIL's solarize, which the published code uses)."""
+HUE_STEPS = 255
+"""The hue's turn is a whole number of these, fractions dropped (torchvision's adjust_hue of a PIL image)."""
+BLUR_PASSES = 3
+"""Box filters that make up PIL's Gaussian blur (the default of Pillow's ImagingGaussianBlur)."""
+
+
+class Look(NamedTuple):
+    """One view's photometric parameters; the defaults change nothing."""
+
+    order: tuple[int, ...] = (BRIGHTNESS, CONTRAST, SATURATION, HUE)
+    """In which the jitter's operations are applied."""
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    hue: float = 0.0
+    """In [-0.5, 0.5], a share of the colour circle."""
+    gray: bool = False
+    blur: float = 0.0
+    """Radius (pixels); 0 = none."""
+    solarize: bool = False
+
+    @property
+    def factors(self) -> tuple[float, float, float, float]:
+        """By operation."""
+        return self.brightness, self.contrast, self.saturation, self.hue
+
+    def row(self) -> list[float]:
+        """All of it as numbers, for a table of looks [N, ROW]."""
+        return [*self.order, *self.factors, float(self.gray), self.blur, float(self.solarize)]
+
+
+ROW = len(Look().row())
+_ORDER, _FACTORS, _GRAY, _BLUR, _SOLARIZE = slice(0, 4), slice(4, 8), 8, 9, 10  # columns of a table of looks
+
+
+def draw_look(config: PretrainConfig, blur_prob: float, solarize_prob: float, rng: random.Random) -> Look:
+    """Random parameters with the distributions of torchvision's ColorJitter and main_dino's transforms."""
+    look = _draw_jitter(config.jitter, rng) if rng.random() < config.jitter_prob else Look()
+    return look._replace(
+        gray=rng.random() < config.gray_prob,
+        blur=rng.uniform(*config.blur_radius) if rng.random() < blur_prob else 0.0,
+        solarize=rng.random() < solarize_prob,
+    )
+
+
+def _draw_jitter(strengths: tuple[float, float, float, float], rng: random.Random) -> Look:
+    """Factors uniform in [max(0, 1 - s), 1 + s], hue in [-s, s], in an order drawn from all 24."""
+    order = [BRIGHTNESS, CONTRAST, SATURATION, HUE]
+    rng.shuffle(order)
+    brightness, contrast, saturation = (rng.uniform(max(0.0, 1 - width), 1 + width) for width in strengths[:HUE])
+    return Look(tuple(order), brightness, contrast, saturation, rng.uniform(-strengths[HUE], strengths[HUE]))
+
+
+# --- In a loader process: 8-bit pixels, one view at a time ---
+
+_DROP_FRACTION = -0.499  # added before OpenCV rounds to the nearest: PIL drops what is behind the point
+_SOLARIZED = np.where(np.arange(256) < SOLARIZE_THRESHOLD, np.arange(256), 255 - np.arange(256)).astype(np.uint8)
+
+
+def apply_look(pixels: Pixels, look: Look) -> Pixels:
+    """A view uint8 [S, S, 3] (RGB) with `look`; the array itself stays as it was."""
+    for operation in look.order:
+        factor = look.factors[operation]
+        if operation == HUE and factor != 0:
+            pixels = _turn_hue(pixels, factor)
+        elif operation != HUE and factor != 1:
+            pixels = _blend(pixels, operation, factor)
+    if look.gray:
+        pixels = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    if look.blur > 0:
+        kernel = blur_kernel(look.blur)
+        pixels = cv2.sepFilter2D(pixels, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
+    return cv2.LUT(pixels, _SOLARIZED) if look.solarize else pixels
+
+
+def _blend(pixels: Pixels, operation: int, factor: float) -> Pixels:
+    """Brightness, contrast or saturation, as one affine map of RGB."""
+    affine = np.zeros((3, 4))
+    affine[:, 3] = _DROP_FRACTION
+    if operation == CONTRAST:
+        gray = cv2.mean(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))[0]
+        affine[:, 3] += (1 - factor) * int(gray + 0.5)
+    if operation == SATURATION:
+        affine[:, :3] = (1 - factor) * np.array(GRAY_WEIGHTS)
+    affine[[0, 1, 2], [0, 1, 2]] += factor
+    return cv2.transform(pixels, affine)
+
+
+def _turn_hue(pixels: Pixels, turn: float) -> Pixels:
+    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
+    hsv[..., 0] += np.uint8(int(HUE_STEPS * turn) % 256)  # 256 steps are OpenCV's circle: overflow is meant
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL, dst=hsv)
+
+
+def blur_kernel(radius: float) -> npt.NDArray[np.float32]:
+    """Kernel [T] of PIL's Gaussian blur with this radius (pixels), T odd.
+
+    PIL approximates a Gaussian of standard deviation r by three passes of an extended box filter (Gwosdek et al.,
+    Theoretical Foundations of Gaussian Convolution by Extended Box Filtering, 2011): 2l + 1 taps of weight 1 and one
+    of weight a at each end, with l and a such that the three variances add up to r^2. Here the three are one kernel;
+    only within T/2 pixels of the border, which PIL extends anew for each pass, does that change anything.
+    """
+    variance = radius * radius / BLUR_PASSES
+    reach = int((math.sqrt(12 * variance + 1) - 1) / 2)  # l
+    end = (2 * reach + 1) * (reach * (reach + 1) - 3 * variance) / (6 * (variance - (reach + 1) ** 2))  # a
+    box = np.ones(2 * reach + 3)
+    box[0] = box[-1] = end
+    kernel = functools.reduce(np.convolve, [box] * BLUR_PASSES)
+    return (kernel / kernel.sum()).astype(np.float32)
+
+
+# --- On the training device: a batch at a time ---
+
+_DROPPED = 0.5  # what the 8-bit operations drop on average: without it, these would be that much brighter
+
+
+def apply_looks(views: Tensor, table: Tensor) -> Tensor:
+    """Views [N, 3, S, S], 0 to 255, with the looks of `table` [N, ROW]: float32 [N, 3, S, S], 0 to 255.
+
+    The table is read on the CPU, where it says which views an operation is for: the device is never waited for.
+    """
+    views = views.contiguous().float()
+    factors = table[:, _FACTORS]
+    for operations in table[:, _ORDER].long().T:
+        views = _blend_batch(views, operations, factors.gather(1, operations[:, None])[:, 0])
+        _change(views, factors[:, HUE].where(operations == HUE, 0), _turn_hue_batch)
+    _change(views, table[:, _GRAY], lambda chosen, _: _gray(chosen)[:, None].expand_as(chosen))
+    _change(views, table[:, _BLUR], _blur_batch)
+    _change(views, table[:, _SOLARIZE], lambda x, _: torch.where(x < SOLARIZE_THRESHOLD, x, 255 - x))
+    return views
+
+
+def _change(views: Tensor, amounts: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """In place, the views whose amount [N] is not 0."""
+    index = amounts.nonzero()[:, 0]
+    if len(index):
+        where = index.to(views.device, non_blocking=True)
+        views.index_copy_(0, where, change(views.index_select(0, where), amounts[index]))
+
+
+def _gray(views: Tensor) -> Tensor:
+    """[N, 3, S, S] -> [N, S, S]."""
+    red, green, blue = (channel * weight for channel, weight in zip(views.unbind(1), GRAY_WEIGHTS, strict=True))
+    return red + green + blue
+
+
+def _blend_batch(views: Tensor, operations: Tensor, factors: Tensor) -> Tensor:
+    """The operation [N] of each view with its factor [N], as one product of 3x3 matrices; hue stays as it is."""
+    factors = factors.where(operations != HUE, 1.0)
+    own_gray = (1 - factors).where(operations == SATURATION, 0.0)
+    matrices = factors[:, None, None] * torch.eye(3) + own_gray[:, None, None] * torch.tensor(GRAY_WEIGHTS)
+    dropped = torch.full_like(factors, _DROPPED).where(factors != 1, 0.0)
+    offsets = -dropped.to(views.device, non_blocking=True)
+    mean_gray = (1 - factors).where(operations == CONTRAST, 0.0).nonzero()[:, 0]
+    if len(mean_gray):
+        where = mean_gray.to(views.device, non_blocking=True)
+        levels = (_gray(views.index_select(0, where)).mean(dim=(1, 2)) + 0.5).floor()
+        offsets.index_add_(0, where, levels * (1 - factors[mean_gray]).to(views.device, non_blocking=True))
+    matrices = matrices.to(views.device, non_blocking=True)
+    blended = torch.baddbmm(offsets[:, None, None], matrices, views.flatten(2))  # [N, 3, S*S]
+    return blended.clamp_(0, 255).view_as(views)
+
+
+def _turn_hue_batch(views: Tensor, turns: Tensor) -> Tensor:
+    """HSV's hue (Smith, Color Gamut Transform Pairs, 1978) in sixths of the circle, turned, and back to RGB."""
+    red, green, blue = views.unbind(1)
+    value = views.amax(dim=1)
+    chroma = value - views.amin(dim=1)
+    divisor = chroma.clamp(min=1e-6)  # grey has no hue; any will do
+    hue = torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4)
+    hue = torch.where(value == red, (green - blue) / divisor, hue)
+    turns = (turns * HUE_STEPS).trunc() / HUE_STEPS
+    hue += 6 * turns.to(views.device, non_blocking=True)[:, None, None]
+    # A channel falls from the value by the chroma where the hue is far from its own.
+    far = torch.stack([(hue + start) % 6 for start in (5, 3, 1)], dim=1)
+    return value[:, None] - chroma[:, None] * torch.minimum(far, 4 - far).clamp_(0, 1)
+
+
+def _blur_batch(views: Tensor, radii: Tensor) -> Tensor:
+    """Each view between two band matrices: faster on a GPU than as many convolutions, and the border comes free."""
+    kernels = [blur_kernel(radius) for radius in radii.tolist()]
+    taps, size = max(map(len, kernels)), views.shape[-1]
+    padded = torch.from_numpy(np.stack([np.pad(kernel, (taps - len(kernel)) // 2) for kernel in kernels]))
+    filters = padded.to(views.device, non_blocking=True) @ _shifts(size, taps, views.device).flatten(1)
+    filters = filters.view(-1, 1, size, size)
+    return filters @ views @ filters.mT
+
+
+@functools.lru_cache(maxsize=8)
+def _shifts(size: int, taps: int, device: torch.device) -> Tensor:
+    """[T, S, S]: matrix t shifts a column of pixels by t - T//2, and repeats the border's."""
+    pixels = torch.arange(size)
+    source = (pixels + torch.arange(taps)[:, None] - taps // 2).clamp(0, size - 1)
+    return (source[:, :, None] == pixels).float().to(device)

@@ -1,0 +1,305 @@
+"""A linear layer on frozen patch tokens, one class a pixel: how it is trained, and applied to any picture.
+
+Shapes: B images, h x w patches, D channels, K classes, S side of a crop in pixels.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from dino_dense import Backbone, distributed
+from dino_dense.checkpoint import read_tensors, write_tensors
+from dino_dense.pretrain.crops import derive_seed
+
+SAVE_SECONDS = 60.0  # a long run loses at most this
+VOID = 255  # class id of pixels of no class: neither trained on nor scored (PASCAL VOC)
+LOG_EVERY = 10  # steps between rows of the learning curve
+
+
+class LabelledPicture(Protocol):
+    """An image file with a class for every pixel."""
+
+    def read(self) -> tuple[Image.Image, npt.NDArray[np.uint8]]:
+        """RGB picture and class ids uint8 [H, W], `VOID` where there is none."""
+
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+"""Tokens [B, D, h, w] and class ids [B, S, S], a batch a step."""
+
+
+@dataclass(frozen=True)
+class PixelProbe:
+    """How the linear layer is trained and applied (defaults: DINOv3, arXiv 2508.10104, App. D)"""
+
+    steps: int = 40_000
+    """Optimizer steps (DINOv3's linear segmentation, arXiv 2508.10104, App. D)."""
+    batch_size: int = 16
+    """Crops a step, over all processes (DINOv3)."""
+    lr: float = 1e-3
+    """Of AdamW, falling to 0 by a cosine over the steps (DINOv3 sweeps 1e-4, 3e-4, 1e-3)."""
+    weight_decay: float = 1e-3
+    """Of AdamW (DINOv3 sweeps 1e-4, 1e-3)."""
+    warmup: int = 1500
+    """Steps of linear warm-up, at most a tenth of all steps. Ours; no source states it."""
+    crop: int = 512
+    """Side of training crops and windows, and short side of whole images, pixels (DINOv3); must be a multiple of the
+    patch size: 518 for patch 14."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Range of the short side of a training image before its crop, as a multiple of `crop` (DINOv3)."""
+    augment: bool = True
+    """False: the middle square of every training image at short side `crop`, its tokens extracted once and kept in
+    memory (for laptops); scale and flips are then unused. Ours."""
+    window: Literal["whole", "slide"] = "whole"
+    """whole: the image at short side `crop`; slide: windows of `crop`, scores averaged where they overlap."""
+    stride: int = 341
+    """Between windows, pixels (DINOv3)."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "crop", "stride"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected 1 or more")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale is {self.scale}: expected a range (low, high) with 0 < low <= high")
+        if self.window == "slide" and self.stride > self.crop:
+            raise ValueError(f"stride {self.stride} is larger than crop {self.crop}: pixels would be left out")
+
+
+class LinearHead(nn.Sequential):
+    """BatchNorm, then one linear layer a patch: [B, D, h, w] -> logits [B, K, h, w] (DINOv3)."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__(nn.BatchNorm2d(channels), nn.Conv2d(channels, classes, 1))
+
+
+class _Crops(Dataset):
+    """Scaled, cropped and flipped training images, a function of the seed and the step."""
+
+    def __init__(self, pairs: Sequence[LabelledPicture], config: PixelProbe, seed: int) -> None:
+        self.pairs, self.config, self.seed = pairs, config, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """(draw, image) -> RGB [3, S, S] in [0, 1] and ids [S, S]."""
+        draw, index = key
+        picture, ids = self.pairs[index].read()
+        image = tv_tensors.Image(v2.functional.pil_to_tensor(picture))
+        mask = tv_tensors.Mask(torch.from_numpy(ids))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.seed, draw))
+            image, mask = self._transform()(image, mask)
+        return image.float() / 255, mask.long()
+
+    def _transform(self) -> v2.Compose:
+        crop = self.config.crop
+        if not self.config.augment:
+            # The scale and shape that validation images have: squashed ones score lower.
+            return v2.Compose([v2.Resize(crop, v2.InterpolationMode.BICUBIC), v2.CenterCrop(crop)])
+        low, high = self.config.scale
+        short = round(crop * torch.empty(()).uniform_(low, high).item())
+        fill: dict[Any, Any] = {tv_tensors.Image: 0, tv_tensors.Mask: VOID}
+        return v2.Compose(
+            [
+                v2.Resize(short, v2.InterpolationMode.BICUBIC),
+                v2.RandomCrop(crop, pad_if_needed=True, fill=fill),
+                v2.RandomHorizontalFlip(),
+            ]
+        )
+
+
+def train_head(
+    backbone: Backbone,
+    config: PixelProbe,
+    pairs: Sequence[LabelledPicture],
+    classes: int,
+    *,
+    state: Path,
+    world: distributed.World,
+    seed: int,
+    workers: int,
+) -> tuple[LinearHead, pd.DataFrame]:
+    """The trained layer and its learning curve (step, loss, lr).
+
+    An interrupted run goes on from the file `state`. The processes share out the
+    extraction and then train the same layer alike, so their number changes nothing.
+    """
+    torch.manual_seed(seed)
+    head = LinearHead(backbone.embed_dim, classes).to(backbone.device).train()
+    optimizer = torch.optim.AdamW(head.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    distributed.barrier()  # every process looks for the state before any writes it
+    done, log = _load(state, head, optimizer) if state.is_file() else (0, [])
+    source = _FreshBatches if config.augment else _KeptBatches
+    batches = source(backbone, config, world, seed, pairs, workers)
+    is_main, saved = world.is_main, time.monotonic()
+    with tqdm(total=config.steps, initial=done, unit="step", desc="linear layer", disable=not is_main) as bar:
+        for step, (tokens, ids) in enumerate(batches(done), start=done):
+            lr = config.lr * lr_factor(step, config.steps, config.warmup)
+            loss = head_step(head, optimizer, tokens, ids, lr)
+            if step % LOG_EVERY == 0 or step + 1 == config.steps:
+                log.append({"step": step + 1, "loss": loss.item(), "lr": lr})
+                bar.set_postfix_str(f"loss {log[-1]['loss']:.3f}")
+            bar.update()
+            last = step + 1 == config.steps
+            if is_main and (last or time.monotonic() - saved > SAVE_SECONDS):
+                _save(state, head, optimizer, step + 1, log)
+                saved = time.monotonic()
+    return head.eval(), pd.DataFrame(log)
+
+
+def head_step(head: LinearHead, optimizer: torch.optim.Optimizer, tokens: Tensor, ids: Tensor, lr: float) -> Tensor:
+    """One step on tokens [B, D, h, w] and ids [B, S, S]; the loss before it."""
+    logits = F.interpolate(head(tokens), ids.shape[-2:], mode="bilinear", align_corners=False)
+    # The sum is divided by hand: a batch of void pixels alone has loss 0, not 0 / 0.
+    loss = F.cross_entropy(logits, ids, ignore_index=VOID, reduction="sum") / (ids != VOID).sum().clamp(min=1)
+    if not loss.isfinite():
+        raise ValueError(f"the loss of the linear layer is {loss.item()}: check the weights, use fp32, or lower --lr")
+    optimizer.param_groups[0]["lr"] = lr
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def lr_factor(step: int, steps: int, warmup: int) -> float:
+    """Share of the learning rate at a step (0-based): a linear rise, then a cosine to 0."""
+    rise = min(warmup, steps // 10)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + float(np.cos(np.pi * (step - rise) / max(steps - rise, 1))))
+
+
+def crop_draws(n: int, config: PixelProbe, seed: int, first_step: int) -> Iterator[list[tuple[int, int]]]:
+    """For each step its batch of (draw number, image), every image once before any comes again."""
+    for step in range(first_step, config.steps):
+        numbers = range(step * config.batch_size, (step + 1) * config.batch_size)
+        turns = {number // n for number in numbers}
+        shuffled = {turn: np.random.default_rng([seed, turn]).permutation(n) for turn in turns}
+        yield [(number, int(shuffled[number // n][number % n])) for number in numbers]
+
+
+@dataclass(frozen=True)
+class _FreshBatches:
+    """Tokens and ids of new crops at every step."""
+
+    backbone: Backbone
+    config: PixelProbe
+    world: distributed.World
+    seed: int
+    pairs: Sequence[LabelledPicture]
+    workers: int
+
+    def __call__(self, first_step: int) -> Batches:
+        size, world = self.config.batch_size, self.world
+        draws = crop_draws(len(self.pairs), self.config, self.seed, first_step)
+        mine = [distributed.even_share(part, world) for part in draws]
+        for tokens, ids in self.load(batch_sampler=mine):
+            yield distributed.all_gather(tokens)[:size], distributed.all_gather(ids)[:size]
+
+    def load(self, **order: Any) -> Batches:
+        """Tokens and ids of this process's own share, on the backbone's device."""
+        crops = _Crops(self.pairs, self.config, self.seed)
+        for images, ids in DataLoader(crops, num_workers=self.workers, **order):
+            tokens = self.backbone.extract(images.to(self.backbone.device)).patches
+            assert tokens is not None
+            yield tokens, ids.to(tokens.device)
+
+
+class _KeptBatches(_FreshBatches):
+    """Tokens and ids of every image, extracted once and kept in memory."""
+
+    def __call__(self, first_step: int) -> Batches:
+        count, world, device = len(self.pairs), self.world, self.backbone.device
+        mine = distributed.even_share([(index, index) for index in range(count)], world)
+        batches = self.load(batch_size=self.config.batch_size, sampler=mine)
+        parts = list(tqdm(batches, unit="batch", desc="train tokens", disable=not world.is_main))
+        columns = (torch.cat(column) for column in zip(*parts, strict=True))
+        tokens, ids = (distributed.all_gather(column)[:count].cpu() for column in columns)
+        for draw in crop_draws(count, self.config, self.seed, first_step):
+            chosen = [index for _, index in draw]
+            yield tokens[chosen].to(device), ids[chosen].to(device)
+
+
+def _save(path: Path, head: LinearHead, optimizer: torch.optim.Optimizer, step: int, log: list[dict]) -> None:
+    """Everything an exact continuation needs, in one file."""
+    tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
+    for name, parameter in head.named_parameters():
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"optimizer.{name}.{key}"] = value
+    write_tensors(path, tensors, {"step": step, "log": log})
+
+
+def _load(path: Path, head: LinearHead, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict]]:
+    """Put a saved state in place; its step and log."""
+    tensors, facts = read_tensors(path)
+    parts: dict[str, dict[str, Tensor]] = {"head": {}, "optimizer": {}}
+    for name, value in tensors.items():
+        kind, _, rest = name.partition(".")
+        parts[kind][rest] = value
+    head.load_state_dict(parts["head"])
+    parameters = dict(head.named_parameters())
+    for name, value in parts["optimizer"].items():
+        owner, _, key = name.rpartition(".")
+        parameter = parameters[owner]
+        optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+    return facts["step"], facts["log"]
+
+
+@torch.no_grad()
+def predict(backbone: Backbone, head: nn.Module, picture: Image.Image, config: PixelProbe) -> np.ndarray:
+    """Class ids uint8 [H, W] of a picture of any size."""
+    short = config.crop / min(picture.size)
+    height, width = (
+        max(round(side * short / backbone.patch_size), 1) * backbone.patch_size
+        for side in (picture.height, picture.width)
+    )
+    resized = v2.functional.resize(picture, [height, width], v2.InterpolationMode.BICUBIC)
+    image = v2.functional.pil_to_tensor(resized)[None].float() / 255
+    logits = (
+        _window_logits(backbone, head, image, config)
+        if config.window == "slide"
+        else _logits(backbone, head, image, (height, width))
+    )
+    logits = F.interpolate(logits, (picture.height, picture.width), mode="bilinear", align_corners=False)
+    return logits[0].argmax(0).to(torch.uint8).cpu().numpy()
+
+
+def _logits(backbone: Backbone, head: nn.Module, image: Tensor, size: tuple[int, int]) -> Tensor:
+    """[1, 3, H, W] -> [1, K, *size]."""
+    tokens = backbone.extract(image.to(backbone.device)).patches
+    return F.interpolate(head(tokens), size, mode="bilinear", align_corners=False)
+
+
+def _window_logits(backbone: Backbone, head: nn.Module, image: Tensor, config: PixelProbe) -> Tensor:
+    """Mean over the windows that hold a pixel, of its logits: [1, 3, H, W] -> [1, K, H, W]."""
+    height, width = image.shape[-2:]
+    total = counts = None
+    for top in window_starts(height, config.crop, config.stride):
+        for left in window_starts(width, config.crop, config.stride):
+            part = image[..., top : top + config.crop, left : left + config.crop]
+            found = _logits(backbone, head, part, (part.shape[-2], part.shape[-1]))
+            if total is None or counts is None:
+                total = found.new_zeros(1, found.shape[1], height, width)
+                counts = found.new_zeros(1, 1, height, width)
+            total[..., top : top + config.crop, left : left + config.crop] += found
+            counts[..., top : top + config.crop, left : left + config.crop] += 1
+    assert total is not None
+    assert counts is not None
+    return total / counts
+
+
+def window_starts(side: int, window: int, stride: int) -> list[int]:
+    """First pixels of the windows along a side: every `stride`, the last one flush with the end."""
+    last = max(side - window, 0)
+    return [*range(0, last, stride), last]

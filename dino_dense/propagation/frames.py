@@ -1,0 +1,75 @@
+"""Frames at the size that a protocol gives them."""
+
+import math
+from typing import get_args
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from torch import Tensor
+
+from dino_dense.propagation.protocol import Interpolation, Rounding, check_choice
+
+_DINO_MULTIPLE = 64  # dino/eval_video_segmentation.py, read_frame: the long side becomes a multiple of 64
+
+
+# ---- frames and labels in, masks out
+
+
+def frame_size(
+    height: int, width: int, *, short_side: int | None, rounding: Rounding, patch_size: int
+) -> tuple[int, int]:
+    """Size (h, w) in pixels, multiples of ``patch_size``, to which a frame and its labels are resized.
+
+    ``floor64`` is DINO's rule: the short side is ``short_side``, the long side is floored to a multiple of
+    64. Where 64 or ``short_side`` is no multiple of the patch size (patch 14), each side then goes down to
+    the next that is. (DINO's script swaps the sides of a square frame for its labels only; here frame and
+    labels have one size.) ``ceil`` rounds the short side up to a multiple of the patch size, scales the other
+    with it and rounds that up (DINOv3's notebook); ``nearest`` rounds both to the nearest multiple (DINOv3's
+    paper, App. D.5).
+
+    Raises:
+        ValueError: a side becomes 0.
+    """
+    check_choice("rounding", rounding, get_args(Rounding))
+    native_short, native_long = sorted((height, width))
+    short = short_side or native_short
+    if rounding == "floor64":
+        long = short * native_long // native_short // _DINO_MULTIPLE * _DINO_MULTIPLE
+        short, long = (side // patch_size * patch_size for side in (short, long))
+    else:
+        round_up = math.ceil if rounding == "ceil" else _round_half_up
+        short = round_up(short / patch_size) * patch_size
+        long = round_up(short * native_long / native_short / patch_size) * patch_size
+    if not short or not long:
+        raise ValueError(
+            f"a frame {height} high and {width} wide, by short_side {short_side} and rounding {rounding!r}, "
+            f"becomes {short}x{long}: raise short_side (patch size {patch_size}) or choose rounding 'ceil'"
+        )
+    # In a square frame DINO's script shortens the width.
+    return (short, long) if height <= width else (long, short)
+
+
+def _round_half_up(value: float) -> int:
+    return math.floor(value + 0.5)
+
+
+def resize_frame(
+    frame: npt.NDArray[np.uint8], size: tuple[int, int], interpolation: Interpolation = "bilinear"
+) -> npt.NDArray[np.uint8]:
+    """Frame uint8 RGB [H, W, 3] at ``size`` (h, w).
+
+    The 8-bit picture is resized, as the references do: by OpenCV for bilinear, by PIL (antialiased) for
+    bicubic.
+    """
+    check_choice("interpolation", interpolation, get_args(Interpolation))
+    width_height = size[1], size[0]
+    if interpolation == "bilinear":
+        return np.asarray(cv2.resize(frame, width_height, interpolation=cv2.INTER_LINEAR), np.uint8)
+    return np.array(Image.fromarray(frame).resize(width_height, Image.Resampling.BICUBIC))
+
+
+def to_float(frames: Tensor) -> Tensor:
+    """Frames uint8 [..., H, W, 3] as float32 [..., 3, H, W] in [0, 1]."""
+    return frames.movedim(-1, -3).float() / 255

@@ -1,0 +1,105 @@
+"""The constants of label propagation."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from dino_dense.propagation.search import (
+    Neighbourhood,
+    Window,
+)
+
+Rounding = Literal["floor64", "ceil", "nearest"]
+
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+LabelEncoding = Literal["nearest", "bilinear", "nearest-exact"]
+
+
+Upsample = Literal["bilinear", "nearest"]
+
+
+UpsampleTo = Literal["frame", "original"]
+
+
+Normalise = Literal["minmax", "none"]
+
+
+@dataclass(frozen=True)
+class PropagationProtocol:
+    """Every constant of one published way to propagate labels; the defaults are DINO's (preset ``dino``)."""
+
+    context_frames: int = 7
+    """Most recent frames used as context besides frame 0 (DINO and DINOv3 7, CRW 20)."""
+    pad_context: bool = False
+    """Repeat frame 0 until the recent context is full (CRW)."""
+    radius: int = 12
+    """Half-width of the window in patches; 0 looks everywhere (all three 12)."""
+    window: Window = "square"
+    """square: |dy|, |dx| <= radius (DINO); circle: distance <= radius (DINOv3); open_circle: < (CRW)."""
+    window_on: Literal["all", "recent"] = "all"
+    """Context the window applies to: all (DINO, DINOv3), or recent: frame 0 is seen everywhere (CRW)."""
+    top_k: int = 5
+    """Most similar patches kept over the whole context (DINO and DINOv3 5, CRW 10)."""
+    keep_ties: bool = True
+    """Keep all patches as similar as the last one kept (DINO, DINOv3), or exactly top_k (CRW)."""
+    temperature: float = 0.1
+    """Weights are exp(cosine / temperature) (DINO 0.1, CRW's README 0.05, DINOv3 0.2)."""
+    short_side: int | None = 480
+    """Pixels of the frame's shorter side; null keeps the native size (DINO 480, DINOv3 960, CRW native)."""
+    rounding: Rounding = "floor64"
+    """Fit to the patch size: floor64: long side down to 64 (DINO); ceil: up (DINOv3, CRW's grid); nearest."""
+    interpolation: Interpolation = "bilinear"
+    """Frame resizing: bilinear of OpenCV (DINO) or bicubic of PIL (DINOv3)."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """RGB mean subtracted from frames in [0, 1] (ImageNet, all three)."""
+    std: tuple[float, float, float] = (0.228, 0.224, 0.225)
+    """RGB std frames are divided by; DINO's script has 0.228 where ImageNet has 0.229."""
+    label_encoding: LabelEncoding = "nearest"
+    """First mask to patch grid: nearest of PIL (DINO), nearest-exact (DINOv3), or bilinear one-hot (CRW)."""
+    upsample: Upsample = "bilinear"
+    """Scores from patch grid to pixels: bilinear (DINO, CRW) or nearest (DINOv3)."""
+    upsample_to: UpsampleTo = "frame"
+    """Where the argmax is taken: at the resized frame (DINO) or at the original size (CRW, DINOv3)."""
+    normalise: Normalise = "minmax"
+    """Scale each channel to [0, 1] over the frame before the argmax: minmax (DINO, DINOv3) or none (CRW)."""
+
+    def __post_init__(self) -> None:
+        for name, smallest in (("context_frames", 0), ("radius", 0), ("top_k", 1), ("short_side", 1)):
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise ValueError(f"{name} is {value}: expected {smallest} or more")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}: expected a number above 0")
+        for name, allowed in _CHOICES.items():
+            check_choice(name, getattr(self, name), allowed)
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != 3:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected three numbers, R, G and B")
+        if min(self.std) <= 0:
+            raise ValueError(f"std is {self.std}: expected numbers above 0")
+
+    def neighbourhood(self) -> Neighbourhood:
+        """The constants of the search itself."""
+        unrestricted = 1 if self.window_on == "recent" else 0
+        return Neighbourhood(self.radius, self.window, self.top_k, self.keep_ties, self.temperature, unrestricted)
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "window": get_args(Window),
+    "window_on": ("all", "recent"),
+    "rounding": get_args(Rounding),
+    "interpolation": get_args(Interpolation),
+    "label_encoding": get_args(LabelEncoding),
+    "upsample": get_args(Upsample),
+    "upsample_to": get_args(UpsampleTo),
+    "normalise": get_args(Normalise),
+}
+
+
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}: expected one of {', '.join(allowed)}")

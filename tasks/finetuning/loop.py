@@ -1,0 +1,233 @@
+"""The training loop: the same weights whether it ran in one go or in parts, in one process or in several.
+
+Shapes: B images a step over all processes, b in one micro-batch, K classes.
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import torch.nn.functional as F
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from dino_dense import Backbone, distributed
+from dino_dense.pretrain.optim import clip_gradients
+from dino_dense.pretrain.trainer import AUTOCAST, DivergedError, stop_signals
+from tasks.finetuning import files
+from tasks.finetuning.batches import MicroBatch, Plan, TrainingImages, training_loader, training_transform
+from tasks.finetuning.config import FinetuneConfig
+from tasks.finetuning.measure import Predictions, predict
+from tasks.finetuning.network import Classifier, DropPathDraws
+from tasks.finetuning.recipe import build_mixer, build_optimizer, build_schedule
+from tasks.harness.context import Context
+from tasks.images.labelled import LabelledSet
+
+
+class FineTuning:
+    """One run, on a copy of the backbone's network.
+
+    Raises (here or in `train`):
+        ValueError: settings that do not fit the network, the images or the number of processes.
+        DataError: an unreadable image. DivergedError: a loss that is no number.
+    """
+
+    def __init__(self, backbone: Backbone, config: FinetuneConfig, images: LabelledSet, context: Context) -> None:
+        self.backbone, self.config, self.images, self.context = backbone, config, images, context
+        self.plan = Plan(len(images.train.paths), config, context.world, context.seed)
+        self.classes = images.train.class_names
+        self._build_network()
+        self.mix = build_mixer(config, len(self.classes), context.seed)
+        self.schedule = build_schedule(self.state.optimizer, config, self.plan)
+        self.step = 0
+        self.loss_sum, self.loss_steps = 0.0, 0
+        self.log: list[dict[str, float]] = []
+        self.predictions: Predictions | None = None
+
+    def _build_network(self) -> None:
+        config, context, device = self.config, self.context, self.backbone.device
+        body = copy.deepcopy(self.backbone.module).requires_grad_(True)
+        self.drop_path = DropPathDraws(body, config.drop_path, self.plan.batch, context.seed)
+        model = Classifier(body, len(self.classes), config.head_init_scale, context.seed).to(device)
+        if context.world.size > 1 and device.type == "cuda":  # PyTorch has no SyncBatchNorm on the CPU
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        average = None
+        if config.ema_decay is not None:
+            average = ModelEmaV3(model, config.ema_decay, use_warmup=True)
+        optimizer = build_optimizer(model, config, self.plan.batch)
+        scaler = GradScaler(device.type, enabled=config.amp == "fp16")
+        self.state = files.State(model, average, optimizer, scaler)
+        self.forward: nn.Module = model
+        if context.world.size > 1:
+            self.forward = DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+    @property
+    def measured_network(self) -> Classifier:
+        """The one that is evaluated and kept: the average where there is one."""
+        return self.state.model if self.state.average is None else self.state.average.module
+
+    # --- The loop ---
+
+    def train(self) -> Predictions:
+        """Train from where an earlier run stopped to the end; what the last weights say of the test images.
+
+        SIGINT and SIGTERM save the state first.
+
+        Raises:
+            KeyboardInterrupt: after such a signal.
+        """
+        self._restore()
+        with stop_signals() as received, self._progress() as bar:
+            batches = self._micro_batches()
+            while self.step < self.plan.last_step:
+                self._train_step([next(batches) for _ in range(self.config.accumulate)], bar)
+                stopped = distributed.any_true(bool(received))
+                every = self.config.save_every
+                if stopped or self._is_due(self.plan.steps_per_epoch) or (every and self._is_due(every)):
+                    self.save()
+                if stopped:
+                    raise KeyboardInterrupt
+                self._measure_if_due()
+        if self.predictions is None:  # the run was finished before
+            self.predictions = self._predict()
+        self._save_model(files.MODEL_FILE)
+        return self.predictions
+
+    def _restore(self) -> None:
+        if not self._file(files.STATE_FILE).is_file():
+            return
+        facts = files.load_state(self._file(files.STATE_FILE), self.state)
+        self.step, self.loss_sum, self.loss_steps = facts["step"], facts["loss_sum"], facts["loss_steps"]
+        self.log = files.read_log(self.context.out / files.LOG_FILE, self.step)
+        self._measure_if_due()
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.plan.last_step
+
+    def _progress(self) -> "tqdm[Any]":
+        batch, world = self.plan.batch, self.context.world
+        total, done = self.plan.last_step * batch, self.step * batch
+        return tqdm(total=total, initial=done, unit="image", desc="fine-tune", disable=not world.is_main)
+
+    def _micro_batches(self) -> Iterator[MicroBatch]:
+        backbone, config = self.backbone, self.config
+        transform = training_transform(config, backbone.mean, backbone.std)
+        dataset = TrainingImages(self.images.train, transform, self.context.seed)
+        pin = backbone.device.type == "cuda"
+        for batch in training_loader(dataset, self.plan, self.step, config.workers, pin):
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+    # --- One step ---
+
+    def _train_step(self, micro_batches: list[MicroBatch], bar: "tqdm[Any]") -> None:
+        loss = self._optimizer_step(micro_batches)
+        self.step += 1
+        self.loss_sum, self.loss_steps = self.loss_sum + loss, self.loss_steps + 1
+        bar.update(self.plan.batch)
+        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+
+    def _optimizer_step(self, micro_batches: list[MicroBatch]) -> float:
+        """Forward and backward over the micro-batches, then one move; the mean loss of the batch, nats."""
+        model, average, optimizer, scaler = self.state
+        model.train()
+        self.schedule.step_update(self.step)
+        optimizer.zero_grad(set_to_none=True)
+        last = len(micro_batches) - 1
+        losses = [self._forward_backward(batch, sync=number == last) for number, batch in enumerate(micro_batches)]
+        scaler.unscale_(optimizer)
+        norm = clip_gradients(model.parameters(), self.config.clip_grad or 0.0, "global")
+        loss = distributed.all_reduce_mean(torch.stack(losses).mean()).item()
+        # With loss scaling, a gradient that overflows only skips the step.
+        if not math.isfinite(loss if scaler.is_enabled() else loss + norm.item()):
+            self._stop_diverged()
+        scaler.step(optimizer)
+        scaler.update()
+        if average is not None:
+            average.update(model, self.step + 1)
+        return loss
+
+    def _forward_backward(self, batch: MicroBatch, sync: bool) -> Tensor:
+        """Add one micro-batch's gradients; its mean loss."""
+        device, dtype = self.backbone.device, AUTOCAST.get(self.config.amp)
+        images, targets = self.mix(batch.images.to(device), batch.labels.to(device), self.step)
+        self.drop_path.arm(self.step, batch.places, device)
+        with nullcontext() if sync else self._no_sync():
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                scores = self.forward(images)
+            loss = F.cross_entropy(scores.float(), targets)
+            self.state.scaler.scale(loss / self.config.accumulate).backward()
+        return loss.detach()
+
+    def _no_sync(self) -> AbstractContextManager[None]:
+        """Gradients stay local until the last micro-batch."""
+        return self.forward.no_sync() if isinstance(self.forward, DistributedDataParallel) else nullcontext()
+
+    def _stop_diverged(self) -> NoReturn:
+        kept = self._file(files.STATE_FILE)
+        before = f"The state of {kept} is from before. " if kept.exists() else ""
+        raise DivergedError(
+            f"{self.context.out}: stopped, the loss or its gradient is not finite in step {self.step + 1}. {before}"
+            "Start again elsewhere with --amp off, a lower --lr, a longer --warmup-epochs, or --clip-grad 1."
+        )
+
+    # --- Measuring, saving ---
+
+    def _measure_if_due(self) -> None:
+        """At the end of an epoch: a row of the log, and the best weights so far."""
+        if not self._is_due(self.config.eval_every * self.plan.steps_per_epoch):
+            return
+        if not self.log or self.log[-1]["step"] < self.step:
+            self.predictions = self._predict()
+            best = max((row["top-1"] for row in self.log), default=-math.inf)
+            self.log.append(self._row(self.predictions))
+            if self.log[-1]["top-1"] > best:
+                self._save_model(files.BEST_FILE)
+            if self.context.world.is_main:
+                files.write_log(self.context.folder() / files.LOG_FILE, self.log)
+        self.loss_sum, self.loss_steps = 0.0, 0
+
+    def _row(self, predictions: Predictions) -> dict[str, float]:
+        labels = self.images.test.labels
+        return {
+            "step": self.step,
+            "epoch": round(self.step / self.plan.steps_per_epoch, 4),
+            "lr": max(group["lr"] for group in self.state.optimizer.param_groups),
+            "train_loss": self.loss_sum / self.loss_steps,
+            "test_loss": float(predictions.loss.double().mean()),
+            "top-1": predictions.top1(labels),
+        }
+
+    def _predict(self) -> Predictions:
+        micro = self.plan.batch // self.plan.shares
+        world = self.context.world
+        return predict(self.measured_network, self.backbone, self.images.test, self.config, micro, world)
+
+    def save(self) -> None:
+        facts = {"step": self.step, "loss_sum": self.loss_sum, "loss_steps": self.loss_steps}
+        if self.context.world.is_main:
+            files.save_state(self.context.folder("checkpoints") / files.STATE_FILE, self.state, facts)
+
+    def _save_model(self, name: str) -> None:
+        backbone = self.backbone
+        facts = {
+            "step": self.step,
+            "from": backbone.spec,
+            "classes": self.classes,
+            "crop": self.config.crop,
+            "mean": backbone.mean,
+            "std": backbone.std,
+        }
+        if self.context.world.is_main:
+            files.save_model(self.context.folder("checkpoints") / name, self.measured_network, facts)
+
+    def _file(self, name: str) -> Path:
+        return self.context.out / "checkpoints" / name

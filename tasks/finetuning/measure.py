@@ -1,0 +1,113 @@
+"""What a network says of the test images, and tables of it. Shapes: N images, K classes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import confusion_matrix
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from data.images import LabelledImages, read_rgb
+from dino_dense import Backbone, distributed
+from dino_dense.distributed import World
+from dino_dense.pretrain.trainer import AUTOCAST
+from tasks.finetuning.config import FinetuneConfig
+from tasks.images.features import Preprocessing
+from tasks.scores.classification import TOPS
+
+CONFUSION_CLASSES = 1000
+"""Classes up to which the whole matrix is written: a file of some megabytes."""
+
+
+class Predictions(NamedTuple):
+    """On the CPU, in the order of the images."""
+
+    ranking: Tensor
+    """int64 [N, min(5, K)]: class ids, likeliest first."""
+    confidence: Tensor
+    """[N]: probability of the first of them."""
+    loss: Tensor
+    """[N]: cross-entropy with the label, nats."""
+
+    def top1(self, labels: Sequence[int]) -> float:
+        """Share of images whose first guess is their label, percent."""
+        return 100 * float((self.ranking[:, 0] == torch.tensor(labels)).double().mean())
+
+
+class _TestImages(Dataset[tuple[Tensor, int]]):
+    def __init__(self, items: Sequence[tuple[Path, int]], preprocessing: Preprocessing) -> None:
+        self.items, self.transform = items, preprocessing.transform()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self.items[index]
+        return self.transform(read_rgb(path)), label
+
+
+@torch.no_grad()
+def predict(
+    network: nn.Module, backbone: Backbone, images: LabelledImages, config: FinetuneConfig, batch: int, world: World
+) -> Predictions:
+    """Look at every image once, all processes together.
+
+    Args:
+        network: normalised images [b, 3, S, S] -> scores [b, K].
+        backbone: for the device and the pixel statistics.
+        batch: images a process looks at together.
+    """
+    items = list(zip(images.paths, images.labels, strict=True))
+    dataset = _TestImages(distributed.even_share(items, world), Preprocessing(config.resize, config.crop))
+    loader = DataLoader(dataset, batch, num_workers=config.workers, generator=torch.Generator())
+    device, dtype = backbone.device, AUTOCAST.get(config.amp)
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (backbone.mean, backbone.std))
+    parts = []
+    network.eval()
+    with tqdm(total=len(dataset), unit="image", desc="test", leave=False, disable=not world.is_main) as bar:
+        for pixels, labels in loader:
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                scores = network((pixels.to(device) - mean) / std).float()
+            top = scores.softmax(dim=1).topk(min(max(TOPS), scores.shape[1]), dim=1)
+            loss = F.cross_entropy(scores, labels.to(device), reduction="none")
+            parts.append((top.indices, top.values[:, 0], loss))
+            bar.update(len(pixels))
+    gathered = (distributed.all_gather(torch.cat(part))[: len(items)].cpu() for part in zip(*parts, strict=True))
+    return Predictions(*gathered)
+
+
+def per_class(predictions: Predictions, images: LabelledImages) -> pd.DataFrame:
+    """A row a class: n test images, how many are right (accuracy in percent), and what the others are taken for most.
+
+    Classes without test images have no accuracy; classes without mistakes no other class.
+    """
+    names = images.class_names
+    frame = pd.DataFrame({"label": images.labels, "guess": predictions.ranking[:, 0].numpy()})
+    frame["right"] = frame["label"] == frame["guess"]
+    by_class = frame.groupby("label")["right"].agg(["size", "sum"]).reindex(range(len(names)), fill_value=0)
+    wrong = frame[~frame["right"]].groupby(["label", "guess"]).size().sort_values(ascending=False, kind="stable")
+    most = wrong.reset_index(name="times").drop_duplicates("label").set_index("label").reindex(range(len(names)))
+    return pd.DataFrame(
+        {
+            "class": names,
+            "n": by_class["size"],
+            "correct": by_class["sum"],
+            "accuracy": 100 * by_class["sum"] / by_class["size"].where(by_class["size"] > 0),
+            "most_confused_with": [names[int(guess)] if guess == guess else None for guess in most["guess"]],
+            "times": most["times"].fillna(0).astype(int),
+        }
+    )
+
+
+def confusion(predictions: Predictions, images: LabelledImages) -> pd.DataFrame:
+    """A row a true class (column `class`), a column a guessed class: numbers of test images."""
+    names = images.class_names
+    counts = confusion_matrix(images.labels, predictions.ranking[:, 0].numpy(), labels=range(len(names)))
+    table = pd.DataFrame(counts, columns=names)
+    table.insert(0, "class", names, allow_duplicates=True)
+    return table

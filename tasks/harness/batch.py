@@ -1,0 +1,81 @@
+"""Every entry of a suite on every checkpoint: `python -m tasks --suite NAME --ckpt A --ckpt B --out DIR`.
+
+A finished pair is never run again: its folder is named by a hash of config and weights. A pair that fails is a row
+with its error, and the rest goes on.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dino_dense import distributed
+from dino_dense.config import command_line
+from dino_dense.report import Entry, check_out, write_batch
+from tasks.harness.batch_options import BatchOptions
+from tasks.harness.jobs import run_jobs
+from tasks.harness.pairs import checkpoint_labels, pair_line, run_checkpoint
+from tasks.harness.suites import load_suite
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, write the report. 0 where every pair is finished, 1 where one failed."""
+    options = command_line.parse(
+        BatchOptions,
+        prog="python -m tasks",
+        description="Measure checkpoints with every entry of a suite, and write one report.",
+        argv=argv,
+    )
+    if not options.suite or not options.ckpt:
+        raise ValueError("expected --suite (a name or a YAML file) and one --ckpt or more; see --help")
+    entries = run_batch(options)
+    return int(any(entry.report.status == "failed" for entry in entries))
+
+
+def run_batch(options: BatchOptions) -> list[Entry]:
+    """Run what is not finished, and write the report of all pairs into `options.out`.
+
+    Raises:
+        ValueError, OSError: the suite cannot be used. What goes wrong in a pair is in its report instead.
+    """
+    check_out(Path(options.out))
+    suite = load_suite(options.suite, options.data_root)
+    total = len(suite) * len(options.ckpt)
+    entries: list[Entry] = []
+    if options.launcher != "none":
+        with tqdm(total=total, unit="pair", desc="batch") as bar, _reporting(entries, total, options):
+            for entry in run_jobs(options, suite):
+                _note(entry, entries, bar)
+        return entries
+    with (
+        distributed.session(options.device) as (world, device),
+        tqdm(total=total, unit="pair", desc="batch", disable=not world.is_main) as bar,
+        _reporting(entries, total, options if world.is_main else None),
+    ):
+        for spec, label in zip(options.ckpt, checkpoint_labels(options.ckpt), strict=True):
+            for entry in run_checkpoint(spec, label, suite, options, device, world):
+                _note(entry, entries, bar if world.is_main else None)
+    return entries
+
+
+def _note(entry: Entry, entries: list[Entry], bar: "tqdm[Any] | None") -> None:
+    entries.append(entry)
+    if bar is not None:
+        bar.update()
+        bar.write(pair_line(entry))
+
+
+@contextlib.contextmanager
+def _reporting(entries: list[Entry], total: int, options: BatchOptions | None) -> Iterator[None]:
+    """Write the report at the end, also of what an interrupted batch has; without options, nothing."""
+    try:
+        yield
+    finally:
+        if options is not None and entries:
+            title = f"dino_dense: {Path(options.suite).stem}"
+            if len(entries) < total:
+                title += f" (interrupted: {len(entries)} of {total} pairs)"
+            write_batch(entries, Path(options.out), title=title)
+            print(f"Report: {Path(options.out) / 'index.html'}")

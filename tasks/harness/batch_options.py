@@ -1,0 +1,48 @@
+"""Options of a batch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """Which suite, which checkpoints, and where"""
+
+    suite: str = ""
+    """A suite of configs/suites by name (quickstart, dense, classification, paper), or a YAML file like them."""
+    ckpt: tuple[str, ...] = ()
+    """Checkpoints, as a task's --ckpt takes them: --ckpt A --ckpt B, or A,B."""
+    out: str = "runs/batch"
+    """Folder for the results. The same command runs what is not finished and writes the report anew. A finished pair
+    is known by its config and weights: delete its folder if its data changed."""
+    data_root: str | None = None
+    """Folder that the suite's relative paths of data start from; default the current one."""
+    arch: str | None = None
+    """Architecture of all the checkpoints, where it cannot or should not be read from the files."""
+    network: Literal["teacher", "student"] = "teacher"
+    """Which network of a training file to measure."""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu or cuda."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the backbone; reduced ones run under autocast."""
+    seed: int = 0
+    """Of random weights and of every draw."""
+    launcher: Literal["none", "local", "slurm"] = "none"
+    """none: one pair after another, here. local, slurm: a job a checkpoint, through submitit (pip install
+    "dino_dense[slurm]")."""
+    jobs: int = 1
+    """Jobs that run at once with the local launcher; Slurm has its own queue."""
+    partition: str | None = None
+    """Slurm's partition."""
+    hours: float = 24.0
+    """Time limit of a job."""
+    gpus: int = 1
+    """GPUs of a job, where there are any."""
+    cpus: int = 8
+    """CPU cores of a Slurm job."""
+    memory: int = 64
+    """Memory of a Slurm job, GiB."""
+
+    def __post_init__(self) -> None:
+        if self.jobs < 1 or self.hours <= 0:
+            raise ValueError(f"jobs is {self.jobs} and hours {self.hours}: expected 1 or more, and more than 0")

@@ -1,0 +1,190 @@
+"""Pictures that go beside the numbers."""
+
+import io
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from data.masks import PALETTE
+from dino_dense.arrays import Pixels
+from dino_dense.files import write_bytes
+
+STRIP_FRAMES = 5
+STRIP_HEIGHT = 180  # pixels
+WIDEST = 8  # times its height
+FRAME_WIDTH = 6  # pixels
+GRID_TILE = 320  # pixels: the longer side of a tile
+CAPTION_HEIGHT = 22  # pixels
+RIGHT, WRONG, PLAIN = (0, 158, 115), (213, 94, 0), (255, 255, 255)  # green and red that the colour-blind tell apart
+
+
+def overlay(frame: Pixels, ids: Pixels, opacity: float = 0.5) -> Pixels:
+    """Masks over a frame: frame RGB [H, W, 3], ids [H, W] -> RGB [H, W, 3], each object tinted and outlined."""
+    tinted = frame.copy()
+    objects = ids > 0
+    tinted[objects] = (opacity * PALETTE[ids[objects]] + (1 - opacity) * frame[objects]).astype(np.uint8)
+    for identity in np.unique(ids[objects]):
+        contours, _ = cv2.findContours((ids == identity).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(tinted, contours, -1, (255, 255, 255), 1)
+    return tinted
+
+
+def spread(items: Sequence[int], most: int = STRIP_FRAMES) -> list[int]:
+    """At most `most` of the items, evenly spaced, first and last among them."""
+    places = np.unique(np.linspace(0, len(items) - 1, most).round().astype(int))
+    return [items[place] for place in places]
+
+
+def worst_and_best_first(values: pd.Series) -> list[Hashable]:
+    """Index labels by value: the lowest, the highest, the second lowest, and so on to the middle."""
+    ranked = list(values.sort_values(kind="stable").index)
+    pairs = zip(ranked, reversed(ranked), strict=True)
+    return list(dict.fromkeys(label for pair in pairs for label in pair))
+
+
+def mask_strip(path: Path, pairs: Sequence[tuple[Pixels, Pixels]]) -> None:
+    """Write frames RGB [H, W, 3] with their masks (ids [H, W]), side by side, as one JPEG."""
+    tiles = [overlay(frame, ids) for frame, ids in pairs]
+    width = _strip_width(tiles[0])
+    strip = np.hstack([cv2.resize(tile, (width, STRIP_HEIGHT), interpolation=cv2.INTER_AREA) for tile in tiles])
+    save(path, strip)
+
+
+def _strip_width(image: Pixels) -> int:
+    """Width at which an image keeps its shape in a strip; extreme shapes do not, so that they are seen at all."""
+    return min(max(1, round(image.shape[1] * STRIP_HEIGHT / image.shape[0])), WIDEST * STRIP_HEIGHT)
+
+
+def curves(path: Path, values: pd.DataFrame, x: str) -> None:
+    """Write columns over the index as one PNG: a panel a column, one above the other."""
+    figure = Figure(figsize=(6, 2.2 * len(values.columns)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(values.columns), 1, sharex=True, squeeze=False)[:, 0]
+    for panel, name in zip(panels, values.columns, strict=True):
+        panel.plot(values.index, values[name], marker="." if len(values) < 30 else None)
+        panel.set_ylabel(name)
+        panel.grid(alpha=0.3)
+    panels[-1].set_xlabel(x)
+    _write_figure(path, figure, 120)
+
+
+def object_curves(path: Path, values: pd.DataFrame) -> None:
+    """Write J and F of each object over the frames of one sequence as one PNG.
+
+    Args:
+        values: columns object, J and F, a row a frame and object, in the order of the frames.
+    """
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(2, 1, sharex=True)
+    for panel, name in zip(panels, ("J", "F"), strict=True):
+        for identity, rows in values.groupby("object"):
+            colour = tuple(PALETTE[int(str(identity))] / 255)
+            panel.plot(range(1, len(rows) + 1), 100 * rows[name], color=colour, label=f"object {identity}")
+        panel.set_ylabel(f"{name} (percent)")
+        panel.set_ylim(-3, 103)
+        panel.grid(alpha=0.3)
+    panels[0].legend(fontsize="small", ncols=4)
+    panels[-1].set_xlabel("frame")
+    _write_figure(path, figure, 90)
+
+
+def result_strip(path: Path, query: Pixels, results: Sequence[Pixels], right: Sequence[bool]) -> None:
+    """Write a query and what was found for it, nearest first, side by side, as one JPEG.
+
+    Images are RGB [H, W, 3] of any size; right ones have a green frame, wrong ones a red one.
+    """
+    colours = [PLAIN, *(RIGHT if answer else WRONG for answer in right)]
+    tiles = []
+    for image, colour in zip([query, *results], colours, strict=True):
+        width = _strip_width(image)
+        tile = cv2.resize(image, (width, STRIP_HEIGHT), interpolation=cv2.INTER_AREA)
+        framed = np.full((STRIP_HEIGHT + 2 * FRAME_WIDTH, width + 2 * FRAME_WIDTH, 3), colour, np.uint8)
+        framed[FRAME_WIDTH:-FRAME_WIDTH, FRAME_WIDTH:-FRAME_WIDTH] = tile
+        tiles.append(framed)
+    save(path, np.hstack(tiles))
+
+
+def _write_figure(path: Path, figure: Figure, dpi: int) -> None:
+    encoded = io.BytesIO()
+    figure.savefig(encoded, dpi=dpi)
+    write_bytes(path, encoded.getvalue())
+
+
+def save(path: Path | str, rgb: Pixels) -> Path:
+    """Write RGB [H, W, 3] or grey [H, W] as the file's ending says, whole or not at all; the folder is made.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: an ending that OpenCV knows no format for, or a picture too large for it.
+        WriteError: the file cannot be written.
+    """
+    path = Path(path)
+    if not cv2.haveImageWriter(str(path)):
+        raise ValueError(f"{path}: {path.suffix or 'no ending'} is no format for pictures. Use .png or .jpg.")
+    done, encoded = cv2.imencode(path.suffix, rgb if rgb.ndim == 2 else cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise ValueError(f"{path}: {rgb.shape[1]}x{rgb.shape[0]} pixels do not go into a {path.suffix}. Use .png.")
+    write_bytes(path, encoded.tobytes())
+    return path
+
+
+def enlarge(tiles: Pixels, size: tuple[int, int]) -> Pixels:
+    """A picture of patches [h, w, ...] at `size` (H, W), a flat tile a patch: nothing is made up between them."""
+    return np.asarray(cv2.resize(tiles, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+
+
+def shrink(rgb: Pixels, size: tuple[int, int]) -> Pixels:
+    """RGB [H, W, 3] at another size (height, width)."""
+    return np.asarray(cv2.resize(rgb, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def heat(values: npt.NDArray, size: tuple[int, int], low: float | None = None, high: float | None = None) -> Pixels:
+    """Values [h, w] as colours RGB [H, W, 3], dark for the lowest, yellow for the highest.
+
+    Args:
+        low, high: the ends of the scale; default those of the values.
+    """
+    low = float(values.min()) if low is None else low
+    high = float(values.max()) if high is None else high
+    scaled = np.clip((values - low) / (high - low if high > low else 1.0), 0, 1)
+    table = (255 * matplotlib.colormaps["inferno"](np.arange(256))[:, :3]).round().astype(np.uint8)
+    return enlarge(table[(255 * scaled).round().astype(np.uint8)], size)
+
+
+def heat_over(rgb: Pixels, values: npt.NDArray, low: float | None = None, high: float | None = None) -> Pixels:
+    """`heat` over the image RGB [H, W, 3], half and half."""
+    return cv2.addWeighted(rgb, 0.5, heat(values, (rgb.shape[0], rgb.shape[1]), low, high), 0.5, 0).astype(np.uint8)
+
+
+def grid(tiles: Sequence[tuple[str, Pixels]], columns: int) -> Pixels:
+    """Pictures of one size with captions, in rows of `columns`; what the last row lacks is white."""
+    height, width = tiles[0][1].shape[:2]
+    scale = min(1.0, GRID_TILE / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    cells = []
+    for caption, rgb in tiles:
+        cell = np.full((size[1] + CAPTION_HEIGHT, size[0] + 4, 3), 255, np.uint8)
+        cv2.putText(cell, caption, (2, CAPTION_HEIGHT - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+        cell[CAPTION_HEIGHT:, 2:-2] = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+        cells.append(cell)
+    cells += [np.full_like(cells[0], 255)] * (-len(cells) % columns)
+    return np.vstack([np.hstack(cells[start : start + columns]) for start in range(0, len(cells), columns)])
+
+
+def marked(rgb: Pixels, point: tuple[int, int]) -> Pixels:
+    """The image [H, W, 3] with a cross at a pixel (x, y)."""
+    size = max(9, min(rgb.shape[:2]) // 16)
+    out = rgb.copy()
+    cv2.drawMarker(out, point, (0, 0, 0), cv2.MARKER_CROSS, size, 4)
+    cv2.drawMarker(out, point, (255, 255, 255), cv2.MARKER_CROSS, size, 2)
+    return out

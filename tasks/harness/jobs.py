@@ -1,0 +1,73 @@
+"""A job a checkpoint, through submitit."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dino_dense import distributed
+from dino_dense.report import Entry
+from tasks.harness.batch_options import BatchOptions
+from tasks.harness.pairs import checkpoint_labels, failed_report, folder_name, run_checkpoint, run_options
+from tasks.harness.suites import SuiteEntry, load_suite
+
+# --- Jobs ---
+
+
+def run_jobs(options: BatchOptions, suite: Sequence[SuiteEntry]) -> Iterator[Entry]:
+    """A job a checkpoint, through submitit; waits for each, and cancels what is left when it is stopped itself."""
+    executor = _executor(options)
+    labels = checkpoint_labels(options.ckpt)
+    at_once = len(labels) if options.launcher == "slurm" else options.jobs
+    pairs = list(zip(options.ckpt, labels, strict=True))
+    for start in range(0, len(pairs), at_once):
+        chosen = pairs[start : start + at_once]
+        jobs = [executor.submit(_job, replace(options, launcher="none"), *pair) for pair in chosen]
+        try:
+            for job, (spec, label) in zip(jobs, chosen, strict=True):
+                yield from collect_entries(job, spec, label, suite, options)
+        finally:
+            for job in jobs:
+                if not job.done():
+                    job.cancel()
+
+
+def _executor(options: BatchOptions) -> Any:
+    try:
+        import submitit
+    except ImportError:
+        raise ValueError(
+            f'--launcher {options.launcher} needs submitit: pip install "dino_dense[slurm]", or leave --launcher out.'
+        ) from None
+    executor = submitit.AutoExecutor(folder=Path(options.out) / "jobs", cluster=options.launcher)
+    here = torch.cuda.device_count()  # submitit's local jobs see only the GPUs they ask for
+    gpus = options.gpus if options.launcher == "slurm" else min(options.gpus, here)
+    executor.update_parameters(name="dino_dense", timeout_min=round(60 * options.hours), gpus_per_node=gpus)
+    if options.launcher == "slurm":
+        executor.update_parameters(cpus_per_task=options.cpus, mem_gb=options.memory)
+        if options.partition:
+            executor.update_parameters(slurm_partition=options.partition)
+    return executor
+
+
+def _job(options: BatchOptions, spec: str, label: str) -> list[Entry]:
+    """What a job does: all entries on one checkpoint. Its pairs are on disk; the main process writes the report."""
+    suite = load_suite(options.suite, options.data_root)
+    device = distributed.resolve_device(options.device)
+    return list(run_checkpoint(spec, label, suite, options, device, distributed.World()))
+
+
+def collect_entries(job: Any, spec: str, label: str, suite: Sequence[SuiteEntry], options: BatchOptions) -> list[Entry]:
+    """A job's entries; a job that died is a failed row for each."""
+    try:
+        return job.result()
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        died = ValueError(f"the job ended without a result ({reason[-1]}); its output is in {job.paths.stderr}.")
+        run, folder = run_options(spec, options), Path(options.out) / folder_name(spec)
+        return [
+            Entry(entry.label, label, failed_report(entry, spec, died, torch.device("cpu"), run), folder)
+            for entry in suite
+        ]

@@ -1,0 +1,201 @@
+"""Pairs of checkpoint and suite entry: each is run once, and one that fails is a row."""
+
+import contextlib
+import hashlib
+import json
+import re
+import shutil
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from dino_dense import Backbone, Report, distributed
+from dino_dense.backbone.load import split_name
+from dino_dense.config import schema
+from dino_dense.files import write_text
+from dino_dense.report import Entry, environment
+from tasks.harness.batch_options import BatchOptions
+from tasks.harness.context import OtherRunError
+from tasks.harness.options import RunOptions
+from tasks.harness.runner import identity_of, open_backbone, run_one
+from tasks.harness.suites import SuiteEntry
+
+REPORT_FILE = "report.json"
+
+
+RANK_SECONDS = 60.0  # within which all processes meet an error that is the same for all
+
+
+def checkpoint_labels(specs: Sequence[str]) -> list[str]:
+    """Short names for tables and folders, each once: the file's or run folder's name where that is enough.
+
+    Raises:
+        ValueError: a checkpoint is named twice.
+    """
+    if len(set(specs)) < len(specs):
+        twice = next(spec for spec in specs if list(specs).count(spec) > 1)
+        raise ValueError(f"checkpoint {twice} is named twice.")
+    short = [_short_name(spec) for spec in specs]
+    return [name if short.count(name) == 1 else spec for name, spec in zip(short, specs, strict=True)]
+
+
+def _short_name(spec: str) -> str:
+    if split_name(spec)[0]:
+        return spec
+    path = Path(spec)
+    if path.suffix == ".safetensors" and path.stem in ("teacher", "last"):
+        return path.resolve().parent.name
+    return path.resolve().name.removesuffix(".safetensors").removesuffix(".pth")
+
+
+# --- Pairs ---
+
+
+def run_checkpoint(
+    spec: str,
+    label: str,
+    suite: Sequence[SuiteEntry],
+    options: BatchOptions,
+    device: torch.device,
+    world: distributed.World,
+) -> Iterator[Entry]:
+    """Every entry of the suite on one checkpoint, which is loaded once."""
+    run = run_options(spec, options)
+    folder = Path(options.out) / folder_name(spec)
+    backbone: Backbone | None = None
+    broken: Exception | None = None
+    if any(entry.task.needs_backbone(entry.config) for entry in suite):
+        try:
+            backbone = open_backbone(run, device)
+        except Exception as error:  # whatever a stranger's file does to us is a row of the report
+            broken = error
+    traces = [folder / f"{entry.label}.failed.{world.rank}.txt" for entry in suite]
+    for trace in traces:
+        trace.unlink(missing_ok=True)
+    distributed.barrier()  # none takes a trace of an earlier batch for one of this
+    for entry, trace in zip(suite, traces, strict=True):
+        try:
+            if broken is not None and entry.task.needs_backbone(entry.config):
+                raise broken
+            pair = folder / f"{entry.label}-{_digest(entry, run, backbone)}"
+            report = _finished(pair)
+            distributed.barrier()  # every process has looked before any writes
+            if report is None:
+                pieces = _pieces_for(entry, suite, backbone)
+                report = _run_pair(entry, replace(run, out=str(pair)), device, world, backbone, pieces)
+            yield Entry(entry.label, label, report, pair)
+        except Exception as error:
+            report = failed_report(entry, spec, error, device, run)
+            write_text(trace, "".join(traceback.format_exception(error)))
+            if not _all_failed(trace, world):
+                raise OSError(
+                    f"{entry.label} of {label} failed in process {world.rank} alone, and the others wait for it: "
+                    f"{report.error} (more in {trace}). Mend that, or take the pair out, and run the same command."
+                ) from error
+            yield Entry(entry.label, label, report, folder)
+
+
+def _all_failed(trace: Path, world: distributed.World) -> bool:
+    """Whether every process met an error in this pair, so that the batch can go on.
+
+    Where only some did, the others wait in the middle of a gather, and no collective call could ask them.
+    """
+    everyone = [trace.with_name(trace.name.replace(f".{world.rank}.txt", f".{rank}.txt")) for rank in range(world.size)]
+    until = time.monotonic() + RANK_SECONDS
+    while not (found := all(file.is_file() for file in everyone)) and time.monotonic() < until:
+        time.sleep(0.1)
+    return found
+
+
+def _run_pair(
+    entry: SuiteEntry,
+    run: RunOptions,
+    device: torch.device,
+    world: distributed.World,
+    backbone: Backbone | None,
+    pieces: frozenset[str],
+) -> Report:
+    """One pair. What an unfinished run on other data left in its folder is thrown away: say, an image was mended."""
+
+    def attempt() -> Report:
+        return run_one(entry.task, run, entry.config, device=device, world=world, backbone=backbone, pieces=pieces)
+
+    try:
+        return attempt()
+    except OtherRunError:
+        distributed.barrier()
+        if world.is_main:
+            shutil.rmtree(str(run.out))
+        distributed.barrier()
+        return attempt()
+
+
+def run_options(spec: str, options: BatchOptions) -> RunOptions:
+    names = ("arch", "network", "device", "dtype", "seed")
+    return RunOptions(ckpt=spec, **{name: getattr(options, name) for name in names})
+
+
+def _digest(entry: SuiteEntry, run: RunOptions, backbone: Backbone | None) -> str:
+    """Says which config and weights a pair's folder is for."""
+    used = backbone if entry.task.needs_backbone(entry.config) else None
+    identity = identity_of(entry.task, run, entry.config, used)
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _finished(pair: Path) -> Report | None:
+    """The report of a pair that is done; None where there is none, or one that cannot be read."""
+    try:
+        report = Report.from_json((pair / REPORT_FILE).read_text())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return report if report.status == "ok" else None
+
+
+def _pieces_for(entry: SuiteEntry, suite: Sequence[SuiteEntry], backbone: Backbone | None) -> frozenset[str]:
+    """What the suite's tasks on the same data ask of this backbone, so that one pass over the images serves them."""
+    pieces: set[str] = set()
+    if backbone is not None:
+        for other in suite:
+            if getattr(other.config, "data", None) == getattr(entry.config, "data", None):
+                with contextlib.suppress(ValueError):  # it will say so in a row of its own
+                    pieces |= other.task.pieces(other.config, backbone)
+    return frozenset(pieces)
+
+
+def failed_report(entry: SuiteEntry, spec: str, error: BaseException, device: torch.device, run: RunOptions) -> Report:
+    """A row that says what went wrong."""
+    expected = isinstance(error, ValueError | OSError)
+    return Report(
+        task=entry.task.name,
+        status="failed",
+        metrics=entry.task.metrics,
+        error=str(error) if expected and str(error) else f"{type(error).__name__}: {error}",
+        config=schema.to_plain(entry.config),
+        checkpoint={"spec": spec},
+        environment=environment(device=device, dtype=run.dtype, seed=run.seed),
+        free=tuple(sorted(entry.task.free)),
+    )
+
+
+def folder_name(spec: str) -> str:
+    """A checkpoint's folder: the same whatever other checkpoints a batch has."""
+    short = _short_name(spec)
+    whole = spec if short == spec else str(Path(spec).resolve())
+    plain = re.sub(r"[^\w.-]+", "-", short).strip("-.")[-80:] or "checkpoint"
+    return f"{plain}-{hashlib.sha256(whole.encode()).hexdigest()[:6]}"
+
+
+def pair_line(entry: Entry) -> str:
+    """What a person reads when a pair is done."""
+    report = entry.report
+    head = f"{entry.label} · {entry.checkpoint}: "
+    if report.status == "failed":
+        return f"{head}failed: {report.error.splitlines()[0]}"
+    if not report.scores:
+        return head + (report.note or "done")
+    unit = next(metric.unit for metric in report.metrics if metric.name == report.scores[0].metric)
+    return f"{head}{report.scores[0].metric} {report.scores[0].value:.1f} {unit} ({report.seconds:.0f} s)"

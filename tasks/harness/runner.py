@@ -1,0 +1,197 @@
+"""Run one task on one checkpoint: seeds, results folder, timing, provenance, report."""
+
+import dataclasses
+import hashlib
+import json
+import random
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dino_dense import distributed
+from dino_dense.backbone import Backbone, load_backbone
+from dino_dense.config import command_line, schema
+from dino_dense.files import clear_unfinished, write_text
+from dino_dense.report import (
+    Report,
+    environment,
+    peak_memory_mib,
+    reset_peak_memory,
+)
+from tasks.harness.context import Context, check_same_run
+from tasks.harness.options import DTYPES, RunOptions
+from tasks.harness.registry import get
+from tasks.harness.task import Outcome, Task
+
+SAMPLES_FILE = "samples.csv"
+
+
+def main(name: str, argv: Sequence[str] | None = None) -> int:
+    """`python -m tasks.NAME`: parse, run, print. The exit status."""
+    task = get(name)
+    options, config = command_line.parse(
+        RunOptions,
+        task.config,
+        prog=f"python -m tasks.{name}",
+        description=f"{task.summary} Protocol: {task.source}",
+        argv=argv,
+        presets=task.presets,
+    )
+    with distributed.session(options.device) as (world, device):
+        report = run_one(task, options, config, device=device, world=world)
+        if world.is_main:
+            print_report(report)
+    return 0
+
+
+def run_one(
+    task: Task,
+    options: RunOptions,
+    config: Any,
+    *,
+    device: torch.device | None = None,
+    world: distributed.World | None = None,
+    backbone: Backbone | None = None,
+    pieces: frozenset[str] = frozenset(),
+) -> Report:
+    """Run a task on a checkpoint and write its results.
+
+    Args:
+        backbone: the checkpoint, where it is loaded already (and on the device, in the dtype of `options`).
+        pieces: see `Context.pieces`.
+
+    Raises:
+        ValueError, OSError: whatever of checkpoint, data or options cannot be used. Nothing is then written.
+    """
+    world = world or distributed.World()
+    device = device or distributed.resolve_device(options.device)
+    seed_everything(options.seed)
+    if not task.needs_backbone(config):
+        backbone = None
+    elif backbone is None:
+        backbone = open_backbone(options, device)
+    context = _open(task, options, config, backbone, device, world, pieces)
+    reset_peak_memory(device)
+    start = time.perf_counter()
+    outcome = task.run(backbone, config, context)
+    report = Report(
+        task=task.name,
+        status="ok",
+        metrics=task.metrics,
+        scores=outcome.scores,
+        note=outcome.note,
+        config=schema.to_plain(config),
+        checkpoint=describe_checkpoint(backbone),
+        data=dataclasses.asdict(outcome.data),
+        environment=environment(device=device, dtype=options.dtype, seed=options.seed),
+        seconds=time.perf_counter() - start,
+        peak_memory_mib=peak_memory_mib(device),
+        pictures=outcome.pictures,
+        samples=SAMPLES_FILE if outcome.samples is not None else "",
+        free=tuple(sorted(task.free)),
+    )
+    if world.is_main:
+        _write(context, report, outcome, options, config)
+    return report
+
+
+def open_backbone(options: RunOptions, device: torch.device) -> Backbone:
+    """The checkpoint that the options name, on the device.
+
+    Raises:
+        ValueError, OSError: none is named, or it cannot be used (`load_backbone`).
+    """
+    if options.ckpt is None:
+        raise ValueError(
+            "which checkpoint? Give --ckpt: a file or run folder, timm:NAME or random:vit_small_patch16_224."
+        )
+    backbone = load_backbone(options.ckpt, arch=options.arch, seed=options.seed, network=options.network)
+    return backbone.to(device, DTYPES[options.dtype])
+
+
+def describe_checkpoint(backbone: Backbone | None) -> dict[str, Any]:
+    """What identifies the weights; {} for a task that scores other people's results."""
+    if backbone is None:
+        return {}
+    facts = backbone.metadata
+    return {
+        "spec": backbone.spec,
+        "name": backbone.name,
+        "sha256": backbone.sha256,
+        "weights_sha256": backbone.weights_sha256,
+        "patch_size": backbone.patch_size,
+        "embed_dim": backbone.embed_dim,
+        "depth": backbone.depth,
+        **{key: facts[key] for key in ("step", "epoch") if key in facts},
+    }
+
+
+def print_report(report: Report) -> None:
+    """The table a person reads, on standard output."""
+    spec = report.checkpoint.get("spec", "")
+    print(
+        f"\n{report.task} · {spec or 'no backbone'} · {report.data['name']} ({report.data['n']} {report.data['unit']})"
+    )
+    if report.note:
+        print(report.note)
+    if report.scores:
+        print(report.readable().to_string(index=False))
+    print(f"{report.seconds:.1f} s, peak memory {report.peak_memory_mib:.0f} MiB")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and PyTorch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def identity_of(task: Task, options: RunOptions, config: Any, backbone: Backbone | None) -> dict[str, Any]:
+    """All that the results of a run depend on, but for its data (`Context.bind`)."""
+    settings = {name: value for name, value in schema.to_plain(config).items() if name not in task.free}
+    return {
+        "task": task.name,
+        "weights": backbone.weights_sha256 if backbone else None,
+        "architecture": backbone.name if backbone else None,
+        "dtype": options.dtype,
+        "seed": options.seed,
+        "config": json.loads(json.dumps(settings)),
+    }
+
+
+def _open(
+    task: Task,
+    options: RunOptions,
+    config: Any,
+    backbone: Backbone | None,
+    device: torch.device,
+    world: distributed.World,
+    pieces: frozenset[str],
+) -> Context:
+    """Choose the results folder, refusing one that holds another run's results."""
+    identity = identity_of(task, options, config, backbone)
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    label = re.sub(r"[^\w.-]+", "-", Path(options.ckpt or "masks").name.removesuffix(".safetensors"))
+    out = Path(options.out) if options.out else Path("runs") / task.name / f"{label}-{digest}"
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out}: results need a folder here, found a file. Choose another --out.")
+    check_same_run(out, identity)
+    if world.is_main:
+        clear_unfinished(out)
+    return Context(out, device, world, identity, pieces, options.seed)
+
+
+def _write(context: Context, report: Report, outcome: Outcome, options: RunOptions, config: Any) -> None:
+    """The task's tables, the report, and config.yaml, which `--config` reads to repeat the run."""
+    out = context.folder()
+    for name, table in outcome.tables.items():
+        write_text(out / f"{name}.csv", table.to_csv(index=False))
+    if outcome.samples is not None:
+        write_text(out / SAMPLES_FILE, outcome.samples.to_csv(index=False))
+    write_text(out / "config.yaml", schema.to_yaml(options) + schema.to_yaml(config))
+    report.write(out)

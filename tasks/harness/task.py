@@ -1,0 +1,100 @@
+"""A task is a value: how one measures a backbone, its config, its metrics, its data."""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dino_dense.backbone import Backbone
+from dino_dense.report import (
+    Metric,
+    Picture,
+    Score,
+)
+from tasks.harness.context import Context, DataFacts
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a task returns."""
+
+    scores: tuple[Score, ...]
+    data: DataFacts
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    """Further tables by file name without ending; the runner writes each as CSV."""
+    note: str = ""
+    """What a reader must know to read the number."""
+    samples: pd.DataFrame | None = None
+    """Column `sample` (its name, unique), then a column a metric, named as the metric and in its unit, whose mean
+    over the rows with a value is that metric's score: what paired comparisons of two checkpoints draw from."""
+    pictures: tuple[Picture, ...] = ()
+    """Image files the task wrote under `context.folder(...)`; the first ones say most."""
+
+
+Run = Callable[[Backbone | None, Any, Context], Outcome]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One way to measure a backbone: a value, found by its module's name."""
+
+    name: str
+    """The module's name: `python -m tasks.NAME`."""
+    summary: str
+    """One line, for help texts and tables."""
+    source: str
+    """The paper or script whose protocol this is."""
+    config: type
+    """Frozen dataclass, every field defaulted and documented."""
+    metrics: tuple[Metric, ...]
+    """Declared metrics; the first is the headline."""
+    run: Run
+    smoke: Any
+    """A config that takes seconds on the embedded data."""
+    presets: str = ""
+    """Prefix of the protocol files that `--preset` may name; "" where there are none."""
+    free: frozenset[str] = frozenset()
+    """Fields that change no result, only speed or memory: a run may go on with other values of them."""
+    needs_backbone: Callable[[Any], bool] = lambda config: True
+    """Whether a run with this config uses a backbone at all."""
+    pieces: Callable[[Any, Backbone], frozenset[str]] = lambda config, backbone: frozenset()
+    """Pieces of image features (`_features`) that a run asks for, so that tasks on one data set share one pass."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that draws and measures nothing: a value, found by its module's name."""
+
+    name: str
+    """The module's name: `python -m tasks.NAME`."""
+    summary: str
+    """One line, for help texts."""
+    main: Callable[[Sequence[str] | None], int]
+    """Parse the arguments (those of the process without), run, print. The exit status."""
+
+
+def mean_scores(samples: pd.DataFrame) -> tuple[Score, ...]:
+    """A score a metric column of an `Outcome.samples`: the mean over rows with a value, and its standard error."""
+    scores = []
+    for name in samples.columns.drop("sample"):
+        values = samples[name].dropna()
+        spread = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else None
+        scores.append(Score(name, float(values.mean()), len(values), spread))
+    return tuple(scores)
+
+
+def file_list_hash(root: Path, files: Sequence[Path]) -> str:
+    """SHA-256 over relative names and sizes: says which files a number was measured on."""
+    digest = hashlib.sha256()
+    for file in files:
+        name = Path(os.path.relpath(file, root)).as_posix()  # a data set's images may lie beside its annotations
+        try:
+            size = file.stat().st_size
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{file}: a link to nowhere, or gone since it was listed. Restore it.") from None
+        digest.update(f"{name}\0{size}\n".encode())
+    return digest.hexdigest()

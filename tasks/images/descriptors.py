@@ -1,0 +1,154 @@
+"""Descriptors for search: images of any size, sums over scales, whitening.
+
+Shapes: N images, C channels.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision.transforms.v2.functional import pil_to_tensor
+from tqdm import tqdm
+
+from data import DataError
+from data.images import read_rgb
+from dino_dense import Backbone, distributed
+from dino_dense.arrays import Box
+from dino_dense.pipeline import gathered
+
+EIGENVALUE_FLOOR = 1e-5  # of the largest (the reference's PCA)
+WAITING_BATCHES = 4  # images of other sizes that may wait for their batch to fill, in batches
+WHITENING_POWER = -0.5  # full whitening (eval_copy_detection.py)
+
+
+def describe_all(
+    dataset: Dataset[Tensor],
+    count: int,
+    describe: Callable[[Tensor], Tensor],
+    *,
+    world: distributed.World,
+    batch_size: int,
+    workers: int = 0,
+    label: str = "descriptors",
+) -> Tensor:
+    """Descriptors [N, C] on the CPU, in the order of the data set, by all processes together.
+
+    Args:
+        dataset: `count` images [3, H, W], of any sizes; those of one size are described together.
+        describe: images [B, 3, H, W] -> descriptors [B, C].
+    """
+    mine = distributed.even_share(range(count), world)
+    found: dict[int, Tensor] = {}
+    read = enumerate(DataLoader(Subset(dataset, mine), batch_size=None, num_workers=workers))
+    with tqdm(total=len(mine), unit="image", desc=label, disable=not world.is_main) as bar:
+        for batch in gathered(read, lambda placed: placed[1].shape, batch_size, WAITING_BATCHES * batch_size):
+            places, images = zip(*batch, strict=True)
+            found.update(zip(places, describe(torch.stack(images)), strict=True))
+            bar.update(len(places))
+    return distributed.all_gather(torch.stack([found[place] for place in range(len(mine))]))[:count].cpu()
+
+
+# --- Images at their own aspect, one or more scales --------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Thumbnails(Dataset[Tensor]):
+    """Image files, shrunk until the long side is `size` pixels (never enlarged), as float RGB [3, H, W] in [0, 1].
+
+    Raises DataError for an image with a side under `least` pixels then.
+    """
+
+    paths: Sequence[Path]
+    size: int
+    boxes: Sequence[Box] | None = None
+    """For each image the part to keep; it is shrunk as much as the whole image would be (revisitop's loader)."""
+    least: int = 1
+
+    def __getitem__(self, index: int) -> Tensor:
+        path = self.paths[index]
+        image = read_rgb(path)
+        size = float(self.size)
+        if self.boxes is not None:
+            full = max(image.size)
+            image = _cut(image, self.boxes[index], path)
+            size *= max(image.size) / full
+        image.thumbnail((round(max(size, 1)), round(max(size, 1))), Image.Resampling.LANCZOS)
+        if min(image.size) < self.least:
+            raise DataError(
+                f"{path}: {image.width} x {image.height} pixels when shrunk, expected {self.least} or more a side "
+                "(one patch at the smallest scale). Choose a larger --image-size."
+            )
+        return pil_to_tensor(image).float() / 255
+
+
+def _cut(image: Image.Image, box: Box, path: Path) -> Image.Image:
+    """The part of the box that lies in the image."""
+    left, top = (max(0, round(side)) for side in box[:2])
+    right, bottom = (min(full, round(side)) for side, full in zip(box[2:], image.size, strict=True))
+    if left >= right or top >= bottom:
+        raise DataError(f"{path}: {image.width} x {image.height} pixels, and the query's box {box} is outside.")
+    return image.crop((left, top, right, bottom))
+
+
+def multi_scale_cls(backbone: Backbone, images: Tensor, scales: Sequence[float]) -> Tensor:
+    """Class tokens [B, C] of images [B, 3, H, W], summed over scales (utils.multi_scale of the reference).
+
+    Each scale is resized bilinearly, without smoothing, to the rounded-down size. What is left over beyond whole
+    patches is cut off at the right and the bottom, which is what a patch embedding does with it.
+    """
+    images = images.to(backbone.device)
+    total = torch.zeros((), device=backbone.device)
+    for scale in scales:
+        scaled = images
+        if scale != 1:
+            scaled = F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
+        height, width = (side - side % backbone.patch_size for side in scaled.shape[-2:])
+        cls = backbone.extract(scaled[..., :height, :width], {"cls"}).cls
+        assert cls is not None
+        total = total + cls
+    return total
+
+
+# --- Whitening ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """Subtract a mean, turn to the principal axes, divide by the spread along each."""
+
+    mean: Tensor
+    """[C]"""
+    axes: Tensor
+    """[C, C], a scaled axis a column."""
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """[N, C] -> [N, C], not yet of unit length."""
+        return ((features.double() - self.mean) @ self.axes).float()
+
+
+def fit_whitening(features: Tensor, *, centred: bool) -> Whitening:
+    """Whitening learned from features [N, C] of images that are neither queries nor database.
+
+    With d the eigenvalues of the second-moment matrix X'X / N, floored at 1e-5 of the largest, and V its axes,
+    a feature x becomes (x - mean) V d^-1/2.
+
+    Args:
+        centred: take the mean off before the second moments too, which makes them the covariance. The reference
+            does not, so that its axes also carry the mean.
+
+    Raises:
+        ValueError: fewer than two images, or features that are not finite.
+    """
+    if len(features) < 2 or not torch.isfinite(features).all():
+        raise ValueError(f"whitening from {len(features)} features: expected 2 or more, all finite.")
+    features = features.double()
+    mean = features.mean(0)
+    spread = features - mean if centred else features
+    values, axes = torch.linalg.eigh(spread.T @ spread / len(features))
+    values = values.clamp(min=EIGENVALUE_FLOOR * float(values.max()))
+    return Whitening(mean, axes * values.pow(WHITENING_POWER))

@@ -1,0 +1,49 @@
+"""Folders of labelled images, as the classification tasks take them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.images import LabelledImages, labelled_splits
+from data.known_sets import CLASSIFICATION_SETS
+from data.sample import sample_data
+from tasks.harness.context import DataFacts
+from tasks.harness.task import file_list_hash
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """A folder with train/CLASS/* and val/CLASS/* (or test/)."""
+
+    root: Path
+    given: bool
+    """Whether a user named it; else it is the embedded set."""
+    train: LabelledImages
+    test: LabelledImages
+
+    @property
+    def published_name(self) -> str | None:
+        """The published data set with these numbers of classes and images; None for any other."""
+        sizes = (len(self.train.class_names), len(self.train.paths), len(self.test.paths))
+        return CLASSIFICATION_SETS.get(sizes)
+
+    @property
+    def test_names(self) -> list[str]:
+        """One name a test image, relative to the folder."""
+        return [path.relative_to(self.root).as_posix() for path in self.test.paths]
+
+    def facts(self, benchmark: str | None = None) -> DataFacts:
+        """What the report says of the data. `benchmark` where protocol and data are a published one's."""
+        return DataFacts(
+            name=self.root.resolve().name if self.given else "embedded images",
+            root=str(self.root),
+            n=len(self.test.paths),
+            unit="test images",
+            sha256=file_list_hash(self.root, self.train.paths + self.test.paths),
+            benchmark=benchmark,
+        )
+
+
+def open_labelled(data: str | None) -> LabelledSet:
+    """The folder named, or the embedded images; raises what `data.images.labelled_splits` raises."""
+    root = Path(data) if data else sample_data().images
+    return LabelledSet(root, data is not None, *labelled_splits(root))

@@ -1,0 +1,59 @@
+"""CorLoc of single boxes, and how it depends on which images are answered.
+
+A box is (x0, y0, x1, y1) in pixels, ends not included.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from dino_dense.arrays import Box
+
+HIT = 0.5  # IoU from which a box has found an object (LOST, main_lost.py: >=; the papers write >)
+COVERAGES = tuple(range(10, 101, 10))  # percent of the images
+
+
+def box_iou(box: Box | None, others: Sequence[Box]) -> npt.NDArray[np.float64]:
+    """IoU [K] of a box with each of K others, in [0, 1]; 0 for no box."""
+    if box is None or not others:
+        return np.zeros(len(others))
+    theirs = np.asarray(others, np.float64)
+    low, high = np.maximum(theirs[:, :2], box[:2]), np.minimum(theirs[:, 2:], box[2:])
+    common = (high - low).clip(0).prod(axis=1)
+    own = (box[2] - box[0]) * (box[3] - box[1])
+    union = own + (theirs[:, 2:] - theirs[:, :2]).prod(axis=1) - common
+    return np.divide(common, union, out=np.zeros(len(theirs)), where=union > 0)
+
+
+def objects_found(boxes: Sequence[Box], objects: Sequence[Box]) -> int:
+    """How many objects some box hits."""
+    if not boxes:
+        return 0
+    return int((np.max([box_iou(box, objects) for box in boxes], axis=0) >= HIT).sum())
+
+
+def risk_coverage(images: pd.DataFrame) -> pd.DataFrame:
+    """CorLoc of the most confident images (El-Yaniv and Wiener 2010).
+
+    Args:
+        images: a row an image, columns confidence and CorLoc (0 or 100).
+
+    Returns:
+        A row for each tenth of the images that are answered: coverage and CorLoc in percent, the number of images,
+        and the lowest confidence among them (what `min_confidence` would have to be).
+    """
+    ranked = images.sort_values("confidence", ascending=False, kind="stable")
+    rows = []
+    for coverage in COVERAGES:
+        answered = ranked.head(max(1, round(len(ranked) * coverage / 100)))
+        rows.append(
+            {
+                "coverage": coverage,
+                "images": len(answered),
+                "CorLoc": answered["CorLoc"].mean(),
+                "confidence": answered["confidence"].min(),
+            }
+        )
+    return pd.DataFrame(rows)

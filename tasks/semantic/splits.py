@@ -1,0 +1,126 @@
+"""Images with a class for every pixel, as the semantic tasks take them: opened, scored, drawn.
+
+Shapes: K classes, H x W pixels of an image.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from data import DataError
+from data.sample import sample_data
+from data.segmentation import VOC_CLASSES, VOID, LabelledPixels, embedded_segmentation, load_voc_class_masks
+from dino_dense import Picture, distributed
+from dino_dense.arrays import Pixels
+from tasks.harness import figures
+from tasks.harness.context import Context, DataFacts
+from tasks.harness.task import file_list_hash
+from tasks.scores.segmentation import Counts, class_iou, confusion, pixel_accuracy
+
+PICTURES = 6
+
+Predict = Callable[[Image.Image], Pixels]
+"""RGB picture of any size -> class ids uint8 [H, W]."""
+
+
+@dataclass(frozen=True)
+class LabelledSplits:
+    """The images to train on and to score, and the names of their K classes."""
+
+    train: list[LabelledPixels]
+    val: list[LabelledPixels]
+    class_names: tuple[str, ...]
+    facts: DataFacts
+
+
+def open_splits(data: str | None, train_split: str, split: str) -> LabelledSplits:
+    """The two splits of a tree, or the embedded pairs without `data`; every training mask is read for its classes.
+
+    Raises:
+        DataError: a split cannot be used, or a validation image has a class that training never saw.
+    """
+    if data is None:
+        root = sample_data().saliency
+        train, val = embedded_segmentation(sample_data())
+        names: tuple[str, ...] = ("ground", "object")
+    else:
+        root = Path(data)
+        train, val = (load_voc_class_masks(root, name) for name in (train_split, split))
+        names = _class_names(train, val)
+    files = [file for pair in (*train, *val) for file in (pair.image, pair.mask)]
+    facts = DataFacts(
+        name=f"{root.resolve().name} {split}" if data else "embedded pairs",
+        root=str(root),
+        n=len(val),
+        unit="images",
+        sha256=file_list_hash(root, files),
+    )
+    return LabelledSplits(train, val, names, facts)
+
+
+def _class_names(train: Sequence[LabelledPixels], val: Sequence[LabelledPixels]) -> tuple[str, ...]:
+    """Names of the ids 0 to the highest; VOC's where there are as many."""
+    highest = max(_highest_id(pair) for pair in train)
+    for pair in val:
+        if _highest_id(pair) > highest:
+            raise DataError(
+                f"{pair.mask}: class id {_highest_id(pair)}, but the training masks have none above {highest}. Are "
+                "these masks of classes (SegmentationClass), not of objects?"
+            )
+    if highest < 1:
+        raise DataError(f"{train[0].mask.parent}: the training masks hold one class only; expected two or more")
+    return VOC_CLASSES if highest + 1 == len(VOC_CLASSES) else tuple(f"class {index}" for index in range(highest + 1))
+
+
+def _highest_id(pair: LabelledPixels) -> int:
+    ids = pair.read_ids()
+    return int(ids[ids != VOID].max(initial=0))
+
+
+def evaluate(predict: Predict, splits: LabelledSplits, context: Context) -> tuple[Counts, pd.DataFrame]:
+    """One confusion matrix [K, K] over all pixels, and each image's own mIoU; the processes share the images."""
+    classes = len(splits.class_names)
+    numbers = list(range(len(splits.val)))
+    matrices = []
+    bar = tqdm(distributed.even_share(numbers, context.world), unit="image", desc="segmenting")
+    bar.disable = bar.disable or not context.world.is_main
+    for index in bar:
+        picture, ids = splits.val[index].read()
+        matrices.append(torch.from_numpy(confusion(predict(picture), ids, classes)))
+    gathered = distributed.all_gather(torch.stack(matrices).to(context.device))[: len(numbers)].cpu().numpy()
+    rows = [
+        (pair.name, float(np.nanmean(class_iou(m))), pixel_accuracy(m))
+        for pair, m in zip(splits.val, gathered, strict=True)
+    ]
+    return gathered.sum(0), pd.DataFrame(rows, columns=["image", "mIoU", "accuracy"])
+
+
+def per_class(matrix: Counts, splits: LabelledSplits) -> pd.DataFrame:
+    """A row a class: its name, IoU and accuracy in percent, and its splits."""
+    there = matrix.sum(1)
+    accuracy = np.divide(100 * np.diag(matrix), there, out=np.full(len(there), np.nan), where=there > 0)
+    return pd.DataFrame({"class": splits.class_names, "IoU": class_iou(matrix), "accuracy": accuracy, "pixels": there})
+
+
+def draw_worst_and_best(
+    predict: Predict, splits: LabelledSplits, per_image: pd.DataFrame, context: Context
+) -> tuple[Picture, ...]:
+    """The images of lowest and highest mIoU: the prediction, then the truth."""
+    pictures = []
+    means = per_image.set_index("image")["mIoU"].dropna()
+    pairs = {pair.name: pair for pair in splits.val}
+    for name in map(str, figures.worst_and_best_first(means)[:PICTURES]):
+        pair = pairs[name]
+        image, truth = pair.read()
+        frame = np.asarray(image)
+        path = context.folder("overlays") / f"{pair.name}.jpg"
+        truth = np.where(truth == VOID, 0, truth)
+        figures.mask_strip(path, [(frame, predict(image)), (frame, truth.astype(np.uint8))])
+        pictures.append(Picture(f"overlays/{path.name}", f"{name}: mIoU {means[name]:.1f}; prediction, then truth"))
+    return tuple(pictures)

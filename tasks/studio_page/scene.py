@@ -1,0 +1,132 @@
+"""What the page of `tasks.studio` does with a clip.
+
+All files are in one temporary folder, which is removed when the page closes. Each visitor has a folder inside it. That
+folder is removed when the visitor opens another clip, or an hour after the visitor left (until then Gradio lets a
+visitor come back). A new run replaces the files of the run before.
+"""
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from data.clips import Clip, is_video, open_clip
+from dino_dense import Backbone
+from dino_dense.arrays import Pixels
+from dino_dense.maps import LIKENESS, PcaColours, attention_maps, grow, patch_maps
+from dino_dense.propagation.protocol import PropagationProtocol
+from tasks.harness import figures
+from tasks.videos.own_clip import carry_masks, write_masks
+
+MOST_OBJECTS = 9
+
+
+@dataclass
+class Scene:
+    """What one visitor looks at: a clip, its first frame and the objects marked on it."""
+
+    folder: Path
+    """Of its files: the clip, and the results of the last run."""
+    clip: Clip
+    frame: Pixels
+    """[H, W, 3]"""
+    features: Tensor
+    """[C, h, w] of the frame."""
+    ids: Pixels
+    """[H, W], 0 where nothing is marked."""
+
+    def seen(self) -> Pixels:
+        """The frame with what is marked over it."""
+        return figures.overlay(self.frame, self.ids)
+
+    def close(self) -> None:
+        """Remove its files."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Studio:
+    """The steps behind the page, on one backbone.
+
+    Args:
+        backbone: for all visitors.
+        folder: for all files.
+        resolution: short side that the network sees, pixels.
+        max_bytes: largest file taken.
+    """
+
+    def __init__(self, backbone: Backbone, folder: Path, resolution: int, max_bytes: int) -> None:
+        self.backbone, self.folder, self.resolution, self.max_bytes = backbone, folder, resolution, max_bytes
+
+    def open(self, path: Path | str) -> Scene:
+        """A clip or an image (a clip of one frame), copied: the page's own copy does not last.
+
+        Raises:
+            DataError, ValueError: it is too large, or cannot be read.
+        """
+        path = Path(path)
+        size = path.stat().st_size
+        if size > self.max_bytes:
+            raise ValueError(
+                f"{path.name} has {size / 2**20:.1f} MiB: expected at most {self.max_bytes / 2**20:.0f} (--max-size)"
+            )
+        folder = Path(tempfile.mkdtemp(dir=self.folder, prefix="scene-"))
+        try:
+            if is_video(path):
+                shutil.copy(path, folder / path.name)
+                clip = open_clip(folder / path.name)
+            else:
+                frames = folder / path.stem
+                frames.mkdir()
+                shutil.copy(path, frames / f"00000{path.suffix.lower()}")
+                clip = open_clip(frames)
+            frame = next(iter(clip)).rgb
+            features = patch_maps(self.backbone, frame, self.resolution)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return Scene(folder, clip, frame, features, np.zeros(clip.size, np.uint8))
+
+    def click(self, scene: Scene, point: tuple[int, int], identity: int, likeness: float = LIKENESS) -> None:
+        """Mark the region that grows from a pixel (x, y) as part of an object."""
+        scene.ids[grow(scene.features, scene.clip.size, point, likeness)] = identity
+
+    def paint(self, scene: Scene, strokes: npt.NDArray[np.bool_], identity: int) -> None:
+        """Mark painted pixels [H, W] as part of an object; ValueError for another size."""
+        if strokes.shape != scene.ids.shape:
+            raise ValueError(f"the painting is {strokes.shape}: expected {scene.ids.shape}, as the frame")
+        scene.ids[strokes] = identity
+
+    def run(self, scene: Scene, every: int = 1, progress: Any = None) -> tuple[Path, Path]:
+        """Carry the marked objects along the clip: paths of the overlay (mp4) and of the masks (zip of PNGs).
+
+        Raises:
+            ValueError: nothing is marked.
+        """
+        if not scene.ids.any():
+            raise ValueError("nothing is marked yet: click an object on the first frame, or paint it")
+        for before in scene.folder.glob("run-*"):
+            shutil.rmtree(before, ignore_errors=True)
+        out = Path(tempfile.mkdtemp(dir=scene.folder, prefix="run-"))
+        clip = open_clip(scene.clip.path, every=every)
+        protocol = PropagationProtocol(short_side=self.resolution, rounding="nearest")
+        carried = carry_masks(self.backbone, clip, {clip.frame_name(0): scene.ids}, protocol)
+        write_masks(carried, clip, out / "masks", out, progress=progress or (lambda done, total: None))
+        zipped = shutil.make_archive(str(out / f"{clip.name}_masks"), "zip", out / "masks")
+        return out / f"{clip.name}_masks.mp4", Path(zipped)
+
+    def attention(self, scene: Scene) -> Pixels:
+        """The attention of each head and their mean over the first frame, in a grid."""
+        attention = attention_maps(self.backbone, scene.frame, self.resolution).numpy()
+        named = [("mean of the heads", attention.mean(axis=0))]
+        named += [(f"head {head}", values) for head, values in enumerate(attention)]
+        tiles = [(name, figures.heat_over(scene.frame, values, low=0)) for name, values in named]
+        return figures.grid(tiles, 3)
+
+    def pca(self, scene: Scene) -> Pixels:
+        """The leading components of the first frame as colours."""
+        return figures.enlarge(PcaColours.fit([scene.features]).colours(scene.features), scene.clip.size)

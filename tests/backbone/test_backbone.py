@@ -1,0 +1,184 @@
+"""The interface every task relies on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dino_dense import load_backbone
+from dino_dense.backbone import Backbone
+from dino_dense.backbone.dino_vit import DinoViT, ViTShape, build_module, describe
+from dino_dense.checkpoint import CheckpointError, write_tensors
+
+
+@pytest.fixture
+def backbone(tiny_vit: DinoViT) -> Backbone:
+    return Backbone(tiny_vit, name="tiny", sha256="")
+
+
+def test_shapes_for_any_size(backbone: Backbone):
+    found = backbone.extract(torch.rand(2, 3, 40, 72), {"patches", "cls", "keys", "attention"}, layers=(-2, -1))
+    assert found.patches.shape == (2, 256, 5, 9)
+    assert found.cls.shape == (2, 256)
+    assert found.keys.shape == (2, 128, 5, 9)
+    assert found.attention.shape == (2, 2, 5, 9)
+
+
+def test_only_what_is_wanted(backbone: Backbone):
+    found = backbone.extract(torch.rand(1, 3, 16, 16), {"cls"})
+    assert found.patches is None
+    assert found.keys is None
+
+
+def test_last_layer_is_the_modules_own_output(backbone: Backbone, tiny_vit: DinoViT):
+    image = torch.rand(1, 3, 64, 64)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (backbone.mean, backbone.std))
+    torch.testing.assert_close(backbone.extract(image, {"cls"}).cls, tiny_vit((image - mean) / std))
+
+
+def test_attention_is_the_softmax_row_of_the_class_token(backbone: Backbone, tiny_vit: DinoViT):
+    """Against torch's own attention: the class token's output is the attention-weighted mean of the values."""
+    image = torch.rand(1, 3, 64, 64)
+    captured = {}
+    block = tiny_vit.blocks[-1]
+    block.attn.proj.register_forward_hook(lambda module, inputs, output: captured.update(joined=inputs[0]))
+    block.attn.qkv.register_forward_hook(lambda module, inputs, output: captured.update(qkv=output))
+    rows = backbone.extract(image, {"attention", "cls"}).attention[0].flatten(1)  # [heads, N]
+    values = captured["qkv"][0].chunk(3, dim=-1)[2].unflatten(1, (backbone.num_heads, -1))  # [1+N, heads, c]
+    own = 1 - rows.sum(dim=1)  # what is left is the class token's attention to itself
+    expected = own[:, None] * values[0] + torch.einsum("hn,nhc->hc", rows, values[1:])
+    torch.testing.assert_close(captured["joined"][0, 0], expected.flatten())
+
+
+def test_keys_are_the_last_blocks(backbone: Backbone, tiny_vit: DinoViT):
+    captured = {}
+    tiny_vit.blocks[-1].attn.qkv.register_forward_hook(lambda module, inputs, output: captured.update(qkv=output))
+    keys = backbone.extract(torch.rand(1, 3, 16, 24), {"keys"}).keys
+    torch.testing.assert_close(keys[0].flatten(1).T, captured["qkv"][0].chunk(3, dim=-1)[1][1:])
+
+
+def test_registers_are_no_patches():
+    backbone = Backbone(DinoViT(ViTShape(64, 2, 1, 8, 4, registers=3)), name="reg", sha256="")
+    found = backbone.extract(torch.rand(1, 3, 32, 16), {"patches", "attention"})
+    assert found.patches.shape == (1, 64, 4, 2)
+    assert found.attention.sum() < 1
+
+
+@pytest.mark.parametrize("size", [(64, 60), (7, 64), (0, 64)])
+def test_sides_must_be_multiples_of_the_patch(backbone: Backbone, size: tuple[int, int]):
+    with pytest.raises(ValueError, match=rf"{size[0]}x{size[1]}.*patch size 8"):
+        backbone.extract(torch.rand(1, 3, *size))
+
+
+def test_impossible_wishes_say_what_there_is(backbone: Backbone):
+    image = torch.rand(1, 3, 64, 64)
+    with pytest.raises(ValueError, match=r"no values; it has attention, cls, keys, patches"):
+        backbone.extract(image, {"values"})
+    with pytest.raises(ValueError, match="has 4"):
+        backbone.extract(image, layers=(4,))
+    with pytest.raises(ValueError, match=r"float \[B, 3, H, W\], got torch.uint8"):
+        backbone.extract(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"resnet18 has no attention; it has cls, patches"):
+        load_backbone("random:resnet18").extract(image, {"attention"})
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "xcit_nano_12_p16_224", "deit_tiny_patch16_224"])
+def test_other_timm_bodies(name: str):
+    backbone = load_backbone(f"random:{name}")
+    found = backbone.extract(torch.rand(1, 3, 64, 96), {"patches", "cls"})
+    assert found.patches.shape[-2:] == (64 // backbone.patch_size, 96 // backbone.patch_size)
+    assert found.cls.shape == (1, backbone.embed_dim)
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_medium_patch16_reg4_gap_256", "vit_base_patch16_siglip_224", "vit_tiny_patch16_224"]
+)
+def test_the_pooled_feature_of_a_vit_is_its_own(name: str):
+    backbone = load_backbone(f"random:{name}")
+    images = torch.rand(2, 3, *backbone.module.patch_embed.img_size)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (backbone.mean, backbone.std))
+    with torch.no_grad():
+        tokens = backbone.module.forward_features((images - mean) / std)
+        expected = backbone.module.forward_head(tokens, pre_logits=True)
+    found = backbone.extract(images, {"cls"}, layers=[-1]).cls
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert backbone.extract(images, {"cls"}, layers=[-2, -1]).cls.shape == (2, 2 * backbone.embed_dim)
+
+
+def test_a_fine_tuned_file_keeps_the_pixel_statistics_it_was_trained_with(tmp_path: Path):
+    body = load_backbone("random:mobilenetv3_small_050").module
+    body_file = tmp_path / "model.safetensors"
+    tensors = {f"backbone.{name}": value for name, value in body.state_dict().items()}
+    facts = {"architecture": describe(body), "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}
+    write_tensors(body_file, tensors, facts)
+    backbone = load_backbone(str(body_file))
+    assert (backbone.mean, backbone.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    for wrong in ([0.0, 1.0, 1.0], [1.0], "text", [float("nan")] * 3):
+        write_tensors(body_file, tensors, {**facts, "std": wrong})
+        with pytest.raises(CheckpointError, match="as the pixels' std, expected three numbers"):
+            load_backbone(str(body_file))
+
+
+def test_dinov3_body_of_timm_runs():
+    backbone = load_backbone("random:vit_small_patch16_dinov3")
+    assert backbone.extract(torch.rand(1, 3, 32, 48)).patches.shape == (1, 384, 2, 3)
+
+
+def test_frozen_and_in_evaluation_mode(backbone: Backbone):
+    assert not any(parameter.requires_grad for parameter in backbone.module.parameters())
+    image = torch.rand(1, 3, 64, 64)
+    assert torch.equal(backbone.extract(image).patches, backbone.extract(image).patches)
+
+
+def test_random_weights_follow_the_seed():
+    first, again, other = (load_backbone("random:vit_micro_patch8_64", seed=s) for s in (3, 3, 4))
+    assert first.sha256 == again.sha256 != other.sha256
+    before = torch.random.get_rng_state()
+    load_backbone("random:vit_micro_patch8_64")
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_other_normalisation_shares_the_weights(backbone: Backbone):
+    image = torch.rand(1, 3, 16, 16)
+    other = backbone.with_normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    assert other.module is backbone.module
+    by_hand = (image - torch.tensor(backbone.mean).view(3, 1, 1)) / torch.tensor(backbone.std).view(3, 1, 1)
+    torch.testing.assert_close(other.extract(by_hand).patches, backbone.extract(image).patches)
+
+
+def test_unknown_names_are_answered_with_near_ones():
+    with pytest.raises(ValueError, match="vit_small_patch16_224"):
+        load_backbone("random:vit_smal_patch16_224")
+    with pytest.raises(ValueError, match="not a multiple"):
+        build_module("vit_small_patch16_230")
+
+
+def test_positions_at_their_own_size_are_untouched_and_smooth_elsewhere():
+    vit = DinoViT(ViTShape(64, 1, 1, 8, 6))
+    assert vit.positions(6, 6) is vit.pos_embed
+    with torch.no_grad():
+        vit.pos_embed.fill_(0.5)
+    torch.testing.assert_close(vit.positions(9, 4), torch.full((1, 37, 64), 0.5))
+
+
+def test_positions_without_offset_are_plain_bicubic():
+    vit = DinoViT(ViTShape(64, 1, 1, 8, 6, position_offset=0.0))
+    table = vit.pos_embed[:, 1:].reshape(1, 6, 6, 64).permute(0, 3, 1, 2)
+    expected = F.interpolate(table, size=(9, 4), mode="bicubic").flatten(2).transpose(1, 2)
+    torch.testing.assert_close(vit.positions(9, 4)[:, 1:], expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 13, 29, 37, 60])
+def test_positions_come_out_at_every_size(size: int):
+    assert DinoViT(ViTShape(64, 1, 1, 8, 14)).positions(size, 2 * size).shape == (1, 1 + 2 * size**2, 64)
+
+
+@pytest.mark.gpu
+def test_cuda_agrees_with_the_cpu(tiny_vit: DinoViT):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    image = torch.rand(1, 3, 64, 96)
+    expected = Backbone(tiny_vit, name="tiny", sha256="").extract(image).patches
+    found = Backbone(tiny_vit, name="tiny", sha256="").to("cuda").extract(image).patches.cpu()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,75 @@
+"""Pretrained names: the real loading code of timm and the hub, on files made here and no network."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from dino_dense import load_backbone
+from dino_dense.backbone.dino_vit import DinoViT
+from dino_dense.checkpoint import CheckpointError
+from dino_dense.report import Report, Score
+from tasks import get
+from tasks.harness.runner import describe_checkpoint
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty hub cache, offline."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("timm.models._hub.HF_HUB_OFFLINE", True, raising=False)
+    return tmp_path
+
+
+def put(hub: Path, repository: str, architecture: str) -> dict[str, torch.Tensor]:
+    """A repository in the cache, laid out as the hub's client lays it out; returns its weights."""
+    folder = hub / f"models--{repository.replace('/', '--')}"
+    snapshot = folder / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0123abcd")
+    torch.manual_seed(1)
+    module = timm.create_model(architecture, pretrained=False, num_classes=0)
+    weights = {name: value.clone() for name, value in module.state_dict().items()}
+    save_file(weights, snapshot / "model.safetensors")
+    config = {"architecture": architecture, "num_classes": 0, "num_features": module.num_features}
+    pretrained = {"input_size": [3, 224, 224], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "num_classes": 0}
+    (snapshot / "config.json").write_text(json.dumps({**config, "pretrained_cfg": pretrained}))
+    return weights
+
+
+def test_timm_name_of_a_published_dino(hub: Path):
+    weights = put(hub, "timm/vit_small_patch16_224.dino", "vit_small_patch16_224")
+    backbone = load_backbone("timm:vit_small_patch16_224.dino")
+    assert isinstance(backbone.module, DinoViT), "DINO's own position interpolation"
+    assert torch.equal(backbone.module.pos_embed, weights["pos_embed"])
+    assert backbone.mean == (0.485, 0.456, 0.406)
+    report = Report(
+        task="davis",
+        status="ok",
+        metrics=get("davis").metrics,
+        scores=(Score("J&F-Mean", 60.0, 61),),
+        checkpoint=describe_checkpoint(backbone),
+        data={"name": "DAVIS-2017 val", "benchmark": "DAVIS-2017 val, preset dino"},
+    )
+    assert report.to_frame().loc[0, "published"] == 61.8
+
+
+def test_hub_name_with_its_own_pixel_statistics(hub: Path):
+    put(hub, "someone/resnet", "resnet18")
+    backbone = load_backbone("hf-hub:someone/resnet")
+    assert backbone.mean == (0.5, 0.5, 0.5)
+    assert backbone.extract(torch.rand(1, 3, 64, 64)).patches.shape == (1, 512, 2, 2)
+
+
+def test_weights_that_cannot_be_had_are_an_error_not_random(hub: Path):
+    with pytest.raises(CheckpointError, match=r"timm:vit_base_patch16_224\.dino: its pretrained weights could not"):
+        load_backbone("timm:vit_base_patch16_224.dino")
+    with pytest.raises(ValueError, match="unknown architecture"):
+        load_backbone("timm:vit_bse_patch16_224.dino")

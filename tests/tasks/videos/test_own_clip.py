@@ -1,0 +1,244 @@
+"""`tasks.davis --video`: your own clip in, masks out."""
+
+import json
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from data import DataError
+from data.clips import open_clip
+from data.masks import read_ids, write_mask
+from dino_dense import Backbone, Features
+from dino_dense.propagation.stream import propagate_stream, propagate_video
+from tasks import RunOptions, get, main, run_one
+from tasks.davis import DavisConfig
+from tasks.videos.own_clip import carry_masks, find_masks, write_masks
+from tests.clip_files import facts, moving_disc, moving_mask, turn, write_clip
+from tests.color_backbone import PROTOCOL, ColorBackbone
+
+RANDOM = "random:vit_micro_patch8_64"
+SIZE = (48, 64)
+
+
+@pytest.fixture
+def clip_file(tmp_path: Path) -> Path:
+    return write_clip(tmp_path / "clip.mp4", rate=Fraction(30000, 1001))
+
+
+@pytest.fixture
+def mask_file(tmp_path: Path) -> Path:
+    write_mask(tmp_path / "first.png", moving_mask(0, SIZE))
+    return tmp_path / "first.png"
+
+
+def run(tmp_path: Path, *options: str, out: str = "out") -> Path:
+    words = ["--ckpt", RANDOM, "--short-side", "null", "--device", "cpu", "--out", str(tmp_path / out), *options]
+    assert main("davis", words) == 0
+    return tmp_path / out
+
+
+def test_masks_overlay_and_runs_of_a_video(tmp_path: Path, clip_file: Path, mask_file: Path, capsys):
+    out = run(tmp_path, "--video", str(clip_file), "--mask", str(mask_file), "--coco")
+    names = sorted(path.name for path in (out / "masks" / "clip").iterdir())
+    assert names == [f"{index:05d}.png" for index in range(8)]
+    masks = [read_ids(out / "masks" / "clip" / name) for name in names]
+    assert (masks[0] == moving_mask(0, SIZE)).all()
+    assert facts(out / "clip_masks.mp4") == (8, SIZE, Fraction(30000, 1001), "h264")
+    with Image.open(out / "clip_masks.jpg") as strip:
+        assert strip.height == 180
+    held = json.loads((out / "clip_masks.json").read_text())
+    assert [image["file_name"] for image in held["images"]] == names
+    assert held["categories"] == [{"id": 1, "name": "object 1"}]
+    rebuilt = np.zeros((8, *SIZE), np.uint8)
+    for record in held["annotations"]:
+        mask = coco_mask.decode(record["segmentation"])
+        x, y, width, height = record["bbox"]
+        assert record["area"] == mask.sum() == mask[y : y + height, x : x + width].sum()
+        rebuilt[record["image_id"] - 1][mask > 0] = record["category_id"]
+    assert (rebuilt == np.stack(masks)).all()
+    assert "own video clip.mp4 (8 frames)" in capsys.readouterr().out
+
+
+def test_the_same_command_again_keeps_the_masks(tmp_path: Path, clip_file: Path, mask_file: Path):
+    options = ("--video", str(clip_file), "--mask", str(mask_file))
+    mask = run(tmp_path, *options) / "masks" / "clip" / "00004.png"
+    before = mask.stat().st_mtime_ns
+    run(tmp_path, *options)
+    assert mask.stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="another run"):
+        run(tmp_path, *options, "--every", "2")
+
+
+def test_a_frame_folder_every_second_frame_and_another_resolution(tmp_path: Path, mask_file: Path):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for index in range(7):
+        Image.fromarray(moving_disc(index, SIZE)).save(frames / f"img{index}.png")
+    options = ("--video", str(frames), "--mask", str(mask_file), "--every", "2", "--resolution", "64p")
+    out = run(tmp_path, *options, "--max-frames", "3")
+    assert sorted(path.name for path in (out / "masks" / "frames").iterdir()) == ["img0.png", "img2.png", "img4.png"]
+    assert facts(out / "frames_masks.mp4")[:3] == (3, SIZE, 12)
+    with pytest.raises(ValueError, match="resolution is big"):
+        run(tmp_path, *options, "--resolution", "big", out="other")
+
+
+def test_beside_the_video_nothing_of_it_is_touched(
+    tmp_path: Path, clip_file: Path, mask_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    before = clip_file.read_bytes(), mask_file.read_bytes()
+    run(tmp_path, "--video", str(clip_file), "--mask", str(mask_file), out=".")
+    assert (clip_file.read_bytes(), mask_file.read_bytes()) == before
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for index in range(3):
+        Image.fromarray(moving_disc(index, SIZE)).save(frames / f"{index}.png")
+    monkeypatch.chdir(frames)
+    out = run(tmp_path, "--video", ".", "--mask", str(mask_file), out="named")
+    assert len(list((out / "masks" / "frames").iterdir())) == 3
+    assert facts(out / "frames_masks.mp4")[0] == 3
+
+
+def test_a_mask_among_the_frames_is_refused(tmp_path: Path, mask_file: Path):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for index in range(3):
+        Image.fromarray(moving_disc(index, SIZE)).save(frames / f"{index}.jpg")
+    inside = write_mask(frames / "mask.png", moving_mask(0, SIZE)) or frames / "mask.png"
+    with pytest.raises(DataError, match=r"mask\.png: the mask is in the folder of the frames"):
+        run(tmp_path, "--video", str(frames), "--mask", str(inside))
+    inside.rename(frames / "0.png")
+    with pytest.raises(DataError, match=r"0\.jpg and .*0\.png: two frames of one name"):
+        run(tmp_path, "--video", str(frames), "--mask", str(mask_file))
+
+
+def test_masks_replace_those_of_a_call_before_and_nothing_else(tmp_path: Path, clip_file: Path):
+    def write(length: int, folder: Path) -> None:
+        clip = open_clip(clip_file, max_frames=length)
+        carried = carry_masks(ColorBackbone(), clip, {"00000": moving_mask(0, SIZE)}, PROTOCOL)
+        write_masks(carried, clip, folder, tmp_path / "out")
+
+    folder = tmp_path / "out" / "masks"
+    write(4, folder)
+    write(2, folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["00000.png", "00001.png"]
+    assert facts(tmp_path / "out" / "clip_masks.mp4")[0] == 2
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"notes\.txt: masks are to go to .* and would replace it"):
+        write(2, folder)
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_resolution_is_the_short_side_that_is_looked_at(tmp_path: Path, clip_file: Path, mask_file: Path):
+    seen = []
+
+    class Spy(ColorBackbone):
+        def extract(self, images: torch.Tensor, want=frozenset({"patches"}), layers=(-1,)) -> Features:
+            seen.append(tuple(images.shape[-2:]))
+            return super().extract(images, want, layers)
+
+    config = DavisConfig(video=str(clip_file), mask=str(mask_file), resolution="96")
+    run_one(get("davis"), RunOptions(out=str(tmp_path / "out")), config, backbone=Spy())
+    assert set(seen) == {(96, 128)}
+    run_one(get("davis"), RunOptions(out=str(tmp_path / "b")), replace(config, resolution="480p"), backbone=Spy())
+    assert seen[-1] == (480, 640)
+
+
+def carried(clip_file: Path, masks: dict[str, np.ndarray], backbone: Backbone | None = None) -> list[np.ndarray]:
+    clip = open_clip(clip_file)
+    return [found.ids for found in carry_masks(backbone or ColorBackbone(), clip, masks, PROTOCOL)]
+
+
+def test_the_object_is_followed(clip_file: Path):
+    found = carried(clip_file, {"00000": moving_mask(0, SIZE)})
+    for index, ids in enumerate(found):
+        truth = moving_mask(index, SIZE)
+        assert (ids & truth).sum() / (ids | truth).sum() > 0.6
+
+
+def test_a_phones_video_is_masked_as_it_is_shown(tmp_path: Path):
+    source = turn(write_clip(tmp_path / "a.mp4"))
+    masks = {"00000": np.rot90(moving_mask(0, SIZE), k=-1)}
+    found = carried(source, masks)
+    truth = np.rot90(moving_mask(7, SIZE), k=-1)
+    assert (found[7] & truth).sum() / (found[7] | truth).sum() > 0.6
+
+
+def test_ids_stay_and_a_later_mask_adds_an_object(clip_file: Path):
+    first, later = 5 * moving_mask(0, SIZE), np.zeros(SIZE, np.uint8)
+    later[40:48, 8:40] = 2
+    found = carried(clip_file, {"00000": first, "00003": later})
+    assert [set(np.unique(ids)) for ids in found[:4]] == [{0, 5}] * 3 + [{0, 2, 5}]
+    assert all({2, 5} <= set(np.unique(ids)) for ids in found[4:])
+    assert (found[3][later > 0] == 2).all()
+    before = carried(clip_file, {"00000": first})
+    assert (found[3][:32] == before[3][:32]).all()  # more than a patch away
+    assert all((one == other).all() for one, other in zip(found[:3], before[:3], strict=True))
+
+
+def test_masks_are_found_by_frame(tmp_path: Path, clip_file: Path, mask_file: Path):
+    clip = open_clip(clip_file, every=2)
+    assert find_masks(mask_file, clip) == {"00000": mask_file}
+    folder = tmp_path / "masks"
+    for name in ("0", "004"):
+        write_mask(folder / f"{name}.png", moving_mask(0, SIZE))
+    assert find_masks(folder, clip) == {"00000": folder / "0.png", "00004": folder / "004.png"}
+    write_mask(folder / "3.png", moving_mask(0, SIZE))
+    with pytest.raises(DataError, match=r"3\.png: a mask of no frame that is read.*00000 to 00006, every 2"):
+        find_masks(folder, clip)
+    for name in ("0", "3"):
+        (folder / f"{name}.png").unlink()
+    with pytest.raises(DataError, match="no mask of the first frame"):
+        find_masks(folder, clip)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"video": "a.mp4"}, "--video needs --mask"),
+        ({"mask": "a.png"}, "--mask needs --video"),
+        ({"every": 2}, "for your own --video"),
+        ({"coco": True}, "for your own --video"),
+        ({"video": "a.mp4", "mask": "a.png", "every": 0}, "every is 0"),
+        ({"video": "a.mp4", "mask": "a.png", "data": "DAVIS"}, "expected one of them"),
+        ({"video": "a.mp4", "mask": "a.png", "max_frames": 0}, "max_frames is 0"),
+    ],
+)
+def test_options_that_do_not_go_together(changes: dict, says: str):
+    with pytest.raises(ValueError, match=says):
+        DavisConfig(**changes)
+
+
+def test_a_broken_frame_leaves_nothing_half_done(tmp_path: Path, mask_file: Path):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for index in range(4):
+        Image.fromarray(moving_disc(index, SIZE)).save(frames / f"{index}.png")
+    (frames / "2.png").write_bytes((frames / "2.png").read_bytes()[:100])
+    with pytest.raises(DataError, match=r"2\.png: cannot be read whole"):
+        run(tmp_path, "--video", str(frames), "--mask", str(mask_file), "--coco")
+    left = sorted(path.name for path in (tmp_path / "out").rglob("*"))
+    assert left == ["masks", "run.json"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"pad_context": True, "window_on": "recent"}, {"context_frames": 0}])
+def test_a_stream_gives_the_labels_of_a_video(changes: dict):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(6, 5, 4, 7, generator=generator)
+    first = torch.rand(3, 4, 7, generator=generator)
+    protocol = replace(PROTOCOL, **changes)
+    expected = list(propagate_video(lambda index: features[index], first, 6, protocol))
+    stream = ((frame, None if index else first) for index, frame in enumerate(features))
+    found = list(propagate_stream(stream, protocol))
+    assert torch.equal(found[0], first)
+    assert torch.equal(torch.stack(found[1:]), torch.stack(expected))
+
+
+def test_a_stream_needs_labels_first():
+    with pytest.raises(ValueError, match="no labels"):
+        next(propagate_stream([(torch.zeros(2, 3, 3), None)], PROTOCOL))
