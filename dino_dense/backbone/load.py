@@ -32,6 +32,11 @@ def split_name(spec: str) -> tuple[str, str]:
     return (kind.replace("_", "-"), name) if name and (kind == "random" or kind in HUBS) else ("", "")
 
 
+def random_name(architecture: str) -> str:
+    """The name of a network of random weights."""
+    return f"random:{architecture}"
+
+
 def load_backbone(spec: str, *, arch: str | None = None, seed: int = 0, network: str = "teacher") -> Backbone:
     """Open a backbone.
 

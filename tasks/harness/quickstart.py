@@ -12,7 +12,7 @@ import yaml
 from data.pretraining import open_pretraining_data
 from data.sample import sample_data
 from dino_dense import distributed
-from dino_dense.backbone.load import split_name
+from dino_dense.backbone.load import random_name, split_name
 from dino_dense.config import command_line, schema
 from dino_dense.files import write_text
 from dino_dense.pretrain.config import PretrainConfig
@@ -51,7 +51,7 @@ def quickstart(argv: Sequence[str]) -> int:
         entries = run_batch(
             BatchOptions(
                 suite=SUITE,
-                ckpt=(f"random:{settings.arch}", str(run)),
+                ckpt=(random_name(settings.arch), str(run)),
                 out=str(Path(config.out) / f"results-seed{seed}"),
                 device="cpu",
                 seed=seed,
