@@ -180,7 +180,7 @@ def create_timm(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
     Raises:
         ValueError: timm knows no such name (with the nearest ones).
     """
-    if not name.startswith(("hf-hub:", "hf_hub:")) and not timm.is_model(name):
+    if ":" not in name and not timm.is_model(name):  # a name with a colon is a place on a hub
         near = difflib.get_close_matches(name.split(".")[0], [*timm.list_models(), *_example_names()], n=4)
         hint = f" Near names: {', '.join(near)}." if near else ""
         raise ValueError(
