@@ -19,7 +19,8 @@ from benchmarks.scoring import tree
 from data.davis import load_davis
 from dino_dense import load_backbone
 from dino_dense.objects.cuts import Graph, patch_graph, second_eigenvector, tokencut
-from dino_dense.objects.segment import SegmentProtocol, patch_features, to_tensor
+from dino_dense.objects.protocol import SegmentProtocol
+from dino_dense.objects.segment import patch_features, to_tensor
 
 TAU, EPS = 0.2, 1e-5
 SIZE = (480, 832)  # pixels

@@ -1,18 +1,22 @@
-"""torch.distributed, or one plain process: the same calls work in both."""
+"""torch.distributed, or one plain process: the same calls work in both.
+
+PyTorch is imported where there are other processes or tensors: a command of one process may never need it.
+"""
+
+from __future__ import annotations
 
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Item = TypeVar("Item")
 
@@ -51,6 +55,8 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     """
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device is {name!r}, expected auto, cpu or cuda")
+    import torch
+
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -60,6 +66,17 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
 
 @contextmanager
 def session(device: str) -> Iterator[tuple[World, torch.device]]:
+    """`joined`, with this process's device.
+
+    Raises:
+        LostProcessError, ValueError: see `joined` and `resolve_device`.
+    """
+    with joined(device) as world:
+        yield world, resolve_device(device, world.local_rank)
+
+
+@contextmanager
+def joined(device: str) -> Iterator[World]:
     """Join the other processes when started by torchrun (its WORLD_SIZE variable), else be alone.
 
     Both backends are opened on CUDA, so that small host-side flags travel without a device synchronisation.
@@ -69,7 +86,7 @@ def session(device: str) -> Iterator[tuple[World, torch.device]]:
         ValueError: the launcher's variables are not all there.
     """
     if "WORLD_SIZE" not in os.environ:
-        yield World(), resolve_device(device)
+        yield World()
         return
     if lacking := [name for name in ("RANK", "LOCAL_RANK") if name not in os.environ]:
         raise ValueError(
@@ -77,12 +94,15 @@ def session(device: str) -> Iterator[tuple[World, torch.device]]:
             "torchrun, or unset WORLD_SIZE for one process."
         )
     world = World(int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]))
+    import torch
+    import torch.distributed as dist
+
     here = resolve_device(device, world.local_rank)
     if here.type == "cuda":
         torch.cuda.set_device(here)
     try:
         _join(world, "gloo" if here.type == "cpu" else "cpu:gloo,cuda:nccl")
-        yield world, here
+        yield world
     except RuntimeError as error:
         if world.size == 1 or not _LOST.search(str(error)):
             raise
@@ -105,6 +125,10 @@ def _join(world: World, backend: str) -> None:
     reads one calls a process that is gone. So each life has its own keys. Its number is the same in every process of
     one machine only: over several, `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1` makes torchrun start a new store each time.
     """
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
     store, rank, size = next(rendezvous("env://"))
     if os.environ.get("LOCAL_WORLD_SIZE") == str(world.size):
         store = PrefixStore(f"life {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
@@ -113,12 +137,18 @@ def _join(world: World, backend: str) -> None:
 
 def is_active() -> bool:
     """Whether there are other processes to talk to."""
+    if "torch" not in sys.modules:  # without it, none was joined
+        return False
+    import torch.distributed as dist
+
     return dist.is_available() and dist.is_initialized()
 
 
 def all_reduce_mean(tensor: Tensor) -> Tensor:
     """The mean of `tensor` over the processes, written into `tensor`."""
     if is_active():
+        import torch.distributed as dist
+
         dist.all_reduce(tensor)
         tensor /= dist.get_world_size()
     return tensor
@@ -128,6 +158,9 @@ def all_gather(tensor: Tensor) -> Tensor:
     """[N, ...] of every process (equal shapes) -> [size * N, ...], in rank order. Without gradient."""
     if not is_active():
         return tensor
+    import torch
+    import torch.distributed as dist
+
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
@@ -146,6 +179,9 @@ def any_true(flag: bool) -> bool:
     """Whether `flag` is set in any process: the same answer everywhere."""
     if not is_active():
         return flag
+    import torch
+    import torch.distributed as dist
+
     value = torch.tensor(int(flag))
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return bool(value.item())
@@ -154,6 +190,8 @@ def any_true(flag: bool) -> bool:
 def barrier() -> None:
     """Wait for every process."""
     if is_active():
+        import torch.distributed as dist
+
         dist.barrier()
 
 
@@ -161,6 +199,8 @@ def gather_objects(items: list[Item]) -> list[Item]:
     """The items of every process, in rank order: each may have any number of them, that pickle can carry."""
     if not is_active():
         return items
+    import torch.distributed as dist
+
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, items)
     return [item for part in parts for item in part]

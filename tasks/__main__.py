@@ -4,11 +4,8 @@ import importlib
 import sys
 
 from dino_dense.config import command_line
-from tasks import get, names
-from tasks import main as run_task
-from tasks.harness.batch import main as run_suite
-from tasks.harness.quickstart import quickstart
-from tasks.harness.registry import commands, summary
+from tasks.harness import batch, quickstart, runner
+from tasks.harness.registry import commands, get, names, summary
 
 USAGE = """usage: python -m tasks NAME --ckpt CHECKPOINT [--help]
        python -m tasks --suite SUITE --ckpt A --ckpt B --out DIR [--help]
@@ -20,13 +17,13 @@ def main() -> int:
     """`python -m tasks NAME [...]` (tasks of other packages too), `... --suite NAME`, `... quickstart`, or the list."""
     first = sys.argv[1] if len(sys.argv) > 1 else ""
     if first == "quickstart":
-        return quickstart(sys.argv[2:])
+        return quickstart.main(sys.argv[2:])
     if first in commands():
         return importlib.import_module(f"tasks.{first}").COMMAND.main(sys.argv[2:])
     if first in names():
-        return run_task(first, sys.argv[2:])
+        return runner.main(first, sys.argv[2:])
     if first.startswith("--") and first != "--help":
-        return run_suite()
+        return batch.main()
     if first not in ("", "-h", "--help"):
         get(first)  # says which there are
     print(USAGE)

@@ -3,35 +3,38 @@
 The descriptor is the class token beside the generalised mean of the patch tokens (DINO, sec. 4.2.1).
 """
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
-import torch
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from data import DataError
 from data.copydays import STRONG, Copydays, is_copydays, load_copydays
 from data.images import UnlabelledImages, list_images, read_rgb
 from data.sample import sample_data
-from dino_dense import Backbone, Metric, Picture
+from dino_dense import Metric, Picture
+from dino_dense.config import command_line
 from tasks.harness import figures
 from tasks.harness.context import Context, DataFacts
 from tasks.harness.runner import main
 from tasks.harness.task import Outcome, Task, file_list_hash, mean_scores
 from tasks.images.attacks import AttackedImages, check_attacks
-from tasks.images.descriptors import describe_all, fit_whitening
-from tasks.images.features import CLS, Preprocessing, extract_pieces, image_features
 from tasks.scores.retrieval import Indices, average_precision, positive_ranks, rankings
 
-PIECES = (CLS, "gem")
+if TYPE_CHECKING:
+    import pandas as pd
+    from PIL import Image
+    from torch import Tensor
+
+    from dino_dense import Backbone
+
+PIECES = ("cls1", "gem")
 METRICS = (Metric("mAP"), Metric("recall@1"))
 STRIPS, STRIP_RESULTS = 6, 5  # pictures, and results on each
 PUBLISHED_TOP = 20  # eval_copy_detection.py
@@ -108,6 +111,8 @@ class _Copies:
 
 def run(backbone: Backbone | None, config: CopydetectConfig, context: Context) -> Outcome:
     """Describe, whiten, search, score."""
+    import pandas as pd
+
     assert backbone is not None
     copies = open_copies(config, context.seed)
     context.bind(copies.facts)
@@ -160,6 +165,8 @@ def _check_idle(config: CopydetectConfig, root: Path) -> None:
 
 
 def _open_copydays(root: Path, further: Mapping[str, list[Path]], config: CopydetectConfig) -> _Copies:
+    import pandas as pd
+
     found = load_copydays(root)
     paths = [copy.path for copy in found.copies]
     attacks = [copy.attack for copy in found.copies]
@@ -193,6 +200,8 @@ def published_benchmark(found: Copydays, further: Mapping[str, list[Path]], conf
 
 
 def _open_folder(root: Path, further: Mapping[str, list[Path]], config: CopydetectConfig, seed: int) -> _Copies:
+    import pandas as pd
+
     originals = list_images(root)
     count = min(config.max_queries or len(originals), len(originals))
     chosen = np.unique(np.linspace(0, len(originals) - 1, count).round().astype(int)).tolist()
@@ -226,21 +235,15 @@ def _hash(root: Path, files: Sequence[Path], further: Mapping[str, list[Path]], 
 # --- Describing --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Squashed(Dataset[Tensor]):
-    """Images as float RGB [3, S, S] in [0, 1]."""
-
-    images: Sequence[Image.Image]
-    preprocessing: Preprocessing
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.preprocessing.transform()(self.images[index])
-
-
 def _describe(
     backbone: Backbone, copies: _Copies, config: CopydetectConfig, context: Context
 ) -> tuple[Tensor, Tensor, str]:
     """Queries [Q, C], database [N, C] (originals, then distractors), and what to say about the whitening."""
+    import torch
+
+    from tasks.images.descriptors import Transformed, describe_all, fit_whitening
+    from tasks.images.features import Preprocessing, extract_pieces, image_features
+
     preprocessing = Preprocessing(config.image_size, config.image_size, squash=True, fast_decode=config.fast_decode)
 
     def of_files(paths: Sequence[Path], label: str) -> Tensor:
@@ -260,7 +263,7 @@ def _describe(
     if copies.further["distractors"]:
         database = torch.cat([database, of_files(copies.further["distractors"], "distractors")])
     queries = describe_all(
-        _Squashed(copies.images, preprocessing),
+        Transformed(copies.images, preprocessing.transform()),
         len(copies.images),
         lambda images: _joined(extract_pieces(backbone, images, PIECES)),
         world=context.world,
@@ -278,6 +281,8 @@ def _describe(
 
 def _joined(pieces: dict[str, Tensor]) -> Tensor:
     """Class token and pooled patches side by side, [B, 2C]."""
+    import torch
+
     return torch.cat([pieces[name] for name in PIECES], dim=1)
 
 
@@ -288,6 +293,8 @@ def _score(
     ranked: Iterable[Indices], positives: Sequence[Sequence[int]], count: int, context: Context
 ) -> tuple[pd.DataFrame, list[Indices]]:
     """AP and recall@1 of each query, percent, and its first results; `count` images were searched."""
+    import pandas as pd
+
     rows, nearest = [], []
     nothing = np.array([], np.int64)
     bar = tqdm(ranked, total=len(positives), unit="query", desc="searching", disable=not context.world.is_main)
@@ -336,6 +343,4 @@ TASK = Task(
 )
 
 if __name__ == "__main__":
-    from dino_dense.config import command_line
-
     command_line.run(lambda: main("copydetect"))

@@ -1,55 +1,46 @@
 """Unsupervised object discovery: a box around an object from frozen features, without training (CorLoc)."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
-import pandas as pd
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from data import DataError
-from data.boxes import BoxedImage, boxes_of_masks, load_coco_boxes, load_voc_boxes
 from data.images import read_rgb
 from data.known_sets import DISCOVERY_SETS
 from data.rle import decode_mask, encode_mask
 from data.saliency import load_saliency
 from data.sample import sample_data
-from dino_dense import Backbone, Metric, Picture
-from dino_dense.arrays import Box, Mask, Pixels
+from dino_dense import Metric, Picture
 from dino_dense.config import command_line, presets
 from dino_dense.distributed import in_order, share_of
 from dino_dense.files import write_text
-from dino_dense.objects.attention import attention_segments
-from dino_dense.objects.cuts import maskcut, tokencut
-from dino_dense.objects.lost import lost
-from dino_dense.objects.maps_ahead import default_batch, maps_ahead
-from dino_dense.objects.segment import (
-    CONFIDENCE,
-    Segment,
-    SegmentProtocol,
-    box_of,
-    compared_maps,
-    feature_note,
-    largest_component,
-    to_tensor,
-    working_size,
-)
+from dino_dense.objects.protocol import CONFIDENCE, SegmentProtocol
 from tasks.harness import figures
 from tasks.harness.context import Context, DataFacts
 from tasks.harness.runner import main
 from tasks.harness.task import Outcome, Task, file_list_hash, mean_scores
 from tasks.scores.boxes import HIT, box_iou, objects_found, risk_coverage
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+    from data.boxes import BoxedImage
+    from dino_dense import Backbone
+    from dino_dense.arrays import Box, Mask, Pixels
+    from dino_dense.objects.segment import Segment
+
 METRICS = (Metric("CorLoc"), Metric("Box-IoU"))
 PICTURES = 6
-# Images of the published sets: layout, whether a list chose from them, number.
 FOUND, WANTED = (255, 60, 60), (60, 220, 60)  # RGB of boxes in pictures
 
 
@@ -127,6 +118,11 @@ class _Measured(NamedTuple):
 
 def run(backbone: Backbone | None, config: DiscoveryConfig, context: Context) -> Outcome:
     """Find a box in every image, and look whether it is around an object."""
+    import pandas as pd
+
+    from dino_dense.objects.maps_ahead import default_batch, maps_ahead
+    from dino_dense.objects.segment import compared_maps
+
     assert backbone is not None
     images, facts, left_out = open_images(config)
     context.bind(facts)
@@ -195,6 +191,8 @@ def open_images(config: DiscoveryConfig) -> tuple[list[BoxedImage], DataFacts, i
 
 def find_objects(backbone: Backbone, rgb: Pixels, config: DiscoveryProtocol) -> list[Found]:
     """Objects in an image RGB [H, W, 3]: one, but for maskcut."""
+    from dino_dense.objects.segment import compared_maps
+
     image = padded(rgb, backbone, config)
     return objects_from(
         compared_maps(backbone, image[None], config, config.method)[0], rgb, backbone.patch_size, config
@@ -203,6 +201,8 @@ def find_objects(backbone: Backbone, rgb: Pixels, config: DiscoveryProtocol) -> 
 
 def objects_from(compared: Tensor, rgb: Pixels, patch: int, config: DiscoveryProtocol) -> list[Found]:
     """`find_objects`, from one image's `compared_maps`."""
+    from dino_dense.objects.segment import box_of, working_size
+
     height, width = size = working_size((rgb.shape[0], rgb.shape[1]), config)
     found = []
     for segment in _segments(compared, config):
@@ -241,6 +241,11 @@ def to_coco(chosen: Sequence[tuple[BoxedImage, _Measured]]) -> dict[str, Any]:
 
 def _segments(compared: Tensor, config: DiscoveryProtocol) -> list[Segment]:
     """What the method finds in one image's maps."""
+    from dino_dense.objects.attention import attention_segments
+    from dino_dense.objects.cuts import maskcut, tokencut
+    from dino_dense.objects.lost import lost
+    from dino_dense.objects.segment import largest_component
+
     if config.method == "attention":
         (segment,) = attention_segments(compared, config.mass, config.head)
         return [segment._replace(mask=largest_component(segment.mask))]
@@ -252,6 +257,10 @@ def _segments(compared: Tensor, config: DiscoveryProtocol) -> list[Segment]:
 def padded(rgb: Pixels, backbone: Backbone, config: DiscoveryProtocol) -> Tensor:
     """RGB [H, W, 3] as an image [3, h, w] in [0, 1] at the working size, its sides padded to a multiple of the patch
     size: below and right, with what is 0 after normalisation."""
+    import torch
+
+    from dino_dense.objects.segment import to_tensor, working_size
+
     image = to_tensor(rgb, working_size((rgb.shape[0], rgb.shape[1]), config))
     sides = [-(-side // backbone.patch_size) * backbone.patch_size for side in image.shape[1:]]
     whole = torch.tensor(backbone.mean).view(3, 1, 1).repeat(1, *sides)
@@ -289,6 +298,8 @@ def _layout(config: DiscoveryConfig, root: Path) -> str:
 
 def _read_boxes(config: DiscoveryConfig, root: Path, layout: str) -> tuple[list[BoxedImage], list[Path]]:
     """The images, and the files that say where their objects are."""
+    from data.boxes import boxes_of_masks, load_coco_boxes, load_voc_boxes
+
     if layout == "voc":
         voc = load_voc_boxes(root, config.split, hard=not config.no_hard)
         return voc, [root / "Annotations" / f"{image.name}.xml" for image in voc]
@@ -300,6 +311,8 @@ def _read_boxes(config: DiscoveryConfig, root: Path, layout: str) -> tuple[list[
 
 
 def _note(backbone: Backbone, config: DiscoveryConfig, table: pd.DataFrame, unanswered: int, without: int) -> str:
+    from dino_dense.objects.segment import feature_note
+
     parts = [f"Confidence is the {CONFIDENCE[config.method]}."]
     if config.method == "maskcut":
         found, total = int(table["objects_found"].sum()), int(table["objects"].sum())

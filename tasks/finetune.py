@@ -1,23 +1,26 @@
 """Fine-tuning the whole network, with a linear layer on top, to classify images (DeiT's recipe, as DINO used it)."""
 
+from __future__ import annotations
+
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import pandas as pd
-import torch
-
-from dino_dense import Backbone, Picture
+from dino_dense import Picture
 from dino_dense.config import command_line, presets, schema
 from tasks.finetuning.config import FREE, FinetuneConfig
-from tasks.finetuning.figures import draw_confusion, draw_hardest
-from tasks.finetuning.files import BEST_FILE, LOG_FILE, MODEL_FILE
-from tasks.finetuning.loop import FineTuning
-from tasks.finetuning.measure import CONFUSION_CLASSES, Predictions, confusion, per_class
 from tasks.harness.context import Context
 from tasks.harness.figures import curves
 from tasks.harness.runner import main
 from tasks.harness.task import Outcome, Task, mean_scores
 from tasks.images.labelled import LabelledSet, open_labelled
 from tasks.scores.classification import METRICS, hits
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dino_dense import Backbone
+    from tasks.finetuning.loop import FineTuning
+    from tasks.finetuning.measure import Predictions
 
 PRESETS = {
     "CIFAR-10": "cifar10",
@@ -43,6 +46,13 @@ def run(backbone: Backbone | None, config: FinetuneConfig, context: Context) -> 
         ValueError: settings that do not fit; DivergedError where training fails.
         DataError: an unreadable image.
     """
+    import pandas as pd
+    import torch
+
+    from tasks.finetuning.files import LOG_FILE
+    from tasks.finetuning.loop import FineTuning
+    from tasks.finetuning.measure import CONFUSION_CLASSES, confusion, per_class
+
     assert backbone is not None
     images = open_labelled(config.data)
     if config.crop % backbone.patch_size:
@@ -76,6 +86,8 @@ def benchmark(config: FinetuneConfig, images: LabelledSet) -> str | None:
 
 
 def _note(log: pd.DataFrame, fine_tuning: FineTuning) -> str:
+    from tasks.finetuning.files import BEST_FILE, MODEL_FILE
+
     plan = fine_tuning.plan
     best, last = log.iloc[int(log["top-1"].argmax())], log.iloc[-1]
     note = (
@@ -92,6 +104,8 @@ def _note(log: pd.DataFrame, fine_tuning: FineTuning) -> str:
 def _pictures(
     predictions: Predictions, images: LabelledSet, log: pd.DataFrame, context: Context
 ) -> tuple[Picture, ...]:
+    from tasks.finetuning.figures import draw_confusion, draw_hardest
+
     folder = context.folder("pictures")
     shown = draw_confusion(folder / "confusion.png", predictions, images.test)
     hardest = draw_hardest(folder / "hardest.png", predictions, images.test)

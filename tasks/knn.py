@@ -1,26 +1,30 @@
 """Weighted k-nearest-neighbour classification on frozen features (Wu et al. 2018, as DINO's eval_knn.py)."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from data.images import read_rgb
-from dino_dense import Backbone, Picture
-from dino_dense.neighbors.exact import nearest
+from dino_dense import Picture
+from dino_dense.config import command_line
 from tasks.harness import figures
 from tasks.harness.context import Context
 from tasks.harness.runner import main
 from tasks.harness.task import Outcome, Task, mean_scores
-from tasks.images.features import CLS, Preprocessing, image_features
 from tasks.images.labelled import LabelledSet, open_labelled
 from tasks.scores.classification import METRICS, hits
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+    from dino_dense import Backbone
 
 STRIPS, STRIP_RESULTS = 6, 5  # pictures, and neighbours on each
 HEADLINE_K = 20  # the best k in the paper, and the one it reports
@@ -73,6 +77,10 @@ def knn_votes(
     Raises:
         ValueError: a k is larger than N.
     """
+    import torch.nn.functional as F
+
+    from dino_dense.neighbors.exact import nearest
+
     if max(k) > len(train):
         raise ValueError(f"k = {max(k)} neighbours, but there are only {len(train)} training images.")
     similarity, found = nearest(F.normalize(test, dim=1), F.normalize(train, dim=1), max(k))  # [M, max k]
@@ -86,6 +94,9 @@ def knn_votes(
 
 def run(backbone: Backbone | None, config: KnnConfig, context: Context) -> Outcome:
     """Extract (or find) the features of both folders, and vote."""
+    import pandas as pd
+    import torch
+
     assert backbone is not None
     images = open_labelled(config.data)
     facts = images.facts(_benchmark(config, images))
@@ -122,6 +133,8 @@ def run(backbone: Backbone | None, config: KnnConfig, context: Context) -> Outco
 
 def _features(backbone: Backbone, paths: Sequence[Path], label: str, config: KnnConfig, context: Context) -> Tensor:
     """Class tokens [N, C] of the middle squares."""
+    from tasks.images.features import CLS, Preprocessing, image_features
+
     return image_features(
         backbone,
         paths,
@@ -138,6 +151,8 @@ def _draw(
     train: Tensor, test: Tensor, images: LabelledSet, samples: pd.DataFrame, context: Context
 ) -> tuple[Picture, ...]:
     """Test images with their nearest training images, a wrong one and a right one in turn."""
+    import torch.nn.functional as F
+
     right = samples.index[samples["top-1"] > 0]
     chosen = [figures.spread(list(part), STRIPS // 2) for part in (samples.index.difference(right), right) if len(part)]
     pictures = []
@@ -171,10 +186,8 @@ TASK = Task(
     run=run,
     smoke=KnnConfig(resize=64, crop=64),
     free=frozenset({"batch_size", "workers"}),
-    pieces=lambda config, backbone: frozenset({CLS}),
+    pieces=lambda config, backbone: frozenset({"cls1"}),
 )
 
 if __name__ == "__main__":
-    from dino_dense.config import command_line
-
     command_line.run(lambda: main("knn"))

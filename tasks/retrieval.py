@@ -1,27 +1,32 @@
 """Image retrieval by cosine similarity of frozen class tokens: revisited Oxford and Paris, or any class folder."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
-from torch import Tensor
 from tqdm import tqdm
 
 from data import DataError
 from data.images import VAL_FOLDERS, class_folders, read_rgb
 from data.revisited import Revisited, is_revisited, load_revisited
 from data.sample import sample_data
-from dino_dense import Backbone, Picture
+from dino_dense import Picture
+from dino_dense.config import command_line
 from tasks.harness import figures
 from tasks.harness.context import Context, DataFacts
 from tasks.harness.runner import main
 from tasks.harness.task import Outcome, Task, file_list_hash, mean_scores
-from tasks.images.descriptors import Thumbnails, describe_all, multi_scale_cls
-from tasks.images.features import CLS, Preprocessing, image_features
 from tasks.scores.retrieval import METRICS, Indices, positive_ranks, query_scores, rankings
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+    from dino_dense import Backbone
 
 HEADLINE = METRICS[0].name
 STRIPS, STRIP_RESULTS = 6, 5  # pictures, and results on each
@@ -221,6 +226,8 @@ def _describe_revisited(
     backbone: Backbone, landmarks: Revisited, config: RetrievalConfig, context: Context
 ) -> tuple[Tensor, Tensor]:
     """Queries [Q, C] and database [N, C]"""
+    from tasks.images.descriptors import Thumbnails, describe_all, multi_scale_cls
+
     least = int(np.ceil(backbone.patch_size / min(1.0, *config.scales)))
     boxes = landmarks.boxes if config.crop_queries else None
     queries, database = (
@@ -240,6 +247,8 @@ def _describe_revisited(
 
 def _describe_classes(backbone: Backbone, paths: Sequence[Path], config: RetrievalConfig, context: Context) -> Tensor:
     """[N, C]"""
+    from tasks.images.features import CLS, Preprocessing, image_features
+
     return image_features(
         backbone,
         paths,
@@ -258,6 +267,8 @@ def _score(
     queries: Tensor, database: Tensor, search: _Search, context: Context
 ) -> tuple[dict[str, pd.DataFrame], list[Indices]]:
     """For each protocol a row a query, and for each query the first results of the headline's."""
+    import pandas as pd
+
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in search.groups}
     nearest = []
     ranked = rankings(queries, database)
@@ -280,6 +291,8 @@ def _first(order: Indices, junk: Indices) -> Indices:
 
 def _tables(samples: dict[str, pd.DataFrame], search: _Search) -> dict[str, pd.DataFrame]:
     """Means of every protocol, and of every class where there are classes."""
+    import pandas as pd
+
     rows = [
         {"protocol": name, "queries": int(frame[HEADLINE].notna().sum()), **frame.drop(columns="sample").mean()}
         for name, frame in samples.items()
@@ -319,10 +332,8 @@ TASK = Task(
     run=run,
     smoke=RetrievalConfig(resize=64, crop=64),
     free=frozenset({"batch_size", "workers"}),
-    pieces=lambda config, backbone: frozenset({CLS}),
+    pieces=lambda config, backbone: frozenset({"cls1"}),
 )
 
 if __name__ == "__main__":
-    from dino_dense.config import command_line
-
     command_line.run(lambda: main("retrieval"))

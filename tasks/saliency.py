@@ -1,16 +1,15 @@
 """Unsupervised saliency: the object in an image from frozen features, without training, against a mask."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
-import numpy.typing as npt
-import pandas as pd
-from torch import Tensor
 from tqdm import tqdm
 
 from data import DataError
@@ -19,29 +18,23 @@ from data.masks import VOID_ID
 from data.rle import decode_mask, encode_mask
 from data.saliency import Layout, MaskedImage, detect_layout, load_saliency, object_masks
 from data.sample import sample_data
-from dino_dense import Backbone, Metric, Picture
-from dino_dense.arrays import Mask, Pixels
+from dino_dense import Metric, Picture
 from dino_dense.config import command_line, presets
 from dino_dense.distributed import in_order, share_of
-from dino_dense.objects.attention import attention_segments
-from dino_dense.objects.bilateral import binarise, refine
-from dino_dense.objects.cuts import tokencut
-from dino_dense.objects.lost import lost
-from dino_dense.objects.maps_ahead import default_batch, maps_ahead
-from dino_dense.objects.segment import (
-    CONFIDENCE,
-    Segment,
-    SegmentProtocol,
-    compared_maps,
-    feature_note,
-    to_tensor,
-    working_size,
-)
+from dino_dense.objects.protocol import CONFIDENCE, SegmentProtocol
 from tasks.harness import figures
 from tasks.harness.context import Context, DataFacts
 from tasks.harness.runner import main
 from tasks.harness.task import Outcome, Task, file_list_hash, mean_scores
-from tasks.scores.saliency import PREDICTED, accuracy, best_jaccard, f_at_best_threshold, f_curve, iou
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import pandas as pd
+    from torch import Tensor
+
+    from dino_dense import Backbone
+    from dino_dense.arrays import Mask, Pixels
+    from dino_dense.objects.segment import Segment
 
 METRICS = tuple(Metric(name) for name in ("IoU", "Accuracy", "max-F", "Jaccard"))
 PICTURES = 6
@@ -114,6 +107,12 @@ class _Measured(NamedTuple):
 
 def run(backbone: Backbone | None, config: SaliencyConfig, context: Context) -> Outcome:
     """Find the object in every image, and compare it with the mask."""
+    import pandas as pd
+
+    from dino_dense.objects.maps_ahead import default_batch, maps_ahead
+    from dino_dense.objects.segment import compared_maps
+    from tasks.scores.saliency import f_at_best_threshold
+
     assert backbone is not None
     images, facts = open_images(config)
     context.bind(facts)
@@ -175,18 +174,26 @@ def saliency_maps(
 
     There is one prediction, but for `heads="best"`.
     """
+    from dino_dense.objects.segment import compared_maps
+
     image = fitted(rgb, backbone.patch_size, config)
     return maps_from(compared_maps(backbone, image[None], config, config.method)[0], rgb, config)
 
 
 def fitted(rgb: Pixels, patch: int, config: SaliencyProtocol) -> Tensor:
     """RGB [H, W, 3] as an image [3, h, w] in [0, 1] at the working size, rounded to the patch size."""
+    from dino_dense.objects.segment import to_tensor, working_size
+
     height, width = working_size((rgb.shape[0], rgb.shape[1]), config)
     return to_tensor(rgb, (max(patch, round(height / patch) * patch), max(patch, round(width / patch) * patch)))
 
 
 def maps_from(compared: Tensor, rgb: Pixels, config: SaliencyProtocol) -> tuple[list[SaliencyMap], list[SaliencyMap]]:
     """`saliency_maps`, from one image's `compared_maps`."""
+    from dino_dense.objects.attention import attention_segments
+    from dino_dense.objects.cuts import tokencut
+    from dino_dense.objects.lost import lost
+
     if config.method != "attention":
         cut = config.method == "tokencut"
         found = tokencut(compared, config.tau, config.eps) if cut else lost(compared, config.lost_k)
@@ -205,11 +212,15 @@ def _at_native_size(segment: Segment, rgb: Pixels, config: SaliencyProtocol) -> 
     coarse = cv2.resize(segment.mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
     if config.refine == "none":
         return SaliencyMap(coarse.astype(np.float64), coarse, segment)
+    from dino_dense.objects.bilateral import binarise, refine
+
     values = refine(rgb, coarse.astype(np.float64))
     return SaliencyMap(values, binarise(values, coarse), segment)
 
 
 def _measure(compared: Tensor, image: MaskedImage, given: tuple[Pixels, Pixels], config: SaliencyConfig) -> _Measured:
+    from tasks.scores.saliency import PREDICTED, accuracy, best_jaccard, f_curve, iou
+
     rgb, ids = given
     void = image.has_ids & (ids == VOID_ID)
     truth = (ids > 0) & ~(void & (config.void != "object"))
@@ -234,6 +245,8 @@ def _measure(compared: Tensor, image: MaskedImage, given: tuple[Pixels, Pixels],
 
 
 def _note(backbone: Backbone, config: SaliencyConfig, threshold: float) -> str:
+    from dino_dense.objects.segment import feature_note
+
     parts = [f"Confidence (images.csv) is the {CONFIDENCE[config.method]}."]
     if config.refine != "none":
         parts.append(f"max-F is at threshold {threshold:.3f}.")

@@ -1,19 +1,21 @@
 """Semantic segmentation by a linear layer on frozen patch tokens (mIoU)."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from dino_dense import Backbone, Metric, Picture, Score
+from dino_dense import Metric, Picture, Score
 from dino_dense.config import command_line
-from dino_dense.probes.pixels import PixelProbe, predict, train_head
+from dino_dense.probes.protocol import PixelProbe
 from tasks.harness import figures
 from tasks.harness.context import Context
 from tasks.harness.runner import main
 from tasks.harness.task import Outcome, Task
-from tasks.scores.segmentation import class_iou, pixel_accuracy
-from tasks.semantic.splits import draw_worst_and_best, evaluate, open_splits, per_class
+
+if TYPE_CHECKING:
+    from dino_dense import Backbone
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,12 @@ class SegprobeConfig(PixelProbe):
 
 def run(backbone: Backbone | None, config: SegprobeConfig, context: Context) -> Outcome:
     """Train the layer, apply it to every image of the split, and score."""
+    import pandas as pd
+
+    from dino_dense.probes.pixels import predict, train_head
+    from tasks.scores.segmentation import class_iou, pixel_accuracy
+    from tasks.semantic.splits import draw_worst_and_best, evaluate, open_splits, per_class
+
     assert backbone is not None
     if config.crop % backbone.patch_size:
         near = round(config.crop / backbone.patch_size) * backbone.patch_size

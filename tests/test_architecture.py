@@ -18,19 +18,20 @@ MAY_IMPORT = {
     # a room of dino_dense -> the rooms and files of dino_dense that it may import; "." is the package's own face
     "arrays": set(),
     "files": set(),
+    "lazy": set(),
     "pipeline": set(),
     "distributed": {"files"},
     "checkpoint": {"files"},
     "config": {"files"},
-    "report": {"arrays", "config", "files"},
-    "backbone": {"arrays", "checkpoint", "files"},
+    "report": {"arrays", "config", "files", "lazy"},
+    "backbone": {"arrays", "checkpoint", "files", "lazy"},
     "propagation": {".", "arrays", "backbone", "pipeline"},
     "objects": {".", "arrays", "backbone", "distributed", "pipeline"},
     "neighbors": {"arrays"},
     "probes": {".", "arrays", "backbone", "checkpoint", "distributed", "pretrain"},
     "maps": {".", "arrays", "backbone", "objects"},
     "pretrain": {"arrays", "backbone", "checkpoint", "config", "distributed", "files", "report"},
-    ".": {"backbone", "report"},
+    ".": {"backbone", "lazy", "report"},
 }
 TASK_ROOMS = {
     # a room of tasks -> the rooms of tasks that it may import; a public task or command may import them all

@@ -1,14 +1,16 @@
 """Show reports in one table, and say where checkpoints differ by more than the choice of samples."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dino_dense.config import command_line
-from dino_dense.report.compare import IntervalConfig, compare_all, not_compared, readable
-from dino_dense.report.files import check_out, write_comparison
-from dino_dense.report.merge import read_entries
-from dino_dense.report.table import Entry
-from dino_dense.report.texts import failures, headline_frame
+from dino_dense.report.intervals import IntervalConfig
+
+if TYPE_CHECKING:
+    from dino_dense.report.table import Entry
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,12 @@ def main() -> int:
         description=f"{__doc__} Checkpoints are compared on the same samples, with paired bootstrap intervals.",
         positional="reports",
     )
+    from dino_dense.report.compare import compare_all, not_compared, readable
+    from dino_dense.report.files import write_comparison
+    from dino_dense.report.folders import check_out
+    from dino_dense.report.merge import read_entries
+    from dino_dense.report.texts import failures, headline_frame
+
     if config.out:
         check_out(Path(config.out))
     entries = read_entries([Path(path) for path in config.reports])

@@ -7,7 +7,7 @@ covers the choice of samples, not the luck of a training run.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from dino_dense.report.cells import number
+from dino_dense.report.intervals import IntervalConfig
 from dino_dense.report.record import Metric, Report, beside
 from dino_dense.report.table import Entry
 
@@ -29,24 +30,6 @@ COLUMNS = (
 )
 NUMBERS = ("baseline_value", "candidate_value", "difference", "stderr", "low", "high", "better", "worse", "equal")
 Numbers = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class IntervalConfig:
-    """How intervals are made"""
-
-    bootstrap: int = 10_000
-    """Resamples of the samples."""
-    confidence: float = 0.95
-    """Share of intervals that hold the true difference."""
-    seed: int = 0
-    """Of the resamples."""
-
-    def __post_init__(self) -> None:
-        if self.bootstrap < 1:
-            raise ValueError(f"bootstrap is {self.bootstrap}: expected 1 resample or more")
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence is {self.confidence}: expected more than 0 and less than 1")
 
 
 def bootstrap_means(values: Numbers, resamples: int, seed: int) -> Numbers:

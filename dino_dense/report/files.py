@@ -7,21 +7,12 @@ import pandas as pd
 
 from dino_dense.files import write_bytes, write_text
 from dino_dense.report.compare import not_compared, readable
+from dino_dense.report.folders import PAIRS_FILE, check_out
 from dino_dense.report.page import render_page
 from dino_dense.report.table import Entry, batch_frame, flat_frame, pairs_frame
 from dino_dense.report.texts import escape_markdown, to_latex, to_markdown
 
 PAGE_FILE = "index.html"
-PAIRS_FILE = "pairs.csv"
-"""Marks a folder as that of a batch's or comparison's report."""
-TASK_FILE = "run.json"
-"""Marks a folder as that of a task's results."""
-
-
-def check_out(out: Path) -> None:
-    """ValueError for a folder whose files a report would replace."""
-    if (out / TASK_FILE).is_file():
-        raise ValueError(f"{out}: holds the results of a task ({TASK_FILE}). Choose another --out.")
 
 
 def write_batch(entries: Sequence[Entry], out: Path, *, title: str = "Results") -> None:

@@ -1,29 +1,22 @@
 """A result as a typed record: what was measured, on what, how, and what others published."""
 
-import contextlib
+from __future__ import annotations
+
 import functools
 import importlib.resources
 import json
 import math
-import os
-import platform
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
-import torch
 import yaml
 
 from dino_dense.files import write_text
 
-try:
-    import resource
-except ImportError:  # Windows has no such module
-    resource = None  # type: ignore[assignment]
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA_VERSION = 1
 
@@ -145,6 +138,8 @@ class Report:
 
     def to_frame(self) -> pd.DataFrame:
         """One row a score (one row in all for a failure), with provenance and the published number."""
+        import pandas as pd
+
         shared = {
             "task": self.task,
             "checkpoint": self.checkpoint.get("spec", ""),
@@ -194,7 +189,7 @@ class Report:
         return json.dumps(_plain(asdict(self)), indent=2, allow_nan=False)
 
     @staticmethod
-    def from_json(text: str) -> "Report":
+    def from_json(text: str) -> Report:
         """The inverse of `to_json`.
 
         Raises:
@@ -251,60 +246,6 @@ def beside(folder: Path, name: str) -> Path:
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{folder}: the report names {name!r}, expected a file in its own folder.")
     return path
-
-
-def environment(*, device: torch.device, dtype: str, seed: int) -> dict[str, Any]:
-    """What the number was made with."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": f"{device.type} ({name})",
-        "threads": torch.get_num_threads(),
-        "dtype": dtype,
-        "seed": seed,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory_mib` count from here, where the system can (CUDA, Linux)."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak of resident memory
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """Largest memory, MiB, since the start or `reset_peak_memory`: of the device if CUDA, else resident memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    with contextlib.suppress(OSError):
-        status = Path("/proc/self/status").read_text()
-        peak = next((line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")), None)
-        if peak is not None:
-            return int(peak) / 2**10
-    if resource is None:
-        return 0.0
-    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
-    return usage / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-@functools.cache
-def _commit() -> str | None:
-    """Commit of the source tree this package runs from, "+" if changed; None where it is no git checkout."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    git = ["git", "-C", os.fspath(root)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head + ("+" if dirty.strip() else "")
 
 
 def _cell(value: Any) -> str:

@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from timm.data.auto_augment import rand_augment_transform
-
 FREE = frozenset({"workers", "save_every"})
 """Fields that change no result."""
 
+RANDAUGMENT = "rand-m9-mstd0.5-inc1"
+"""DeiT's augmentation, in timm's words."""
 LIMITS: dict[str, tuple[float, float]] = {
     "epochs": (1, math.inf),
     "max_steps": (1, math.inf),
@@ -90,7 +90,7 @@ class FinetuneConfig:
     """Share of the image's area that a training crop covers (DeiT, timm's default)."""
     flip: float = 0.5
     """Probability of a horizontal flip (DeiT, timm's default)."""
-    randaugment: str | None = "rand-m9-mstd0.5-inc1"
+    randaugment: str | None = RANDAUGMENT
     """timm's RandAugment string (DeiT main.py); None: none."""
     erasing: float = 0.25
     """Probability of random erasing, with noise in every pixel (DeiT main.py)."""
@@ -127,8 +127,11 @@ class FinetuneConfig:
 
 
 def _check_randaugment(text: str | None) -> None:
+    if text in (None, RANDAUGMENT):
+        return
+    from timm.data.auto_augment import rand_augment_transform
+
     try:
-        if text is not None:
-            rand_augment_transform(text, {})
+        rand_augment_transform(text, {})
     except (AssertionError, ValueError, KeyError):
         raise ValueError(f"randaugment is {text!r}, expected a string such as rand-m9-mstd0.5-inc1.") from None

@@ -4,20 +4,25 @@ A finished pair is never run again: its folder is named by a hash of config and 
 with its error, and the rest goes on.
 """
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any
 
 from dino_dense import distributed
 from dino_dense.config import command_line
-from dino_dense.report import Entry, check_out, write_batch
+from dino_dense.report import check_out
 from tasks.harness.batch_options import BatchOptions
 from tasks.harness.jobs import run_jobs
 from tasks.harness.pairs import checkpoint_labels, pair_line, run_checkpoint
 from tasks.harness.suites import load_suite
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from dino_dense.report import Entry
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,6 +45,8 @@ def run_batch(options: BatchOptions) -> list[Entry]:
     Raises:
         ValueError, OSError: the suite cannot be used. What goes wrong in a pair is in its report instead.
     """
+    from tqdm import tqdm
+
     check_out(Path(options.out))
     suite = load_suite(options.suite, options.data_root)
     total = len(suite) * len(options.ckpt)
@@ -60,7 +67,7 @@ def run_batch(options: BatchOptions) -> list[Entry]:
     return entries
 
 
-def _note(entry: Entry, entries: list[Entry], bar: "tqdm[Any] | None") -> None:
+def _note(entry: Entry, entries: list[Entry], bar: tqdm[Any] | None) -> None:
     entries.append(entry)
     if bar is not None:
         bar.update()
@@ -70,6 +77,8 @@ def _note(entry: Entry, entries: list[Entry], bar: "tqdm[Any] | None") -> None:
 @contextlib.contextmanager
 def _reporting(entries: list[Entry], total: int, options: BatchOptions | None) -> Iterator[None]:
     """Write the report at the end, also of what an interrupted batch has; without options, nothing."""
+    from dino_dense.report import write_batch
+
     try:
         yield
     finally:

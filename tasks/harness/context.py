@@ -1,19 +1,19 @@
 """The runner lends a task its results folder, its processes and its seed."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from dino_dense import distributed
 from dino_dense.files import write_text
-from dino_dense.report import (
-    PAIRS_FILE,
-    TASK_FILE,
-)
+from dino_dense.report import PAIRS_FILE, TASK_FILE
+
+if TYPE_CHECKING:
+    import torch
 
 IDENTITY_FILE = TASK_FILE
 
@@ -44,7 +44,8 @@ class Context:
     """What the runner lends a task."""
 
     out: Path
-    device: torch.device
+    device: torch.device | None = None
+    """None where a run computes nothing with PyTorch."""
     world: distributed.World = field(default_factory=distributed.World)
     identity: dict[str, Any] = field(default_factory=dict)
     """What makes these results these: they are kept apart from those of any other run."""

@@ -1,20 +1,23 @@
 """Pictures that go beside the numbers."""
 
+from __future__ import annotations
+
 import io
 from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
-import matplotlib
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from data.masks import PALETTE
 from dino_dense.arrays import Pixels
 from dino_dense.files import write_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 STRIP_FRAMES = 5
 STRIP_HEIGHT = 180  # pixels
@@ -64,8 +67,7 @@ def _strip_width(image: Pixels) -> int:
 
 def curves(path: Path, values: pd.DataFrame, x: str) -> None:
     """Write columns over the index as one PNG: a panel a column, one above the other."""
-    figure = Figure(figsize=(6, 2.2 * len(values.columns)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _blank_figure(6, 2.2 * len(values.columns))
     panels = figure.subplots(len(values.columns), 1, sharex=True, squeeze=False)[:, 0]
     for panel, name in zip(panels, values.columns, strict=True):
         panel.plot(values.index, values[name], marker="." if len(values) < 30 else None)
@@ -81,8 +83,7 @@ def object_curves(path: Path, values: pd.DataFrame) -> None:
     Args:
         values: columns object, J and F, a row a frame and object, in the order of the frames.
     """
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _blank_figure(6, 3.6)
     panels = figure.subplots(2, 1, sharex=True)
     for panel, name in zip(panels, ("J", "F"), strict=True):
         for identity, rows in values.groupby("object"):
@@ -110,6 +111,16 @@ def result_strip(path: Path, query: Pixels, results: Sequence[Pixels], right: Se
         framed[FRAME_WIDTH:-FRAME_WIDTH, FRAME_WIDTH:-FRAME_WIDTH] = tile
         tiles.append(framed)
     save(path, np.hstack(tiles))
+
+
+def _blank_figure(width: float, height: float) -> Figure:
+    """A figure of this size in inches that no window shows."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def _write_figure(path: Path, figure: Figure, dpi: int) -> None:
@@ -157,6 +168,8 @@ def heat(values: npt.NDArray, size: tuple[int, int], low: float | None = None, h
     low = float(values.min()) if low is None else low
     high = float(values.max()) if high is None else high
     scaled = np.clip((values - low) / (high - low if high > low else 1.0), 0, 1)
+    import matplotlib
+
     table = (255 * matplotlib.colormaps["inferno"](np.arange(256))[:, :3]).round().astype(np.uint8)
     return enlarge(table[(255 * scaled).round().astype(np.uint8)], size)
 

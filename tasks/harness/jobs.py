@@ -1,19 +1,19 @@
 """A job a checkpoint, through submitit."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from dino_dense import distributed
-from dino_dense.report import Entry
 from tasks.harness.batch_options import BatchOptions
 from tasks.harness.pairs import checkpoint_labels, failed_report, folder_name, run_checkpoint, run_options
 from tasks.harness.suites import SuiteEntry, load_suite
 
-# --- Jobs ---
+if TYPE_CHECKING:
+    from dino_dense.report import Entry
 
 
 def run_jobs(options: BatchOptions, suite: Sequence[SuiteEntry]) -> Iterator[Entry]:
@@ -41,6 +41,8 @@ def _executor(options: BatchOptions) -> Any:
         raise ValueError(
             f'--launcher {options.launcher} needs submitit: pip install "dino_dense[slurm]", or leave --launcher out.'
         ) from None
+    import torch
+
     executor = submitit.AutoExecutor(folder=Path(options.out) / "jobs", cluster=options.launcher)
     here = torch.cuda.device_count()  # submitit's local jobs see only the GPUs they ask for
     gpus = options.gpus if options.launcher == "slurm" else min(options.gpus, here)
@@ -61,13 +63,12 @@ def _job(options: BatchOptions, spec: str, label: str) -> list[Entry]:
 
 def collect_entries(job: Any, spec: str, label: str, suite: Sequence[SuiteEntry], options: BatchOptions) -> list[Entry]:
     """A job's entries; a job that died is a failed row for each."""
+    from dino_dense.report import Entry
+
     try:
         return job.result()
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         died = ValueError(f"the job ended without a result ({reason[-1]}); its output is in {job.paths.stderr}.")
         run, folder = run_options(spec, options), Path(options.out) / folder_name(spec)
-        return [
-            Entry(entry.label, label, failed_report(entry, spec, died, torch.device("cpu"), run), folder)
-            for entry in suite
-        ]
+        return [Entry(entry.label, label, failed_report(entry, spec, died, None, run), folder) for entry in suite]

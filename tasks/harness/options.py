@@ -3,10 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 @dataclass(frozen=True)
 class RunOptions:

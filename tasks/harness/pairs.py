@@ -1,5 +1,7 @@
 """Pairs of checkpoint and suite entry: each is run once, and one that fails is a row."""
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import json
@@ -10,23 +12,25 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from dino_dense import Backbone, Report, distributed
-from dino_dense.backbone.load import split_name
+from dino_dense import Report, distributed
 from dino_dense.config import schema
 from dino_dense.files import write_text
-from dino_dense.report import Entry, environment
+from dino_dense.report import environment
 from tasks.harness.batch_options import BatchOptions
 from tasks.harness.context import OtherRunError
 from tasks.harness.options import RunOptions
 from tasks.harness.runner import identity_of, open_backbone, run_one
 from tasks.harness.suites import SuiteEntry
 
+if TYPE_CHECKING:
+    import torch
+
+    from dino_dense import Backbone
+    from dino_dense.report import Entry
+
 REPORT_FILE = "report.json"
-
-
 RANK_SECONDS = 60.0  # within which all processes meet an error that is the same for all
 
 
@@ -44,15 +48,14 @@ def checkpoint_labels(specs: Sequence[str]) -> list[str]:
 
 
 def _short_name(spec: str) -> str:
+    from dino_dense.backbone.load import split_name
+
     if split_name(spec)[0]:
         return spec
     path = Path(spec)
     if path.suffix == ".safetensors" and path.stem in ("teacher", "last"):
         return path.resolve().parent.name
     return path.resolve().name.removesuffix(".safetensors").removesuffix(".pth")
-
-
-# --- Pairs ---
 
 
 def run_checkpoint(
@@ -64,6 +67,8 @@ def run_checkpoint(
     world: distributed.World,
 ) -> Iterator[Entry]:
     """Every entry of the suite on one checkpoint, which is loaded once."""
+    from dino_dense.report import Entry
+
     run = run_options(spec, options)
     folder = Path(options.out) / folder_name(spec)
     backbone: Backbone | None = None
@@ -166,7 +171,9 @@ def _pieces_for(entry: SuiteEntry, suite: Sequence[SuiteEntry], backbone: Backbo
     return frozenset(pieces)
 
 
-def failed_report(entry: SuiteEntry, spec: str, error: BaseException, device: torch.device, run: RunOptions) -> Report:
+def failed_report(
+    entry: SuiteEntry, spec: str, error: BaseException, device: torch.device | None, run: RunOptions
+) -> Report:
     """A row that says what went wrong."""
     expected = isinstance(error, ValueError | OSError)
     return Report(

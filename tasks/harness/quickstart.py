@@ -1,25 +1,25 @@
 """One command from nothing to a table: make data, pretrain a small DINO, measure it beside random weights."""
 
+from __future__ import annotations
+
 import importlib.resources
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import yaml
 
-from data.pretraining import open_pretraining_data
-from data.sample import sample_data
 from dino_dense import distributed
-from dino_dense.backbone.load import random_name, split_name
 from dino_dense.config import command_line, schema
 from dino_dense.files import write_text
-from dino_dense.pretrain.config import PretrainConfig
-from dino_dense.pretrain.trainer import Trainer
-from dino_dense.report import pairs_frame
 from tasks.harness.batch import run_batch
 from tasks.harness.batch_options import BatchOptions
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dino_dense.pretrain.config import PretrainConfig
 
 SUITE = "quickstart"
 
@@ -34,7 +34,7 @@ class QuickstartConfig:
     """Pretrain and measure once for each seed (a few minutes each on two CPU cores)."""
 
 
-def quickstart(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Parse, pretrain, measure, print one table. The exit status."""
     config = command_line.parse(
         QuickstartConfig,
@@ -42,6 +42,12 @@ def quickstart(argv: Sequence[str]) -> int:
         description="Make data, pretrain a small DINO on it, and measure it beside random weights.",
         argv=argv,
     )
+    import pandas as pd
+
+    from dino_dense.backbone.load import random_name
+    from dino_dense.pretrain.config import PretrainConfig
+    from dino_dense.report import pairs_frame
+
     constants = recipe("pretrain/quickstart.yaml")
     tables = []
     for seed in config.seeds:
@@ -76,6 +82,10 @@ def recipe(name: str) -> Any:
 
 def _pretrain(settings: PretrainConfig) -> None:
     """Train, or go on with a run that stopped; nothing is left to do in one that is finished."""
+    from data.pretraining import open_pretraining_data
+    from data.sample import sample_data
+    from dino_dense.pretrain.trainer import Trainer
+
     settings = replace(settings, resume="auto")
     images = open_pretraining_data(sample_data().images / "train")
     with distributed.session(settings.device) as (world, device):
@@ -86,6 +96,8 @@ def _pretrain(settings: PretrainConfig) -> None:
 
 def _table(pairs: pd.DataFrame) -> pd.DataFrame:
     """A row a checkpoint and seed, a column a headline metric."""
+    from dino_dense.backbone.load import split_name
+
     headlines = pairs.groupby(["seed", "checkpoint", "entry"], sort=False).first().reset_index()
     is_random = headlines["checkpoint"].map(lambda spec: split_name(spec)[0] == "random")
     headlines["checkpoint"] = is_random.map({True: "random", False: "pretrained"})

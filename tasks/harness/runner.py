@@ -1,5 +1,7 @@
 """Run one task on one checkpoint: seeds, results folder, timing, provenance, report."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import json
@@ -8,25 +10,21 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any
 
 from dino_dense import distributed
-from dino_dense.backbone import Backbone, load_backbone
 from dino_dense.config import command_line, schema
 from dino_dense.files import clear_unfinished, write_text
-from dino_dense.report import (
-    Report,
-    environment,
-    peak_memory_mib,
-    reset_peak_memory,
-)
+from dino_dense.report import Report, environment, peak_memory_mib, reset_peak_memory
 from tasks.harness.context import Context, check_same_run
-from tasks.harness.options import DTYPES, RunOptions
+from tasks.harness.options import RunOptions
 from tasks.harness.registry import get
 from tasks.harness.task import Outcome, Task
+
+if TYPE_CHECKING:
+    import torch
+
+    from dino_dense import Backbone
 
 SAMPLES_FILE = "samples.csv"
 
@@ -42,8 +40,8 @@ def main(name: str, argv: Sequence[str] | None = None) -> int:
         argv=argv,
         presets=task.presets,
     )
-    with distributed.session(options.device) as (world, device):
-        report = run_one(task, options, config, device=device, world=world)
+    with distributed.joined(options.device) as world:
+        report = run_one(task, options, config, world=world)
         if world.is_main:
             print_report(report)
     return 0
@@ -69,12 +67,12 @@ def run_one(
         ValueError, OSError: whatever of checkpoint, data or options cannot be used. Nothing is then written.
     """
     world = world or distributed.World()
-    device = device or distributed.resolve_device(options.device)
-    seed_everything(options.seed)
-    if not task.needs_backbone(config):
-        backbone = None
-    elif backbone is None:
-        backbone = open_backbone(options, device)
+    if task.needs_backbone(config):
+        device = device or distributed.resolve_device(options.device, world.local_rank)
+        seed_everything(options.seed)
+        backbone = backbone or open_backbone(options, device)
+    else:
+        backbone = device = None
     context = _open(task, options, config, backbone, device, world, pieces)
     reset_peak_memory(device)
     start = time.perf_counter()
@@ -110,8 +108,13 @@ def open_backbone(options: RunOptions, device: torch.device) -> Backbone:
         raise ValueError(
             "which checkpoint? Give --ckpt: a file or run folder, timm:NAME or random:vit_small_patch16_224."
         )
+    import torch
+
+    from dino_dense import load_backbone
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.dtype]
     backbone = load_backbone(options.ckpt, arch=options.arch, seed=options.seed, network=options.network)
-    return backbone.to(device, DTYPES[options.dtype])
+    return backbone.to(device, dtype)
 
 
 def describe_checkpoint(backbone: Backbone | None) -> dict[str, Any]:
@@ -146,6 +149,9 @@ def print_report(report: Report) -> None:
 
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and PyTorch."""
+    import numpy as np
+    import torch
+
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -169,7 +175,7 @@ def _open(
     options: RunOptions,
     config: Any,
     backbone: Backbone | None,
-    device: torch.device,
+    device: torch.device | None,
     world: distributed.World,
     pieces: frozenset[str],
 ) -> Context:

@@ -1,21 +1,21 @@
 """A task is a value: how one measures a backbone, its config, its metrics, its data."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from dino_dense.backbone import Backbone
-from dino_dense.report import (
-    Metric,
-    Picture,
-    Score,
-)
+from dino_dense.report import Score
 from tasks.harness.context import Context, DataFacts
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dino_dense import Backbone, Metric, Picture
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Outcome:
     """Image files the task wrote under `context.folder(...)`; the first ones say most."""
 
 
-Run = Callable[[Backbone | None, Any, Context], Outcome]
+Run = Callable[["Backbone | None", Any, Context], Outcome]
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,17 @@ def describe_all(
     return distributed.all_gather(torch.stack([found[place] for place in range(len(mine))]))[:count].cpu()
 
 
+@dataclass(frozen=True)
+class Transformed(Dataset[Tensor]):
+    """Pictures after a transform, as float RGB [3, H, W] in [0, 1]."""
+
+    images: Sequence[Image.Image]
+    transform: Callable[[Image.Image], Tensor]
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.transform(self.images[index])
+
+
 # --- Images at their own aspect, one or more scales --------------------------------------------------------
 
 

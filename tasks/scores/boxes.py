@@ -3,13 +3,18 @@
 A box is (x0, y0, x1, y1) in pixels, ends not included.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from dino_dense.arrays import Box
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HIT = 0.5  # IoU from which a box has found an object (LOST, main_lost.py: >=; the papers write >)
 COVERAGES = tuple(range(10, 101, 10))  # percent of the images
@@ -44,6 +49,8 @@ def risk_coverage(images: pd.DataFrame) -> pd.DataFrame:
         A row for each tenth of the images that are answered: coverage and CorLoc in percent, the number of images,
         and the lowest confidence among them (what `min_confidence` would have to be).
     """
+    import pandas as pd
+
     ranked = images.sort_values("confidence", ascending=False, kind="stable")
     rows = []
     for coverage in COVERAGES:

@@ -1,11 +1,15 @@
 """Top-1 and top-5 of rankings, per image."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-import pandas as pd
-from torch import Tensor
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from dino_dense import Metric
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
 
 TOPS = (1, 5)
 METRICS = tuple(Metric(f"top-{top}") for top in TOPS)
@@ -23,6 +27,8 @@ def hits(ranking: Tensor, labels: Tensor, names: Sequence[str], places: int | No
     Returns:
         Columns sample, top-1, top-5: an `Outcome.samples`.
     """
+    import pandas as pd
+
     frame = pd.DataFrame({"sample": list(names)})
     for top in TOPS:
         first = ranking[:, : min(top, places or top)]

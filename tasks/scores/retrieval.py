@@ -1,15 +1,17 @@
 """Average precision and its kin for ranked lists, as the revisited Oxford and Paris protocol has them."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from dino_dense import Metric
-from dino_dense.neighbors.exact import nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Indices = npt.NDArray[np.int64]
 
@@ -32,6 +34,11 @@ def rankings(queries: Tensor, database: Tensor, *, top: int | None = None) -> It
     Raises:
         ValueError: a feature is not finite, so that nothing can be ranked.
     """
+    import torch
+    import torch.nn.functional as F
+
+    from dino_dense.neighbors.exact import nearest
+
     for what, features in (("queries", queries), ("database", database)):
         if not torch.isfinite(features).all():
             raise ValueError(f"features of the {what} are not finite: expected numbers. Check the checkpoint.")

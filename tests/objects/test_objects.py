@@ -13,7 +13,8 @@ from dino_dense.objects.attention import attention_masks, attention_segments
 from dino_dense.objects.bilateral import CONFIDENCE, SIGMA_LUMA, binarise, make_grid, refine, system
 from dino_dense.objects.cuts import maskcut, patch_graph, second_eigenvector, tokencut
 from dino_dense.objects.lost import lost
-from dino_dense.objects.segment import SegmentProtocol, box_of, component, largest_component, working_size
+from dino_dense.objects.protocol import SegmentProtocol
+from dino_dense.objects.segment import box_of, component, largest_component, working_size
 
 
 def scene(layout: list[str], noise: float = 0.0, seed: int = 0) -> torch.Tensor:

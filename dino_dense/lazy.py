@@ -1,0 +1,22 @@
+"""Names of a package that cost nothing until they are used."""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+
+def lazy_names(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
+    """A package's `__getattr__` (PEP 562): it imports the module of a name when the name is first asked for.
+
+    Args:
+        package: name of the package.
+        modules: name of a module -> the names that the package takes from it.
+    """
+    homes = {name: module for module, names in modules.items() for name in names}
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(homes[name]), name)
+
+    return get

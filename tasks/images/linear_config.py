@@ -1,0 +1,62 @@
+"""The options of linear classification."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    """Which images, which features, and how the heads are trained"""
+
+    data: str | None = None
+    """Folder with train/CLASS/* and val/CLASS/* (or test/); without it, the embedded set."""
+    solver: Literal["sgd", "lbfgs"] = "sgd"
+    """sgd (eval_linear.py), or lbfgs: logistic regression by scikit-learn, on cached features, each channel of which is
+    standardised (ours: C then means the same for every backbone)."""
+    features: Literal["augmented", "cached"] = "augmented"
+    """augmented: random resized crop and flip, a forward pass an image and epoch (eval_linear.py); cached: the middle
+    square, a forward pass an image (ours, for laptops)."""
+    blocks: int | None = None
+    """Class tokens of the last n blocks. None: 4 below 768 channels, else 1 (eval_linear.py: ViT-S 4, ViT-B 1)."""
+    mean_patch: bool | None = None
+    """Also the last block's mean patch token. None: from 768 channels on (eval_linear.py: ViT-B)."""
+    epochs: int = 100
+    """Passes over the training images (eval_linear.py)."""
+    batch_size: int = 1024
+    """Images a step, over all processes (eval_linear.py)."""
+    lrs: tuple[float, ...] = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
+    """Learning rates for a batch of 256, all trained at once (grid of dinov2's linear.py; the paper sweeps too)."""
+    momentum: float = 0.9
+    """Of SGD (eval_linear.py); no weight decay."""
+    strengths: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
+    """Values of C for lbfgs, the inverse of the L2 penalty (range of dinov2's log_regression.py, which tries 45)."""
+    select: Literal["val", "heldout"] = "val"
+    """Where the best candidate is chosen: on the test images, as published, or on a tenth of the training ones."""
+    resize: int = 256
+    """Short side before the centre crop, bicubic, pixels (eval_linear.py)."""
+    crop: int = 224
+    """Side of the crops, pixels (eval_linear.py); a multiple of the patch size."""
+    fast_decode: bool = False
+    """Decode large JPEGs at a half, a quarter or an eighth of their size where that suffices: faster, and pixels differ
+    a little from the published protocol's."""
+    extraction_batch: int = 64
+    """Images extracted at once; does not change the result."""
+    workers: int = 0
+    """Processes that read images beside the main one."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "extraction_batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected 1 or more")
+        for name in ("lrs", "strengths"):
+            if not getattr(self, name) or min(getattr(self, name)) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected one or more positive numbers")
+        if self.blocks is not None and self.blocks < 1:
+            raise ValueError(f"blocks is {self.blocks}: expected 1 or more")
+        if self.crop > self.resize:
+            raise ValueError(f"crop {self.crop} is larger than resize {self.resize}; expected at most that.")
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether training features are extracted once."""
+        return self.features == "cached" or self.solver == "lbfgs"

@@ -1,0 +1,187 @@
+"""Linear heads on image features, fitted by SGD on a grid of learning rates or by logistic regression for each C."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from data.images import read_rgb
+from dino_dense import Backbone, Picture, distributed
+from dino_dense.checkpoint import write_tensors
+from dino_dense.pretrain.crops import derive_seed
+from dino_dense.probes.classes import (
+    Batch,
+    Evaluation,
+    HeadGrid,
+    epoch_order,
+    hold_out,
+    logistic_regressions,
+    shuffled_batches,
+    train_heads,
+)
+from tasks.harness import figures
+from tasks.harness.context import Context
+from tasks.images.features import Preprocessing, extract_pieces, image_features
+from tasks.images.labelled import LabelledSet
+from tasks.images.linear_config import LinearConfig
+
+HELD_OUT = 0.1  # share of each class's training images that `select: heldout` chooses on
+REFERENCE_BATCH = 256  # that a learning rate is given for
+
+
+Fit = tuple[pd.DataFrame, Callable[[int], Tensor], tuple[Picture, ...]]
+"""A table of candidates, the scores [N, K] of the test images by a candidate's row, and pictures."""
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """The two ways to fit heads, over the same features."""
+
+    backbone: Backbone
+    config: LinearConfig
+    context: Context
+    images: LabelledSet
+    pieces: tuple[str, ...]
+
+    @cached_property
+    def test(self) -> Evaluation:
+        """Features of the test images."""
+        return Evaluation(self._cached(self.images.test.paths, "test features"), torch.tensor(self.images.test.labels))
+
+    def by_lbfgs(self) -> Fit:
+        """Logistic regression for each C."""
+        kept, selection = self._selection()
+        labels = torch.tensor(self.images.train.labels)
+        train = Evaluation(self._cached(self.images.train.paths, "train features")[kept], labels[kept])
+        test = self.test
+        scores, table = logistic_regressions(
+            train, self.config.strengths, [test.features, selection.features], show=self.context.world.is_main
+        )
+        table["selection"] = [_top1(pair[1], selection.labels) for pair in scores]
+        table["top-1"] = [_top1(pair[0], test.labels) for pair in scores]
+        return table, lambda row: scores[row][0], ()
+
+    def by_sgd(self) -> Fit:
+        """A head a learning rate, and the learning curve of the best."""
+        config = self.config
+        kept, selection = self._selection()
+        rates = [lr * config.batch_size / REFERENCE_BATCH for lr in config.lrs]
+        shape = (self.test.features.shape[1], len(self.images.train.class_names))
+        heads = HeadGrid(rates, *shape, config.momentum, self.context.seed).to(self.backbone.device)
+        batches = self._cached_batches(kept) if config.is_cached else self._augmented_batches(kept)
+        is_main = self.context.world.is_main
+        state = self.context.folder("head") / "last.safetensors"
+        distributed.barrier()  # all go on from the same state: the folder is made before any looks
+        curves = train_heads(heads, batches, config.epochs, selection, state, is_main=is_main)
+        table = pd.DataFrame({"lr": config.lrs, "lr_scaled": rates})
+        table["selection"] = heads.accuracies(selection).tolist()
+        table["top-1"] = heads.accuracies(self.test).tolist()
+        pictures: tuple[Picture, ...] = ()
+        if is_main:
+            best = int(table["selection"].to_numpy().argmax())
+            self._save_head(heads, best)
+            pictures = (self._draw(curves, rates[best]),)
+        return table, lambda row: heads.predict(self.test.features, row), pictures
+
+    def _selection(self) -> tuple[Tensor, Evaluation]:
+        """Indices of the images to train on, and the images to choose on."""
+        labels = torch.tensor(self.images.train.labels)
+        if self.config.select == "val":
+            return torch.arange(len(labels)), self.test
+        kept, held = hold_out(labels, HELD_OUT, self.context.seed)
+        if not len(held):
+            raise ValueError(
+                f"{self.images.root}: no class has {round(1 / HELD_OUT)} training images, so none can be held out; "
+                "use --select val."
+            )
+        if self.config.is_cached:
+            features = self._cached(self.images.train.paths, "train features")[held]
+        else:
+            features = self._cached([self.images.train.paths[index] for index in held.tolist()], "held-out features")
+        return kept, Evaluation(features, labels[held])
+
+    def _cached(self, paths: Sequence[Path], label: str) -> Tensor:
+        """Joined pieces [N, D] of the middle squares."""
+        config, context = self.config, self.context
+        found = image_features(
+            self.backbone,
+            paths,
+            Preprocessing(config.resize, config.crop, fast_decode=config.fast_decode),
+            world=context.world,
+            pieces=self.pieces,
+            also=context.pieces,
+            batch_size=config.extraction_batch,
+            workers=config.workers,
+            label=label,
+        )
+        return torch.cat([found[piece] for piece in self.pieces], dim=1)
+
+    def _cached_batches(self, kept: Tensor) -> Callable[[int], Iterator[Batch]]:
+        features = self._cached(self.images.train.paths, "train features")[kept]
+        labels = torch.tensor(self.images.train.labels)[kept]
+        return shuffled_batches(features, labels, self.config.batch_size, self.backbone.device, self.context.seed)
+
+    def _augmented_batches(self, kept: Tensor) -> Callable[[int], Iterator[Batch]]:
+        """Batches of fresh crops. The processes share out the extraction, then train the same heads alike."""
+        labels, paths = torch.tensor(self.images.train.labels), self.images.train.paths
+        world, size = self.context.world, self.config.batch_size
+
+        def batches(epoch: int) -> Iterator[Batch]:
+            chosen = [part.tolist() for part in kept[epoch_order(len(kept), self.context.seed, epoch)].split(size)]
+            mine = [distributed.even_share(part, world) for part in chosen]
+            crops = _Crops(paths, self.config.crop, self.context.seed, epoch)
+            loader = DataLoader(crops, batch_sampler=mine, num_workers=self.config.workers)
+            for part, pixels in zip(chosen, loader, strict=True):
+                features = distributed.all_gather(self._extract(pixels))[: len(part)]
+                yield features, labels[part].to(features.device)
+
+        return batches
+
+    def _extract(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D]."""
+        parts = []
+        for chunk in images.split(self.config.extraction_batch):
+            found = extract_pieces(self.backbone, chunk.to(self.backbone.device), self.pieces)
+            parts.append(torch.cat([found[piece] for piece in self.pieces], dim=1))
+        return torch.cat(parts)
+
+    def _save_head(self, heads: HeadGrid, best: int) -> None:
+        """The chosen head, for other programs: weight [K, D] and bias [K]; class names in the metadata."""
+        tensors = {"weight": heads.weight[best].T, "bias": heads.bias[best, 0]}
+        facts = {"classes": self.images.train.class_names, "pieces": list(self.pieces)}
+        write_tensors(self.context.folder("head") / "best.safetensors", tensors, facts)
+
+    def _draw(self, curves: pd.DataFrame, best: float) -> Picture:
+        chosen = curves[(curves["lr"] - best).abs() <= 1e-6 * best]
+        path = self.context.folder() / "curve.png"
+        figures.curves(path, chosen.set_index("epoch")[["train_loss", "top-1"]], "epoch")
+        return Picture(path.name, f"Linear head, learning rate {best:g} after scaling: training loss, accuracy")
+
+
+class _Crops(Dataset):
+    """Random resized crops and flips, a function of seed, epoch and image."""
+
+    def __init__(self, paths: Sequence[Path], crop: int, seed: int, epoch: int) -> None:
+        self.paths, self.key = paths, (seed, epoch)
+        # torchvision's default is bilinear, and eval_linear.py says nothing else here.
+        steps = [v2.RandomResizedCrop(crop), v2.RandomHorizontalFlip(), v2.PILToTensor()]
+        self.transform = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True)])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image = read_rgb(self.paths[index])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(*self.key, index))
+            return self.transform(image)
+
+
+def _top1(scores: Tensor, labels: Tensor) -> float:
+    return 100 * (scores.argmax(1) == labels).double().mean().item()
