@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 from data import DataError
 from data.arrays import Box
 from data.saliency import MaskedImage, object_masks
-from data.voc import read_voc_list
+from data.voc import voc_entries
 
 SMALLEST_PIECE = 1e-3  # of the image: smaller pieces of a mask are specks of its edge, not objects
 EIGHT_NEIGHBOURS = np.ones((3, 3), int)
@@ -50,14 +50,11 @@ def load_voc_boxes(root: str | Path, split: str = "trainval", *, hard: bool = Tr
         DataError: no such list, a listed file is missing, or an annotation cannot be used.
     """
     root = Path(root)
-    images = []
-    for number, name in enumerate(read_voc_list(root, "Main", split), start=1):
-        image, annotation = root / "JPEGImages" / f"{name}.jpg", root / "Annotations" / f"{name}.xml"
-        for path in (image, annotation):
-            if not path.is_file():
-                raise DataError(f"{path}: no such file, but ImageSets/Main/{split}.txt lists it")
-        images.append(BoxedImage(name, image, tuple(_read_voc_boxes(annotation, hard)), number))
-    return images
+    entries = voc_entries(root, "Main", split, "Annotations", (".xml",))
+    return [
+        BoxedImage(entry.name, entry.image, tuple(_read_voc_boxes(entry.other, hard)), number)
+        for number, entry in enumerate(entries, start=1)
+    ]
 
 
 def load_coco_boxes(annotations: str | Path, images: str | Path, only: str | Path | None = None) -> list[BoxedImage]:

@@ -16,7 +16,8 @@ import numpy as np
 
 from data import DataError
 from data.arrays import Pixels
-from data.images import IMAGE_SUFFIXES, list_images, read_upright
+from data.files import IMAGE_SUFFIXES
+from data.images import list_images, read_upright
 from data.video import VIDEO_SUFFIXES, open_video, reason_of, rgb_of
 from data.video_writer import LARGEST_DENOMINATOR
 

@@ -5,19 +5,24 @@
     <root>/crops/PERCENT/*.jpg     10 15 20 30 40 50 60 70 80 percent of the surface cut away
     <root>/jpegqual/QUALITY/*.jpg  3 5 8 10 15 20 30 50 75
 
-A copy and its original share the first four characters of their names (200001.jpg is a copy of 200000.jpg).
+A copy and its original share the first four characters of their names (200001.jpg is a copy of 200000.jpg). Where these
+do not tell other people's originals apart (IMG_0001.jpg, IMG_0002.jpg), a copy's name begins with that of its original
+(IMG_0001_blur.jpg, IMG_000101.jpg).
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data import DataError
-from data.images import list_images, natural_key
+from data.files import natural_key
+from data.images import list_images
 
 ORIGINAL, STRONG = "original", "strong"
 FAMILIES = ("crops", "jpegqual")
 KEY_LENGTH = 4  # characters of a name that say which photograph it is
+NAME_LENGTH = 6  # characters of a published name without its ending
 PUBLISHED_SIZES = {ORIGINAL: 157, STRONG: 229}
 
 
@@ -52,23 +57,83 @@ def load_copydays(root: Path | str) -> Copydays:
 
     Raises:
         FileNotFoundError: no such folder, or none of photographs.
-        DataError: no copies, a folder without images, a copy of no photograph (named).
+        DataError: no copies, a folder without images, a copy of no photograph (named), or names that do not say
+            which photograph a copy shows.
     """
     root = Path(root)
     originals = list_images(root / ORIGINAL)
+    folders = {folder: list_images(folder) for folder in _attack_folders(root)}
+    by_key = _by_key(originals, [copy for copies in folders.values() for copy in copies])
+    copies = []
+    for folder, paths in folders.items():
+        shown = [by_key[path.name[:KEY_LENGTH]] for path in paths] if by_key else _by_whole_names(originals, paths)
+        attack = folder.relative_to(root).as_posix()
+        copies += [Copy(path, attack, indices) for path, indices in zip(paths, shown, strict=True)]
+    return Copydays(root, originals, copies)
+
+
+def _by_key(originals: Sequence[Path], copies: Sequence[Path]) -> Mapping[str, list[int]] | None:
+    """Indices of the originals by the first characters of their names; None where these do not tell them apart."""
     by_key: dict[str, list[int]] = defaultdict(list)
     for index, path in enumerate(originals):
         by_key[path.name[:KEY_LENGTH]].append(index)
-    copies = []
-    for folder in _attack_folders(root):
-        for path in list_images(folder):
-            if path.name[:KEY_LENGTH] not in by_key:
-                raise DataError(
-                    f"{path}: a copy of what? No image in {root / ORIGINAL} begins with {path.name[:KEY_LENGTH]!r}."
-                )
-            attack = folder.relative_to(root).as_posix()
-            copies.append(Copy(path, attack, by_key[path.name[:KEY_LENGTH]]))
-    return Copydays(root, originals, copies)
+    stems = [path.stem for path in [*originals, *copies]]
+    if min(map(len, stems)) < KEY_LENGTH or not (max(map(len, by_key.values())) == 1 or _twice(originals, copies)):
+        return None
+    unknown = [path for path in copies if path.name[:KEY_LENGTH] not in by_key]
+    if unknown:
+        raise DataError(
+            f"{unknown[0]}: a copy of what? No image in {originals[0].parent} begins with "
+            f"{unknown[0].name[:KEY_LENGTH]!r}."
+        )
+    return by_key
+
+
+def _twice(originals: Sequence[Path], copies: Sequence[Path]) -> bool:
+    """Whether all is numbered as published, photograph and picture of it, with at most two originals of each."""
+    named = {path.stem for path in originals}
+    stems = named | {path.stem for path in copies}
+    if not all(len(stem) == NAME_LENGTH and stem.isdecimal() for stem in stems):
+        return False
+    same_names = all(path.stem in named for path in copies)
+    return not same_names and max(Counter(stem[:KEY_LENGTH] for stem in named).values()) <= 2
+
+
+def _by_whole_names(originals: Sequence[Path], copies: Sequence[Path]) -> list[list[int]]:
+    """For each copy of a folder its original: the longest name that it begins with, without cutting a number.
+
+    Where all names cut one (IMG_0001 and IMG_000101), the names that leave as many characters in every such copy.
+
+    Raises:
+        DataError: some copies have no such original, or more than one: three are named.
+    """
+    indices = {path.stem: index for index, path in enumerate(originals)}
+    names = [[path.stem[:end] for end in range(len(path.stem), 0, -1) if path.stem[:end] in indices] for path in copies]
+    pairs = list(zip([path.stem for path in copies], names, strict=True))
+    uncut = [[name for name in some if not _cuts_number(stem, name)] for stem, some in pairs]
+    tails = [
+        {len(stem) - len(name) for name in some} for (stem, some), fine in zip(pairs, uncut, strict=True) if not fine
+    ]
+    tail = set.intersection(*tails) if tails else set()
+    shown: list[list[int]] = []
+    unclear: list[str] = []
+    for path, some, fine in zip(copies, names, uncut, strict=True):
+        name = fine[0] if fine else path.stem[: len(path.stem) - min(tail)] if len(tail) == 1 else None
+        if name is None:
+            unclear.append(f"{path.name} ({' or '.join(some) or 'begins with the name of no original'})")
+        shown.append([indices[name]] if name is not None else [])
+    if unclear:
+        raise DataError(
+            f"{copies[0].parent}: {len(unclear)} of {len(copies)} copies do not say which image of "
+            f"{originals[0].parent} they show: {', '.join(unclear[:3])}. Expected the name of the original, then more "
+            "(cat.jpg, cat_blur.jpg)."
+        )
+    return shown
+
+
+def _cuts_number(name: str, start: str) -> bool:
+    """Whether a name goes on with a digit where its start ends with one."""
+    return start[-1:].isdigit() and name[len(start) : len(start) + 1].isdigit()
 
 
 def is_copydays(root: Path) -> bool:

@@ -3,14 +3,17 @@
 Layout (DAVIS 2016 and 2017, https://davischallenge.org)::
 
     ROOT/ImageSets/2017/val.txt                      one sequence name a line
-    ROOT/JPEGImages/480p/<sequence>/00000.jpg        frames, in the order of their names
+    ROOT/JPEGImages/480p/<sequence>/00000.jpg        frames, in the order of the numbers in their names
     ROOT/Annotations/480p/<sequence>/00000.png       object ids (2017) or foreground (2016)
+
+Frames of other endings are read too, and masks of other formats that keep their values.
 
 What a mask's value means depends on the year: in 2016 every value above 0 is the one object, in 2017 the
 value is the object's id and 255 is void (davis2017/davis.py of the official evaluation).
 """
 
 import difflib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,8 +25,11 @@ import numpy as np
 
 from data import DataError, jpeg
 from data.arrays import Pixels
+from data.files import IMAGE_SUFFIXES, FilesByStem, natural_key
+from data.images import read_rgb
 from data.lists import read_list
-from data.masks import VOID_ID, read_foreground, read_ids
+from data.masks import ID_SUFFIXES, VOID_ID, read_foreground, read_ids
+from data.notices import say
 
 Void = Literal["error", "background"]
 
@@ -55,6 +61,8 @@ VAL_2017 = VAL_2016 | {
 
 
 YEARS = (2016, 2017)
+YEAR_ADVICE = ", or use year 2016 if every non-black pixel is the object"
+JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 
 
 @dataclass(frozen=True)
@@ -142,7 +150,7 @@ class VideoSequence:
         path = self.masks[index]
         if path is None:
             raise DataError(f"{self.frames[index]}: no mask for this frame of sequence {self.name!r}")
-        ids = read_foreground(path) if self.year == 2016 else read_ids(path)
+        ids = read_foreground(path) if self.year == 2016 else read_ids(path, YEAR_ADVICE)
         self._check_size(path, ids)
         return ids
 
@@ -218,7 +226,7 @@ def read_prediction(folder: str | Path, sequence: VideoSequence, index: int) -> 
     path = Path(folder) / sequence.name / f"{sequence.frames[index].stem}.png"
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected a predicted mask for each frame but the first and last")
-    ids = read_foreground(path) if sequence.year == 2016 else read_ids(path)
+    ids = read_foreground(path) if sequence.year == 2016 else read_ids(path, YEAR_ADVICE)
     sequence._check_size(path, ids)
     if ids.max() > sequence.num_objects:
         raise DataError(
@@ -229,9 +237,11 @@ def read_prediction(folder: str | Path, sequence: VideoSequence, index: int) -> 
 
 
 def _decode_frame(path: Path) -> Pixels:
-    """RGB uint8 [H, W, 3] of a JPEG, by OpenCV's decoder (the reference's, so pixels are the same)."""
+    """RGB uint8 [H, W, 3]; of a JPEG by OpenCV's decoder (the reference's, so pixels are the same)."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
+    if path.suffix.lower() not in JPEG_SUFFIXES:
+        return np.array(read_rgb(path))
     encoded = path.read_bytes()
     if not encoded.startswith(jpeg.START_OF_IMAGE):
         raise DataError(f"{path}: not a JPEG file (it begins with {encoded[:4]!r})")
@@ -260,7 +270,7 @@ def _check_tree(root: Path, resolution: str) -> None:
 
 
 def _listing(folder: Path, limit: int = 8) -> str:
-    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    names = [entry.name for entry in sorted(folder.iterdir(), key=natural_key)] if folder.is_dir() else []
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "") if names else "nothing"
 
 
@@ -274,7 +284,7 @@ def _split_names(root: Path, year: int, split: str, resolution: str) -> list[str
             f"{candidates[0]}: no such list for year {year} and split {split!r}; "
             f"the tree has {', '.join(lists) or 'no list'}"
         )
-    firsts = [line.split()[0] for line in read_list(listed) if line.strip()]
+    firsts = [_with_slashes(line.split()[0]) for line in read_list(listed) if line.strip()]
     names = [PurePosixPath(first).parent.name if "/" in first else first for first in firsts]
     if not names:
         raise DataError(f"{listed}: the list is empty")
@@ -282,6 +292,12 @@ def _split_names(root: Path, year: int, split: str, resolution: str) -> list[str
     if paths:  # masks are written under these names
         raise DataError(f"{listed}: {paths[0]!r} is no name of a sequence; expected those of folders in JPEGImages")
     return list(dict.fromkeys(names))
+
+
+def _with_slashes(word: str) -> str:
+    """A path to a frame as Windows writes it, with slashes; any other word as it is."""
+    is_frame = Path(word).suffix.lower() in IMAGE_SUFFIXES
+    return word.replace("\\", "/") if is_frame else word
 
 
 def _select(names: list[str], wanted: Sequence[str] | None, where: str) -> list[str]:
@@ -300,19 +316,39 @@ def _find_sequence(
     root: Path, name: str, year: int, resolution: str, void: Void, max_frames: int | None
 ) -> VideoSequence:
     folder = root / "JPEGImages" / resolution / name
-    every = sorted(folder.glob("[!.]*.jpg"))
+    every = FilesByStem(folder).only()
     frames = tuple(every[:max_frames])
     if not frames:
-        raise DataError(f"{folder}: no *.jpg frames of sequence {name!r} (found {_listing(folder)})")
+        raise DataError(
+            f"{folder}: no *.jpg frames, nor other pictures, of sequence {name!r} (found {_listing(folder)})"
+        )
+    _say_gaps(folder, every)
     annotations = root / "Annotations" / resolution / name
-    alone = sorted({mask.stem for mask in annotations.glob("[!.]*.png")} - {frame.stem for frame in every})
+    files = FilesByStem(annotations, ID_SUFFIXES)
+    by_stem = {mask.stem: mask for mask in files.only()}
+    alone = sorted(by_stem.keys() - {frame.stem for frame in every}, key=lambda stem: natural_key(Path(stem)))
     if alone:  # without that frame, what is propagated is another video
         raise DataError(
             f"{folder / alone[0]}.jpg: no such file, but {annotations} has a mask of that frame ({len(alone)} such). "
             "Copy the missing frames, or take the masks out"
         )
-    expected = [annotations / f"{frame.stem}.png" for frame in frames]
-    if not expected[0].is_file():
-        raise DataError(f"{expected[0]}: no such file; sequence {name!r} needs a mask of its first frame")
-    masks = tuple(mask if mask.is_file() else None for mask in expected)
+    masks = tuple(by_stem.get(frame.stem) for frame in frames)
+    if masks[0] is None:
+        raise DataError(
+            f"{annotations / frames[0].stem}.png: no such file; sequence {name!r} needs a mask of its first frame "
+            f"(found {_listing(annotations)})"
+        )
     return VideoSequence(name, frames, masks, year, void)
+
+
+def _say_gaps(folder: Path, frames: Sequence[Path]) -> None:
+    """A line where the numbers of the frames leave some out: motion between them is larger than it was."""
+    numbers = [int(frame.stem) for frame in frames if frame.stem.isdecimal()]
+    steps = {later - earlier for earlier, later in itertools.pairwise(numbers)}
+    if len(numbers) == len(frames) and len(steps) > 1:
+        usual = min(steps)
+        after = next(number for number, later in itertools.pairwise(numbers) if later - number != usual)
+        say(
+            f"{folder}: {len(frames)} frames whose numbers have gaps (the first after {after}); they are read as one "
+            "video."
+        )

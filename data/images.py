@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 import math
-import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,56 +16,26 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data import DataError, jpeg
 from data.arrays import Pixels
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-"""File name endings, in any case, that count as images."""
+from data.files import (
+    COMMON_SUFFIXES,
+    IMAGE_SUFFIXES,
+    FilesByStem,
+    check_folder,
+    files_and_rest,
+    folders_in,
+    list_files,
+    say_left_out,
+)
+from data.notices import say
 
 WIDE_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N", "F"})
 """PIL modes with more than 8 bits a channel, which PIL would clip to white on the way to RGB."""
 
-VAL_FOLDERS = ("val", "test")
-"""Names of the evaluation split, in the order in which they are looked for."""
+TRAIN_FOLDERS = ("train", "training")
+"""Names of the training split, in any case."""
 
-
-def natural_key(path: Path) -> list[tuple[int, int, str]]:
-    """Sort key that puts frame9 before frame10, folder by folder."""
-    key: list[tuple[int, int, str]] = []
-    for name in path.parts:
-        pieces = [piece for piece in re.split(r"(\d+)", name) if piece]
-        key += [(1, int(piece), piece) if piece.isdecimal() else (2, 0, piece) for piece in pieces]
-        key.append((0, 0, ""))  # a name that ends sorts before one that goes on
-    return key
-
-
-def is_hidden(path: Path, root: Path) -> bool:
-    """Whether `path` or a folder between it and `root` starts with a dot (editor and system leftovers)."""
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
-
-
-def list_files(root: Path | str, suffixes: Iterable[str]) -> list[Path]:
-    """Files below `root`, at any depth, with one of these endings, in natural order; hidden ones are left
-    out.
-
-    Raises FileNotFoundError for no such path, DataError when `root` is not a folder.
-    """
-    root = Path(root)
-    if not root.exists():
-        raise FileNotFoundError(f"{root}: no such folder. Check the path.")
-    if not root.is_dir():
-        raise DataError(f"{root}: expected a folder, found a file.")
-    wanted = frozenset(suffixes)
-    found = [path for path in root.rglob("*") if path.suffix.lower() in wanted and not is_hidden(path, root)]
-    for path in found:
-        if not _is_text(path.name):
-            shown = str(path).encode("utf-8", "backslashreplace").decode()
-            raise DataError(f"{shown}: a name that is not UTF-8, which no report could hold. Rename the file.")
-    # A link to nowhere is listed too: it is an error where it is read, not a smaller data set.
-    return sorted((path for path in found if not path.is_dir()), key=natural_key)
-
-
-def _is_text(name: str) -> bool:
-    """Whether a file's name can be written down; Python carries bytes that are not UTF-8 as lone surrogates."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)
+VAL_FOLDERS = ("val", "valid", "validation", "test", "testing")
+"""Names of the evaluation split, in any case, in the order in which they are looked for."""
 
 
 def list_images(root: Path | str) -> list[Path]:
@@ -75,8 +45,20 @@ def list_images(root: Path | str) -> list[Path]:
     """
     paths = list_files(root, IMAGE_SUFFIXES)
     if not paths:
-        raise DataError(f"{root}: no images in it. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}.")
+        raise DataError(f"{root}: no images in it{_no_images(Path(root))}")
     return paths
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Image files of a folder, not of those below it, in natural order."""
+    return [path for paths in FilesByStem(folder).paths.values() for path in paths]
+
+
+def _no_images(folder: Path) -> str:
+    """How a message about a folder without images ends."""
+    other = files_and_rest(folder, IMAGE_SUFFIXES)[1]
+    endings = ", ".join(f"{count} {ending}" for ending, count in other.most_common(8)) or "nothing"
+    return f". Expected files ending in {', '.join(COMMON_SUFFIXES)} or another that Pillow reads; found {endings}."
 
 
 def read_rgb(path: Path | str) -> Image.Image:
@@ -254,25 +236,40 @@ def class_folders(root: Path | str, class_names: Sequence[str] | None = None) ->
     Raises FileNotFoundError for no such path; DataError for no class folders, only one class, a class folder
     without images, or (with `class_names`) a folder that is none of them.
     """
-    root = Path(root)
-    if not root.exists():
-        raise FileNotFoundError(f"{root}: no such folder. Check the path.")
-    if not root.is_dir():
-        raise DataError(f"{root}: expected a folder, found a file.")
-    folders = sorted((p for p in root.iterdir() if p.is_dir() and not is_hidden(p, root)), key=natural_key)
+    root = check_folder(root)
+    folders = folders_in(root)
     if not folders:
-        raise DataError(f"{root}: no class folders in it. Expected one sub-folder of images per class.")
+        flat = len(images_in(root))
+        lie = f" Its {flat} images lie in it directly: move them there." if flat else ""
+        raise DataError(f"{root}: no class folders in it. Expected one sub-folder of images per class.{lie}")
+    _check_distinct(folders)
     names = [folder.name for folder in folders] if class_names is None else list(class_names)
     if len(names) < 2:
         raise DataError(f"{root}: only one class ({names[0]}). Expected two or more sub-folders, one per class.")
     paths: list[Path] = []
     labels: list[int] = []
+    left_out = Counter[str]()
     for folder in folders:
         label = _class_index(folder, names)
-        images = list_images(folder)
+        images, other = files_and_rest(folder, IMAGE_SUFFIXES)
+        if not images:
+            raise DataError(f"{folder}: no images in it{_no_images(folder)}")
         paths += images
         labels += [label] * len(images)
+        left_out += other
+    say_left_out(root, left_out)
+    if beside := images_in(root):
+        say(f"{root}: {len(beside)} images are left out, as they lie beside the class folders ({beside[0].name}, ...).")
     return LabelledImages(paths, labels, names)
+
+
+def _check_distinct(folders: Sequence[Path]) -> None:
+    """DataError for two class folders that are one, by a link."""
+    by_target: dict[Path, Path] = {}
+    for folder in folders:
+        other = by_target.setdefault(folder.resolve(), folder)
+        if other is not folder:
+            raise DataError(f"{folder}: the same folder as {other}, by a link. Each class needs images of its own.")
 
 
 def _class_index(folder: Path, names: list[str]) -> int:
@@ -287,17 +284,25 @@ def _some(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def split_folder(root: Path, names: Sequence[str]) -> Path | None:
+    """The folder of a split, whose name is one of these in any case, the first in their order; None for none."""
+    folders = {folder.name.lower(): folder for folder in folders_in(root)}
+    return next((folders[name] for name in names if name in folders), None)
+
+
 def labelled_splits(root: Path | str) -> tuple[LabelledImages, LabelledImages]:
-    """ROOT/train and ROOT/val (or ROOT/test), each a folder of class folders, labelled with train's classes.
+    """ROOT/train and ROOT/val (or another of VAL_FOLDERS), each a folder of class folders, with train's classes.
 
     Raises FileNotFoundError for a missing split, and what `class_folders` raises.
     """
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder. Check the path.")
-    val = next((root / name for name in VAL_FOLDERS if (root / name).is_dir()), None)
-    if val is None or not (root / "train").is_dir():
-        found = _some(sorted(path.name for path in root.iterdir())) or "nothing"
-        raise FileNotFoundError(f"{root}: expected train/ and {' or '.join(VAL_FOLDERS)}/ in it, found {found}.")
-    train = class_folders(root / "train")
-    return train, class_folders(val, train.class_names)
+    train_folder, val_folder = (split_folder(root, names) for names in (TRAIN_FOLDERS, VAL_FOLDERS))
+    if train_folder is None or val_folder is None:
+        there = _some(sorted(path.name for path in root.iterdir())) or "nothing"
+        raise FileNotFoundError(
+            f"{root}: expected {TRAIN_FOLDERS[0]}/ and {' or '.join(VAL_FOLDERS)}/ in it, found {there}."
+        )
+    train = class_folders(train_folder)
+    return train, class_folders(val_folder, train.class_names)

@@ -1,13 +1,33 @@
 """Text files with one name a line."""
 
+import codecs
 from pathlib import Path
 
 from data import DataError
 
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
-def read_list(path: Path) -> list[str]:
-    """The lines of a text file; DataError where it is not UTF-8."""
+
+def encoding_of(encoded: bytes) -> str:
+    """The encoding that the first bytes of a text mark; UTF-8 where they mark none."""
+    return next((name for mark, name in BYTE_ORDER_MARKS if encoded.startswith(mark)), "utf-8")
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, or in the encoding of its byte order mark; DataError for any other."""
+    encoded = path.read_bytes()
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return encoded.decode(encoding_of(encoded))
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: expected a text file in UTF-8, found another encoding ({error.reason})") from None
+
+
+def read_list(path: Path) -> list[str]:
+    """The lines of a text file; DataError as `read_text`."""
+    return read_text(path).splitlines()

@@ -15,13 +15,37 @@ from data.arrays import Pixels
 VOID_ID = 255  # the official scorer turns this value of a 2017 ground truth into background
 
 
-def read_ids(path: str | Path) -> Pixels:
-    """Raw ids uint8 [H, W] of an 8-bit palette or greyscale PNG: the palette index, not its colour."""
+ID_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".pgm")
+"""Endings, in any case, of files that hold ids: formats that keep every value (JPEG does not)."""
+
+
+def read_ids(path: str | Path, advice: str = "") -> Pixels:
+    """Raw ids uint8 [H, W] of a palette or greyscale file: the palette index, not its colour.
+
+    Wider values and three equal channels are read too, as far as they are ids below 256.
+
+    Args:
+        advice: ends the message for a mask of colors.
+
+    Raises:
+        DataError: a file that is missing, damaged, or holds no such ids.
+    """
     mode, pixels = _decode_mask(Path(path))
-    if mode not in ("P", "L", "1"):
+    if mode in ("LA", "RGBA", "PA"):
+        if len(np.unique(pixels[..., -1])) > 1:
+            raise DataError(f"{path}: a mask with transparent pixels, which are no ids. Save it without transparency")
+        pixels = pixels[..., :-1]
+    if pixels.ndim == 3:
+        if mode == "CMYK" or (pixels != pixels[..., :1]).any():
+            raise DataError(
+                f"{path}: a mask of mode {mode}, where ids need an 8-bit palette (P) or greyscale (L) PNG. "
+                f"Colours are not ids: convert the file, so that each pixel is a number{advice}"
+            )
+        pixels = pixels[..., 0]
+    if pixels.size and (pixels.min() < 0 or pixels.max() > VOID_ID or (pixels != np.floor(pixels)).any()):
         raise DataError(
-            f"{path}: a mask of mode {mode}, where ids need an 8-bit palette (P) or greyscale (L) PNG. "
-            "Colours are not ids: convert the file, or use year 2016 if every non-black pixel is the object"
+            f"{path}: values from {pixels.min()} to {pixels.max()} ({mode}); ids are whole numbers from 0 to 254, and "
+            f"{VOID_ID} is void. Relabel them"
         )
     return pixels.astype(np.uint8)
 

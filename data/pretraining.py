@@ -6,14 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data import DataError
-from data.images import (
-    IMAGE_SUFFIXES,
-    DecodedPicture,
-    JpegPicture,
-    list_files,
-    names_fingerprint,
-    open_picture,
-)
+from data.files import COMMON_SUFFIXES, IMAGE_SUFFIXES, list_files
+from data.images import DecodedPicture, JpegPicture, names_fingerprint, open_picture
 from data.video import VIDEO_SUFFIXES, VideoFrames
 
 
@@ -91,8 +85,8 @@ def open_pretraining_data(
         )
     files = list_files(root, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
     if not files:
-        endings = ", ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
-        raise DataError(f"{root}: no images or videos in it. Expected files ending in {endings}.")
-    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-    videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES]
+        endings = ", ".join([*COMMON_SUFFIXES, *sorted(VIDEO_SUFFIXES)])
+        raise DataError(f"{root}: no images or videos in it. Expected files ending in {endings}, ....")
+    videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES - IMAGE_SUFFIXES]
+    images = [path for path in files if path.suffix.lower() not in VIDEO_SUFFIXES - IMAGE_SUFFIXES]
     return PretrainingImages(root, PictureFiles(images), VideoFrames(videos, frame_stride, frames_per_video))

@@ -23,9 +23,10 @@ from PIL import Image
 from data import DataError
 from data.arrays import Pixels
 from data.davis import load_davis
-from data.images import IMAGE_SUFFIXES, is_hidden, list_images, read_rgb
-from data.masks import VOID_ID, read_foreground, read_ids
-from data.voc import read_voc_list
+from data.files import IMAGE_SUFFIXES, is_hidden
+from data.images import list_images, read_rgb
+from data.masks import ID_SUFFIXES, VOID_ID, read_foreground, read_ids
+from data.voc import voc_entries
 
 Layout = Literal["auto", "pairs", "voc", "davis"]
 
@@ -129,14 +130,8 @@ def load_pairs(root: Path) -> list[MaskedImage]:
 
 def load_voc_object_masks(root: Path, split: str = "val") -> list[MaskedImage]:
     """The images of a VOC segmentation list, with their object masks."""
-    images = []
-    for name in read_voc_list(root, "Segmentation", split):
-        image, mask = root / "JPEGImages" / f"{name}.jpg", root / "SegmentationObject" / f"{name}.png"
-        for path in (image, mask):
-            if not path.is_file():
-                raise DataError(f"{path}: no such file, but ImageSets/Segmentation/{split}.txt lists it")
-        images.append(MaskedImage(name, image, mask, has_ids=True))
-    return images
+    entries = voc_entries(root, "Segmentation", split, "SegmentationObject", ID_SUFFIXES)
+    return [MaskedImage(entry.name, entry.image, entry.other, has_ids=True) for entry in entries]
 
 
 def load_davis_frames(root: Path, split: str, year: int, sequences: Sequence[str] | None = None) -> list[MaskedImage]:

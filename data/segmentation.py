@@ -1,6 +1,6 @@
 """Images with a class for every pixel, in the layout of PASCAL VOC.
 
-<root>/JPEGImages/<name>.jpg
+<root>/JPEGImages/<name>.jpg            or any other picture
 <root>/SegmentationClass/<name>.png     palette or greyscale: class ids, 255 is void
 <root>/ImageSets/Segmentation/<split>.txt
 """
@@ -13,10 +13,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from data import DataError
+from data.files import natural_key
 from data.images import read_rgb
-from data.masks import read_foreground, read_ids
+from data.masks import ID_SUFFIXES, read_foreground, read_ids
 from data.sample import SampleData
-from data.voc import read_voc_list
+from data.voc import voc_entries
 
 VOID = 255  # pixels of no class: neither trained on nor scored
 VOC_CLASSES = (
@@ -65,25 +66,14 @@ def load_voc_class_masks(root: Path | str, split: str) -> list[LabelledPixels]:
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; expected JPEGImages, SegmentationClass and ImageSets/Segmentation")
-    names = read_voc_list(root, "Segmentation", split)
-    pairs = [LabelledPixels(_image(root, name), root / "SegmentationClass" / f"{name}.png") for name in names]
-    for pair in pairs:
-        for path in (pair.image, pair.mask):
-            if not path.is_file():
-                raise DataError(f"{path}: no such file, but ImageSets/Segmentation/{split}.txt lists it")
-    return pairs
+    entries = voc_entries(root, "Segmentation", split, "SegmentationClass", ID_SUFFIXES)
+    return [LabelledPixels(entry.image, entry.other) for entry in entries]
 
 
 def embedded_segmentation(data: SampleData) -> tuple[list[LabelledPixels], list[LabelledPixels]]:
     """Training and validation pairs of the embedded set: class 0 is the ground, 1 any object."""
     pairs = [
         LabelledPixels(image, data.saliency / "masks" / f"{image.stem}.png", is_binary=True)
-        for image in sorted((data.saliency / "images").glob("*.jpg"))
+        for image in sorted((data.saliency / "images").glob("*.jpg"), key=natural_key)
     ]
     return pairs[:EMBEDDED_TRAIN], pairs[EMBEDDED_TRAIN:]
-
-
-def _image(root: Path, name: str) -> Path:
-    """VOC's pictures are .jpg; trees made after it often hold .png."""
-    candidates = [root / "JPEGImages" / f"{name}{suffix}" for suffix in (".jpg", ".png", ".jpeg")]
-    return next((path for path in candidates if path.is_file()), candidates[0])

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data import DataError
-from data.images import VAL_FOLDERS, class_folders, read_rgb
+from data.images import VAL_FOLDERS, class_folders, read_rgb, split_folder
 from data.revisited import Revisited, is_revisited, load_revisited
 from data.sample import sample_data
 from dino_dense import Picture
@@ -194,8 +194,8 @@ def published_benchmark(landmarks: Revisited, config: RetrievalConfig) -> str | 
 
 def class_search(root: Path, config: RetrievalConfig) -> _Search:
     """Every image against all others; those of its class are right."""
-    split = next((name for name in VAL_FOLDERS if (root / name).is_dir()), "")
-    split = split if config.split == "auto" else config.split
+    evaluation = split_folder(root, VAL_FOLDERS) if root.is_dir() else None
+    split = (evaluation.name if evaluation else "") if config.split == "auto" else config.split
     images = class_folders(root / split)
     labels = np.array(images.labels)
     members = [np.flatnonzero(labels == label) for label in range(len(images.class_names))]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data import notices
 from dino_dense import distributed
 from dino_dense.config import command_line, schema
 from dino_dense.files import clear_unfinished, write_text
@@ -76,13 +77,14 @@ def run_one(
     context = _open(task, options, config, backbone, device, world, pieces)
     reset_peak_memory(device)
     start = time.perf_counter()
-    outcome = task.run(backbone, config, context)
+    with notices.gathered() as lines:
+        outcome = task.run(backbone, config, context)
     report = Report(
         task=task.name,
         status="ok",
         metrics=task.metrics,
         scores=outcome.scores,
-        note=outcome.note,
+        note=" ".join([outcome.note, *lines]).strip(),
         config=schema.to_plain(config),
         checkpoint=describe_checkpoint(backbone),
         data=dataclasses.asdict(outcome.data),

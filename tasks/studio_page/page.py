@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from data.images import IMAGE_SUFFIXES
+from data.files import IMAGE_SUFFIXES
 from data.video import VIDEO_SUFFIXES
 from dino_dense.arrays import Pixels
 from dino_dense.maps import LIKENESS

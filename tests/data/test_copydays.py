@@ -57,6 +57,45 @@ def test_one_photograph_twice_is_two_answers(tmp_path: Path):
     assert load_copydays(root).copies[0].originals == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("originals", "copies"),
+    [
+        pytest.param("IMG_0001 IMG_0002 IMG_0010", "IMG_000101 IMG_000201 IMG_001001", id="two digits more"),
+        pytest.param("IMG_1 IMG_2 IMG_10", "IMG_1_blur IMG_2-crop IMG_10_blur", id="word after the number"),
+        pytest.param("DSC00001 DSC00002 DSC00003", "DSC00001 DSC00002 DSC00003", id="the same names"),
+        pytest.param("000001 000002 000003", "000001 000002 000003", id="the same six digits"),
+        pytest.param("photo-1 photo-2 photo-3", "photo-1 photo-2_a photo-3 (2)", id="of several kinds"),
+        pytest.param("1 2 10", "101 201 1001", id="shorter than the key"),
+        pytest.param("holiday holiday_2 holiday_3", "holiday-x holiday_2_x holiday_3_x", id="one begins another"),
+    ],
+)
+def test_names_of_cameras_are_matched_as_wholes(originals: str, copies: str, tmp_path: Path):
+    files = {"original": originals, "strong": copies}
+    root = make(tmp_path, {folder: [f"{name}.jpg" for name in names.split()] for folder, names in files.items()})
+    if "(2)" in copies:
+        (root / "strong" / "(2).jpg").rename(root / "strong" / "photo-3 (2).jpg")
+        (root / "strong" / "photo-3.jpg").unlink()
+    loaded = load_copydays(root)
+    shown = {copy.path.stem: [loaded.originals[index].stem for index in copy.originals] for copy in loaded.copies}
+    assert list(shown.values()) == [[name] for name in originals.split()]
+
+
+@pytest.mark.parametrize(
+    ("originals", "copies"),
+    [
+        pytest.param("IMG_0001 IMG_0002", "COPY_0001 COPY_0002", id="no name in common"),
+        pytest.param("IMG_1 IMG_10 IMG_100", "IMG_1000", id="a number cut anywhere"),
+        pytest.param("IMG_1 IMG_2", "IMG_2_blur IMG_12 IMG_234", id="numbers without an original"),
+        pytest.param("000001 000002 000003", "000011 000012 000013", id="other numbers"),
+    ],
+)
+def test_names_that_do_not_say_the_original_are_an_error_with_examples(originals: str, copies: str, tmp_path: Path):
+    files = {"original": originals, "strong": copies}
+    root = make(tmp_path, {folder: [f"{name}.jpg" for name in names.split()] for folder, names in files.items()})
+    with pytest.raises(DataError, match=r"strong: \d of \d copies do not say which image .*Expected the name of"):
+        load_copydays(root)
+
+
 def test_folders_that_are_not_it(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="original: no such folder"):
         load_copydays(tmp_path)

@@ -147,6 +147,111 @@ def test_real_sequences_are_read_as_their_files_say() -> None:
         np.testing.assert_array_equal(sequence.read_mask(1) > 0, stored > 0)
 
 
+# ---- how people name files
+
+
+def rename_all(root: Path, rename: Callable[[Path], str]) -> None:
+    for path in [*root.glob("JPEGImages/480p/*/*"), *root.glob("Annotations/480p/*/*")]:
+        path.rename(path.with_name(rename(path)))
+
+
+def test_numbers_without_leading_zeros_are_read_in_their_order(tree: Path) -> None:
+    rename_all(tree, lambda path: f"frame{8 + int(path.stem)}{path.suffix}")
+    bear = load_davis(tree)[0]
+    assert [path.stem for path in bear.frames] == ["frame8", "frame9", "frame10", "frame11"]
+    assert [path.stem for path in bear.masks if path] == ["frame8", "frame9", "frame10", "frame11"]
+    np.testing.assert_array_equal(bear.read_masks(), [two_objects(index) for index in range(FRAMES)])
+    assert [path.stem for path in load_davis(tree, max_frames=3)[0].frames] == ["frame8", "frame9", "frame10"]
+
+
+@pytest.mark.parametrize("ending", [".jpeg", ".JPG", ".jfif", ".png", ".webp", ".bmp"])
+def test_frames_of_other_endings(tree: Path, ending: str) -> None:
+    pixels = load_davis(tree)[0].read_frame(1)
+    for path in list((tree / "JPEGImages").rglob("*.jpg")):
+        if ending in (".jpeg", ".JPG", ".jfif"):
+            path.rename(path.with_suffix(ending))
+        else:
+            Image.open(path).save(path.with_suffix(ending), lossless=True)
+            path.unlink()
+    bear = load_davis(tree)[0]
+    assert [path.name for path in bear.frames] == [f"{index:05d}{ending}" for index in range(FRAMES)]
+    assert np.abs(bear.read_frame(1).astype(int) - pixels).max() <= (0 if ending.startswith(".j") else 2)
+
+
+def test_two_frames_of_one_name_are_refused(tree: Path) -> None:
+    Image.open(frame_path(tree, 1)).save(frame_path(tree, 1).with_suffix(".png"))
+    with pytest.raises(DataError, match=r"00001\.jpg and 00001\.png: two files of one name"):
+        load_davis(tree)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_list_may_begin_with_a_byte_order_mark(tree: Path, encoding: str) -> None:
+    (tree / "ImageSets" / "2017" / "val.txt").write_text("camel\r\nbear\r\n", encoding=encoding)
+    assert [sequence.name for sequence in load_davis(tree)] == ["camel", "bear"]
+
+
+def test_a_list_of_frames_with_backslashes(tree: Path) -> None:
+    line = r"\JPEGImages\480p\bear\00000.jpg \Annotations\480p\bear\00000.png"
+    (tree / "ImageSets" / "2017" / "val.txt").write_text(line)
+    assert [sequence.name for sequence in load_davis(tree)] == ["bear"]
+
+
+def test_leftovers_of_systems_are_no_frames(tree: Path) -> None:
+    for path in (frame_path(tree, 1), mask_path(tree, 1)):
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\26\7")
+        (path.parent / "@eaDir").mkdir()
+        (path.parent / "Thumbs.db").write_bytes(b"x")
+    assert len(load_davis(tree)[0]) == FRAMES
+
+
+def test_missing_numbers_are_said_and_a_steady_step_is_not(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rename_all(tree, lambda path: f"{5 * int(path.stem):05d}{path.suffix}")
+    load_davis(tree)
+    assert caplog.messages == []
+    for path in (tree / "JPEGImages/480p/bear/00010.jpg", tree / "Annotations/480p/bear/00010.png"):
+        path.unlink()
+    load_davis(tree)
+    (line,) = caplog.messages
+    assert "bear: 3 frames whose numbers have gaps (the first after 5)" in line
+
+
+def as_16_bits(ids: np.ndarray) -> Image.Image:
+    return Image.fromarray(ids.astype(np.uint16))
+
+
+def as_equal_channels(ids: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.repeat(ids[..., None], 3, axis=2))
+
+
+def as_opaque(ids: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.stack([ids, np.full_like(ids, 255)], axis=-1))
+
+
+@pytest.mark.parametrize("convert", [as_16_bits, as_equal_channels, as_opaque])
+@pytest.mark.parametrize("ending", [".png", ".PNG", ".tif"])
+def test_ids_of_other_modes_and_formats(tree: Path, convert: Callable, ending: str) -> None:
+    for path in list((tree / "Annotations").rglob("*.png")):
+        ids = read_ids(path)
+        path.unlink()
+        convert(ids).save(path.with_suffix(ending))
+    bear = load_davis(tree)[0]
+    np.testing.assert_array_equal(bear.read_masks(), [two_objects(index) for index in range(FRAMES)])
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (as_16_bits(two_objects() * np.uint16(1000)), r"values from 0 to 2000 .* from 0 to 254.*Relabel"),
+        (Image.fromarray(two_objects() * np.float32(0.5)), r"values from 0\.0 to 1\.0"),
+        (Image.fromarray(np.stack([two_objects(), two_objects() * 100], axis=-1)), "transparent pixels"),
+    ],
+)
+def test_values_that_are_no_ids_are_refused(image: Image.Image, message: str, tmp_path: Path) -> None:
+    image.save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=rf"a\.tif: .*{message}"):
+        read_ids(tmp_path / "a.tif")
+
+
 # ---- what is refused
 
 

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from data import DataError
+from data.files import IMAGE_SUFFIXES, natural_key
 from data.images import (
     UnlabelledImages,
     class_folders,
     labelled_splits,
     list_images,
-    natural_key,
     open_picture,
     read_rgb,
     read_upright,
@@ -192,6 +192,103 @@ def test_an_evaluation_split_takes_the_training_classes(split: Path):
     assert labelled_splits(split)[1].labels == [1]
 
 
+@pytest.mark.parametrize(("train", "val"), [("train", "valid"), ("training", "validation"), ("Train", "Test")])
+def test_splits_have_other_names_too(split: Path, train: str, val: str):
+    (split / "train").rename(split / train)
+    (split / "val").rename(split / val)
+    assert [len(part.paths) for part in labelled_splits(split)] == [3, 1]
+
+
+LEFTOVERS = [
+    "train/__MACOSX/._1.jpg",
+    "train/__MACOSX/cat/1.jpg",
+    "train/cat/._1.png",
+    "train/cat/Thumbs.db",
+    "train/cat/@eaDir/1.png/SYNOPHOTO_THUMB_S.jpg",
+    "train/cat/.ipynb_checkpoints/1-checkpoint.png",
+    "train/$RECYCLE.BIN/1.jpg",
+    "train/cat/#recycle/1.jpg",
+    "train/.thumbnails/1.jpg",
+]
+
+
+def test_leftovers_of_systems_are_no_classes_and_no_pictures(split: Path, caplog: pytest.LogCaptureFixture):
+    for name in LEFTOVERS:
+        save(split / "train" / "seed.jpg")
+        (split / name).parent.mkdir(parents=True, exist_ok=True)
+        (split / "train" / "seed.jpg").rename(split / name)
+    train, _ = labelled_splits(split)
+    assert train.class_names == ["cat", "dog"]
+    assert len(train.paths) == 3
+    assert len(list_images(split / "train")) == 3
+    assert caplog.messages == [], "nobody put them there"
+
+
+def test_every_picture_that_pillow_reads_counts(split: Path):
+    """By its ending, or, where that says little, by its first bytes."""
+    for ending in ("gif", "jfif", "jpe", "webp", "tga", "jp2", "avif", "JPEG", "pbm"):
+        save(split / "train" / "cat" / f"of_{ending}.{ending}") if ending not in ("jfif", "jpe") else save(
+            split / "train" / "cat" / f"of_{ending}.{ending}", format="JPEG"
+        )
+    for name in ("phone.heic", "no_ending"):
+        save(split / "train" / "cat" / name, format="JPEG")
+    paths = class_folders(split / "train").paths
+    assert len(paths) == 3 + 9 + 2
+    assert all(read_rgb(path).size == (40, 30) for path in paths)
+
+
+def test_endings_are_those_of_pillow():
+    """A new Pillow may read more: then the ending is added, or named here with the reason."""
+    stubs = {".bufr", ".grib", ".h5", ".hdf", ".emf", ".wmf", ".iim"}  # known to Pillow, but not decoded by it
+    programs, videos = {".eps", ".ps"}, {".mpg", ".mpeg"}  # Ghostscript would run
+    known = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    assert known - IMAGE_SUFFIXES == stubs | programs | videos
+
+
+def test_a_line_counts_what_is_left_out(split: Path, caplog: pytest.LogCaptureFixture):
+    for name in ("cat/a.txt", "cat/b.TXT", "dog/clip.mp4", "dog/real.heic", "labels.csv", "dog/LICENSE"):
+        (split / "train" / name).write_bytes(b"no picture")
+    save(split / "train" / "beside.png")
+    class_folders(split / "train")
+    first, second = caplog.messages
+    assert first.startswith(f"{split / 'train'}: 5 files are left out")
+    assert all(part in first for part in ("2 .txt", "1 .mp4", "1 .heic", "1 no ending"))
+    assert "1 images are left out, as they lie beside the class folders (beside.png" in second
+    caplog.clear()
+    list_images(split)
+    assert "6 files are left out" in caplog.messages[0]
+    assert "1 .csv" in caplog.messages[0]
+
+
+def test_small_copies_in_folders_are_named(split: Path, caplog: pytest.LogCaptureFixture):
+    save(split / "train" / "cat" / "Thumbnails" / "1.png")
+    assert len(class_folders(split / "train").paths) == 4
+    assert "1 of the pictures are in folders of this name" in caplog.text
+
+
+def test_linked_folders_are_read_once(split: Path, tmp_path_factory: pytest.TempPathFactory, caplog):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    save(elsewhere / "sub" / "9.png")
+    (split / "train" / "dog" / "more").symlink_to(elsewhere)
+    (split / "train" / "fish").symlink_to(elsewhere / "sub")
+    train = class_folders(split / "train")
+    assert train.class_names == ["cat", "dog", "fish"]
+    assert [train.labels.count(label) for label in range(3)] == [2, 2, 1]
+    (split / "train" / "dog" / "again").symlink_to(elsewhere / "sub")
+    assert class_folders(split / "train").labels.count(1) == 2
+    assert "read already" in caplog.text
+    (split / "train" / "bird").symlink_to(split / "train" / "cat")
+    with pytest.raises(DataError, match=r"cat: the same folder as .*bird, by a link"):
+        class_folders(split / "train")
+
+
+@pytest.mark.parametrize("target", ["train", "train/cat", "."])
+def test_a_link_without_end_is_refused(split: Path, target: str):
+    (split / "train" / "cat" / "loop").symlink_to(split / target)
+    with pytest.raises(DataError, match=r"loop: a link to a folder above itself"):
+        list_images(split / "train")
+
+
 def test_a_class_only_in_the_evaluation_split_is_named_with_the_nearest(split: Path):
     save(split / "val" / "dogs" / "1.png")
     with pytest.raises(DataError, match=r"dogs: a class that the training split does not have\. Did you mean dog\?"):
@@ -209,8 +306,8 @@ def test_one_class_an_empty_class_and_no_classes(split: Path):
 
 
 def test_a_missing_split_says_what_was_found(split: Path):
-    (split / "val").rename(split / "valid")
-    with pytest.raises(FileNotFoundError, match=r"expected train/ and val or test/ in it, found train, valid"):
+    (split / "val").rename(split / "evaluation")
+    with pytest.raises(FileNotFoundError, match=r"expected train/ and val or .*test.*/ in it, found evaluation, train"):
         labelled_splits(split)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         labelled_splits(split / "nowhere")
