@@ -27,10 +27,11 @@ from data.images import DecodedPicture, JpegPicture, open_picture
 from data.sample import sample_data
 from dino_dense.arrays import Pixels
 from dino_dense.backbone.dino_vit import IMAGENET_MEAN, IMAGENET_STD
-from dino_dense.pretrain.batches import CropDataset, MicroBatch, Position
+from dino_dense.pretrain.batches import CropDataset, MicroBatch
 from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.crops import Box, MultiCrop, View, allowed_reduction, prepare, reduced_box, resize
 from dino_dense.pretrain.photometric import Look, apply_look, apply_looks
+from dino_dense.training.plan import Position
 
 ROOT = Path(__file__).resolve().parents[1]
 N_IMAGES = 100
@@ -133,7 +134,7 @@ def our_batches(files: Files, config: PretrainConfig) -> list[MicroBatch]:
     dataset, batches = CropDataset(files, config), []
     for first in range(0, len(files), MICRO_BATCH):
         indices = range(first, min(first + MICRO_BATCH, len(files)))
-        batch = dataset[[Position(0, index, index - first) for index in indices]]
+        batch = dataset[[Position(0, index, index, index - first) for index in indices]]
         if isinstance(batch, Exception):
             raise batch
         batches.append(batch)

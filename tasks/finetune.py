@@ -96,8 +96,8 @@ def _note(log: pd.DataFrame, fine_tuning: FineTuning) -> str:
     )
     if plan.last_step < plan.total_steps:
         note += f" Stopped after {plan.last_step} of {plan.total_steps} steps."
-    if plan.batch != fine_tuning.config.batch_size:
-        note += f" The batch is {plan.batch}: there are {plan.n_images} training images."
+    if plan.batch_size != fine_tuning.config.batch_size:
+        note += f" The batch is {plan.batch_size}: there are {plan.n_images} training images."
     return note
 
 

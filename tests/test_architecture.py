@@ -28,9 +28,10 @@ MAY_IMPORT = {
     "propagation": {".", "arrays", "backbone", "pipeline"},
     "objects": {".", "arrays", "backbone", "distributed", "pipeline"},
     "neighbors": {"arrays"},
-    "probes": {".", "arrays", "backbone", "checkpoint", "distributed", "pretrain"},
+    "training": {"distributed"},
+    "probes": {".", "arrays", "backbone", "checkpoint", "distributed", "training"},
     "maps": {".", "arrays", "backbone", "objects"},
-    "pretrain": {"arrays", "backbone", "checkpoint", "config", "distributed", "files", "report"},
+    "pretrain": {"arrays", "backbone", "checkpoint", "config", "distributed", "files", "report", "training"},
     ".": {"backbone", "lazy", "report"},
 }
 TASK_ROOMS = {

@@ -21,8 +21,8 @@ from dino_dense.objects.segment import box_of
 from dino_dense.pretrain.head import DINOHead
 from dino_dense.pretrain.loss import DINOLoss
 from dino_dense.pretrain.optim import scaled_lr
-from dino_dense.pretrain.schedules import cosine_schedule
 from dino_dense.propagation.stream import propagate_labels
+from dino_dense.training.schedules import cosine_schedule
 from tasks import RunOptions, get, run_one
 from tasks.davis import DavisConfig
 from tasks.knn import knn_votes

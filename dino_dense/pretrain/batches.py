@@ -1,30 +1,30 @@
-"""Batches as a pure function of (seed, step): whatever the workers, the processes, or where the run was
-resumed.
+"""The crops of each micro-batch, read and cut in loader processes.
 
-Shapes: B images per optimizer step over all processes, b images in one micro-batch of one process, n local
-crops.
+Shapes: B images per optimizer step over all processes, b images in one micro-batch of one process, n local crops.
 """
 
 import math
 import os
-import signal
-from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import cv2
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from dino_dense.arrays import Pixels
 from dino_dense.distributed import World
 from dino_dense.pretrain.config import PretrainConfig
-from dino_dense.pretrain.crops import MultiCrop, Picture, View, derive_seed
+from dino_dense.pretrain.crops import MultiCrop, Picture, View
 from dino_dense.pretrain.faults import BadSample
 from dino_dense.pretrain.photometric import ROW
+from dino_dense.training.plan import Plan, PlanSampler, Position
+from dino_dense.training.seeds import derive_seed
+from dino_dense.training.signals import leave_signals_to_parent
 
-ORDER_STREAM, CROP_STREAM, DROP_PATH_STREAM, SUBSTITUTE_STREAM = range(4)
-"""First number of a seed's key, so that order, crops, drop path and substitutes never share random numbers."""
+CROP_STREAM, DROP_PATH_STREAM, SUBSTITUTE_STREAM = 1, 2, 3
+"""First number of a seed's key, so that crops, drop path, substitutes and the plan's order (`seeds.ORDER`) never share
+random numbers."""
 SUBSTITUTES = 16
 """How many images are tried in the place of a bad one. With 1 % bad, that all of them are is a chance of 1e-32."""
 
@@ -44,16 +44,6 @@ class ImageSource(Protocol):
         """What to call a picture in messages."""
 
 
-class Position(NamedTuple):
-    """One image of one step."""
-
-    epoch: int
-    image: int
-    """Index into the source."""
-    place: int
-    """Position in the global batch, in [0, B)."""
-
-
 class MicroBatch(NamedTuple):
     """One forward's worth of images, on this process."""
 
@@ -65,83 +55,15 @@ class MicroBatch(NamedTuple):
     """[2*b, ROW]: the looks to apply on the device (`looks.apply_looks`); [0, ROW] when the loader did."""
     local_looks: Tensor
     """[n*b, ROW] or [0, ROW], likewise."""
-    places: Tensor
-    """int64 [b]: each image's position in the global batch."""
+    slots: Tensor
+    """int64 [b]: each image's number in the global batch."""
     bad: list[BadSample]
     """Images that could not be read; others are in their places."""
 
 
-class Plan:
-    """Which images each optimizer step sees, and in which order.
-
-    Raises ValueError when the pictures do not fill one batch, or the batch does not divide evenly.
-    """
-
-    def __init__(self, n_images: int, config: PretrainConfig, world: World) -> None:
-        share = world.size * config.accumulate
-        if config.batch_size % share:
-            raise ValueError(
-                f"batch_size is {config.batch_size}, which {world.size} process(es) x {config.accumulate} "
-                f"micro-batch(es) cannot share evenly: use a multiple of {share}"
-            )
-        if n_images < config.batch_size:
-            raise ValueError(
-                f"{n_images} image(s) do not fill one batch of {config.batch_size}: lower --batch-size, or add images"
-            )
-        self.n_images = n_images
-        self.batch_size = config.batch_size
-        self.micro_size = config.batch_size // share
-        self.accumulate = config.accumulate
-        self.rank = world.rank
-        self.seed = config.seed
-        self.steps_per_epoch = n_images // config.batch_size
-        total = config.epochs * self.steps_per_epoch
-        self.last_step = min(total, config.max_steps or total)
-
-    def order(self, epoch: int) -> list[int]:
-        """The permutation of all images that `epoch` walks through; the last incomplete batch is left out."""
-        generator = torch.Generator().manual_seed(derive_seed(ORDER_STREAM, self.seed, epoch))
-        return torch.randperm(self.n_images, generator=generator).tolist()
-
-    def images(self, step: int) -> list[int]:
-        """The images of one step, over all processes, in the order of their places."""
-        epoch, batch = divmod(step, self.steps_per_epoch)
-        return self.order(epoch)[batch * self.batch_size :][: self.batch_size]
-
-    def micro_batches(self, start_step: int) -> Iterator[list[Position]]:
-        """This process's micro-batches from `start_step` to the end, `accumulate` per step."""
-        order, order_epoch = [], -1
-        for step in range(start_step, self.last_step):
-            epoch, batch = divmod(step, self.steps_per_epoch)
-            if epoch != order_epoch:
-                order, order_epoch = self.order(epoch), epoch
-            for micro in range(self.accumulate):
-                first = (self.rank * self.accumulate + micro) * self.micro_size
-                places = range(first, first + self.micro_size)
-                yield [Position(epoch, order[batch * self.batch_size + place], place) for place in places]
-
-
-class StepPlan(Protocol):
-    """What a training run of any kind does step by step."""
-
-    last_step: int
-    accumulate: int
-
-    def micro_batches(self, start_step: int) -> Iterator[list[Any]]:
-        """Positions of this process's micro-batches, `accumulate` a step, from `start_step` to `last_step`."""
-
-
-class PlanSampler(Sampler[list[Any]]):
-    """A plan from one step on, as torch's loader wants it."""
-
-    def __init__(self, plan: StepPlan, start_step: int) -> None:
-        self.plan, self.start_step = plan, start_step
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        return self.plan.micro_batches(self.start_step)
-
-    def __len__(self) -> int:
-        return (self.plan.last_step - self.start_step) * self.plan.accumulate
+def pretraining_plan(n_images: int, config: PretrainConfig, world: World) -> Plan:
+    """The run's plan; ValueError where the pictures do not fill one batch, or the batch does not divide evenly."""
+    return Plan(n_images, config.batch_size, config.epochs, world, config.accumulate, config.seed, config.max_steps)
 
 
 class CropDataset(Dataset[MicroBatch | Exception]):
@@ -178,7 +100,7 @@ class CropDataset(Dataset[MicroBatch | Exception]):
             local_views.flatten(0, 1).permute(0, 3, 1, 2),
             looks[:2].flatten(0, 1),
             looks[2:].flatten(0, 1),
-            torch.tensor([position.place for position in positions]),
+            torch.tensor([position.slot for position in positions]),
             bad,
         )
 
@@ -188,7 +110,7 @@ class CropDataset(Dataset[MicroBatch | Exception]):
         The image that takes its place, and its crops, are drawn from (seed, epoch, image) alone: the batch keeps its
         size, and is the same in every process, whatever the workers and after every resume.
         """
-        epoch, image, _ = position
+        epoch, image = position.epoch, position.image
         seed, chosen, reason = derive_seed(CROP_STREAM, self.seed, epoch, image), image, ""
         for attempt in range(SUBSTITUTES + 1):
             try:
@@ -245,12 +167,3 @@ def set_up_worker(worker: int) -> None:
     """One thread a worker, as there are many of them; signals are the training process's business."""
     cv2.setNumThreads(0)
     leave_signals_to_parent(worker)
-
-
-def leave_signals_to_parent(_worker: int) -> None:
-    """Ctrl-C, and torchrun's SIGTERM, reach the whole process group; only the training process is to act on them.
-
-    A worker ends when the training process tells it to, or is gone.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

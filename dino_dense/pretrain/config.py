@@ -8,7 +8,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from dino_dense.pretrain.optim import ClipMode, OptimizerName
+from dino_dense.pretrain.optim import OptimizerName
+from dino_dense.training.gradients import ClipMode
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 OnBadSample = Literal["skip", "raise"]

@@ -4,7 +4,6 @@ A picture's size is read first, then all views are drawn, and only then is it de
 would tell the difference.
 """
 
-import hashlib
 import math
 import random
 from collections.abc import Sequence
@@ -69,12 +68,6 @@ class Kind(NamedTuple):
     scale: tuple[float, float]
     blur_prob: float
     solarize_prob: float
-
-
-def derive_seed(*key: int) -> int:
-    """A seed in [0, 2^63) that depends on every number of `key`, and is the same on every machine."""
-    digest = hashlib.blake2b(",".join(map(str, key)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 class MultiCrop:

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dino_dense.backbone.dino_vit import DinoViT, build_module
 from dino_dense.pretrain.batches import DROP_PATH_STREAM
 from dino_dense.pretrain.config import PretrainConfig
-from dino_dense.pretrain.crops import derive_seed
 from dino_dense.pretrain.head import DINOHead
+from dino_dense.training import seeds
+from dino_dense.training.drop_path import replace_drop_path
 
 
 class MultiCropNetwork(nn.Module):
@@ -77,51 +77,29 @@ class PackedAttention(TorchFunctionMode):
         return torch.cat(outs, dim=1)[None]
 
 
-class KeyedDropPath(nn.Module):
-    """Stochastic depth whose masks come from outside, row by row.
-
-    timm's own draws from the global generator, so a sample's mask would depend on how the batch is split over
-    processes and micro-batches, and on everything drawn before.
-    """
-
-    def __init__(self, drop_prob: float) -> None:
-        super().__init__()
-        self.keep_prob = 1.0 - drop_prob
-        self.uniform: Tensor | None = None
-        """[N] in [0, 1), one number per row of the next batch; a row with at least keep_prob is dropped. [1, N]: the
-        rows are the tokens of one packed batch."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, ...] -> the same, with some rows 0 and the others divided by the probability to be kept."""
-        if self.uniform is None:
-            raise RuntimeError("drop path has no random numbers for this batch: use DropPathKeys.arm first")
-        scale = (self.uniform < self.keep_prob).to(x.dtype) / self.keep_prob
-        return x * scale.view(*scale.shape, *[1] * (x.ndim - scale.ndim))
-
-
 class DropPathKeys:
     """Replaces the drop-path modules of a network and feeds their masks.
 
-    The random numbers are a function of (seed, step, module, view, place in the global batch).
+    The random numbers are a function of (seed, step, module, view, slot in the global batch).
     """
 
     def __init__(self, network: MultiCropNetwork, config: PretrainConfig) -> None:
         self.seed, self.n_views, self.batch_size = config.seed, config.n_views, config.batch_size
-        self.modules = _replace_drop_path(network.backbone)
+        self.modules = replace_drop_path(network.backbone)
         self.pending: list[Tensor] = []
         network.backbone.register_forward_pre_hook(self._next_group)
         network.before_packed = self._all_groups
 
     def uniform(self, step: int) -> Tensor:
         """[modules, V, B] in [0, 1): the numbers of one step, equal in every process."""
-        generator = torch.Generator().manual_seed(derive_seed(DROP_PATH_STREAM, self.seed, step))
-        return torch.rand(len(self.modules), self.n_views, self.batch_size, generator=generator)
+        shape = (len(self.modules), self.n_views, self.batch_size)
+        return seeds.uniform(shape, DROP_PATH_STREAM, self.seed, step)
 
-    def arm(self, step: int, places: Tensor, device: torch.device) -> None:
+    def arm(self, step: int, slots: Tensor, device: torch.device) -> None:
         """Prepare the masks of one micro-batch's two forwards: 2 global views, then the local ones."""
         if not self.modules:
             return
-        numbers = self.uniform(step)[:, :, places.cpu()].to(device, non_blocking=True)  # [modules, V, b]
+        numbers = self.uniform(step)[:, :, slots.cpu()].to(device, non_blocking=True)  # [modules, V, b]
         self.pending = [numbers[:, :2].flatten(1), numbers[:, 2:].flatten(1)]
 
     def _next_group(self, _module: nn.Module, _inputs: object) -> None:
@@ -136,18 +114,6 @@ class DropPathKeys:
         parts = [part.repeat_interleave(length, dim=1) for part, (_, length) in zip(self.pending, sizes, strict=True)]
         self.pending = [torch.cat(parts, dim=1)[:, None]]  # [modules, 1, all tokens]
         self._next_group(self.modules[0], None)
-
-
-def _replace_drop_path(network: nn.Module) -> list[KeyedDropPath]:
-    """Swap timm's DropPath modules for keyed ones, in the network's own order."""
-    replaced = []
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, DropPath):
-                keyed = KeyedDropPath(child.drop_prob)
-                setattr(parent, name, keyed)
-                replaced.append(keyed)
-    return replaced
 
 
 def build_student_and_teacher(config: PretrainConfig) -> tuple[MultiCropNetwork, MultiCropNetwork]:

@@ -1,6 +1,5 @@
-"""Optimizers, parameter groups and gradient clipping as in the published script."""
+"""Optimizers, parameter groups and the teacher's average as in the published script."""
 
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -9,12 +8,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 OptimizerName = Literal["adamw", "sgd", "lars"]
-ClipMode = Literal["tensor", "global"]
 
 SGD_MOMENTUM = 0.9
 """Momentum of SGD and LARS (main_dino.py; utils.py)."""
-CLIP_EPS = 1e-6
-"""Added to the norm before the division (utils.py, and torch.nn.utils.clip_grad_norm_)."""
 LR_REFERENCE_BATCH = 256
 """Images: the batch size for which the base learning rate is given (linear scaling rule, main_dino.py)."""
 
@@ -50,23 +46,6 @@ def set_schedule(optimizer: Optimizer, lr: float, weight_decay: float) -> None:
         group["lr"] = lr
         if group["decay"]:
             group["weight_decay"] = weight_decay
-
-
-@torch.no_grad()
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, mode: ClipMode = "tensor") -> Tensor:
-    """Scale gradients down to `max_norm` (0 = leave them), and return the global L2 norm before that.
-
-    mode "tensor" limits each tensor's own norm, as the published script does; "global" limits the joint norm.
-    Nothing is read back from the device.
-    """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch.stack(list(torch._foreach_norm(gradients)))
-    total = torch.linalg.vector_norm(norms)
-    if max_norm > 0:
-        limited = norms if mode == "tensor" else total.expand_as(norms)
-        factors = (max_norm / (limited + CLIP_EPS)).clamp(max=1.0)
-        torch._foreach_mul_(gradients, list(factors.unbind()))
-    return total
 
 
 def drop_last_layer_gradients(head: nn.Module) -> None:

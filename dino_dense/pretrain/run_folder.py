@@ -16,6 +16,7 @@ from dino_dense.files import clear_unfinished, write_text
 from dino_dense.pretrain.config import FREE_ON_RESUME, PretrainConfig
 from dino_dense.pretrain.loss import DINOLoss
 from dino_dense.pretrain.network import MultiCropNetwork
+from dino_dense.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
 
 CONFIG_FILE = "config.yaml"
 EARLIER_FILE = "earlier-{}.safetensors"
@@ -121,10 +122,8 @@ def _tensors(state: TrainingState) -> Weights:
     for network in ("student", "teacher"):
         weights = getattr(state, network).state_dict()
         tensors |= {f"{network}.{name}": weight for name, weight in weights.items()}
-    for name, parameter in state.student.named_parameters():
-        values = state.optimizer.state.get(parameter, {})
-        tensors |= {f"optimizer.{name}.{key}": value for key, value in values.items()}
-    return tensors
+    optimizer = optimizer_tensors(state.optimizer, state.student)
+    return tensors | {f"optimizer.{name}": value for name, value in optimizer.items()}
 
 
 def _rotate(run: Path, keep: int) -> None:
@@ -182,11 +181,7 @@ def _put_in_place(tensors: Weights, state: TrainingState) -> None:
         module: nn.Module = getattr(state, network)
         module.load_state_dict(_under(tensors, f"{network}."))
     state.loss.load_state_dict(_under(tensors, "loss."))
-    parameters = dict(state.student.named_parameters())
-    for name, value in _under(tensors, "optimizer.").items():
-        parameter_name, _, key = name.rpartition(".")
-        parameter = parameters[parameter_name]
-        state.optimizer.state[parameter][key] = value.to(parameter.device)
+    load_optimizer_tensors(state.optimizer, state.student, _under(tensors, "optimizer."))
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

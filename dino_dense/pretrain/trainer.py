@@ -3,21 +3,17 @@
 Shapes: B images per step over all processes, b images in one micro-batch, V views, K prototypes, C features.
 """
 
-import math
 import os
 import signal
 import sys
-import time
-import types
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from dino_dense import distributed
@@ -25,7 +21,7 @@ from dino_dense.backbone.cpu_attention import fast_attention
 from dino_dense.checkpoint import STATE_FILE
 from dino_dense.distributed import World
 from dino_dense.pretrain import optim, run_folder
-from dino_dense.pretrain.batches import CropDataset, ImageSource, MicroBatch, Plan, build_loader
+from dino_dense.pretrain.batches import CropDataset, ImageSource, MicroBatch, build_loader, pretraining_plan
 from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.crops import prepare
 from dino_dense.pretrain.faults import BadSample, BadSamples, LostWorkerError, lost_workers, report_step
@@ -33,7 +29,10 @@ from dino_dense.pretrain.loss import DINOLoss
 from dino_dense.pretrain.monitor import CollapseWatch, Monitor, feature_spectrum
 from dino_dense.pretrain.network import DropPathKeys, build_student_and_teacher, compile_blocks
 from dino_dense.pretrain.run_folder import Origin, TrainingState
-from dino_dense.pretrain.schedules import cosine_schedule
+from dino_dense.training.gradients import DivergedError, clip_gradients, gradients_in_step
+from dino_dense.training.precision import autocast, autocast_dtype, grad_scaler
+from dino_dense.training.schedules import cosine_schedule
+from dino_dense.training.signals import stop_signals
 
 DUMP_FILE = "not_finite.safetensors"
 """The training state when a step was found not to be finite: it may be some steps later."""
@@ -41,20 +40,10 @@ MOST_SKIPPED = 10
 """Steps in a row that may be skipped: more are no accident of a batch."""
 MAX_WORKERS = 10
 """Loader processes per training process (main_dino.py, --num_workers)."""
-ONE_SIGNAL = 1.0
-"""Seconds within which signals count as one."""
 QUIET_STEPS = 1000
 """Steps after which a sign of collapse counts at the latest: the published vanilla run has left ln K long
 before
 the end of its first 2,500 steps (dino issue 69)."""
-
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class DivergedError(ValueError):
-    """The loss or the gradient is no longer finite."""
-
-    exit_status = 1
 
 
 class Measured(NamedTuple):
@@ -99,7 +88,7 @@ class Trainer:
         self.config, self.images, self.world, self.device = config, images, world, device
         self.run = Path(config.out)
         resumes = run_folder.check_folder(self.run, config.resume)
-        self.plan = Plan(len(images), config, world)
+        self.plan = pretraining_plan(len(images), config, world)
         self._build_networks()
         self._build_schedules()
         self.origin: Origin | None = None
@@ -132,8 +121,7 @@ class Trainer:
             config.student_temp,
             config.center_momentum,
         ).to(self.device)
-        self.autocast_dtype = AUTOCAST.get(config.dtype)
-        scaler = GradScaler(self.device.type, enabled=config.dtype == "fp16")
+        scaler = grad_scaler(self.device, config.dtype)
         optimizer = optim.build_optimizer(config.optimizer, student)
         self.state = TrainingState(student, teacher, loss, optimizer, scaler)
         self.forward_student: nn.Module = student
@@ -219,11 +207,11 @@ class Trainer:
         outputs, features = [], []
         for number, batch in enumerate(micro_batches):
             is_last = number == len(micro_batches) - 1
-            output, teacher_features = self.forward_backward(batch, step, epoch, sync=is_last)
+            output, teacher_features = self.forward_backward(batch, step, epoch, is_last=is_last)
             outputs.append(output)
             features.append(teacher_features)
         scaler.unscale_(optimizer)
-        grad_norm = optim.clip_gradients(student.parameters(), self.config.clip_grad, self.config.clip_mode)
+        grad_norm = clip_gradients(student.parameters(), self.config.clip_grad, self.config.clip_mode)
         if epoch < self.config.freeze_last_layer:
             optim.drop_last_layer_gradients(student.head)
         means = [torch.stack(values).mean(dim=0) for values in zip(*outputs, strict=True)]
@@ -238,7 +226,7 @@ class Trainer:
         return measured
 
     def forward_backward(
-        self, batch: MicroBatch, step: int, epoch: int, sync: bool
+        self, batch: MicroBatch, step: int, epoch: int, *, is_last: bool
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Add one micro-batch's gradients to the student's; give the loss output and the teacher's features."""
         groups = [
@@ -249,22 +237,17 @@ class Trainer:
             )
             if len(views)
         ]
-        self.drop_path.arm(step, batch.places, self.device)
-        with self._no_sync() if not sync else nullcontext():
-            autocast = torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
-            with autocast, fast_attention(self.device, None if self.config.compile else self.autocast_dtype):
+        self.drop_path.arm(step, batch.slots, self.device)
+        dtype = self.config.dtype
+        attention = fast_attention(self.device, None if self.config.compile else autocast_dtype(dtype))
+        with gradients_in_step(self.forward_student, is_last=is_last):
+            with autocast(self.device, dtype), attention:
                 with torch.no_grad():
                     teacher_scores, features = self.state.teacher(groups[:1])
                 student_scores, _ = self.forward_student(groups)
                 output = self.state.loss(student_scores, teacher_scores, epoch)
             self.state.scaler.scale(output.loss / self.config.accumulate).backward()
         return (output.loss.detach(), *output[1:]), features
-
-    def _no_sync(self) -> AbstractContextManager[None]:
-        """Gradients stay local until the last micro-batch."""
-        if isinstance(self.forward_student, DistributedDataParallel):
-            return self.forward_student.no_sync()
-        return nullcontext()
 
     # --- Watching, saving ---
 
@@ -415,30 +398,3 @@ class Trainer:
                 f"Stopped at step {self.step} of {self.plan.last_step}; saved. Continue with: python -m "
                 f"dino_dense.pretrain --config {self.run / run_folder.CONFIG_FILE} --resume"
             )
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect the first SIGINT or SIGTERM instead of dying of it; another one, `ONE_SIGNAL` later, acts as usual.
-
-    Launchers send a signal to the process group and to each process: that is one.
-    """
-    received: list[int] = []
-    first = math.inf
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, _frame: types.FrameType | None) -> None:
-        nonlocal first
-        first = min(first, time.monotonic())
-        received.append(number)
-        if time.monotonic() - first > ONE_SIGNAL:
-            signal.signal(number, before[signal.Signals(number)])
-            os.kill(os.getpid(), number)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -3,6 +3,8 @@
 Shapes: N images, B in a batch, D feature channels, G candidates (learning rates, or values of C), K classes.
 """
 
+import math
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +19,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from dino_dense.checkpoint import read_tensors, write_tensors
+from dino_dense.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
+from dino_dense.training.schedules import half_cosine
 
 INIT_STD = 0.01  # eval_linear.py
 SAVE_SECONDS = 60.0  # a long run loses at most this
@@ -40,7 +44,7 @@ class Evaluation(NamedTuple):
     """[N]"""
 
 
-class HeadGrid:
+class HeadGrid(nn.Module):
     """G linear heads [D -> K], one a learning rate, trained side by side on the same batches.
 
     SGD with momentum m and rate f(t)·r, for a constant r, moves a weight by v = m·v + r·g, w = w - f(t)·v. So G heads
@@ -48,20 +52,16 @@ class HeadGrid:
     scaling their losses does.
     """
 
+    lrs: Tensor
+
     def __init__(self, lrs: Sequence[float], channels: int, classes: int, momentum: float, seed: int) -> None:
+        super().__init__()
         generator = torch.Generator().manual_seed(seed)
         start = INIT_STD * torch.randn(channels, classes, generator=generator)
-        self.lrs = torch.tensor(lrs)
-        self.weight = start.repeat(len(lrs), 1, 1).requires_grad_()  # [G, D, K]
-        self.bias = torch.zeros(len(lrs), 1, classes, requires_grad=True)
+        self.register_buffer("lrs", torch.tensor(lrs), persistent=False)
+        self.weight = nn.Parameter(start.repeat(len(lrs), 1, 1))  # [G, D, K]
+        self.bias = nn.Parameter(torch.zeros(len(lrs), 1, classes))
         self.optimizer = torch.optim.SGD([self.weight, self.bias], lr=1.0, momentum=momentum)
-
-    def to(self, device: torch.device) -> "HeadGrid":
-        """Move the heads, before the first step."""
-        for tensor in (self.weight, self.bias):
-            tensor.data = tensor.data.to(device)
-        self.lrs = self.lrs.to(device)
-        return self
 
     def logits(self, features: Tensor) -> Tensor:
         """[B, D] -> [G, B, K]."""
@@ -96,27 +96,22 @@ class HeadGrid:
 
     def save(self, path: Path, epoch: int, log: Sequence[dict]) -> None:
         """Everything an exact continuation needs."""
-        tensors = {"weight": self.weight, "bias": self.bias}
-        for name, parameter in (("weight", self.weight), ("bias", self.bias)):
-            momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
-            if momentum is not None:
-                tensors[f"momentum.{name}"] = momentum
+        tensors = {**self.state_dict(), **optimizer_tensors(self.optimizer, self)}
         write_tensors(path, tensors, {"epoch": epoch, "log": list(log)})
 
     def load(self, path: Path) -> tuple[int, list[dict]]:
         """Put a saved state in place; its epoch and log."""
-        tensors, facts = read_tensors(path)
-        for name, parameter in (("weight", self.weight), ("bias", self.bias)):
-            parameter.data.copy_(tensors[name])
-            if f"momentum.{name}" in tensors:
-                momentum = tensors[f"momentum.{name}"].to(parameter.device)
-                self.optimizer.state[parameter]["momentum_buffer"] = momentum
-        return facts["epoch"], facts["log"]
+        tensors, metadata = read_tensors(path)
+        self.load_state_dict({name: tensors.pop(name) for name in self.state_dict()})
+        before = re.compile(r"momentum\.(\w+)")  # what states of version 0.2 call it
+        momenta = {before.sub(r"\1.momentum_buffer", name): value for name, value in tensors.items()}
+        load_optimizer_tensors(self.optimizer, self, momenta)
+        return metadata["epoch"], metadata["log"]
 
 
 def cosine_factor(epoch: int, epochs: int) -> float:
     """Share of the learning rate in an epoch, 1 falling to 0 (eval_linear.py steps its cosine by epoch)."""
-    return 0.5 * (1 + float(np.cos(np.pi * epoch / epochs)))
+    return half_cosine(math.pi * epoch / epochs)
 
 
 def train_heads(

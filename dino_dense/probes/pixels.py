@@ -3,6 +3,7 @@
 Shapes: B images, h x w patches, D channels, K classes, S side of a crop in pixels.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,10 @@ from tqdm import tqdm
 
 from dino_dense import Backbone, distributed
 from dino_dense.checkpoint import read_tensors, write_tensors
-from dino_dense.pretrain.crops import derive_seed
 from dino_dense.probes.protocol import PixelProbe
+from dino_dense.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
+from dino_dense.training.schedules import half_cosine
+from dino_dense.training.seeds import derive_seed
 
 SAVE_SECONDS = 60.0  # a long run loses at most this
 VOID = 255  # class id of pixels of no class: neither trained on nor scored (PASCAL VOC)
@@ -141,7 +144,7 @@ def lr_factor(step: int, steps: int, warmup: int) -> float:
     rise = min(warmup, steps // 10)
     if step < rise:
         return (step + 1) / rise
-    return 0.5 * (1 + float(np.cos(np.pi * (step - rise) / max(steps - rise, 1))))
+    return half_cosine(math.pi * (step - rise) / max(steps - rise, 1))
 
 
 def crop_draws(n: int, config: PixelProbe, seed: int, first_step: int) -> Iterator[list[tuple[int, int]]]:
@@ -198,9 +201,7 @@ class _KeptBatches(_FreshBatches):
 def _save(path: Path, head: LinearHead, optimizer: torch.optim.Optimizer, step: int, log: list[dict]) -> None:
     """Everything an exact continuation needs, in one file."""
     tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
-    for name, parameter in head.named_parameters():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"optimizer.{name}.{key}"] = value
+    tensors |= {f"optimizer.{name}": value for name, value in optimizer_tensors(optimizer, head).items()}
     write_tensors(path, tensors, {"step": step, "log": log})
 
 
@@ -212,11 +213,7 @@ def _load(path: Path, head: LinearHead, optimizer: torch.optim.Optimizer) -> tup
         kind, _, rest = name.partition(".")
         parts[kind][rest] = value
     head.load_state_dict(parts["head"])
-    parameters = dict(head.named_parameters())
-    for name, value in parts["optimizer"].items():
-        owner, _, key = name.rpartition(".")
-        parameter = parameters[owner]
-        optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+    load_optimizer_tensors(optimizer, head, parts["optimizer"])
     return facts["step"], facts["log"]
 
 

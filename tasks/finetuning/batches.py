@@ -3,7 +3,7 @@
 Shapes: B images a step over all processes, b in one micro-batch of one process.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,22 +17,11 @@ from torchvision.transforms import Compose
 from data.images import LabelledImages, read_rgb
 from dino_dense.backbone.backbone import Triple
 from dino_dense.distributed import World
-from dino_dense.pretrain.batches import PlanSampler, leave_signals_to_parent
-from dino_dense.pretrain.crops import derive_seed
+from dino_dense.training.plan import Plan, PlanSampler, Position
+from dino_dense.training.seeds import derive_seed, seeded
+from dino_dense.training.signals import leave_signals_to_parent
 from tasks.finetuning.config import FinetuneConfig
-from tasks.finetuning.draws import AUGMENTATION, ORDER, seeded
-
-
-class Position(NamedTuple):
-    """One image of one step."""
-
-    epoch: int
-    turn: int
-    """Its number in the epoch: what its augmentation is drawn from."""
-    image: int
-    """Index into the training images."""
-    place: int
-    """Its place in the batch of all processes, in [0, B)."""
+from tasks.finetuning.draws import AUGMENTATION
 
 
 class MicroBatch(NamedTuple):
@@ -42,70 +31,48 @@ class MicroBatch(NamedTuple):
     """float32 [b, 3, S, S], normalised."""
     labels: Tensor
     """int64 [b]."""
-    places: Tensor
-    """int64 [b]: each image's place in the batch of all processes."""
+    slots: Tensor
+    """int64 [b]: each image's number in the batch of all processes."""
 
 
-class Plan:
-    """Order, batches, and who takes what: a function of (seed, step), whatever the workers and processes.
+class PairedPlan(Plan):
+    """The plan of a run that mixes images in pairs: slots p and B - 1 - p of a batch.
 
-    Mixing pairs the places p and B - 1 - p of a batch. A share therefore is a run of places and their mirror images,
-    so that pairs, and with them the result, do not depend on the number of shares.
-
-    Attributes:
-        batch: B, the batch size; all images where there are fewer.
-        steps_per_epoch: the last incomplete batch is left out, as in DeiT.
-        last_step: optimizer steps in all.
+    A share therefore is a run of slots and their mirror images, so that pairs, and with them the result, do not depend
+    on the number of shares. B, the batch size, is the number of images where there are fewer.
 
     Raises:
         ValueError: the batch cannot be shared evenly in pairs.
     """
 
     def __init__(self, n_images: int, config: FinetuneConfig, world: World, seed: int) -> None:
-        self.shares = world.size * config.accumulate
-        unit = 2 * self.shares if self.shares > 1 else 1
+        shares = world.size * config.accumulate
+        unit = 2 * shares if shares > 1 else 1
         if config.batch_size % unit:
             raise ValueError(
                 f"batch_size is {config.batch_size}, expected a multiple of {unit}: {world.size} process(es) x "
                 f"{config.accumulate} part(s) each take pairs of images."
             )
-        self.batch = min(config.batch_size, n_images - n_images % unit)
-        if not self.batch:
-            raise ValueError(f"{n_images} training image(s) are too few for {self.shares} shares of pairs: {unit}.")
-        self.n_images, self.repeats, self.seed = n_images, config.repeats, seed
-        self.rank, self.accumulate = world.rank, config.accumulate
-        self.steps_per_epoch = n_images // self.batch
-        self.total_steps = config.epochs * self.steps_per_epoch
-        self.last_step = min(self.total_steps, config.max_steps or self.total_steps)
+        batch = min(config.batch_size, n_images - n_images % unit)
+        if not batch:
+            raise ValueError(f"{n_images} training image(s) are too few for {shares} shares of pairs: {unit}.")
+        super().__init__(n_images, batch, config.epochs, world, config.accumulate, seed, config.max_steps)
+        self.repeats = config.repeats
 
     def order(self, epoch: int) -> list[int]:
         """The images that `epoch` walks through, as many as there are; repeats follow each other."""
-        generator = torch.Generator().manual_seed(derive_seed(ORDER, self.seed, epoch))
-        shuffled = torch.randperm(self.n_images, generator=generator)
-        return shuffled.repeat_interleave(self.repeats)[: self.n_images].tolist()
+        return [image for image in super().order(epoch) for _ in range(self.repeats)][: self.n_images]
 
-    def places(self, share: int) -> list[int]:
-        """The places of one share: mirrored around its middle."""
-        half = self.batch // 2 // self.shares
+    def slots(self, share: int) -> list[int]:
+        """The slots of one share: mirrored around its middle."""
+        half = self.batch_size // 2 // self.shares
         front = list(range(share * half, (share + 1) * half))
-        middle = [self.batch // 2] if self.batch % 2 else []
-        return front + middle + [self.batch - 1 - place for place in reversed(front)]
-
-    def micro_batches(self, start_step: int) -> Iterator[list[Position]]:
-        """This process's micro-batches from `start_step` to the end, `accumulate` a step."""
-        order, order_epoch = [], -1
-        for step in range(start_step, self.last_step):
-            epoch, batch = divmod(step, self.steps_per_epoch)
-            if epoch != order_epoch:
-                order, order_epoch = self.order(epoch), epoch
-            first = batch * self.batch
-            for part in range(self.accumulate):
-                places = self.places(self.rank * self.accumulate + part)
-                yield [Position(epoch, first + place, order[first + place], place) for place in places]
+        middle = [self.batch_size // 2] if self.batch_size % 2 else []
+        return front + middle + [self.batch_size - 1 - slot for slot in reversed(front)]
 
 
 class TrainingImages(Dataset[tuple[Tensor, int, int] | Exception]):
-    """A position in the plan -> the augmented image [3, S, S], its label, its place.
+    """A position in the plan -> the augmented image [3, S, S], its label, its slot.
 
     An unreadable image gives the error itself, which the training process raises: torch's loader would bury its
     message in the worker's traceback.
@@ -120,7 +87,7 @@ class TrainingImages(Dataset[tuple[Tensor, int, int] | Exception]):
         except (ValueError, OSError) as error:
             return error
         with seeded(derive_seed(AUGMENTATION, self.seed, position.epoch, position.turn)):
-            return self.transform(picture), self.images.labels[position.image], position.place
+            return self.transform(picture), self.images.labels[position.image], position.slot
 
 
 def training_transform(config: FinetuneConfig, mean: Triple, std: Triple) -> Callable[[Image.Image], Tensor]:
@@ -162,8 +129,8 @@ def collate(samples: list[tuple[Tensor, int, int] | Exception]) -> MicroBatch | 
         if isinstance(sample, Exception):
             return sample
         good.append(sample)
-    images, labels, places = zip(*good, strict=True)
-    return MicroBatch(torch.stack(images), torch.tensor(labels), torch.tensor(places))
+    images, labels, slots = zip(*good, strict=True)
+    return MicroBatch(torch.stack(images), torch.tensor(labels), torch.tensor(slots))
 
 
 def training_loader(

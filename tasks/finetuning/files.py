@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from dino_dense.backbone.dino_vit import DinoViT, describe
 from dino_dense.checkpoint import read_tensors, write_tensors
 from dino_dense.files import write_text
+from dino_dense.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from tasks.finetuning.network import Classifier
 
 STATE_FILE = "last.safetensors"
@@ -39,9 +40,8 @@ def save_state(path: Path, state: State, facts: Mapping[str, Any]) -> None:
     tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
     if state.average is not None:
         tensors |= {f"average.{name}": value for name, value in state.average.module.state_dict().items()}
-    for name, parameter in state.model.named_parameters():
-        values = state.optimizer.state.get(parameter, {})
-        tensors |= {f"optimizer.{name}.{key}": value for key, value in values.items() if value is not None}
+    optimizer = optimizer_tensors(state.optimizer, state.model)
+    tensors |= {f"optimizer.{name}": value for name, value in optimizer.items()}
     write_tensors(path, tensors, {**facts, "scaler": state.scaler.state_dict()})
 
 
@@ -55,12 +55,7 @@ def load_state(path: Path, state: State) -> dict[str, Any]:
     state.model.load_state_dict(_under(tensors, "model."))
     if state.average is not None:
         state.average.module.load_state_dict(_under(tensors, "average."))
-    parameters = dict(state.model.named_parameters())
-    for name, value in _under(tensors, "optimizer.").items():
-        parameter_name, _, key = name.rpartition(".")
-        parameter = parameters[parameter_name]
-        # AdamW keeps its step count on the CPU, where reading it does not wait for the device.
-        state.optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+    load_optimizer_tensors(state.optimizer, state.model, _under(tensors, "optimizer."))
     state.scaler.load_state_dict(facts["scaler"])
     return facts
 

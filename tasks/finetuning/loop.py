@@ -6,7 +6,6 @@ Shapes: B images a step over all processes, b in one micro-batch, K classes.
 import copy
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,19 +13,19 @@ import torch
 import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from dino_dense import Backbone, distributed
-from dino_dense.pretrain.optim import clip_gradients
-from dino_dense.pretrain.trainer import AUTOCAST, DivergedError, stop_signals
+from dino_dense.training.gradients import DivergedError, clip_gradients, gradients_in_step
+from dino_dense.training.precision import autocast, grad_scaler
+from dino_dense.training.signals import stop_signals
 from tasks.finetuning import files
-from tasks.finetuning.batches import MicroBatch, Plan, TrainingImages, training_loader, training_transform
+from tasks.finetuning.batches import MicroBatch, PairedPlan, TrainingImages, training_loader, training_transform
 from tasks.finetuning.config import FinetuneConfig
 from tasks.finetuning.measure import Predictions, predict
 from tasks.finetuning.network import Classifier, DropPathDraws
-from tasks.finetuning.recipe import build_mixer, build_optimizer, build_schedule
+from tasks.finetuning.recipe import build_mixer, build_optimizer, set_learning_rate
 from tasks.harness.context import Context
 from tasks.images.labelled import LabelledSet
 
@@ -41,11 +40,10 @@ class FineTuning:
 
     def __init__(self, backbone: Backbone, config: FinetuneConfig, images: LabelledSet, context: Context) -> None:
         self.backbone, self.config, self.images, self.context = backbone, config, images, context
-        self.plan = Plan(len(images.train.paths), config, context.world, context.seed)
+        self.plan = PairedPlan(len(images.train.paths), config, context.world, context.seed)
         self.classes = images.train.class_names
         self._build_network()
         self.mix = build_mixer(config, len(self.classes), context.seed)
-        self.schedule = build_schedule(self.state.optimizer, config, self.plan)
         self.step = 0
         self.loss_sum, self.loss_steps = 0.0, 0
         self.log: list[dict[str, float]] = []
@@ -54,15 +52,15 @@ class FineTuning:
     def _build_network(self) -> None:
         config, context, device = self.config, self.context, self.backbone.device
         body = copy.deepcopy(self.backbone.module).requires_grad_(True)
-        self.drop_path = DropPathDraws(body, config.drop_path, self.plan.batch, context.seed)
+        self.drop_path = DropPathDraws(body, config.drop_path, self.plan.batch_size, context.seed)
         model = Classifier(body, len(self.classes), config.head_init_scale, context.seed).to(device)
         if context.world.size > 1 and device.type == "cuda":  # PyTorch has no SyncBatchNorm on the CPU
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         average = None
         if config.ema_decay is not None:
             average = ModelEmaV3(model, config.ema_decay, use_warmup=True)
-        optimizer = build_optimizer(model, config, self.plan.batch)
-        scaler = GradScaler(device.type, enabled=config.amp == "fp16")
+        optimizer = build_optimizer(model, config, self.plan.batch_size)
+        scaler = grad_scaler(device, config.amp)
         self.state = files.State(model, average, optimizer, scaler)
         self.forward: nn.Module = model
         if context.world.size > 1:
@@ -112,7 +110,7 @@ class FineTuning:
         return self.step % every == 0 or self.step == self.plan.last_step
 
     def _progress(self) -> "tqdm[Any]":
-        batch, world = self.plan.batch, self.context.world
+        batch, world = self.plan.batch_size, self.context.world
         total, done = self.plan.last_step * batch, self.step * batch
         return tqdm(total=total, initial=done, unit="image", desc="fine-tune", disable=not world.is_main)
 
@@ -132,17 +130,17 @@ class FineTuning:
         loss = self._optimizer_step(micro_batches)
         self.step += 1
         self.loss_sum, self.loss_steps = self.loss_sum + loss, self.loss_steps + 1
-        bar.update(self.plan.batch)
+        bar.update(self.plan.batch_size)
         bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
 
     def _optimizer_step(self, micro_batches: list[MicroBatch]) -> float:
         """Forward and backward over the micro-batches, then one move; the mean loss of the batch, nats."""
         model, average, optimizer, scaler = self.state
         model.train()
-        self.schedule.step_update(self.step)
+        set_learning_rate(optimizer, self.config, self.plan, self.step)
         optimizer.zero_grad(set_to_none=True)
         last = len(micro_batches) - 1
-        losses = [self._forward_backward(batch, sync=number == last) for number, batch in enumerate(micro_batches)]
+        losses = [self._forward_backward(batch, is_last=number == last) for number, batch in enumerate(micro_batches)]
         scaler.unscale_(optimizer)
         norm = clip_gradients(model.parameters(), self.config.clip_grad or 0.0, "global")
         loss = distributed.all_reduce_mean(torch.stack(losses).mean()).item()
@@ -155,21 +153,17 @@ class FineTuning:
             average.update(model, self.step + 1)
         return loss
 
-    def _forward_backward(self, batch: MicroBatch, sync: bool) -> Tensor:
+    def _forward_backward(self, batch: MicroBatch, *, is_last: bool) -> Tensor:
         """Add one micro-batch's gradients; its mean loss."""
-        device, dtype = self.backbone.device, AUTOCAST.get(self.config.amp)
+        device = self.backbone.device
         images, targets = self.mix(batch.images.to(device), batch.labels.to(device), self.step)
-        self.drop_path.arm(self.step, batch.places, device)
-        with nullcontext() if sync else self._no_sync():
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        self.drop_path.arm(self.step, batch.slots, device)
+        with gradients_in_step(self.forward, is_last=is_last):
+            with autocast(device, self.config.amp):
                 scores = self.forward(images)
             loss = F.cross_entropy(scores.float(), targets)
             self.state.scaler.scale(loss / self.config.accumulate).backward()
         return loss.detach()
-
-    def _no_sync(self) -> AbstractContextManager[None]:
-        """Gradients stay local until the last micro-batch."""
-        return self.forward.no_sync() if isinstance(self.forward, DistributedDataParallel) else nullcontext()
 
     def _stop_diverged(self) -> NoReturn:
         kept = self._file(files.STATE_FILE)
@@ -207,7 +201,7 @@ class FineTuning:
         }
 
     def _predict(self) -> Predictions:
-        micro = self.plan.batch // self.plan.shares
+        micro = self.plan.batch_size // self.plan.shares
         world = self.context.world
         return predict(self.measured_network, self.backbone, self.images.test, self.config, micro, world)
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from data.images import LabelledImages, read_rgb
 from dino_dense import Backbone, distributed
 from dino_dense.distributed import World
-from dino_dense.pretrain.trainer import AUTOCAST
+from dino_dense.training.precision import autocast
 from tasks.finetuning.config import FinetuneConfig
 from tasks.images.features import Preprocessing
 from tasks.scores.classification import TOPS
@@ -65,13 +65,13 @@ def predict(
     items = list(zip(images.paths, images.labels, strict=True))
     dataset = _TestImages(distributed.even_share(items, world), Preprocessing(config.resize, config.crop))
     loader = DataLoader(dataset, batch, num_workers=config.workers, generator=torch.Generator())
-    device, dtype = backbone.device, AUTOCAST.get(config.amp)
+    device = backbone.device
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (backbone.mean, backbone.std))
     parts = []
     network.eval()
     with tqdm(total=len(dataset), unit="image", desc="test", leave=False, disable=not world.is_main) as bar:
         for pixels, labels in loader:
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            with autocast(device, config.amp):
                 scores = network((pixels.to(device) - mean) / std).float()
             top = scores.softmax(dim=1).topk(min(max(TOPS), scores.shape[1]), dim=1)
             loss = F.cross_entropy(scores, labels.to(device), reduction="none")

@@ -1,19 +1,20 @@
 """Optimizer, learning rates, mixing: timm's parts, put together as DeiT and BEiT do."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from timm.data.mixup import Mixup, mixup_target
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dino_dense.pretrain.crops import derive_seed
-from tasks.finetuning.batches import Plan
+from dino_dense.training.plan import Plan
+from dino_dense.training.schedules import half_cosine
+from dino_dense.training.seeds import derive_seed, seeded
 from tasks.finetuning.config import FinetuneConfig
-from tasks.finetuning.draws import MIXING, seeded
+from tasks.finetuning.draws import MIXING
 from tasks.finetuning.network import Classifier
 
 Mixer = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
@@ -55,19 +56,19 @@ def build_optimizer(model: Classifier, config: FinetuneConfig, batch: int) -> Op
     return optimizer
 
 
-def build_schedule(optimizer: Optimizer, config: FinetuneConfig, plan: Plan) -> CosineLRScheduler:
-    """A linear warm-up, then the cosine as it is from there on; `step_update(step)` before each step.
+def set_learning_rate(optimizer: Optimizer, config: FinetuneConfig, plan: Plan, step: int) -> None:
+    """The learning rate of a step (0-based): a linear warm-up, then the cosine as it is from there on.
 
-    DeiT moves the learning rate once an epoch, this one each step.
+    DeiT moves the learning rate once an epoch, this one each step. The cosine counts the warm-up's steps too, as timm's
+    CosineLRScheduler does for DeiT.
     """
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=plan.total_steps,
-        lr_min=config.min_lr,
-        warmup_t=config.warmup_epochs * plan.steps_per_epoch,
-        warmup_lr_init=config.warmup_lr if config.warmup_epochs else 0.0,
-        t_in_epochs=False,
-    )
+    peak, warmup = optimizer.defaults["lr"], config.warmup_epochs * plan.steps_per_epoch
+    if step < warmup:
+        lr = config.warmup_lr + step * ((peak - config.warmup_lr) / warmup)
+    else:
+        lr = half_cosine(math.pi * step / plan.total_steps, peak, config.min_lr)
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
 
 
 def build_mixer(config: FinetuneConfig, classes: int, seed: int) -> Mixer:

@@ -110,13 +110,11 @@ def open_backbone(options: RunOptions, device: torch.device) -> Backbone:
         raise ValueError(
             "which checkpoint? Give --ckpt: a file or run folder, timm:NAME or random:vit_small_patch16_224."
         )
-    import torch
-
     from dino_dense import load_backbone
+    from dino_dense.training.precision import DTYPES
 
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.dtype]
     backbone = load_backbone(options.ckpt, arch=options.arch, seed=options.seed, network=options.network)
-    return backbone.to(device, dtype)
+    return backbone.to(device, DTYPES[options.dtype])
 
 
 def describe_checkpoint(backbone: Backbone | None) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from torchvision.transforms import v2
 from data.images import read_rgb
 from dino_dense import Backbone, Picture, distributed
 from dino_dense.checkpoint import write_tensors
-from dino_dense.pretrain.crops import derive_seed
 from dino_dense.probes.classes import (
     Batch,
     Evaluation,
@@ -25,6 +24,7 @@ from dino_dense.probes.classes import (
     shuffled_batches,
     train_heads,
 )
+from dino_dense.training.seeds import derive_seed
 from tasks.harness import figures
 from tasks.harness.context import Context
 from tasks.images.features import Preprocessing, extract_pieces, image_features

@@ -24,6 +24,7 @@ from dino_dense.checkpoint import read_tensors
 from dino_dense.config import command_line, schema
 from dino_dense.pretrain import batches, run_folder, trainer
 from dino_dense.pretrain.__main__ import main as pretrain
+from dino_dense.training.plan import Plan
 from tests.pretrain.tiny_run import TINY, write_pictures
 
 TIMES = ["images_per_s", "seconds"]
@@ -31,10 +32,10 @@ LIFE_SECONDS = 120.0
 """No life of a run this small takes as long; one that does hangs."""
 
 MOMENTS: dict[str, tuple[Any, str, float]] = {
-    "step": (trainer.Trainer, "_optimizer_step", 0.03),
+    "step": (trainer.Trainer, "optimizer_step", 0.03),
     "save": (run_folder, "save_state", 0.03),
     "loader": (batches.CropDataset, "__getitem__", 0.02),
-    "epoch change": (batches.Plan, "order", 0.004),
+    "epoch change": (Plan, "order", 0.004),
 }
 """Where a kill falls: the call it begins to count at, and the longest delay from there (seconds), about as long as
 the call takes."""

@@ -21,19 +21,19 @@ from data.images import DecodedPicture, open_picture
 from data.pretraining import open_pretraining_data
 from dino_dense.arrays import Pixels
 from dino_dense.distributed import World
-from dino_dense.pretrain.batches import Plan, build_loader
+from dino_dense.pretrain.batches import build_loader, pretraining_plan
 from dino_dense.pretrain.crops import (
     Box,
     MultiCrop,
     View,
     allowed_reduction,
-    derive_seed,
     draw_box,
     normalise,
     reduced_box,
     resize,
 )
 from dino_dense.pretrain.photometric import Look, apply_looks
+from dino_dense.training.seeds import derive_seed
 from tests.pretrain.tiny_run import TINY
 
 
@@ -217,7 +217,7 @@ def test_seeds_depend_on_every_part_of_the_key():
 
 
 def positions(n: int, start: int = 0, world: World | None = None, **changes):
-    return list(Plan(n, replace(TINY, **changes), world or World()).micro_batches(start))
+    return list(pretraining_plan(n, replace(TINY, **changes), world or World()).micro_batches(start))
 
 
 def test_an_epoch_shows_every_image_at_most_once_and_epochs_differ():
@@ -266,7 +266,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(augment_on: str, picture
     images = open_pretraining_data(pictures)
     config = replace(TINY, max_steps=4, augment_on=augment_on)
     runs = [
-        list(build_loader(images, Plan(len(images), config, World()), 1, config, workers, pin_memory=False))
+        list(build_loader(images, pretraining_plan(len(images), config, World()), 1, config, workers, pin_memory=False))
         for workers in (0, 2)
     ]
     assert len(runs[0]) == 3
@@ -280,7 +280,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(augment_on: str, picture
 def test_a_micro_batch_is_view_major_and_each_image_is_its_own_function(pictures: Path):
     images = open_pretraining_data(pictures)
     config = replace(TINY, augment_on="device")
-    plan = Plan(len(images), config, World())
+    plan = pretraining_plan(len(images), config, World())
     batch = next(iter(build_loader(images, plan, 0, config, workers=0, pin_memory=False)))
     crop = MultiCrop(config)
     for place, position in enumerate(next(plan.micro_batches(0))):
@@ -298,7 +298,7 @@ def test_a_micro_batch_is_view_major_and_each_image_is_its_own_function(pictures
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_workers_outlive_the_signals_that_end_a_run(number: signal.Signals, pictures: Path):
     images = open_pretraining_data(pictures)
-    plan = Plan(len(images), TINY, World())
+    plan = pretraining_plan(len(images), TINY, World())
     batches = iter(build_loader(images, plan, 0, TINY, workers=1, pin_memory=False))
     next(batches)
     for worker in multiprocessing.active_children():

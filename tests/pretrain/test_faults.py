@@ -19,9 +19,10 @@ from data.pretraining import PretrainingImages, open_pretraining_data
 from dino_dense.checkpoint import read_tensors
 from dino_dense.distributed import World
 from dino_dense.pretrain import optim
-from dino_dense.pretrain.batches import Plan
+from dino_dense.pretrain.batches import pretraining_plan
 from dino_dense.pretrain.faults import BadSamplesError, LostWorkerError
-from dino_dense.pretrain.trainer import DivergedError, Trainer
+from dino_dense.pretrain.trainer import Trainer
+from dino_dense.training.gradients import DivergedError
 from tests.faults import broken
 from tests.pretrain.tiny_run import TINY, write_pictures
 
@@ -192,7 +193,7 @@ def test_a_step_that_is_not_finite_is_reported_with_its_files(
 
 
 def expected_images(images: PretrainingImages, step: int) -> list[int]:
-    plan = Plan(len(images), replace(TINY, out=""), World())
+    plan = pretraining_plan(len(images), replace(TINY, out=""), World())
     return [position.image for position in next(plan.micro_batches(step))]
 
 

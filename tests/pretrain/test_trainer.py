@@ -19,7 +19,8 @@ from dino_dense.config import command_line, schema
 from dino_dense.distributed import World
 from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.run_folder import RunError
-from dino_dense.pretrain.trainer import DivergedError, Trainer
+from dino_dense.pretrain.trainer import Trainer
+from dino_dense.training.gradients import DivergedError
 from tests.pretrain.tiny_run import TINY, write_pictures
 
 Train = Callable[..., pd.DataFrame]

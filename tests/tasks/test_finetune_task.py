@@ -29,17 +29,19 @@ from dino_dense.backbone.dino_vit import build_module
 from dino_dense.checkpoint import read_tensors
 from dino_dense.config import presets, schema
 from dino_dense.distributed import World
+from dino_dense.training.drop_path import KeyedDropPath
+from dino_dense.training.plan import Position
+from dino_dense.training.seeds import seeded
 from tasks import RunOptions, get, run_one
 from tasks.finetune import PRESETS, benchmark
 from tasks.finetuning import batches
-from tasks.finetuning.batches import Plan, TrainingImages, training_transform
+from tasks.finetuning.batches import PairedPlan, TrainingImages, training_transform
 from tasks.finetuning.config import FinetuneConfig
-from tasks.finetuning.draws import seeded
 from tasks.finetuning.figures import draw_confusion
 from tasks.finetuning.loop import FineTuning
 from tasks.finetuning.measure import Predictions, confusion, per_class
-from tasks.finetuning.network import Classifier, DropPathDraws, TrainingDropPath
-from tasks.finetuning.recipe import build_mixer, build_optimizer, build_schedule, parameter_groups
+from tasks.finetuning.network import Classifier, DropPathDraws
+from tasks.finetuning.recipe import build_mixer, build_optimizer, parameter_groups, set_learning_rate
 from tasks.images.features import Preprocessing
 from tasks.images.labelled import LabelledSet
 from tests.tasks.test_knn_task import make_folder
@@ -296,7 +298,7 @@ def test_lent_weights_and_global_generators_stay(pictures: Path, tmp_path: Path)
         backbone=backbone,
     )
     assert all(torch.equal(value, before[name]) for name, value in backbone.module.state_dict().items())
-    assert not any(isinstance(module, TrainingDropPath) for module in backbone.module.modules())
+    assert not any(isinstance(module, KeyedDropPath) for module in backbone.module.modules())
     assert not any(parameter.requires_grad for parameter in backbone.module.parameters())
     states = np.random.get_state()[1].copy(), torch.get_rng_state()  # type: ignore[union-attr]
     with seeded(3):
@@ -339,12 +341,11 @@ def test_layer_decay_is_the_formula():
 
 def test_schedule_warms_up_and_follows_the_cosine():
     config = FinetuneConfig(epochs=10, warmup_epochs=2, batch_size=64, lr=1e-3, warmup_lr=1e-5, min_lr=1e-4)
-    plan = Plan(640, config, World(), seed=0)
-    optimizer = build_optimizer(classifier(), config, plan.batch)
-    schedule = build_schedule(optimizer, config, plan)
+    plan = PairedPlan(640, config, World(), seed=0)
+    optimizer = build_optimizer(classifier(), config, plan.batch_size)
     peak, total, warmup = 1e-3 * 64 / 512, 100, 20
     for step in range(total):
-        schedule.step_update(step)
+        set_learning_rate(optimizer, config, plan, step)
         cosine = 1e-4 + (peak - 1e-4) * (1 + math.cos(math.pi * step / total)) / 2
         expected = 1e-5 + (peak - 1e-5) * step / warmup if step < warmup else cosine
         for group in optimizer.param_groups:
@@ -392,18 +393,18 @@ def test_plan_walks_through_the_images(n: int, batch: int, repeats: int, shares:
     config = replace(PLAIN, epochs=2, batch_size=2 * shares * batch, accumulate=shares, repeats=repeats)
     if n < 2 * shares and shares > 1:
         with pytest.raises(ValueError, match="too few"):
-            Plan(n, config, World(), seed=0)
+            PairedPlan(n, config, World(), seed=0)
         return
-    plan = Plan(n, config, World(), seed=0)
-    places = [plan.places(share) for share in range(shares)]
-    assert sorted(place for share in places for place in share) == list(range(plan.batch))
-    for share in places:
-        assert [plan.batch - 1 - place for place in reversed(share)] == share
+    plan = PairedPlan(n, config, World(), seed=0)
+    slots = [plan.slots(share) for share in range(shares)]
+    assert sorted(slot for share in slots for slot in share) == list(range(plan.batch_size))
+    for share in slots:
+        assert [plan.batch_size - 1 - slot for slot in reversed(share)] == share
     steps = list(plan.micro_batches(0))
     assert len(steps) == plan.last_step * shares
     assert list(plan.micro_batches(1)) == steps[shares:]
     first = [position for positions in steps for position in positions if position.epoch == 0]
-    assert sorted(position.turn for position in first) == list(range(plan.steps_per_epoch * plan.batch))
+    assert sorted(position.turn for position in first) == list(range(plan.steps_per_epoch * plan.batch_size))
     times = np.bincount([position.image for position in first], minlength=n)
     assert times.max() <= repeats
     assert len(set(plan.order(0))) == -(-n // repeats)
@@ -413,8 +414,8 @@ def test_repeats_of_an_image_are_cut_apart(pictures: Path):
     paths = sorted((pictures / "train").rglob("*.png"))
     transform = training_transform(RICH, (0.0,) * 3, (1.0,) * 3)  # type: ignore[arg-type]
     dataset = TrainingImages(LabelledImages(paths, [0] * len(paths), ["a", "b"]), transform, seed=0)
-    place = batches.Position(epoch=0, turn=0, image=1, place=0)
-    first, again, later = (dataset[p] for p in (place, place._replace(place=3), place._replace(turn=1)))
+    position = Position(epoch=0, turn=0, image=1, slot=0)
+    first, again, later = (dataset[p] for p in (position, position._replace(slot=3), position._replace(turn=1)))
     assert isinstance(first, tuple)
     assert isinstance(again, tuple)
     assert isinstance(later, tuple)
@@ -436,17 +437,17 @@ def test_drop_path_rises_over_the_blocks_and_is_off_outside_training():
     draws = DropPathDraws(body, 0.6, batch=8, seed=0)
     rates = [1 - module.keep_prob for module in draws.modules]
     np.testing.assert_allclose(rates, [0.2, 0.2, 0.4, 0.4, 0.6, 0.6], atol=1e-6)
-    assert [type(block.drop_path1) for block in body.blocks] == [nn.Identity, *[TrainingDropPath] * 3]
-    images, places = torch.randn(8, 3, 16, 16), torch.arange(8)
+    assert [type(block.drop_path1) for block in body.blocks] == [nn.Identity, *[KeyedDropPath] * 3]
+    images, slots = torch.randn(8, 3, 16, 16), torch.arange(8)
     with torch.no_grad():
         plain = body.eval()(images)
         torch.testing.assert_close(plain, build_with(body.state_dict())(images))
         body.train()
-        draws.arm(0, places, torch.device("cpu"))
+        draws.arm(0, slots, torch.device("cpu"))
         dropped = body(images)
-        draws.arm(0, places[4:], torch.device("cpu"))
+        draws.arm(0, slots[4:], torch.device("cpu"))
         torch.testing.assert_close(body(images[4:]), dropped[4:])
-        draws.arm(1, places, torch.device("cpu"))
+        draws.arm(1, slots, torch.device("cpu"))
         assert not torch.allclose(body(images), dropped)
     assert not torch.allclose(dropped, plain)
     with pytest.raises(ValueError, match=r"drop_path is 0\.1, but Linear has no blocks"):

@@ -1,0 +1,1 @@
+"""What every training loop shares: pretraining, fine-tuning and the probes on frozen features."""

@@ -1,0 +1,72 @@
+"""Stochastic depth (arXiv 1603.09382) whose masks are a function of the image's slot in the batch.
+
+timm's own modules draw from the global generator, so a sample's mask would depend on how the batch is split over
+processes and micro-batches, and on everything drawn before.
+"""
+
+import re
+
+import torch
+from timm.layers.drop import DropPath
+from torch import Tensor, nn
+
+
+class KeyedDropPath(nn.Module):
+    """Stochastic depth whose masks come from outside, row by row; without effect outside training."""
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.keep_prob = 1.0 - drop_prob
+        self.uniform: Tensor | None = None
+        """[N] in [0, 1), one number per row of the next batch; a row with at least keep_prob is dropped. [1, N]: the
+        rows are the tokens of one packed batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, ...] -> the same; in training some rows 0 and the others divided by the probability to be kept."""
+        if not self.training:
+            return x
+        if self.uniform is None:
+            raise RuntimeError("drop path has no random numbers for this batch: call `arm` of its keys first")
+        scale = (self.uniform < self.keep_prob).to(x.dtype) / self.keep_prob
+        return x * scale.view(*scale.shape, *[1] * (x.ndim - scale.ndim))
+
+
+def replace_drop_path(network: nn.Module) -> list[KeyedDropPath]:
+    """Swap timm's DropPath modules for keyed ones, in the network's own order."""
+    replaced = []
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, DropPath):
+                keyed = KeyedDropPath(child.drop_prob)
+                setattr(parent, name, keyed)
+                replaced.append(keyed)
+    return replaced
+
+
+def insert_drop_path(body: nn.Module, rate: float) -> list[KeyedDropPath]:
+    """Give timm's residual blocks the drop paths they were built without: 0 in the first to `rate` in the last.
+
+    timm's blocks call what is in their attributes drop_path, drop_path1, ...: nothing, or a module.
+
+    Raises:
+        ValueError: there are no such blocks.
+    """
+    blocks = [(block, slots) for block in body.modules() if (slots := _slots(block))]
+    if not blocks:
+        raise ValueError(f"drop_path is {rate}, but {type(body).__name__} has no blocks that timm can drop: set 0.")
+    inserted = []
+    for (block, slots), share in zip(blocks, torch.linspace(0, rate, len(blocks)).tolist(), strict=True):
+        for slot in slots if share else []:
+            inserted.append(KeyedDropPath(share))
+            setattr(block, slot, inserted[-1])
+    return inserted
+
+
+def _slots(block: nn.Module) -> list[str]:
+    """Attributes of a block that hold, or may hold, a drop path."""
+    attributes = {**vars(block), **dict(block.named_children())}
+    return [
+        name
+        for name, value in attributes.items()
+        if re.fullmatch(r"drop_path\d?", name) and (value is None or isinstance(value, nn.Identity | DropPath))
+    ]

@@ -1,0 +1,44 @@
+"""Gradients: clipping, keeping them local between micro-batches, and the error of those that are not finite."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+ClipMode = Literal["tensor", "global"]
+
+CLIP_EPS = 1e-6
+"""Added to the norm before the division (utils.py of DINO, and torch.nn.utils.clip_grad_norm_)."""
+
+
+class DivergedError(ValueError):
+    """The loss or the gradient is no longer finite."""
+
+    exit_status = 1
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, mode: ClipMode = "tensor") -> Tensor:
+    """Scale gradients down to `max_norm` (0 = leave them), and return the global L2 norm before that.
+
+    mode "tensor" limits each tensor's own norm, as DINO's published script does; "global" limits the joint norm.
+    Nothing is read back from the device.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch.stack(list(torch._foreach_norm(gradients)))
+    total = torch.linalg.vector_norm(norms)
+    if max_norm > 0:
+        limited = norms if mode == "tensor" else total.expand_as(norms)
+        factors = (max_norm / (limited + CLIP_EPS)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, list(factors.unbind()))
+    return total
+
+
+def gradients_in_step(network: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
+    """Around one micro-batch: gradients stay in their process until the last micro-batch of a step."""
+    if isinstance(network, DistributedDataParallel) and not is_last:
+        return network.no_sync()
+    return nullcontext()

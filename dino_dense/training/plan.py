@@ -1,0 +1,108 @@
+"""Which images each optimizer step sees, in which order, and which process takes which.
+
+A pure function of (seed, step), whatever the workers, the processes, or the step where a run was resumed.
+
+Shapes: B images per optimizer step over all processes, b images in one micro-batch of one process.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import Sampler
+
+from dino_dense.distributed import World
+from dino_dense.training import seeds
+
+
+class Position(NamedTuple):
+    """One image of one step."""
+
+    epoch: int
+    turn: int
+    """Its number in the epoch."""
+    image: int
+    """Index into the images."""
+    slot: int
+    """Its number in the batch of all processes, in [0, B)."""
+
+
+class Plan:
+    """Order, batches, shares. A process's share of a batch is a run of slots, cut into `accumulate` micro-batches.
+
+    Args:
+        n_images: number of images.
+        batch_size: B.
+        epochs: passes over the images; the last incomplete batch of each is left out.
+        world: the processes.
+        accumulate: micro-batches per step in each process.
+        seed: of the order.
+        max_steps: stop after as many optimizer steps.
+
+    Raises ValueError when the images do not fill one batch, or the batch does not divide evenly.
+    """
+
+    def __init__(
+        self,
+        n_images: int,
+        batch_size: int,
+        epochs: int,
+        world: World,
+        accumulate: int = 1,
+        seed: int = 0,
+        max_steps: int | None = None,
+    ) -> None:
+        self.shares = world.size * accumulate
+        if batch_size % self.shares:
+            raise ValueError(
+                f"batch_size is {batch_size}, which {world.size} process(es) x {accumulate} micro-batch(es) cannot "
+                f"share evenly: use a multiple of {self.shares}"
+            )
+        if n_images < batch_size:
+            raise ValueError(
+                f"{n_images} image(s) do not fill one batch of {batch_size}: lower --batch-size, or add images"
+            )
+        self.n_images, self.batch_size, self.seed = n_images, batch_size, seed
+        self.rank, self.accumulate = world.rank, accumulate
+        self.steps_per_epoch = n_images // batch_size
+        self.total_steps = epochs * self.steps_per_epoch
+        self.last_step = min(self.total_steps, max_steps or self.total_steps)
+
+    def order(self, epoch: int) -> list[int]:
+        """The permutation of all images that `epoch` walks through."""
+        return torch.randperm(self.n_images, generator=seeds.generator(seeds.ORDER, self.seed, epoch)).tolist()
+
+    def slots(self, share: int) -> Sequence[int]:
+        """The slots of one of the `shares` micro-batches that a step consists of."""
+        size = self.batch_size // self.shares
+        return range(share * size, (share + 1) * size)
+
+    def images(self, step: int) -> list[int]:
+        """The images of one step, over all processes, by slot."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        return self.order(epoch)[batch * self.batch_size :][: self.batch_size]
+
+    def micro_batches(self, start_step: int) -> Iterator[list[Position]]:
+        """This process's micro-batches from `start_step` to the end, `accumulate` per step."""
+        order, order_epoch = [], -1
+        for step in range(start_step, self.last_step):
+            epoch, batch = divmod(step, self.steps_per_epoch)
+            if epoch != order_epoch:
+                order, order_epoch = self.order(epoch), epoch
+            first = batch * self.batch_size
+            for micro in range(self.accumulate):
+                slots = self.slots(self.rank * self.accumulate + micro)
+                yield [Position(epoch, first + slot, order[first + slot], slot) for slot in slots]
+
+
+class PlanSampler(Sampler[list[Position]]):
+    """A plan from one step on, as torch's loader wants it."""
+
+    def __init__(self, plan: Plan, start_step: int) -> None:
+        self.plan, self.start_step = plan, start_step
+
+    def __iter__(self) -> Iterator[list[Position]]:
+        return self.plan.micro_batches(self.start_step)
+
+    def __len__(self) -> int:
+        return (self.plan.last_step - self.start_step) * self.plan.accumulate
