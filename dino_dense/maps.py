@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dino_dense import Backbone
 from dino_dense.arrays import Mask, Pixels
+from dino_dense.backbone.grid import fit
 from dino_dense.objects.segment import attention_of, to_tensor
 
 RESOLUTION = 480  # pixels of the short side: DINO's visualize_attention.py
@@ -30,9 +31,9 @@ def to_input(backbone: Backbone, rgb: Pixels, resolution: int = RESOLUTION) -> T
 
     Each side goes to the nearest multiple of the patch size, so that the shape stays but for half a patch.
     """
-    patch, scale = backbone.patch_size, resolution / min(rgb.shape[:2])
-    height, width = (max(1, round(side * scale / patch)) * patch for side in rgb.shape[:2])
-    return to_tensor(rgb, (height, width))[None]
+    scale = resolution / min(rgb.shape[:2])
+    size = (rgb.shape[0] * scale, rgb.shape[1] * scale)
+    return to_tensor(rgb, fit(size, backbone.patch_size, "even").size)[None]
 
 
 def attention_maps(backbone: Backbone, rgb: Pixels, resolution: int = RESOLUTION) -> Tensor:
@@ -58,7 +59,6 @@ def mass_masks(attention: Tensor, mass: float = MASS) -> Mask:
 def patch_maps(backbone: Backbone, rgb: Pixels, resolution: int = RESOLUTION) -> Tensor:
     """Patch tokens [C, h, w] of an image, on the CPU."""
     patches = backbone.extract(to_input(backbone, rgb, resolution)).patches
-    assert patches is not None
     if not bool(patches.isfinite().all()):
         raise ValueError("the backbone gave features that are not finite numbers: check its weights, or use fp32")
     return patches[0].cpu()

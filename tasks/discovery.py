@@ -20,6 +20,7 @@ from data.rle import decode_mask, encode_mask
 from data.saliency import load_saliency
 from data.sample import sample_data
 from dino_dense import Metric, Picture
+from dino_dense.backbone.grid import fit
 from dino_dense.config import command_line, presets
 from dino_dense.distributed import in_order, share_of
 from dino_dense.files import write_text
@@ -262,8 +263,8 @@ def padded(rgb: Pixels, backbone: Backbone, config: DiscoveryProtocol) -> Tensor
     from dino_dense.objects.segment import to_tensor, working_size
 
     image = to_tensor(rgb, working_size((rgb.shape[0], rgb.shape[1]), config))
-    sides = [-(-side // backbone.patch_size) * backbone.patch_size for side in image.shape[1:]]
-    whole = torch.tensor(backbone.mean).view(3, 1, 1).repeat(1, *sides)
+    size = fit((image.shape[1], image.shape[2]), backbone.patch_size, "ceil").size
+    whole = torch.tensor(backbone.mean).view(3, 1, 1).repeat(1, *size)
     whole[:, : image.shape[1], : image.shape[2]] = image
     return whole
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dino_dense import Picture
+from dino_dense.backbone.grid import check_whole
 from dino_dense.config import command_line, presets, schema
 from tasks.finetuning.config import FREE, FinetuneConfig
 from tasks.harness.context import Context
@@ -55,8 +56,7 @@ def run(backbone: Backbone | None, config: FinetuneConfig, context: Context) -> 
 
     assert backbone is not None
     images = open_labelled(config.data)
-    if config.crop % backbone.patch_size:
-        raise ValueError(f"crop is {config.crop}, expected a multiple of the patch size, {backbone.patch_size}.")
+    check_whole("crop", config.crop, backbone.patch_size, backbone.name)
     fine_tuning = FineTuning(backbone, config, images, context)
     context.bind(images.facts(benchmark(config, images)))
     predictions = fine_tuning.train()

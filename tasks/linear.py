@@ -26,12 +26,12 @@ def pieces_of(config: LinearConfig, backbone: Backbone) -> tuple[str, ...]:
     """
     from tasks.images.features import cls_pieces
 
-    wide, conv = backbone.embed_dim >= WIDE, backbone.num_heads == 0
-    blocks = config.blocks or (1 if wide or conv else min(4, backbone.depth))
+    wide, uniform = backbone.embed_dim >= WIDE, backbone.uniform_width
+    blocks = config.blocks or (min(4, backbone.depth) if uniform and not wide else 1)
     if blocks > backbone.depth:
         raise ValueError(f"blocks is {blocks}, but {backbone.name} has {backbone.depth}; lower it.")
-    # The pooled feature of a conv net is its mean patch already.
-    mean = config.mean_patch if config.mean_patch is not None else wide and not conv
+    # Where layers differ in width, the pooled feature is the mean patch already.
+    mean = config.mean_patch if config.mean_patch is not None else wide and uniform
     return (*cls_pieces(blocks), *(("mean",) if mean else ()))
 
 

@@ -19,6 +19,7 @@ from data.rle import decode_mask, encode_mask
 from data.saliency import Layout, MaskedImage, detect_layout, load_saliency, object_masks
 from data.sample import sample_data
 from dino_dense import Metric, Picture
+from dino_dense.backbone.grid import fit
 from dino_dense.config import command_line, presets
 from dino_dense.distributed import in_order, share_of
 from dino_dense.objects.protocol import CONFIDENCE, SegmentProtocol
@@ -184,8 +185,7 @@ def fitted(rgb: Pixels, patch: int, config: SaliencyProtocol) -> Tensor:
     """RGB [H, W, 3] as an image [3, h, w] in [0, 1] at the working size, rounded to the patch size."""
     from dino_dense.objects.segment import to_tensor, working_size
 
-    height, width = working_size((rgb.shape[0], rgb.shape[1]), config)
-    return to_tensor(rgb, (max(patch, round(height / patch) * patch), max(patch, round(width / patch) * patch)))
+    return to_tensor(rgb, fit(working_size((rgb.shape[0], rgb.shape[1]), config), patch, "even").size)
 
 
 def maps_from(compared: Tensor, rgb: Pixels, config: SaliencyProtocol) -> tuple[list[SaliencyMap], list[SaliencyMap]]:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from dino_dense import Metric, Picture, Score
+from dino_dense.backbone.grid import check_whole
 from dino_dense.config import command_line
 from dino_dense.probes.protocol import PixelProbe
 from tasks.harness import figures
@@ -42,12 +43,7 @@ def run(backbone: Backbone | None, config: SegprobeConfig, context: Context) -> 
     from tasks.semantic.splits import draw_worst_and_best, evaluate, open_splits, per_class
 
     assert backbone is not None
-    if config.crop % backbone.patch_size:
-        near = round(config.crop / backbone.patch_size) * backbone.patch_size
-        raise ValueError(
-            f"crop is {config.crop}: expected a multiple of {backbone.name}'s patch size {backbone.patch_size}, "
-            f"such as {max(near, backbone.patch_size)}"
-        )
+    check_whole("crop", config.crop, backbone.patch_size, backbone.name)
     splits = open_splits(config.data, config.train_split, config.split)
     context.bind(splits.facts)
     head, curve = train_head(

@@ -3,7 +3,9 @@
 They know the embedded data: an image is recognised by its thumbnail, whatever size a task gives it.
 """
 
-from functools import cached_property
+import zlib
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -16,7 +18,7 @@ from data.davis import load_davis
 from data.images import labelled_splits, list_images, read_rgb
 from data.masks import read_foreground
 from data.sample import sample_data
-from dino_dense import Backbone, Features
+from dino_dense import Backbone
 
 THUMBNAIL = 12  # pixels
 ANSWERS = 16  # channels that say what is there
@@ -24,17 +26,20 @@ INSTANCES = 16  # channels that say which image it is
 CODE = 0.5  # length of the part that says which image it is; the answer's is 1
 
 
-class _Body(nn.Module):
-    """The module of a backbone, as fine-tuning takes it: timm's two calls, and a parameter that does nothing."""
+class StubBody(nn.Module):
+    """The module of a backbone, as fine-tuning takes it: timm's two calls, and a parameter that does nothing.
 
-    def __init__(self, backbone: "NoiseBackbone") -> None:
+    Args:
+        code: the parameter's value, so that bodies of different readers are different weights.
+    """
+
+    def __init__(self, reader: "NoiseReader", code: float) -> None:
         super().__init__()
-        self.backbone, self.num_features = backbone, ANSWERS + INSTANCES
-        self.anchor = nn.Parameter(torch.zeros(1))
+        self.reader, self.num_features = reader, reader.embed_dim
+        self.anchor = nn.Parameter(torch.full((1,), code))
 
     def forward_features(self, images: Tensor) -> Tensor:
-        cls = self.backbone.extract(images, {"cls"}).cls
-        assert cls is not None
+        cls = self.reader.read(images, frozenset({"cls"}), [self.reader.depth - 1])["cls"]
         return cls + 0 * self.anchor
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
@@ -42,61 +47,85 @@ class _Body(nn.Module):
         return features
 
 
-class NoiseBackbone(Backbone):
+class NoiseReader:
     """Every image gets features of its own, drawn afresh: they say nothing about what is in it."""
 
-    def __init__(self) -> None:
-        self.module, self.metadata = _Body(self).requires_grad_(False), {}
-        self.name = self.spec = self.sha256 = self.weights_sha256 = "noise"
-        self.patch_size, self.embed_dim, self.depth, self.num_heads = 8, ANSWERS + INSTANCES, 1, 1
-        self.mean, self.std, self.dtype = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), torch.float32
-        self.provides = frozenset({"patches", "cls", "keys", "attention"})
+    version, patch_size, embed_dim, depth, num_heads = 1, 8, ANSWERS + INSTANCES, 4, 1
+    provides = frozenset({"patches", "cls", "keys", "attention"})
+    uniform_width, nonnegative_maps = True, False
 
-    def extract(self, images: Tensor, want=frozenset({"patches"}), layers=(-1,)) -> Features:
+    def read(self, x: Tensor, want: frozenset[str], layers: Sequence[int], norm: bool = True) -> dict[str, Tensor]:
+        """All layers are alike."""
+        features = self.features(x)
+        return {kind: torch.cat([features[kind]] * len(layers), dim=1) for kind in want}
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
         """Noise [B, C], [B, C, h, w] and [B, 1, h, w]."""
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
         generator = torch.Generator().manual_seed(int(images.double().sum() * 1e3) % 2**31)
         patches = torch.randn(len(images), self.embed_dim, *grid, generator=generator)
-        return Features(
-            patches=patches,
-            cls=torch.randn(len(images), self.embed_dim, generator=generator),
-            keys=patches,
-            attention=_share_out(torch.rand(len(images), 1, *grid, generator=generator)),
-        )
+        return {
+            "patches": patches,
+            "cls": torch.randn(len(images), self.embed_dim, generator=generator),
+            "keys": patches,
+            "attention": _share_out(torch.rand(len(images), 1, *grid, generator=generator)),
+        }
 
 
-class OracleBackbone(NoiseBackbone):
-    """Class tokens are the image's class, patch tokens the object in the patch; attention goes to objects."""
+class OracleReader(NoiseReader):
+    """Class tokens are the image's class, patch tokens the object in the patch; attention goes to objects.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.name = self.spec = self.sha256 = self.weights_sha256 = "oracle"
+    Args:
+        known: thumbnails [N, ...] and, for each, its class or its mask of ids; the embedded set without it.
+    """
 
-    def extract(self, images: Tensor, want=frozenset({"patches"}), layers=(-1,)) -> Features:
+    def __init__(self, known: "Known | None" = None) -> None:
+        self.known = known
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
         """One-hot ground truth [B, C] and [B, C, h, w], and [B, 1, h, w]."""
         grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
-        thumbnails, answers = self._known
-        found = torch.cdist(thumbnail(images), thumbnails).argmin(dim=1)
-        patches = torch.stack([_answer(answers[index], index, grid) for index in found.tolist()])
+        thumbnails, answers = self.known or known_samples()
+        nearest = torch.cdist(thumbnail(images), thumbnails).argmin(dim=1)
+        patches = torch.stack([_answer(answers[index], index, grid) for index in nearest.tolist()])
         objects = patches[:, 1:ANSWERS].sum(1, keepdim=True)
         attention = _share_out(objects + 1e-3)
-        return Features(patches=patches, cls=patches.mean((-2, -1)), keys=patches, attention=attention)
+        return {"patches": patches, "cls": patches.mean((-2, -1)), "keys": patches, "attention": attention}
 
-    @cached_property
-    def _known(self) -> tuple[Tensor, list[int | np.ndarray]]:
-        """Thumbnails [N, ...] and, for each, the class or the mask of ids."""
-        data = sample_data()
-        thumbnails, answers = [], []
-        for split in labelled_splits(data.images):
-            thumbnails += [_thumbnail_of_file(path) for path in split.paths]
-            answers += split.labels
-        for path in list_images(data.saliency / "images"):
-            thumbnails.append(_thumbnail_of_file(path))
-            answers.append(read_foreground(data.saliency / "masks" / f"{path.stem}.png"))
-        for sequence in load_davis(data.davis):
-            thumbnails += [thumbnail(to_tensor(sequence.read_frame(index))) for index in range(len(sequence))]
-            answers += list(sequence.read_masks())
-        return torch.cat(thumbnails), answers
+
+Known = tuple[Tensor, Sequence[int | np.ndarray]]
+
+
+@cache
+def known_samples() -> Known:
+    """What there is to know of the embedded set."""
+    data = sample_data()
+    thumbnails, answers = [], []
+    for split in labelled_splits(data.images):
+        thumbnails += [_thumbnail_of_file(path) for path in split.paths]
+        answers += split.labels
+    for path in list_images(data.saliency / "images"):
+        thumbnails.append(_thumbnail_of_file(path))
+        answers.append(read_foreground(data.saliency / "masks" / f"{path.stem}.png"))
+    for sequence in load_davis(data.davis):
+        thumbnails += [thumbnail(to_tensor(sequence.read_frame(index))) for index in range(len(sequence))]
+        answers += list(sequence.read_masks())
+    return torch.cat(thumbnails), answers
+
+
+def stub_backbone(name: str, reader: NoiseReader) -> Backbone:
+    """A backbone without a network: its features are the reader's. Pixels are not normalized."""
+    body = StubBody(reader, code=float(zlib.crc32(name.encode())))
+    black, one = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return Backbone(body, name=name, sha256=name, mean=black, std=one, reader=reader)
+
+
+def noise_backbone() -> Backbone:
+    return stub_backbone("noise", NoiseReader())
+
+
+def oracle_backbone(known: Known | None = None) -> Backbone:
+    return stub_backbone("oracle", OracleReader(known))
 
 
 def _answer(label: int | np.ndarray, index: int, grid: tuple[int, int]) -> Tensor:

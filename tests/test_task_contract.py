@@ -12,7 +12,7 @@ import tasks
 from dino_dense import Backbone, Report, load_backbone
 from dino_dense.config import schema
 from tasks import Context, Outcome, RunOptions, Task, run_one
-from tests.oracles import NoiseBackbone, OracleBackbone
+from tests.oracles import noise_backbone, oracle_backbone
 
 RANDOM = "random:vit_micro_patch8_64"
 NAMES = tasks.names()
@@ -26,8 +26,8 @@ def task(request: pytest.FixtureRequest) -> Task:
 
 
 @pytest.fixture(scope="module")
-def oracle() -> OracleBackbone:
-    return OracleBackbone()
+def oracle() -> Backbone:
+    return oracle_backbone()
 
 
 def run_smoke(task: Task, backbone: Backbone, out: Path) -> Outcome:
@@ -102,9 +102,9 @@ def test_smoke_run_gives_the_declared_metrics_twice_the_same_and_leaves_the_weig
     assert not any(parameter.requires_grad for parameter in backbone.module.parameters())
 
 
-def test_truth_scores_near_the_top_and_noise_well_below(task: Task, oracle: OracleBackbone, tmp_path: Path):
+def test_truth_scores_near_the_top_and_noise_well_below(task: Task, oracle: Backbone, tmp_path: Path):
     truth = run_smoke(task, oracle, tmp_path / "truth").scores[0].value
-    noise = run_smoke(task, NoiseBackbone(), tmp_path / "noise").scores[0].value
+    noise = run_smoke(task, noise_backbone(), tmp_path / "noise").scores[0].value
     metric = task.metrics[0]
     assert metric.higher_is_better
     assert truth >= metric.low + (metric.high - metric.low) * NEAR_THE_TOP / 100
@@ -143,7 +143,7 @@ def test_the_contract_catches_wrong_scores(damage: Callable[[Outcome], Outcome],
         check_scores(task, run_smoke(task, load_backbone(RANDOM), tmp_path))
 
 
-def test_the_contract_catches_a_task_that_does_not_look_at_the_features(oracle: OracleBackbone, tmp_path: Path):
+def test_the_contract_catches_a_task_that_does_not_look_at_the_features(oracle: Backbone, tmp_path: Path):
     """One that scores every backbone alike, or one that trains the weights it was lent."""
     outcome = run_smoke(tasks.get("knn"), oracle, tmp_path / "honest")
     constant = dataclasses.replace(tasks.get("knn"), run=lambda *arguments: outcome)

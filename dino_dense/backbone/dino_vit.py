@@ -12,6 +12,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import Mlp, SwiGLUPacked
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -160,6 +161,7 @@ def build_module(name: str, *, drop_path_rate: float = 0.0, img_size: int | None
     options: dict[str, Any] = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
     if name.startswith("resnet"):
         options["zero_init_last"] = False  # as torchvision's ResNets begin, which DINO trained
+    check_timm_name(name)
     return create_timm(name.partition(".")[0], pretrained=False, **options)
 
 
@@ -174,23 +176,30 @@ def _widen_attention(body: DinoViT) -> None:
         nn.init.trunc_normal_(block.attn.qkv.weight[: 2 * channels], std=2 * channels**-0.5)
 
 
-def create_timm(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
-    """timm.create_model without classifier, taking any image size where the body can.
-
-    Raises:
-        ValueError: timm knows no such name (with the nearest ones).
-    """
-    if ":" not in name and not timm.is_model(name):  # a name with a colon is a place on a hub
+def check_timm_name(name: str) -> None:
+    """Raise ValueError, with the nearest names, unless timm knows an architecture of this name."""
+    if not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], [*timm.list_models(), *_example_names()], n=4)
         hint = f" Near names: {', '.join(near)}." if near else ""
         raise ValueError(
             f"unknown architecture {name!r}.{hint} Expected vit_{{micro,tiny,small,base,large}}_patch{{P}}_{{SIZE}} "
             "or a name that timm.list_models() gives."
         )
+
+
+def create_timm(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
+    """timm.create_model without classifier, taking any image size where the body can.
+
+    timm pools DINOv3 and its like by the mean of the patches; here they give their class token.
+    """
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **options)
+        body: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **options)
     except TypeError:  # not a transformer with a position grid: it takes any size as it is
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+        body = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    norm_before_pooling = isinstance(body, Eva) and isinstance(body.fc_norm, nn.Identity)
+    if norm_before_pooling and body.cls_token is not None and body.global_pool == "avg":
+        body.global_pool = "token"
+    return body
 
 
 def _example_names() -> list[str]:

@@ -13,6 +13,7 @@ from dino_dense.backbone.dino_vit import (
     IMAGENET_STD,
     DinoViT,
     build_module,
+    check_timm_name,
     create_timm,
     describe,
     rebuild,
@@ -59,6 +60,8 @@ def load_backbone(spec: str, *, arch: str | None = None, seed: int = 0, network:
             module = build_module(name)
         return _in_memory(module, name.partition(".")[0], spec)
     if kind:
+        if kind == "timm":
+            check_timm_name(name)
         return _pretrained(HUBS[kind] + name, spec)
     loaded = load_file(spec, arch=arch, network=network)
     shape = getattr(loaded.module, "shape", None)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dino_dense import Backbone
 from dino_dense.arrays import Box, Floats, Mask
+from dino_dense.backbone.grid import to_pixels
 from dino_dense.objects.protocol import SegmentProtocol
 
 
@@ -40,12 +41,12 @@ class Segment(NamedTuple):
 def patch_features(backbone: Backbone, images: Tensor, protocol: SegmentProtocol) -> Tensor:
     """What the methods but attention compare, [B, C, h, w], of images [B, 3, H, W] in [0, 1].
 
-    A network without attention heads gives its last map, with a layer norm over all its values, as LOST does for
-    ResNets: it ends with a ReLU, so that every product would be positive.
+    A last map without a negative value goes through a layer norm over all its values, as LOST does for ResNets: it
+    ends with a ReLU, so that every product would be positive.
     """
     kind = feature_kind(backbone, protocol)
-    features: Tensor = getattr(backbone.extract(images, {kind}), kind)
-    return features if backbone.num_heads else F.layer_norm(features, features.shape[1:])
+    features = backbone.extract(images, {kind})[kind]
+    return F.layer_norm(features, features.shape[1:]) if backbone.nonnegative_maps else features
 
 
 def feature_kind(backbone: Backbone, protocol: SegmentProtocol) -> Literal["keys", "patches"]:
@@ -62,9 +63,7 @@ def feature_note(backbone: Backbone, protocol: SegmentProtocol) -> str:
 
 def attention_of(backbone: Backbone, images: Tensor) -> Tensor:
     """The class token's attention [B, heads, h, w] to images [B, 3, H, W] in [0, 1]; ValueError if it has none."""
-    attention = backbone.extract(images, {"attention"}).attention
-    assert attention is not None
-    return attention
+    return backbone.extract(images, {"attention"}).attention
 
 
 def compared_maps(backbone: Backbone, images: Tensor, protocol: SegmentProtocol, method: str) -> Tensor:
@@ -97,8 +96,8 @@ def box_of(mask: Mask, patch_size: int, size: tuple[int, int]) -> Box | None:
     if not mask.any():
         return None
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    x1, y1 = ((int(found[-1]) + 1) * patch_size for found in (columns, rows))
-    return float(columns[0] * patch_size), float(rows[0] * patch_size), float(min(x1, size[1])), float(min(y1, size[0]))
+    patches = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+    return to_pixels(patches, patch_size, size)
 
 
 def working_size(size: tuple[int, int], protocol: SegmentProtocol) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dino_dense.backbone.dino_vit import DinoViT, build_module
+from dino_dense.backbone.grid import check_whole
 from dino_dense.pretrain.batches import DROP_PATH_STREAM
 from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.head import DINOHead
@@ -165,7 +166,4 @@ def _check_crop_sizes(backbone: nn.Module, config: PretrainConfig) -> None:
     if patch is None:
         return
     for name in ("global_crop_size", "local_crop_size"):
-        size, step = getattr(config, name), patch[0]
-        if size % step:
-            near = max(step, round(size / step) * step)
-            raise ValueError(f"{name} is {size}, not a multiple of {config.arch}'s patch size {step}: try {near}")
+        check_whole(name, getattr(config, name), patch[0], config.arch)

@@ -23,6 +23,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from dino_dense import Backbone, distributed
+from dino_dense.backbone.grid import fit
 from dino_dense.checkpoint import read_tensors, write_tensors
 from dino_dense.probes.protocol import PixelProbe
 from dino_dense.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
@@ -179,7 +180,6 @@ class _FreshBatches:
         crops = _Crops(self.pairs, self.config, self.seed)
         for images, ids in DataLoader(crops, num_workers=self.workers, **order):
             tokens = self.backbone.extract(images.to(self.backbone.device)).patches
-            assert tokens is not None
             yield tokens, ids.to(tokens.device)
 
 
@@ -221,10 +221,7 @@ def _load(path: Path, head: LinearHead, optimizer: torch.optim.Optimizer) -> tup
 def predict(backbone: Backbone, head: nn.Module, picture: Image.Image, config: PixelProbe) -> np.ndarray:
     """Class ids uint8 [H, W] of a picture of any size."""
     short = config.crop / min(picture.size)
-    height, width = (
-        max(round(side * short / backbone.patch_size), 1) * backbone.patch_size
-        for side in (picture.height, picture.width)
-    )
+    height, width = fit((picture.height * short, picture.width * short), backbone.patch_size, "even").size
     resized = v2.functional.resize(picture, [height, width], v2.InterpolationMode.BICUBIC)
     image = v2.functional.pil_to_tensor(resized)[None].float() / 255
     logits = (

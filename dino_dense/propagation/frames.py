@@ -1,6 +1,5 @@
 """Frames at the size that a protocol gives them."""
 
-import math
 from typing import get_args
 
 import cv2
@@ -9,6 +8,7 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
+from dino_dense.backbone.grid import fit
 from dino_dense.propagation.protocol import Interpolation, Rounding, check_choice
 
 _DINO_MULTIPLE = 64  # dino/eval_video_segmentation.py, read_frame: the long side becomes a multiple of 64
@@ -37,11 +37,10 @@ def frame_size(
     short = short_side or native_short
     if rounding == "floor64":
         long = short * native_long // native_short // _DINO_MULTIPLE * _DINO_MULTIPLE
-        short, long = (side // patch_size * patch_size for side in (short, long))
+        short, long = fit((short, long), patch_size, "floor", least=0).size
     else:
-        round_up = math.ceil if rounding == "ceil" else _round_half_up
-        short = round_up(short / patch_size) * patch_size
-        long = round_up(short * native_long / native_short / patch_size) * patch_size
+        short, _ = fit((short, short), patch_size, rounding, least=0).size
+        long, _ = fit((short * native_long / native_short, 0), patch_size, rounding, least=0).size
     if not short or not long:
         raise ValueError(
             f"a frame {height} high and {width} wide, by short_side {short_side} and rounding {rounding!r}, "
@@ -49,10 +48,6 @@ def frame_size(
         )
     # In a square frame DINO's script shortens the width.
     return (short, long) if height <= width else (long, short)
-
-
-def _round_half_up(value: float) -> int:
-    return math.floor(value + 0.5)
 
 
 def resize_frame(

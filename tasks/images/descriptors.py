@@ -19,6 +19,7 @@ from data import DataError
 from data.images import read_rgb
 from dino_dense import Backbone, distributed
 from dino_dense.arrays import Box
+from dino_dense.backbone.grid import fit
 from dino_dense.pipeline import gathered
 
 EIGENVALUE_FLOOR = 1e-5  # of the largest (the reference's PCA)
@@ -118,10 +119,8 @@ def multi_scale_cls(backbone: Backbone, images: Tensor, scales: Sequence[float])
         scaled = images
         if scale != 1:
             scaled = F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
-        height, width = (side - side % backbone.patch_size for side in scaled.shape[-2:])
-        cls = backbone.extract(scaled[..., :height, :width], {"cls"}).cls
-        assert cls is not None
-        total = total + cls
+        height, width = fit((scaled.shape[-2], scaled.shape[-1]), backbone.patch_size, "floor", least=0).size
+        total = total + backbone.extract(scaled[..., :height, :width], {"cls"}).cls
     return total
 
 

@@ -28,6 +28,7 @@ CLS = "cls1"
 GEM_POWER = 4.0  # eval_copy_detection.py
 GEM_FLOOR = 1e-6  # eval_copy_detection.py
 DAY = 86_400.0  # seconds: nothing is written for as long
+EXTRACTOR_VERSION = 2  # goes up with every change of a number that `extract_pieces` returns for the same features
 
 Pieces = dict[str, Tensor]
 
@@ -88,16 +89,16 @@ def extract_pieces(backbone: Backbone, images: Tensor, pieces: Collection[str]) 
     """
     pooled = {"mean", "gem"} & set(pieces)
     blocks = sorted({_block(piece) for piece in pieces if piece not in pooled} | ({1} if pooled else set()))
-    if blocks != [1] and not backbone.num_heads:
+    if blocks != [1] and not backbone.uniform_width:
         raise ValueError(f"{backbone.name} has no blocks of one width: ask for its last layer only.")
     want = ({"patches"} if pooled else set()) | ({"cls"} if len(pooled) < len(set(pieces)) else set())
-    found = backbone.extract(images, want, layers=[-block for block in blocks])
+    features = backbone.extract(images, want, layers=[-block for block in blocks])
     result: Pieces = {}
-    if found.patches is not None:
-        last = found.patches[:, : backbone.embed_dim]  # blocks are in the order 1, 2, ...
+    if "patches" in want:
+        last = features.patches[:, : backbone.embed_dim]  # blocks are in the order 1, 2, ...
         result = {"mean": last.mean((-2, -1)), "gem": generalised_mean(last)}
-    if found.cls is not None:
-        parts = found.cls.chunk(len(blocks), dim=1)
+    if "cls" in want:
+        parts = features.cls.chunk(len(blocks), dim=1)
         result |= {f"cls{block}": part for block, part in zip(blocks, parts, strict=True)}
     if not all(bool(result[piece].isfinite().all()) for piece in pieces):
         raise ValueError(f"{backbone.name} gave features that are not finite numbers: check its weights, or use fp32.")
@@ -203,6 +204,7 @@ def _cache_file(backbone: Backbone, paths: Sequence[Path], preprocessing: Prepro
     """Where these features live: the name is a hash of all they depend on."""
     digest = hashlib.sha256()
     facts = {
+        "made_by": [EXTRACTOR_VERSION, backbone.reader_version],
         "weights": backbone.weights_sha256,
         "architecture": backbone.name,
         "pixels": [backbone.mean, backbone.std],

@@ -18,17 +18,35 @@ def backbone(tiny_vit: DinoViT) -> Backbone:
 
 
 def test_shapes_for_any_size(backbone: Backbone):
-    found = backbone.extract(torch.rand(2, 3, 40, 72), {"patches", "cls", "keys", "attention"}, layers=(-2, -1))
-    assert found.patches.shape == (2, 256, 5, 9)
-    assert found.cls.shape == (2, 256)
-    assert found.keys.shape == (2, 128, 5, 9)
-    assert found.attention.shape == (2, 2, 5, 9)
+    features = backbone.extract(torch.rand(2, 3, 40, 72), backbone.provides, layers=(-2, -1))
+    assert features.patches.shape == features.keys.shape == (2, 256, 5, 9)
+    assert features.queries.shape == features.values.shape == (2, 256, 5, 9)
+    assert features.cls.shape == (2, 256)
+    assert features.attention.shape == (2, 4, 5, 9)
+
+
+def test_layers_are_joined_in_the_order_asked(backbone: Backbone):
+    image = torch.rand(1, 3, 16, 24)
+    both = backbone.extract(image, backbone.provides, layers=(1, -1))
+    first, last = (backbone.extract(image, backbone.provides, layers=(layer,)) for layer in (1, 3))
+    for kind in backbone.provides:
+        assert not torch.equal(first[kind], last[kind])
+        torch.testing.assert_close(both[kind], torch.cat([first[kind], last[kind]], dim=1))
+
+
+def test_without_the_norm_come_the_tokens_that_leave_the_block(backbone: Backbone, tiny_vit: DinoViT):
+    image = torch.rand(1, 3, 16, 24)
+    raw = backbone.extract(image, {"patches", "cls"}, layers=(1,), norm=False)
+    with_norm = backbone.extract(image, {"patches", "cls"}, layers=(1,))
+    torch.testing.assert_close(tiny_vit.norm(raw.cls), with_norm.cls)
+    torch.testing.assert_close(tiny_vit.norm(raw.patches.movedim(1, -1)).movedim(-1, 1), with_norm.patches)
 
 
 def test_only_what_is_wanted(backbone: Backbone):
-    found = backbone.extract(torch.rand(1, 3, 16, 16), {"cls"})
-    assert found.patches is None
-    assert found.keys is None
+    features = backbone.extract(torch.rand(1, 3, 16, 16), {"cls"})
+    assert features.cls.shape == (1, 128)
+    with pytest.raises(ValueError, match="you did not ask for patches: extract was asked for cls"):
+        _ = features.patches
 
 
 def test_last_layer_is_the_modules_own_output(backbone: Backbone, tiny_vit: DinoViT):
@@ -73,8 +91,8 @@ def test_sides_must_be_multiples_of_the_patch(backbone: Backbone, size: tuple[in
 
 def test_impossible_wishes_say_what_there_is(backbone: Backbone):
     image = torch.rand(1, 3, 64, 64)
-    with pytest.raises(ValueError, match=r"no values; it has attention, cls, keys, patches"):
-        backbone.extract(image, {"values"})
+    with pytest.raises(ValueError, match=r"no colors; it has attention, cls, keys, patches, queries, values"):
+        backbone.extract(image, {"colors"})
     with pytest.raises(ValueError, match="has 4"):
         backbone.extract(image, layers=(4,))
     with pytest.raises(ValueError, match=r"float \[B, 3, H, W\], got torch.uint8"):
@@ -118,11 +136,6 @@ def test_a_fine_tuned_file_keeps_the_pixel_statistics_it_was_trained_with(tmp_pa
         write_tensors(body_file, tensors, {**facts, "std": wrong})
         with pytest.raises(CheckpointError, match="as the pixels' std, expected three numbers"):
             load_backbone(str(body_file))
-
-
-def test_dinov3_body_of_timm_runs():
-    backbone = load_backbone("random:vit_small_patch16_dinov3")
-    assert backbone.extract(torch.rand(1, 3, 32, 48)).patches.shape == (1, 384, 2, 3)
 
 
 def test_frozen_and_in_evaluation_mode(backbone: Backbone):

@@ -85,7 +85,7 @@ def test_drop_path_without_numbers_is_an_error_not_a_silent_default():
 
 
 def test_a_crop_size_that_the_patch_does_not_divide_is_named_with_a_near_one():
-    with pytest.raises(ValueError, match=r"local_crop_size is 18, not a multiple of .* patch size 8: try 16"):
+    with pytest.raises(ValueError, match=r"local_crop_size is 18: expected a multiple of .* patch size 8, such as 16"):
         build_student_and_teacher(replace(TINY, local_crop_size=18))
 
 

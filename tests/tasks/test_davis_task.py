@@ -26,7 +26,7 @@ from tasks.davis import (
     propagate_masks,
     protocol_name,
 )
-from tests.oracles import OracleBackbone
+from tests.oracles import oracle_backbone
 
 RANDOM = "random:vit_micro_patch8_64"
 DAVIS = get("davis")
@@ -180,9 +180,8 @@ def test_square_frames_keep_their_labels_in_place(tmp_path: Path):
     tree = make_tree(tmp_path / "tree", names=("square",), size=(96, 96))
     config = config_for(tree, short_side=480)
     (sequence,) = open_videos(config).sequences
-    oracle = OracleBackbone()
     truth = [sequence.read_mask(index) for index in range(FRAMES)]
-    oracle.__dict__["_known"] = known_frames(sequence, truth)
+    oracle = oracle_backbone(known_frames(sequence, truth))
     for predicted, expected in zip(propagate_masks(oracle, sequence, config), truth, strict=True):
         assert (predicted == expected).mean() > 0.97
 
@@ -291,10 +290,10 @@ def test_the_written_config_repeats_the_run(tree: Path, tmp_path: Path):
 
 def test_pixel_statistics_are_the_protocols_unless_the_backbone_has_its_own(tree: Path):
     config = config_for(tree)
-    imagenet = OracleBackbone()
+    imagenet = oracle_backbone()
     imagenet.mean, imagenet.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     assert pixel_statistics(imagenet, config).std == (0.228, 0.224, 0.225)
-    own = OracleBackbone()
+    own = oracle_backbone()
     own.mean = own.std = (0.5, 0.5, 0.5)
     assert pixel_statistics(own, config) is own
     assert "mean (0.5, 0.5, 0.5)" in pixel_note(own)

@@ -20,7 +20,7 @@ from dino_dense.config import presets
 from tasks import RunOptions, get, main, run_one
 from tasks.discovery import PROTOCOL_FIELDS, DiscoveryConfig, find_objects, open_images
 from tasks.scores.boxes import box_iou, objects_found, risk_coverage
-from tests.tasks.test_saliency_task import RANDOM, SIDE, ColourBackbone, picture, save
+from tests.tasks.test_saliency_task import RANDOM, SIDE, RedGreenReader, picture, red_green_backbone, save
 
 DISCOVERY = get("discovery")
 RED_BOX, GREEN_BOX = (8, 8, 32, 32), (40, 40, 56, 56)
@@ -28,7 +28,7 @@ RED_BOX, GREEN_BOX = (8, 8, 32, 32), (40, 40, 56, 56)
 
 def run(data: Path, out: Path, **changes: object) -> Report:
     config = DiscoveryConfig(data=str(data), **changes)  # type: ignore[arg-type]
-    return run_one(DISCOVERY, RunOptions(out=str(out)), config, backbone=ColourBackbone())
+    return run_one(DISCOVERY, RunOptions(out=str(out)), config, backbone=red_green_backbone())
 
 
 def values(report: Report) -> dict[str, float]:
@@ -150,11 +150,12 @@ def test_hard_objects(tmp_path: Path):
 
 
 def test_images_are_padded_with_what_is_zero_after_normalisation():
-    backbone = ColourBackbone()
+    reader = RedGreenReader()
+    backbone = red_green_backbone(reader)
     backbone.mean = (0.1, 0.2, 0.3)
     rgb = picture(size=(61, 75))[0]
     (found,) = find_objects(backbone, rgb, DiscoveryConfig())
-    seen = backbone.seen[-1][0]
+    seen = reader.seen[-1][0] + torch.tensor(backbone.mean).view(3, 1, 1)
     assert seen.shape == (3, 64, 80)
     np.testing.assert_allclose(seen[:, :61, :75], rgb.transpose(2, 0, 1) / 255, atol=1e-6)
     for part in (seen[:, 61:], seen[:, :, 75:]):
@@ -166,7 +167,7 @@ def test_images_are_padded_with_what_is_zero_after_normalisation():
 @pytest.mark.parametrize("changes", [{"short_side": 128}, {"squash": 128}])
 def test_boxes_are_in_pixels_of_the_native_image(changes: dict[str, int]):
     rgb = picture(size=(SIDE, 2 * SIDE))[0]
-    (found,) = find_objects(ColourBackbone(), rgb, DiscoveryConfig(**changes))
+    (found,) = find_objects(red_green_backbone(), rgb, DiscoveryConfig(**changes))
     assert found.box == pytest.approx(RED_BOX, abs=1)
     rows, columns = np.nonzero(found.mask)
     assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == pytest.approx(RED_BOX, abs=1)

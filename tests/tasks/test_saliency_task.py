@@ -20,12 +20,12 @@ from data import DataError
 from data.images import read_rgb
 from data.known_sets import SALIENCY_SETS
 from data.masks import write_mask
-from dino_dense import Features, Report
+from dino_dense import Backbone, Report
 from dino_dense.config import presets
 from tasks import RunOptions, get, main, run_one
 from tasks.saliency import PROTOCOL_FIELDS, SaliencyConfig, open_images, saliency_maps
 from tasks.scores.saliency import accuracy, best_jaccard, f_at_best_threshold, f_curve, iou
-from tests.oracles import NoiseBackbone
+from tests.oracles import NoiseReader, stub_backbone
 
 RANDOM = "random:vit_micro_patch8_64"
 SALIENCY = get("saliency")
@@ -33,21 +33,25 @@ SIDE = 64  # pixels
 RED, GREEN, GREY = (230, 20, 20), (20, 230, 20), (90, 90, 90)
 
 
-class ColourBackbone(NoiseBackbone):
+class RedGreenReader(NoiseReader):
     """Keys are one-hot: red, green, anything else. Head 0 attends to what is red, head 1 to green."""
 
+    embed_dim, num_heads = 3, 2
+
     def __init__(self) -> None:
-        super().__init__()
-        self.num_heads = 2
         self.seen: list[Tensor] = []
 
-    def extract(self, images: Tensor, want=frozenset({"patches"}), layers=(-1,)) -> Features:
+    def features(self, images: Tensor) -> dict[str, Tensor]:
         self.seen.append(images)
         red, green, _ = F.avg_pool2d(images, self.patch_size).unbind(1)
         kinds = torch.stack([red > green + 0.3, green > red + 0.3], dim=1).float()
         keys = torch.cat([kinds, 1 - kinds.sum(1, keepdim=True)], dim=1)
         attention = (kinds + 1e-6) / (kinds + 1e-6).sum((-2, -1), keepdim=True)
-        return Features(keys=keys, attention=attention, patches=keys)
+        return {"keys": keys, "attention": attention, "patches": keys}
+
+
+def red_green_backbone(reader: RedGreenReader | None = None) -> Backbone:
+    return stub_backbone("red-green", reader or RedGreenReader())
 
 
 def picture(red: bool = True, green: bool = False, size: tuple[int, int] = (SIDE, SIDE)) -> tuple[np.ndarray, ...]:
@@ -79,7 +83,7 @@ def pairs(tmp_path: Path) -> Path:
 
 def run(data: Path, out: Path, **changes: object) -> Report:
     config = SaliencyConfig(data=str(data), **changes)  # type: ignore[arg-type]
-    return run_one(SALIENCY, RunOptions(out=str(out)), config, backbone=ColourBackbone())
+    return run_one(SALIENCY, RunOptions(out=str(out)), config, backbone=red_green_backbone())
 
 
 def values(report: Report) -> dict[str, float]:
@@ -176,19 +180,20 @@ def test_saved_masks_are_the_prediction(pairs: Path, tmp_path: Path):
 
 
 def test_images_of_any_size_are_fitted_to_the_patches_and_back(tmp_path: Path):
-    backbone = ColourBackbone()
+    reader = RedGreenReader()
+    backbone = red_green_backbone(reader)
     rgb, ids = picture(size=(61, 75))
     config = SaliencyConfig()
     ((found,), _) = saliency_maps(backbone, rgb, config)
-    assert backbone.seen[-1].shape[-2:] == (64, 72)
+    assert reader.seen[-1].shape[-2:] == (64, 72)
     assert found.values.shape == found.mask.shape == (61, 75)
     assert iou(found.values, ids > 0) > 0.75
     saliency_maps(backbone, rgb, replace(config, short_side=32))
-    assert backbone.seen[-1].shape[-2:] == (32, 40)
+    assert reader.seen[-1].shape[-2:] == (32, 40)
     saliency_maps(backbone, rgb, replace(config, squash=48))
-    assert backbone.seen[-1].shape[-2:] == (48, 48)
+    assert reader.seen[-1].shape[-2:] == (48, 48)
     saliency_maps(backbone, rgb[:3, :5], config)
-    assert backbone.seen[-1].shape[-2:] == (8, 8), "at least one patch"
+    assert reader.seen[-1].shape[-2:] == (8, 8), "at least one patch"
 
 
 def write_voc(root: Path) -> Path:

@@ -9,17 +9,18 @@ import pytest
 from PIL import Image
 
 from data import DataError
+from dino_dense import Backbone
 from tasks.studio import HOST, StudioConfig, open_studio
 from tasks.studio_page.scene import Studio
 from tests.browser import chromium, needs_chromium
 from tests.clip_files import moving_disc, moving_mask, write_clip
-from tests.color_backbone import ColorBackbone
+from tests.color_backbone import color_backbone
 
 SIZE = (96, 128)
 
 
-def backbone() -> ColorBackbone:
-    return ColorBackbone()
+def backbone() -> Backbone:
+    return color_backbone()
 
 
 @pytest.fixture

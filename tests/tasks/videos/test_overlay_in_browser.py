@@ -9,7 +9,7 @@ from data.clips import open_clip
 from tasks.videos.own_clip import carry_masks, write_masks
 from tests.browser import chromium, needs_chromium
 from tests.clip_files import moving_mask, write_clip
-from tests.color_backbone import PROTOCOL, ColorBackbone
+from tests.color_backbone import PROTOCOL, color_backbone
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -36,7 +36,7 @@ DRAW = """async source => {
 @needs_chromium
 def test_the_overlay_plays(tmp_path: Path):
     clip = open_clip(write_clip(tmp_path / "clip.mp4"))
-    carried = carry_masks(ColorBackbone(), clip, {"00000": moving_mask(0, clip.size)}, PROTOCOL)
+    carried = carry_masks(color_backbone(), clip, {"00000": moving_mask(0, clip.size)}, PROTOCOL)
     write_masks(carried, clip, tmp_path / "masks" / "clip", tmp_path / "out")
     encoded = base64.b64encode((tmp_path / "out" / "clip_masks.mp4").read_bytes()).decode()
     with chromium() as browser:

@@ -14,13 +14,13 @@ from pycocotools import mask as coco_mask
 from data import DataError
 from data.clips import open_clip
 from data.masks import read_ids, write_mask
-from dino_dense import Backbone, Features
+from dino_dense import Backbone
 from dino_dense.propagation.stream import propagate_stream, propagate_video
 from tasks import RunOptions, get, main, run_one
 from tasks.davis import DavisConfig
 from tasks.videos.own_clip import carry_masks, find_masks, write_masks
 from tests.clip_files import facts, moving_disc, moving_mask, turn, write_clip
-from tests.color_backbone import PROTOCOL, ColorBackbone
+from tests.color_backbone import PROTOCOL, ColorReader, color_backbone
 
 RANDOM = "random:vit_micro_patch8_64"
 SIZE = (48, 64)
@@ -120,7 +120,7 @@ def test_a_mask_among_the_frames_is_refused(tmp_path: Path, mask_file: Path):
 def test_masks_replace_those_of_a_call_before_and_nothing_else(tmp_path: Path, clip_file: Path):
     def write(length: int, folder: Path) -> None:
         clip = open_clip(clip_file, max_frames=length)
-        carried = carry_masks(ColorBackbone(), clip, {"00000": moving_mask(0, SIZE)}, PROTOCOL)
+        carried = carry_masks(color_backbone(), clip, {"00000": moving_mask(0, SIZE)}, PROTOCOL)
         write_masks(carried, clip, folder, tmp_path / "out")
 
     folder = tmp_path / "out" / "masks"
@@ -135,23 +135,18 @@ def test_masks_replace_those_of_a_call_before_and_nothing_else(tmp_path: Path, c
 
 
 def test_resolution_is_the_short_side_that_is_looked_at(tmp_path: Path, clip_file: Path, mask_file: Path):
-    seen = []
-
-    class Spy(ColorBackbone):
-        def extract(self, images: torch.Tensor, want=frozenset({"patches"}), layers=(-1,)) -> Features:
-            seen.append(tuple(images.shape[-2:]))
-            return super().extract(images, want, layers)
-
+    reader = ColorReader()
+    spied = color_backbone(reader)
     config = DavisConfig(video=str(clip_file), mask=str(mask_file), resolution="96")
-    run_one(get("davis"), RunOptions(out=str(tmp_path / "out")), config, backbone=Spy())
-    assert set(seen) == {(96, 128)}
-    run_one(get("davis"), RunOptions(out=str(tmp_path / "b")), replace(config, resolution="480p"), backbone=Spy())
-    assert seen[-1] == (480, 640)
+    run_one(get("davis"), RunOptions(out=str(tmp_path / "out")), config, backbone=spied)
+    assert set(reader.seen) == {(96, 128)}
+    run_one(get("davis"), RunOptions(out=str(tmp_path / "b")), replace(config, resolution="480p"), backbone=spied)
+    assert reader.seen[-1] == (480, 640)
 
 
 def carried(clip_file: Path, masks: dict[str, np.ndarray], backbone: Backbone | None = None) -> list[np.ndarray]:
     clip = open_clip(clip_file)
-    return [found.ids for found in carry_masks(backbone or ColorBackbone(), clip, masks, PROTOCOL)]
+    return [found.ids for found in carry_masks(backbone or color_backbone(), clip, masks, PROTOCOL)]
 
 
 def test_the_object_is_followed(clip_file: Path):
