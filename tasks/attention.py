@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
 from data.clips import Clip, is_video, named, open_clip
 from data.images import list_images, read_upright
@@ -28,6 +27,7 @@ from dino_dense.maps import (
     patch_under,
     similarity,
 )
+from dino_dense.progress import tracked
 from tasks.harness import figures
 from tasks.harness.options import RunOptions
 from tasks.harness.runner import open_backbone, seed_everything
@@ -156,7 +156,7 @@ def run(backbone: Backbone, config: AttentionConfig, out: Path) -> list[Path]:
     written = []
     images = _images(target)
     shared = Counter(path.with_suffix("") for path in images)
-    for path in tqdm(images, unit="image", desc=config.kind):
+    for path in tracked(images, unit="image", desc=config.kind):
         name = path.relative_to(target) if target.is_dir() else Path(path.name)
         if shared[path.with_suffix("")] == 1:  # a.jpg and a.png have each a folder of their own
             name = name.with_suffix("")
@@ -191,7 +191,7 @@ def _film(look: Look, clip: Clip, out: Path, keys: Sequence[str]) -> list[Path]:
     paths = {key: out / f"{clip.name}_{key}.mp4" for key in keys}
     writers: dict[str, VideoWriter] = {}
     with ExitStack() as stack:
-        for frame in tqdm(clip, unit="frame", desc=clip.name):
+        for frame in tracked(clip, unit="frame", desc=clip.name):
             pictures = look(frame.rgb)
             for key in keys:
                 if key not in writers:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from data import DataError
 from data.copydays import STRONG, Copydays, is_copydays, load_copydays
@@ -20,6 +19,7 @@ from data.images import UnlabelledImages, list_images, read_rgb
 from data.sample import sample_data
 from dino_dense import Metric, Picture
 from dino_dense.config import command_line
+from dino_dense.progress import tracked
 from tasks.harness import figures
 from tasks.harness.context import Context, DataFacts
 from tasks.harness.runner import main
@@ -297,7 +297,7 @@ def _score(
 
     rows, nearest = [], []
     nothing = np.array([], np.int64)
-    bar = tqdm(ranked, total=len(positives), unit="query", desc="searching", disable=not context.world.is_main)
+    bar = tracked(ranked, total=len(positives), unit="query", desc="searching", disable=not context.world.is_main)
     for order, right in zip(bar, positives, strict=True):
         ranks = positive_ranks(order, np.array(right), nothing, count)
         rows.append((100 * average_precision(ranks, len(right)), 100.0 * bool((ranks == 0).any())))

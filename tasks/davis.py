@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from data import DataError
 from data.davis import VideoSequence, is_official_val, load_davis
@@ -29,6 +28,7 @@ from dino_dense import Backbone, Metric, Picture, Score, distributed
 from dino_dense.backbone.dino_vit import IMAGENET_MEAN, IMAGENET_STD
 from dino_dense.config import command_line, presets, schema
 from dino_dense.pipeline import Behind, read_ahead
+from dino_dense.progress import Progress, progress, tracked
 from dino_dense.propagation.frames import frame_size, resize_frame, to_float
 from dino_dense.propagation.labels import decode_labels, encode_labels
 from dino_dense.propagation.protocol import PropagationProtocol
@@ -295,7 +295,7 @@ def _write_all_masks(
     frames = sum(len(sequence) for sequence in mine)
     backbone = pixel_statistics(backbone, config)
     tables, said = [], set()
-    with tqdm(total=frames, unit="frame", desc="propagating", disable=not context.world.is_main) as bar:
+    with progress(frames, unit="frame", desc="propagating", disable=not context.world.is_main) as bar:
         for sequence in mine:
             bar.set_postfix_str(sequence.name)
             video = _Propagation(backbone, sequence, config)
@@ -316,7 +316,7 @@ def _memory_text(video: _Propagation) -> str:
     )
 
 
-def _write_masks(video: _Propagation, context: Context, bar: tqdm) -> list[pd.DataFrame]:
+def _write_masks(video: _Propagation, context: Context, bar: Progress) -> list[pd.DataFrame]:
     """One sequence, whole or not at all: a folder is renamed into place when its last mask is written.
 
     Masks are made, written and scored in the background while the next frames propagate. Returns J and F of every
@@ -356,7 +356,7 @@ def _score_all(
     mine = left[context.world.rank :: context.world.size]
     reading = score_folder(masks, mine, workers=FINISHERS)
     quiet = not (context.world.is_main and mine)
-    found = list(tqdm(reading, total=len(mine), unit="sequence", desc="scoring", disable=quiet))
+    found = list(tracked(reading, total=len(mine), unit="sequence", desc="scoring", disable=quiet))
     tables |= {str(table["sequence"].iat[0]): table for table in distributed.gather_objects(found)}
     return pd.concat([tables[sequence.name] for sequence in sequences], ignore_index=True)
 

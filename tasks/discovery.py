@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from data import DataError
 from data.images import read_rgb
@@ -25,6 +24,7 @@ from dino_dense.config import command_line, presets
 from dino_dense.distributed import in_order, share_of
 from dino_dense.files import write_text
 from dino_dense.objects.protocol import CONFIDENCE, SegmentProtocol
+from dino_dense.progress import tracked
 from tasks.harness import figures
 from tasks.harness.context import Context, DataFacts
 from tasks.harness.runner import main
@@ -135,7 +135,7 @@ def run(backbone: Backbone | None, config: DiscoveryConfig, context: Context) ->
         lambda batch: compared_maps(backbone, batch, config, config.method),
         config.batch_size or default_batch(backbone),
     )
-    bar = tqdm(found, total=len(mine), unit="image", desc=config.method, disable=not context.world.is_main)
+    bar = tracked(found, total=len(mine), unit="image", desc=config.method, disable=not context.world.is_main)
     measured = in_order(
         [(place, _measure(maps, image, rgb, backbone.patch_size, config)) for (place, image), rgb, maps in bar]
     )

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from data import DataError
 from data.images import VAL_FOLDERS, class_folders, read_rgb, split_folder
@@ -16,6 +15,7 @@ from data.revisited import Revisited, is_revisited, load_revisited
 from data.sample import sample_data
 from dino_dense import Picture
 from dino_dense.config import command_line
+from dino_dense.progress import tracked
 from tasks.harness import figures
 from tasks.harness.context import Context, DataFacts
 from tasks.harness.runner import main
@@ -273,7 +273,7 @@ def _score(
     nearest = []
     ranked = rankings(queries, database)
     for query, order in enumerate(
-        tqdm(ranked, total=len(queries), unit="query", desc="ranking", disable=not context.world.is_main)
+        tracked(ranked, total=len(queries), unit="query", desc="ranking", disable=not context.world.is_main)
     ):
         for name, relevance in search.groups.items():
             positive, junk = relevance(query)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from data import DataError
 from data.known_sets import SALIENCY_SETS, VOC12_SEGMENTATION_VAL
@@ -23,6 +22,7 @@ from dino_dense.backbone.grid import fit
 from dino_dense.config import command_line, presets
 from dino_dense.distributed import in_order, share_of
 from dino_dense.objects.protocol import CONFIDENCE, SegmentProtocol
+from dino_dense.progress import tracked
 from tasks.harness import figures
 from tasks.harness.context import Context, DataFacts
 from tasks.harness.runner import main
@@ -125,7 +125,7 @@ def run(backbone: Backbone | None, config: SaliencyConfig, context: Context) -> 
         lambda batch: compared_maps(backbone, batch, config, config.method),
         config.batch_size or default_batch(backbone),
     )
-    bar = tqdm(found, total=len(mine), unit="image", desc=config.method, disable=not context.world.is_main)
+    bar = tracked(found, total=len(mine), unit="image", desc=config.method, disable=not context.world.is_main)
     measured = in_order([(place, _measure(maps, image, given, config)) for (place, image), given, maps in bar])
     table = pd.DataFrame([found.row for found in measured])
     best_f, threshold = f_at_best_threshold([found.curve for found in measured])

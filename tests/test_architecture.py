@@ -20,18 +20,29 @@ MAY_IMPORT = {
     "files": set(),
     "lazy": set(),
     "pipeline": set(),
+    "progress": set(),
     "distributed": {"files"},
     "checkpoint": {"files"},
     "config": {"files"},
-    "report": {"arrays", "config", "files", "lazy"},
+    "report": {"arrays", "config", "files", "lazy", "progress"},
     "backbone": {"arrays", "checkpoint", "files", "lazy"},
     "propagation": {".", "arrays", "backbone", "pipeline"},
     "objects": {".", "arrays", "backbone", "distributed", "pipeline"},
     "neighbors": {"arrays"},
     "training": {"distributed"},
-    "probes": {".", "arrays", "backbone", "checkpoint", "distributed", "training"},
+    "probes": {".", "arrays", "backbone", "checkpoint", "distributed", "progress", "training"},
     "maps": {".", "arrays", "backbone", "objects"},
-    "pretrain": {"arrays", "backbone", "checkpoint", "config", "distributed", "files", "report", "training"},
+    "pretrain": {
+        "arrays",
+        "backbone",
+        "checkpoint",
+        "config",
+        "distributed",
+        "files",
+        "progress",
+        "report",
+        "training",
+    },
     ".": {"backbone", "lazy", "report"},
 }
 TASK_ROOMS = {
@@ -160,3 +171,11 @@ def test_no_unsafe_loading(path: Path):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "pickle.load", "pickle.loads"):
             keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
             assert keywords.get("weights_only") == "True", f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=label)
+def test_progress_is_shown_in_one_way(path: Path):
+    """A bar of its own would fill logs again; `data` imports nothing local, and its one bar is for terminals alone."""
+    if path in (ROOT / "dino_dense" / "progress.py", ROOT / "data" / "sample" / "__init__.py"):
+        return
+    assert "tqdm" not in {name.split(".")[0] for name in imported(path)}

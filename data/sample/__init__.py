@@ -165,7 +165,8 @@ def render_all(root: Path, config: SampleConfig, seed: int) -> None:
     stills = len(KINDS) * (config.train_per_class + config.val_per_class)
     total = stills + config.saliency_pairs + config.frames * (config.val_sequences + config.train_sequences)
     data = SampleData(root)
-    with tqdm(total=total, desc="rendering the embedded data", unit="image") as bar:
+    # Seconds, and so nothing in a log: None shows the bar on a terminal alone.
+    with tqdm(total=total, desc="rendering the embedded data", unit="image", disable=None) as bar:
         _render_images(data.images, config, seed, bar)
         _render_saliency(data.saliency, config, seed, bar)
         render_davis(data, config, seed, bar)

@@ -16,9 +16,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from dino_dense.files import replacing, write_text
+from dino_dense.progress import progress
 
 LOG_FILE, CURVE_FILE, EVENTS_FOLDER = "log.csv", "loss.png", "tensorboard"
 
@@ -165,7 +165,7 @@ class Monitor:
         self.file = (run / LOG_FILE).open("a", newline="")
         self.csv = csv.DictWriter(self.file, [field.name for field in fields(LogRow)])
         self.events = SummaryWriter(str(run / EVENTS_FOLDER), purge_step=start_step + 1)
-        self.bar = tqdm(total=last_step, initial=start_step, desc="pretrain", unit="step", dynamic_ncols=True)
+        self.bar = progress(last_step, initial=start_step, desc="pretrain", unit="step")
         self.started = self.logged_at = time.perf_counter()
         self.logged_step = start_step
 
@@ -189,7 +189,7 @@ class Monitor:
         for name, value in asdict(row).items():
             if name != "step":
                 self.events.add_scalar(name, value, step)
-        self.bar.set_postfix(loss=f"{row.loss:.4f}", img_s=f"{rate:.1f}", refresh=False)
+        self.bar.set_postfix_str(f"loss={row.loss:.4f}, img_s={rate:.1f}", refresh=False)
         warning = self.watch.update(step, row.loss, row.teacher_entropy, row.kl)
         if warning:
             self.say(warning)

@@ -20,9 +20,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from dino_dense.checkpoint import read_tensors, write_tensors
+from dino_dense.progress import progress, tracked
 from dino_dense.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from dino_dense.training.schedules import half_cosine
 
@@ -134,7 +134,7 @@ def train_heads(
     """
     done, log = heads.load(state) if state.is_file() else (0, [])
     saved = time.monotonic()
-    with tqdm(total=epochs, initial=done, unit="epoch", desc="linear heads", disable=not is_main) as bar:
+    with progress(epochs, initial=done, unit="epoch", desc="linear heads", disable=not is_main) as bar:
         for epoch in range(done, epochs):
             losses = [heads.step(*batch, cosine_factor(epoch, epochs)) for batch in batches(epoch)]
             mean = torch.stack(losses).mean(0).tolist()
@@ -181,7 +181,7 @@ def logistic_regressions(
         For each C a list of class scores [M, K], one a target; and a table: C, iterations, converged.
     """
     scores, rows = [], []
-    for strength in tqdm(strengths, unit="fit", desc="logistic regression", disable=not show):
+    for strength in tracked(strengths, unit="fit", desc="logistic regression", disable=not show):
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=MAX_ITERATIONS))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)

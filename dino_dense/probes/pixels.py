@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from tqdm import tqdm
 
 from dino_dense import Backbone, distributed
 from dino_dense.backbone.grid import fit
 from dino_dense.checkpoint import read_tensors, write_tensors
 from dino_dense.probes.protocol import PixelProbe
+from dino_dense.progress import progress, tracked
 from dino_dense.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from dino_dense.training.schedules import half_cosine
 from dino_dense.training.seeds import derive_seed
@@ -111,7 +111,7 @@ def train_head(
     source = _FreshBatches if config.augment else _KeptBatches
     batches = source(backbone, config, world, seed, pairs, workers)
     is_main, saved = world.is_main, time.monotonic()
-    with tqdm(total=config.steps, initial=done, unit="step", desc="linear layer", disable=not is_main) as bar:
+    with progress(config.steps, initial=done, unit="step", desc="linear layer", disable=not is_main) as bar:
         for step, (tokens, ids) in enumerate(batches(done), start=done):
             lr = config.lr * lr_factor(step, config.steps, config.warmup)
             loss = head_step(head, optimizer, tokens, ids, lr)
@@ -190,7 +190,7 @@ class _KeptBatches(_FreshBatches):
         count, world, device = len(self.pairs), self.world, self.backbone.device
         mine = distributed.even_share([(index, index) for index in range(count)], world)
         batches = self.load(batch_size=self.config.batch_size, sampler=mine)
-        parts = list(tqdm(batches, unit="batch", desc="train tokens", disable=not world.is_main))
+        parts = list(tracked(batches, unit="batch", desc="train tokens", disable=not world.is_main))
         columns = (torch.cat(column) for column in zip(*parts, strict=True))
         tokens, ids = (distributed.all_gather(column)[:count].cpu() for column in columns)
         for draw in crop_draws(count, self.config, self.seed, first_step):

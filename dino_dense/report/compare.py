@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from tqdm import tqdm
 
+from dino_dense.progress import tracked
 from dino_dense.report.cells import number
 from dino_dense.report.intervals import IntervalConfig
 from dino_dense.report.record import Metric, Report, beside
@@ -99,8 +99,8 @@ def compare_all(entries: Sequence[Entry], config: IntervalConfig) -> pd.DataFram
         pairs += [(group[0], other) for group in alike for other in group[1:]]
         first = alike[0][0]
         pairs += [(first, group[0]) for group in alike if len(group) == 1 and group[0].checkpoint != first.checkpoint]
-    progress = tqdm(pairs, unit="pair", desc="comparing", leave=False)
-    frames = [compare(baseline, candidate, config) for baseline, candidate in progress]
+    shown = tracked(pairs, unit="pair", desc="comparing", leave=False)
+    frames = [compare(baseline, candidate, config) for baseline, candidate in shown]
     return pd.concat(frames, ignore_index=True) if frames else _frame([])
 
 

@@ -7,16 +7,16 @@ import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from dino_dense import Backbone, distributed
+from dino_dense.progress import Progress, progress
 from dino_dense.training.gradients import DivergedError, clip_gradients, gradients_in_step
 from dino_dense.training.precision import autocast, grad_scaler
 from dino_dense.training.signals import stop_signals
@@ -109,10 +109,10 @@ class FineTuning:
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.plan.last_step
 
-    def _progress(self) -> "tqdm[Any]":
+    def _progress(self) -> Progress:
         batch, world = self.plan.batch_size, self.context.world
         total, done = self.plan.last_step * batch, self.step * batch
-        return tqdm(total=total, initial=done, unit="image", desc="fine-tune", disable=not world.is_main)
+        return progress(total, initial=done, unit="image", desc="fine-tune", disable=not world.is_main)
 
     def _micro_batches(self) -> Iterator[MicroBatch]:
         backbone, config = self.backbone, self.config
@@ -126,12 +126,12 @@ class FineTuning:
 
     # --- One step ---
 
-    def _train_step(self, micro_batches: list[MicroBatch], bar: "tqdm[Any]") -> None:
+    def _train_step(self, micro_batches: list[MicroBatch], bar: Progress) -> None:
         loss = self._optimizer_step(micro_batches)
         self.step += 1
         self.loss_sum, self.loss_steps = self.loss_sum + loss, self.loss_steps + 1
         bar.update(self.plan.batch_size)
-        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        bar.set_postfix_str(f"loss={loss:.4f}", refresh=False)
 
     def _optimizer_step(self, micro_batches: list[MicroBatch]) -> float:
         """Forward and backward over the micro-batches, then one move; the mean loss of the batch, nats."""

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from data.images import LabelledImages, read_rgb
 from dino_dense import Backbone, distributed
 from dino_dense.distributed import World
+from dino_dense.progress import progress
 from dino_dense.training.precision import autocast
 from tasks.finetuning.config import FinetuneConfig
 from tasks.images.features import Preprocessing
@@ -69,7 +69,7 @@ def predict(
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (backbone.mean, backbone.std))
     parts = []
     network.eval()
-    with tqdm(total=len(dataset), unit="image", desc="test", leave=False, disable=not world.is_main) as bar:
+    with progress(len(dataset), unit="image", desc="test", leave=False, disable=not world.is_main) as bar:
         for pixels, labels in loader:
             with autocast(device, config.amp):
                 scores = network((pixels.to(device) - mean) / std).float()

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dino_dense import distributed
 from dino_dense.config import command_line
+from dino_dense.progress import Progress, progress
 from dino_dense.report import check_out
 from tasks.harness.batch_options import BatchOptions
 from tasks.harness.jobs import run_jobs
@@ -20,8 +21,6 @@ from tasks.harness.pairs import checkpoint_labels, pair_line, run_checkpoint
 from tasks.harness.suites import load_suite
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from dino_dense.report import Entry
 
 
@@ -45,20 +44,18 @@ def run_batch(options: BatchOptions) -> list[Entry]:
     Raises:
         ValueError, OSError: the suite cannot be used. What goes wrong in a pair is in its report instead.
     """
-    from tqdm import tqdm
-
     check_out(Path(options.out))
     suite = load_suite(options.suite, options.data_root)
     total = len(suite) * len(options.ckpt)
     entries: list[Entry] = []
     if options.launcher != "none":
-        with tqdm(total=total, unit="pair", desc="batch") as bar, _reporting(entries, total, options):
+        with progress(total, unit="pair", desc="batch") as bar, _reporting(entries, total, options):
             for entry in run_jobs(options, suite):
                 _note(entry, entries, bar)
         return entries
     with (
         distributed.session(options.device) as (world, device),
-        tqdm(total=total, unit="pair", desc="batch", disable=not world.is_main) as bar,
+        progress(total, unit="pair", desc="batch", disable=not world.is_main) as bar,
         _reporting(entries, total, options if world.is_main else None),
     ):
         for spec, label in zip(options.ckpt, checkpoint_labels(options.ckpt), strict=True):
@@ -67,7 +64,7 @@ def run_batch(options: BatchOptions) -> list[Entry]:
     return entries
 
 
-def _note(entry: Entry, entries: list[Entry], bar: tqdm[Any] | None) -> None:
+def _note(entry: Entry, entries: list[Entry], bar: Progress | None) -> None:
     entries.append(entry)
     if bar is not None:
         bar.update()

@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms.v2.functional import pil_to_tensor
-from tqdm import tqdm
 
 from data import DataError
 from data.images import read_rgb
@@ -21,6 +20,7 @@ from dino_dense import Backbone, distributed
 from dino_dense.arrays import Box
 from dino_dense.backbone.grid import fit
 from dino_dense.pipeline import gathered
+from dino_dense.progress import progress
 
 EIGENVALUE_FLOOR = 1e-5  # of the largest (the reference's PCA)
 WAITING_BATCHES = 4  # images of other sizes that may wait for their batch to fill, in batches
@@ -46,7 +46,7 @@ def describe_all(
     mine = distributed.even_share(range(count), world)
     found: dict[int, Tensor] = {}
     read = enumerate(DataLoader(Subset(dataset, mine), batch_size=None, num_workers=workers))
-    with tqdm(total=len(mine), unit="image", desc=label, disable=not world.is_main) as bar:
+    with progress(len(mine), unit="image", desc=label, disable=not world.is_main) as bar:
         for batch in gathered(read, lambda placed: placed[1].shape, batch_size, WAITING_BATCHES * batch_size):
             places, images = zip(*batch, strict=True)
             found.update(zip(places, describe(torch.stack(images)), strict=True))

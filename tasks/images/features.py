@@ -16,13 +16,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
-from tqdm import tqdm
 
 from data.images import open_picture, read_rgb
 from data.sample import cache_folder
 from dino_dense import Backbone, distributed
 from dino_dense.checkpoint import CheckpointError, read_tensors, write_tensors
 from dino_dense.files import WriteError, clear_unfinished
+from dino_dense.progress import progress
 
 CLS = "cls1"
 GEM_POWER = 4.0  # eval_copy_detection.py
@@ -189,7 +189,7 @@ def _extract(
     loader = DataLoader(_Images(mine, preprocessing), batch_size, num_workers=workers)
     found: Pieces = {}
     done = 0
-    with tqdm(total=len(mine), unit="image", desc=label, disable=not world.is_main) as bar:
+    with progress(len(mine), unit="image", desc=label, disable=not world.is_main) as bar:
         for images in loader:
             for piece, features in extract_pieces(backbone, images, pieces).items():
                 if piece not in found:  # whole at once: a list to join at the end would be held twice

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from data import DataError
 from data.sample import sample_data
 from data.segmentation import VOC_CLASSES, VOID, LabelledPixels, embedded_segmentation, load_voc_class_masks
 from dino_dense import Picture, distributed
 from dino_dense.arrays import Pixels
+from dino_dense.progress import tracked
 from tasks.harness import figures
 from tasks.harness.context import Context, DataFacts
 from tasks.harness.task import file_list_hash
@@ -88,9 +88,8 @@ def evaluate(predict: Predict, splits: LabelledSplits, context: Context) -> tupl
     classes = len(splits.class_names)
     numbers = list(range(len(splits.val)))
     matrices = []
-    bar = tqdm(distributed.even_share(numbers, context.world), unit="image", desc="segmenting")
-    bar.disable = bar.disable or not context.world.is_main
-    for index in bar:
+    mine = distributed.even_share(numbers, context.world)
+    for index in tracked(mine, unit="image", desc="segmenting", disable=not context.world.is_main):
         picture, ids = splits.val[index].read()
         matrices.append(torch.from_numpy(confusion(predict(picture), ids, classes)))
     gathered = distributed.all_gather(torch.stack(matrices).to(context.device))[: len(numbers)].cpu().numpy()

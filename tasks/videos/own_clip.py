@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from data import DataError
 from data.clips import Clip, ClipFrame, open_clip
@@ -27,6 +26,7 @@ from data.painted_masks import read_painted_mask
 from data.rle import encode_mask
 from data.video_writer import VideoWriter
 from dino_dense import Backbone, Picture
+from dino_dense import progress as bars
 from dino_dense.arrays import Pixels
 from dino_dense.propagation.frames import frame_size, resize_frame, to_float
 from dino_dense.propagation.labels import decode_labels, encode_labels
@@ -270,7 +270,7 @@ def write_masks(
     try:
         with (
             VideoWriter(out / f"{clip.name}_masks.mp4", clip.size, clip.shown_rate) as video,
-            tqdm(total=len(clip), unit="frame", desc=clip.name, disable=progress is not None) as bar,
+            bars.progress(len(clip), unit="frame", desc=clip.name, disable=progress is not None) as bar,
         ):
             for number, (frame, ids) in enumerate(carried):
                 write_mask(unfinished / f"{frame.name}.png", ids)
