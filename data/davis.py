@@ -112,7 +112,8 @@ class VideoSequence:
     def read_mask(self, index: int) -> Pixels:
         """Object ids uint8 [H, W] of frame ``index``: 0 background, void counted as background."""
         ids = self._read_ids(index)
-        ids[ids == VOID_ID] = 0
+        if ids.max(initial=0) == VOID_ID:
+            ids[ids == VOID_ID] = 0
         return ids
 
     def read_masks(self) -> Pixels:

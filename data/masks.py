@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from data import DataError
+from data import DataError, png
 from data.arrays import Pixels
 
 VOID_ID = 255  # the official scorer turns this value of a 2017 ground truth into background
@@ -91,6 +91,9 @@ def _decode_mask(path: Path) -> tuple[str, npt.NDArray]:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
+        stored = png.read_stored(path.read_bytes())
+        if stored is not None:
+            return stored
         with Image.open(path) as image:
             return image.mode, np.array(image)
     except (OSError, SyntaxError, ValueError, struct.error, zlib.error) as error:

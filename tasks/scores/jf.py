@@ -217,15 +217,15 @@ def _score_objects(pred_ids: Ids, gt_ids: Ids, objects: range, radius: int) -> F
     """J and F of at most HALF objects; the id of the first is the lowest bit."""
     region = _joint_region(pred_ids, gt_ids)
     # No boundary lies outside the region, so that all that is dilated, and all that is compared, is inside.
-    pred, gt = pred_ids[region], gt_ids[region]
+    pred, gt = (np.ascontiguousarray(ids[region]) for ids in (pred_ids, gt_ids))
     masks = np.zeros(gt.shape, np.uint8)
     for bit, identity in enumerate(objects):
-        masks |= (pred == identity).view(np.uint8) << bit
-        masks |= (gt == identity).view(np.uint8) << bit + HALF
+        masks |= (pred == identity).view(np.uint8) * np.uint8(1 << bit)
+        masks |= (gt == identity).view(np.uint8) * np.uint8(1 << bit + HALF)
     boundaries = _boundaries(masks)
-    near = _dilate(boundaries, radius)
-    matched = boundaries & (near << HALF | near >> HALF)  # the other half's
-    both, either = masks & masks >> HALF, masks | masks >> HALF
+    matched = boundaries & _other_half(_dilate(boundaries, radius))
+    other = _other_half(masks)
+    both, either = masks & other, masks | other
     similarity, accuracy = [], []
     for bit in range(len(objects)):
         union = _count(either, bit)
@@ -233,6 +233,12 @@ def _score_objects(pred_ids: Ids, gt_ids: Ids, objects: range, radius: int) -> F
         hits, lengths = ([_count(pixels, of) for of in (bit, bit + HALF)] for pixels in (matched, boundaries))
         accuracy.append(_f_measure(hits, lengths))
     return np.array(similarity), np.array(accuracy)
+
+
+def _other_half(masks: Ids) -> Ids:
+    """The two halves of every byte in turn; NumPy multiplies and divides bytes ten times as fast as it shifts them."""
+    size = np.uint8(1 << HALF)
+    return masks * size | masks // size
 
 
 def _count(masks: npt.NDArray[Any], bit: int) -> int:
@@ -254,36 +260,37 @@ def _joint_region(pred_ids: Ids, gt_ids: Ids) -> tuple[slice, slice]:
 
 
 def _boundaries(masks: Ids) -> Ids:
-    """``boundary`` of the eight masks that are the bits of [H, W]."""
-    found = np.zeros_like(masks)
-    found[:, :-1] = masks[:, :-1] ^ masks[:, 1:]
+    """``boundary`` of the eight masks that are the bits of [H, W], one row after the other in memory."""
+    right = np.zeros_like(masks)  # differs from the pixel to the right
+    np.bitwise_xor(masks.ravel()[:-1], masks.ravel()[1:], out=right.ravel()[:-1])
+    right[:, -1] = 0
+    found = right.copy()
+    # The pixel below to the right differs from this one if it differs from the one below, or that one from this.
+    found[:-1] |= right[1:]
     found[:-1] |= masks[:-1] ^ masks[1:]
-    found[:-1, :-1] |= masks[:-1, :-1] ^ masks[1:, 1:]
     return found
 
 
 def _dilate(masks: Ids, radius: int) -> Ids:
     """The pixels at most ``radius`` from one that is set, of the eight masks that are the bits of [H, W].
 
-    A disk is a stack of rows: what lies w pixels left or right is found for growing w, once for all rows of that
-    half-width, and moved up and down. Rows lie one after the other with ``radius`` zeros between, so that a
-    move in the image is a move in memory, and nothing crosses an edge.
+    A disk is a stack of rows. For growing lengths, all pixels are found whose next ones in the row are set; these
+    windows are moved up and down, once for each row of the disk. Image rows lie one after the other with ``radius``
+    zeros between, so that a move in the image is a move in memory, and nothing crosses an edge.
     """
     height, width = masks.shape
     stride, margin = width + radius, radius * (width + radius) + radius
-    grown = np.zeros(height * stride + 2 * margin, np.uint8)
-    inside = slice(margin, margin + height * stride)
-    grown[inside].reshape(height, stride)[:, :width] = masks
-    found, half = np.zeros(height * stride, np.uint8), 0
-    for wanted, rows in _disk_rows(radius):
-        while half < wanted:
-            step = min(wanted - half, 2 * half + 1)  # further, and there would be a gap
-            left, right = grown[step:].copy(), grown[:-step].copy()
-            grown[:-step] |= left
-            grown[step:] |= right
-            half += step
+    windows = np.zeros(height * stride + 2 * margin, np.uint8)  # of one pixel
+    windows[margin : margin + height * stride].reshape(height, stride)[:, :width] = masks
+    found, length = np.zeros(height * stride, np.uint8), 1
+    for half, rows in _disk_rows(radius):
+        while length < 2 * half + 1:
+            step = min(2 * half + 1 - length, length)  # further, and there would be a gap
+            windows = windows[:-step] | windows[step:]
+            length += step
         for row in rows:
-            found |= grown[margin + row * stride : margin + (row + height) * stride]
+            first = margin + row * stride - half
+            found |= windows[first : first + height * stride]
     return found.reshape(height, stride)[:, :width]
 
 
