@@ -3,25 +3,37 @@
 A box is (x0, y0, x1, y1) in pixels from the upper left corner of the image, ends not included.
 """
 
-import contextlib
-import io
-from collections.abc import Iterable, Sequence
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import scipy.ndimage
-from pycocotools.coco import COCO
 
-from data import DataError
+from data import DataError, coco
 from data.arrays import Box
+from data.images import image_size
+from data.lists import encoding_of
+from data.notices import say
 from data.saliency import MaskedImage, object_masks
 from data.voc import voc_entries
 
 SMALLEST_PIECE = 1e-3  # of the image: smaller pieces of a mask are specks of its edge, not objects
 EIGHT_NEIGHBOURS = np.ones((3, 3), int)
+
+SLACK, SLACK_PIXELS = 0.05, 2.0
+"""How far a box may reach out of its image: a part of the side, and pixels; the larger counts."""
+
+FRACTIONS_END = 1.001
+"""Corners up to here are fractions; the rest is rounding."""
+
+XML_ENCODING = re.compile(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")
+WIDE_XML = {b"<\0?\0": "utf-16-le", b"\0<\0?": "utf-16-be", b"<\0a\0": "utf-16-le", b"\0<\0a": "utf-16-be"}
+"""First bytes of XML in UTF-16 without a byte order mark."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,9 @@ class BoxedImage:
     image: Path
     boxes: tuple[Box, ...]
     number: int
-    """Of the image in its set: COCO's id where it has one, else counted from 1."""
+    """Of the image in its set: COCO's ids where all are numbers, else counted from 1."""
+    annotation: Path | None = None
+    """The file that says its boxes, where it has one of its own."""
 
 
 def load_voc_boxes(root: str | Path, split: str = "trainval", *, hard: bool = True) -> list[BoxedImage]:
@@ -50,17 +64,22 @@ def load_voc_boxes(root: str | Path, split: str = "trainval", *, hard: bool = Tr
         DataError: no such list, a listed file is missing, or an annotation cannot be used.
     """
     root = Path(root)
-    entries = voc_entries(root, "Main", split, "Annotations", (".xml",))
-    return [
-        BoxedImage(entry.name, entry.image, tuple(_read_voc_boxes(entry.other, hard)), number)
-        for number, entry in enumerate(entries, start=1)
-    ]
+    boxed = []
+    for number, entry in enumerate(voc_entries(root, "Main", split, "Annotations", (".xml",)), start=1):
+        boxes = tuple(_read_voc_boxes(entry.other, hard))
+        size = image_size(entry.image)
+        for box in boxes:
+            _check_inside(entry.other, entry.image, size, box)
+        boxed.append(BoxedImage(entry.name, entry.image, boxes, number, entry.other))
+    _check_units(root / "Annotations", (box for image in boxed for box in image.boxes))
+    return boxed
 
 
 def load_coco_boxes(annotations: str | Path, images: str | Path, only: str | Path | None = None) -> list[BoxedImage]:
     """The images of a COCO annotation file, in its order.
 
-    Crowd regions are no objects; corners are rounded to pixels (LOST, datasets.py).
+    Crowd regions are no objects; corners are rounded to pixels (LOST, datasets.py). A file that is listed more than
+    once is one image.
 
     Args:
         annotations: the JSON file (instances_train2014.json).
@@ -68,20 +87,32 @@ def load_coco_boxes(annotations: str | Path, images: str | Path, only: str | Pat
         only: text file with the image file names, or ids, to take: one a line (COCO-20k).
 
     Raises:
-        DataError: a file is missing or cannot be used, or `only` names an image that is not there.
+        DataError: a file is missing or cannot be used, boxes are no pixels of their image, or `only` names an image
+            that is not there.
     """
     annotations, images = Path(annotations), Path(images)
-    dataset = _open_coco(annotations)
-    found = []
-    for number in _chosen(dataset, Path(only)) if only else dataset.imgs:
-        path = images / Path(dataset.imgs[number]["file_name"]).name
-        if not path.is_file():
-            raise DataError(f"{path}: no such file, but {annotations} lists it as image {number}")
-        boxes = (_coco_box(annotations, entry) for entry in dataset.imgToAnns[number] if not entry.get("iscrowd"))
-        found.append(BoxedImage(path.stem, path, tuple(boxes), int(number)))
-    if not found:
-        raise DataError(f"{annotations}: no image in it")
-    return found
+    dataset = coco.read(annotations)
+    chosen = coco.chosen(dataset, Path(only)) if only else list(dataset.images)
+    paths = coco.find_files(dataset, images, chosen)
+    boxes: dict[Path, list[Box]] = {}
+    numbers: dict[Path, int | str] = {}
+    for identity in chosen:
+        numbers.setdefault(paths[identity], identity)
+        boxes.setdefault(paths[identity], []).extend(_coco_boxes(annotations, dataset.objects[identity]))
+    if len(boxes) < len(chosen):
+        say(f"{annotations}: lists {len(chosen) - len(boxes)} images more than once; their boxes are put together.")
+    _check_units(annotations, (box for corners in boxes.values() for box in corners))
+    has_numbers = all(isinstance(number, int) for number in numbers.values())
+    names = _unique_names(list(boxes), images)
+    return [
+        BoxedImage(
+            names[path],
+            path,
+            tuple(_checked_within(annotations, path, corners)),
+            int(numbers[path]) if has_numbers else place,
+        )
+        for place, (path, corners) in enumerate(boxes.items(), start=1)
+    ]
 
 
 def boxes_of_masks(images: Sequence[MaskedImage]) -> list[BoxedImage]:
@@ -110,56 +141,90 @@ def _read_voc_boxes(path: Path, hard: bool) -> Iterable[Box]:
 
 
 def _parse_xml(path: Path) -> ElementTree.Element:
-    """The root of an annotation; a document type is refused, since it could define entities that grow without end."""
+    """The root of an annotation in the encoding it declares; entities are refused, which could grow without end."""
     try:
-        # Decoded here, so that no other encoding hides a document type.
-        text = path.read_bytes().decode("utf-8-sig")
-        if "<!DOCTYPE" in text:
-            raise DataError(f"{path}: has a document type declaration, which no VOC annotation needs. Remove it")
+        # Decoded here, so that no encoding hides a declaration of entities.
+        text = _decode_xml(path.read_bytes())
+        if "<!ENTITY" in text:
+            raise DataError(
+                f"{path}: has a document type declaration with entities, which no VOC annotation needs. Remove it"
+            )
         return ElementTree.fromstring(text)
-    except (UnicodeDecodeError, ElementTree.ParseError) as error:
-        raise DataError(f"{path}: not a readable XML annotation ({error}). Copy it again") from None
+    except (UnicodeError, LookupError, ElementTree.ParseError) as error:
+        raise DataError(
+            f"{path}: not a readable XML annotation ({error}). Copy it again, or declare its encoding in the first line"
+        ) from None
 
 
-def _open_coco(path: Path) -> Any:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected COCO's instances_*.json")
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-            dataset = COCO(str(path))
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise DataError(f"{path}: not a COCO annotation file ({type(error).__name__}: {error})") from None
-    if not dataset.imgs or "annotations" not in dataset.dataset:
-        raise DataError(f"{path}: no images or no annotations in it; expected COCO's instances_*.json")
-    for number, entry in dataset.imgs.items():
-        if not isinstance(entry.get("file_name"), str):
-            raise DataError(f"{path}: image {number} has file_name {entry.get('file_name')!r}; expected a text")
-    return dataset
+def _decode_xml(encoded: bytes) -> str:
+    """The text of an XML file: by its byte order mark, else as its first line declares, else UTF-8."""
+    marked = encoding_of(encoded)
+    if marked != "utf-8":
+        return encoded.decode(marked)
+    wide = WIDE_XML.get(encoded[:4])
+    declared = XML_ENCODING.match(encoded)
+    return encoded.decode(wide or (declared.group(1).decode("ascii") if declared else "utf-8"))
 
 
-def _chosen(dataset: Any, path: Path) -> list[int]:
-    """Image ids that a list of file names or ids names."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected a list of image file names or ids, one a line")
-    by_name = {Path(entry["file_name"]).stem: number for number, entry in dataset.imgs.items()}
-    chosen: list[int] = []
-    for line in filter(None, map(str.strip, path.read_text().splitlines())):
-        number = by_name.get(Path(line).stem, int(line) if line.isdecimal() else -1)
-        if number not in dataset.imgs:
-            raise DataError(f"{path}: {line!r} is no image of the annotation file, by file name or by id")
-        chosen.append(number)
-    return list(dict.fromkeys(chosen))
+def _coco_boxes(path: Path, entries: Iterable[coco.Entry]) -> Iterable[Box]:
+    return (_coco_box(path, entry) for entry in entries if not coco.is_crowd(entry))
 
 
-def _coco_box(path: Path, entry: dict[str, Any]) -> Box:
+def _coco_box(path: Path, entry: coco.Entry) -> Box:
+    """Corners as stated, pixels, not yet rounded."""
     try:
         x, y, width, height = map(float, entry["bbox"])
-        box = (round(x), round(y), round(x + width), round(y + height))
-    except (KeyError, TypeError, ValueError, OverflowError):  # round() refuses what is not finite
+        if not all(map(math.isfinite, (x, y, width, height))):
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
         raise DataError(
             f"{path}: annotation {entry.get('id')} has bbox {entry.get('bbox')}; expected [x, y, width, height]"
         ) from None
-    return _checked(path, box, may_be_flat=True)
+    return (x, y, x + width, y + height)
+
+
+def _check_units(path: Path, boxes: Iterable[Box]) -> None:
+    """DataError where all corners lie in 0..1: they are fractions of the image, not pixels."""
+    ends = [max(box) for box in boxes]
+    if ends and max(ends) <= FRACTIONS_END:
+        raise DataError(
+            f"{path}: all boxes lie between 0 and 1: fractions of the image, not pixels. Multiply x and width by the "
+            "width of each image, y and height by its height"
+        )
+
+
+def _checked_within(path: Path, image: Path, boxes: Iterable[Box]) -> Iterator[Box]:
+    """Boxes rounded to pixels, each within its image; DataError for one that is not."""
+    size = image_size(image)
+    for box in boxes:
+        _check_inside(path, image, size, box)
+        x0, y0, x1, y1 = box
+        yield _checked(path, (round(x0), round(y0), round(x1), round(y1)), may_be_flat=True)
+
+
+def _check_inside(path: Path, image: Path, size: tuple[int, int], box: Box) -> None:
+    """DataError where a box reaches further out of the image (height, width) than rounding and shaky hands explain."""
+    height, width = size
+    slack_x, slack_y = (max(SLACK_PIXELS, SLACK * side) for side in (width, height))
+    x0, y0, x1, y1 = box
+    if min(x0 + slack_x, y0 + slack_y) < 0 or x1 > width + slack_x or y1 > height + slack_y:
+        raise DataError(
+            f"{path}: a box from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}), but {image} has only {width}x{height} pixels "
+            "(width x height). Was the image resized? Is the box stated as the format wants it (COCO: x, y, width, "
+            "height; VOC: xmin, ymin, xmax, ymax)?"
+        )
+
+
+def _unique_names(paths: Sequence[Path], folder: Path) -> dict[Path, str]:
+    """File names without ending where these are unique, else with their folders."""
+    stems = Counter(path.stem for path in paths)
+    if len(stems) == len(paths):
+        return {path: path.stem for path in paths}
+    named = {
+        path: (path.relative_to(folder) if path.is_relative_to(folder) else path).with_suffix("").as_posix()
+        for path in paths
+    }
+    return named if len(set(named.values())) == len(paths) else {path: path.as_posix() for path in paths}
 
 
 def _checked(path: Path, box: Box, *, may_be_flat: bool = False) -> Box:

@@ -73,6 +73,12 @@ def read_rgb(path: Path | str) -> Image.Image:
         return image.convert("RGB")
 
 
+def image_size(path: Path | str) -> tuple[int, int]:
+    """(height, width) in pixels as stored, from the head of the file; raises as `read_rgb` where there is none."""
+    with _opened(path) as image:
+        return image.height, image.width
+
+
 def read_upright(path: Path | str) -> npt.NDArray[np.uint8]:
     """A person's own picture as it is meant to be seen, RGB [H, W, 3].
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import cv2
 import numpy as np
 
-from data import DataError
+from data import DataError, coco
 from data.images import read_rgb
 from data.known_sets import DISCOVERY_SETS
 from data.rle import decode_mask, encode_mask
@@ -70,13 +70,14 @@ class DiscoveryConfig(DiscoveryProtocol):
     """Folder VOC2007 or VOC2012, a COCO folder, or images with masks (boxes are then drawn around the masks); without
     it, the embedded saliency pairs."""
     layout: Literal["auto", "voc", "coco", "masks"] = "auto"
-    """What `data` is; auto looks for ImageSets/Main (voc) and for `annotations` (coco)."""
+    """What `data` is; auto looks for ImageSets/Main (voc) and for `annotations` or an export's own (coco)."""
     split: str = "trainval"
     """List of a VOC tree, under ImageSets/Main."""
     annotations: str = "annotations/instances_train2014.json"
-    """Of coco: the annotation file, below `data`."""
+    """Of coco: the annotation file, below `data`; where there is none, an export's (Roboflow, CVAT) if it is the only
+    one."""
     images: str = "train2014"
-    """Of coco: the folder of images, below `data`."""
+    """Of coco: the folder of images, below `data`; where there is none, the folder where the annotations have them."""
     only: str | None = None
     """Of coco: file with the image names or ids to take, one a line (COCO-20k's list)."""
     max_images: int | None = None
@@ -170,7 +171,9 @@ def open_images(config: DiscoveryConfig) -> tuple[list[BoxedImage], DataFacts, i
     listed, files = _read_boxes(config, root, layout)
     images = [image for image in listed if image.boxes]
     if not images:
-        raise DataError(f"{root}: none of its {len(listed)} images has an object to find. Check the annotations")
+        raise DataError(
+            f"{root}: none of its {len(listed)} images has an object to find (crowds are none). Check the annotations"
+        )
     total = len(images)
     if config.max_images is not None:
         images = [images[place] for place in figures.spread(range(total), config.max_images)]
@@ -294,7 +297,19 @@ def _layout(config: DiscoveryConfig, root: Path) -> str:
         return config.layout
     if (root / "ImageSets" / "Main").is_dir():
         return "voc"
-    return "coco" if (root / config.annotations).is_file() else "masks"
+    return "coco" if (root / config.annotations).is_file() or coco.find_annotations(root) else "masks"
+
+
+def _annotations(config: DiscoveryConfig, root: Path) -> Path:
+    """The annotation file: as named, or the only one at the usual places; DataError where there are several."""
+    path = root / config.annotations
+    there = [] if path.is_file() else coco.find_annotations(root)
+    if len(there) == 1 and config.annotations == DiscoveryConfig.annotations:
+        return there[0]
+    if there:
+        choices = [f"--layout coco --annotations {file.relative_to(root).as_posix()}" for file in there]
+        raise DataError(f"{path}: no such file. Name one of those that are there: {' or '.join(choices)}")
+    return path
 
 
 def _read_boxes(config: DiscoveryConfig, root: Path, layout: str) -> tuple[list[BoxedImage], list[Path]]:
@@ -303,10 +318,12 @@ def _read_boxes(config: DiscoveryConfig, root: Path, layout: str) -> tuple[list[
 
     if layout == "voc":
         voc = load_voc_boxes(root, config.split, hard=not config.no_hard)
-        return voc, [root / "Annotations" / f"{image.name}.xml" for image in voc]
+        return voc, [image.annotation for image in voc if image.annotation]
     if layout == "coco":
-        annotations = root / config.annotations
-        return load_coco_boxes(annotations, root / config.images, config.only), [annotations]
+        annotations = _annotations(config, root)
+        return load_coco_boxes(annotations, coco.find_images(annotations, root / config.images), config.only), [
+            annotations
+        ]
     pairs = load_saliency(root)
     return boxes_of_masks(pairs), [pair.mask for pair in pairs]
 

@@ -281,3 +281,27 @@ def test_command_line(voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         "green.jpg",
         "red.jpg",
     ]
+
+
+def write_export(folder: Path) -> None:
+    """A split as Roboflow exports it: pictures and _annotations.coco.json in one folder."""
+    folder.mkdir(parents=True)
+    Image.new("RGB", (30, 20)).save(folder / "a.jpg")
+    entry = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [2, 3, 10, 8], "iscrowd": 0}
+    record = {"images": [{"id": 0, "file_name": "a.jpg"}], "annotations": [entry], "categories": []}
+    (folder / "_annotations.coco.json").write_text(json.dumps(record))
+
+
+def test_an_export_with_one_annotation_file_is_read_and_of_several_it_is_asked_which(tmp_path: Path):
+    write_export(tmp_path / "train")
+    for root in (tmp_path, tmp_path / "train"):
+        images, facts, _ = open_images(DiscoveryConfig(data=str(root)))
+        assert [(image.name, image.boxes) for image in images] == [("a", ((2, 3, 12, 11),))]
+        assert facts.benchmark is None
+    write_export(tmp_path / "valid")
+    with pytest.raises(
+        DataError, match=r"--layout coco --annotations train/_annotations\.coco\.json or .*valid/_annot"
+    ):
+        open_images(DiscoveryConfig(data=str(tmp_path)))
+    chosen = DiscoveryConfig(data=str(tmp_path), layout="coco", annotations="valid/_annotations.coco.json")
+    assert open_images(chosen)[0][0].image == tmp_path / "valid" / "a.jpg"

@@ -1,0 +1,246 @@
+"""COCO annotation files: images, their objects, and which file each image is.
+
+Ids are numbers in COCO's own files; other tools write texts, and may write 7 in one place and "7" in the other.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from data import DataError
+from data.files import IMAGE_SUFFIXES, FilesByStem, natural_key, read_by_stem
+from data.lists import read_list
+from data.notices import say
+
+Id = int | str
+Entry = dict[str, Any]
+
+ANNOTATION_FILES = ("_annotations.coco.json", "*/_annotations.coco.json", "annotations/*.json")
+"""Where exports have their annotations (Roboflow, COCO, CVAT), in the order in which they are looked for."""
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """What an annotation file says."""
+
+    path: Path
+    images: dict[Id, Entry]
+    """By id, in the order of the file."""
+    objects: dict[Id, list[Entry]]
+    """For each image its annotations, crowds too."""
+
+
+def read(path: Path) -> CocoFile:
+    """An annotation file, in UTF-8 (or as its byte order mark says).
+
+    Raises:
+        DataError: no such file, not such a file, no images, or ids that do not tell images apart.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected COCO's instances_*.json")
+    try:
+        record = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError too
+        raise DataError(f"{path}: not a COCO annotation file ({type(error).__name__}: {error})") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{path}: not a COCO annotation file (it holds a {type(record).__name__}, expected an object)")
+    listed, annotations = _entries(path, record, "images"), _entries(path, record, "annotations")
+    images: dict[Id, Entry] = {}
+    for entry in listed:
+        identity, name = _whole(entry.get("id")), entry.get("file_name")
+        if not isinstance(identity, int | str):
+            raise DataError(f"{path}: an image ({name!r}) has id {identity!r}; expected a number or a text")
+        if not isinstance(name, str) or not name:
+            raise DataError(f"{path}: image {identity} has file_name {name!r}; expected a text")
+        if images.setdefault(identity, entry) is not entry:
+            raise DataError(f"{path}: two images with the id {identity!r}. Give each its own")
+    return CocoFile(path, images, _by_image(path, images, annotations))
+
+
+def _entries(path: Path, record: Entry, key: str) -> list[Entry]:
+    entries = record.get(key)
+    if not isinstance(entries, list) or (key == "images" and not entries):
+        raise DataError(f"{path}: no images or no annotations in it; expected COCO's instances_*.json")
+    if not all(isinstance(entry, dict) for entry in entries):
+        raise DataError(f"{path}: not a COCO annotation file ({key} holds more than objects)")
+    return entries
+
+
+def _by_image(path: Path, images: dict[Id, Entry], annotations: Sequence[Entry]) -> dict[Id, list[Entry]]:
+    """Annotations by the id of their image, 7 and "7" being one where this is clear."""
+    objects: dict[Id, list[Entry]] = {identity: [] for identity in images}
+    by_number = _by_number(images)
+    strange: list[Any] = []
+    for entry in annotations:
+        identity = _whole(entry.get("image_id"))
+        if not (isinstance(identity, int | str) and identity in objects):
+            identity = by_number.get(_number(identity))
+        if identity is None:
+            strange.append(entry.get("image_id"))
+        else:
+            objects[identity].append(entry)
+    if strange and len(strange) == len(annotations):
+        raise DataError(
+            f"{path}: no annotation is of a listed image: image_id {strange[0]!r}, ..., but ids of images are "
+            f"{', '.join(repr(identity) for identity in list(images)[:3])}, .... Are these two parts of one data set?"
+        )
+    if strange:
+        say(f"{path}: {len(strange)} annotations are of images that it does not list (image_id {strange[0]!r}, ...).")
+    return objects
+
+
+def _by_number(identities: Iterable[Id]) -> dict[str, Id]:
+    """Ids by the whole number that they are, but for numbers that several are."""
+    by_number: dict[str, Id] = {}
+    twice = set()
+    for identity in identities:
+        number = _number(identity)
+        if by_number.setdefault(number, identity) != identity:
+            twice.add(number)
+    return {number: identity for number, identity in by_number.items() if number not in twice}
+
+
+def _whole(identity: Any) -> Any:
+    """7 for 7.0, which tables write; anything else as it is."""
+    return int(identity) if isinstance(identity, float) and identity.is_integer() else identity
+
+
+def _number(identity: object) -> str:
+    """The whole number that an id is, as a text; for any other a text that is no number's."""
+    text = str(identity).strip()
+    return str(int(text)) if text.isdecimal() else f"not a number: {text}"
+
+
+def is_crowd(entry: Entry) -> bool:
+    """Whether an annotation is a region of many objects."""
+    return str(entry.get("iscrowd") or 0).lower() not in ("0", "0.0", "false", "")
+
+
+def chosen(dataset: CocoFile, path: Path) -> list[Id]:
+    """Ids of the images that a list of file names or ids names.
+
+    Raises:
+        DataError: no such list, a line that is no image, or a name that several images have.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected a list of image file names or ids, one a line")
+    by_name: dict[str, list[Id]] = {}
+    for identity, entry in dataset.images.items():
+        for name in dict.fromkeys((_slashes(entry["file_name"]), _slashes(entry["file_name"]).rpartition("/")[2])):
+            by_name.setdefault(_bare(name), []).append(identity)
+    by_number = _by_number(dataset.images)
+    taken: list[Id] = []
+    for line in filter(None, map(str.strip, read_list(path))):
+        named = by_name.get(_bare(_slashes(line))) or by_name.get(_bare(_slashes(line).rpartition("/")[2]), [])
+        if len(named) > 1:
+            raise DataError(f"{path}: {line!r} is the name of {len(named)} images. Name them with their folders")
+        identity = named[0] if named else line if line in dataset.images else by_number.get(_number(line))
+        if identity is None:
+            raise DataError(f"{path}: {line!r} is no image of the annotation file, by file name or by id")
+        taken.append(identity)
+    return list(dict.fromkeys(taken))
+
+
+def _slashes(name: str) -> str:
+    return name.replace("\\", "/")
+
+
+def _bare(name: str) -> str:
+    """A name without the ending of a picture."""
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) if path.suffix.lower() in IMAGE_SUFFIXES else name
+
+
+def find_files(dataset: CocoFile, folder: Path, identities: Iterable[Id]) -> dict[Id, Path]:
+    """The file of each image: as named below `folder`, else beside the annotations, with the folders it is named with.
+
+    A path of another machine is looked for by its end, where no other image of the file has that end.
+
+    Raises:
+        DataError: a file is missing.
+    """
+    places = list(dict.fromkeys((folder, dataset.path.parent, folder.parent)))
+    finders = [read_by_stem(place) for place in places]
+    paths, moved = {}, []
+    for identity in identities:
+        name = dataset.images[identity]["file_name"]
+        path = _as_named(name, places, finders)
+        if path is None:
+            path = _by_end(name, dataset, folder)
+            moved.append(name)
+        if path is None:
+            raise DataError(_missing(dataset, identity, folder))
+        paths[identity] = path
+    if moved:
+        say(
+            f"{dataset.path}: {len(moved)} paths of another machine ({moved[0]}, ...) are read by their ends in "
+            f"{folder}."
+        )
+    return paths
+
+
+def _as_named(name: str, places: Sequence[Path], finders: Sequence[Any]) -> Path | None:
+    """The file of exactly this name, with slashes turned, or with another ending of a picture."""
+    for text in dict.fromkeys((name, _slashes(name))):
+        for place in places:
+            if (place / text).is_file():
+                return place / text
+    relative = _slashes(name)
+    if _is_absolute(relative):
+        return None
+    return next((path for find in finders if (path := find(relative)) is not None), None)
+
+
+def _is_absolute(name: str) -> bool:
+    return name.startswith("/") or PureWindowsPath(name).is_absolute()
+
+
+def _by_end(name: str, dataset: CocoFile, folder: Path) -> Path | None:
+    parts = PurePosixPath(_slashes(name)).parts
+    if not _is_absolute(_slashes(name)):
+        return None
+    for count in range(len(parts) - 1, 0, -1):
+        end = "/".join(parts[-count:])
+        if (folder / end).is_file():
+            same = sum(f"/{_slashes(entry['file_name'])}".endswith(f"/{end}") for entry in dataset.images.values())
+            return folder / end if same == 1 else None
+    return None
+
+
+def _missing(dataset: CocoFile, identity: Id, folder: Path) -> str:
+    name = dataset.images[identity]["file_name"]
+    last = PurePosixPath(_slashes(name)).name
+    there = FilesByStem(folder).find(last)
+    hint = f". {there} is there, but it has no folder in its path, and is perhaps another image" if there else ""
+    return f"{folder / name}: no such file, but {dataset.path} lists it as image {identity}{hint}"
+
+
+def find_annotations(root: Path) -> list[Path]:
+    """Annotation files that are at their usual places below a folder, the first kind of place that has any."""
+    for pattern in ANNOTATION_FILES:
+        files = sorted((path for path in root.glob(pattern) if _looks_like_coco(path)), key=natural_key)
+        if files:
+            return files
+    return []
+
+
+def _looks_like_coco(path: Path) -> bool:
+    """Whether the first bytes of a file are those of an annotation file; whole ones may have hundreds of MB."""
+    with path.open("rb") as stream:
+        start = stream.read(1 << 16)
+    return any(f'"{key}"'.encode() in start for key in ("images", "image_id"))
+
+
+def find_images(annotations: Path, images: Path) -> Path:
+    """The folder of the images of an annotation file: `images` where it is there, else where the first image is."""
+    if images.is_dir():
+        return images
+    first = next(iter(read(annotations).images.values()))["file_name"]
+    beside, above = annotations.parent, annotations.parent.parent
+    split = annotations.stem.removeprefix("instances_")
+    for folder in (beside, above, beside / "images", above / "images", above / "images" / split, above / split):
+        if _as_named(first, [folder], [read_by_stem(folder)]) is not None:
+            return folder
+    return images
