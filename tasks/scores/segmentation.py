@@ -31,3 +31,43 @@ def class_iou(matrix: Counts) -> npt.NDArray[np.float64]:
 def pixel_accuracy(matrix: Counts) -> float:
     """Share of pixels in percent whose class is right."""
     return 100 * float(np.diag(matrix).sum() / max(matrix.sum(), 1))
+
+
+def without_zero(labels: npt.NDArray[np.uint8], void: int = 255) -> npt.NDArray[np.uint8]:
+    """Class ids from 0 instead of 1; 0 becomes void (ADE20K's `reduce_zero_label`)."""
+    return np.where(labels == void, void, labels - 1).astype(np.uint8)  # uint8: 0 - 1 is 255
+
+
+def areas(predicted: npt.NDArray, truth: npt.NDArray, classes: int, void: int = 255) -> Counts:
+    """Pixels of each class in the intersection, the union, the prediction and the truth [4, K], void left out.
+
+    Predicted ids of `classes` or more belong to no class. Source: dinov3 `eval/segmentation/metrics.py`.
+    """
+    counted = truth != void
+    ours, theirs = predicted[counted], truth[counted]
+
+    def sizes(ids: npt.NDArray) -> Counts:
+        return np.bincount(ids[ids < classes].astype(np.int64), minlength=classes)
+
+    intersect, of_prediction, of_truth = sizes(ours[ours == theirs]), sizes(ours), sizes(theirs)
+    return np.stack([intersect, of_prediction + of_truth - intersect, of_prediction, of_truth])
+
+
+def area_scores(total: Counts) -> dict[str, npt.NDArray[np.float64]]:
+    """Scores of each class from summed areas [4, K], 0 to 1; not-a-number where a class has no pixel to divide by.
+
+    iou (and mIoU, the same), acc, dice, fscore, precision, recall for each class [K]; aAcc over all pixels [1].
+    """
+    intersect, union, of_prediction, of_truth = total.astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision, recall = intersect / of_prediction, intersect / of_truth
+        return {
+            "iou": intersect / union,
+            "mIoU": intersect / union,
+            "acc": recall,
+            "aAcc": np.array([intersect.sum() / of_truth.sum()]),
+            "dice": 2 * intersect / (of_prediction + of_truth),
+            "fscore": 2 * precision * recall / (precision + recall),
+            "precision": precision,
+            "recall": recall,
+        }

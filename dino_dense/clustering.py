@@ -1,0 +1,102 @@
+"""k-means of patch features as Leopart and NeCo prepare them: standardized, 50 principal components.
+
+Shapes: N patches, D features, P components, K clusters.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+COMPONENTS = 50
+ITERATIONS = 100
+STARTS = 5
+
+
+class Scaling(NamedTuple):
+    """Mean and standard deviation of each feature over all patches."""
+
+    mean: Tensor
+    """[D], float64."""
+    scale: Tensor
+    """[D], float64; 1 where a feature is constant."""
+
+    def apply(self, features: Tensor) -> Tensor:
+        """[N, D] -> [N, D] of mean 0 and standard deviation 1, float32."""
+        return ((features.double() - self.mean) / self.scale).float()
+
+
+class Components(NamedTuple):
+    """The leading principal components of standardized features."""
+
+    mean: Tensor
+    """[D]"""
+    axes: Tensor
+    """[D, P], of length 1, the one of largest variance first; the largest loading of each is positive."""
+    variances: Tensor
+    """[P]"""
+
+    def apply(self, features: Tensor) -> Tensor:
+        """[N, D] -> [N, P], centered, not whitened."""
+        return (features - self.mean) @ self.axes
+
+
+class Clusters(NamedTuple):
+    """The best of several starts of k-means."""
+
+    labels: Tensor
+    """[N], 0 to K - 1."""
+    centers: Tensor
+    """[K, D]"""
+    objective: float
+    """Sum of squared distances to the nearest center."""
+
+
+def fit_scaling(features: Tensor) -> Scaling:
+    """From features [N, D] (scikit-learn's StandardScaler: the biased standard deviation).
+
+    Raises:
+        ValueError: there is no feature, or a value is not finite.
+    """
+    if not len(features) or not bool(features.isfinite().all()):
+        raise ValueError(f"features {tuple(features.shape)}: expected one row or more, all finite.")
+    wide = features.double()
+    scale = wide.std(0, correction=0)
+    return Scaling(wide.mean(0), torch.where(scale > 0, scale, 1.0))
+
+
+def fit_components(features: Tensor, count: int = COMPONENTS) -> Components:
+    """The leading `count` principal components of features [N, D] (`faiss.PCAMatrix`: centered, not whitened).
+
+    Raises:
+        ValueError: there are fewer features or rows than components.
+    """
+    if min(features.shape) < count:
+        raise ValueError(f"{count} components of features {tuple(features.shape)}: expected at least as many of both.")
+    mean = features.double().mean(0)
+    centered = features.double() - mean
+    variances, axes = torch.linalg.eigh(centered.T @ centered / len(features))
+    leading = axes[:, -count:].flip(1)
+    signs = leading.gather(0, leading.abs().argmax(0, keepdim=True)).sign()
+    return Components(mean.float(), (leading * signs).float(), variances[-count:].flip(0).float())
+
+
+def cluster(features: Tensor, count: int, seed: int, *, starts: int = STARTS, iterations: int = ITERATIONS) -> Clusters:
+    """Lloyd's k-means from several k-means++ starts, by scikit-learn.
+
+    Args:
+        features: [N, D].
+        count: K, 1 to N.
+
+    Raises:
+        ValueError: there are fewer rows than clusters.
+    """
+    from sklearn.cluster import KMeans
+
+    if not 1 <= count <= len(features):
+        raise ValueError(f"{count} clusters of {len(features)} patches: expected 1 to {len(features)}.")
+    rows = np.ascontiguousarray(features.cpu().numpy(), np.float32)
+    fitted = KMeans(count, n_init=starts, max_iter=iterations, random_state=seed).fit(rows)
+    labels, centers = torch.from_numpy(fitted.labels_.astype(np.int64)), torch.from_numpy(fitted.cluster_centers_)
+    return Clusters(labels, centers, float(fitted.inertia_))

@@ -1,0 +1,71 @@
+"""Correspondences of points between two images by the most similar patch or pixel, nothing trained.
+
+Shapes: P points (x, y), D features, h x w patch grid, H x W pixels.
+Sources: probe3d `evaluate_spair_correspondence.py`, dift `eval_spair.py`, GeoAware-SC `pck_train.py`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SOFT_TEMPERATURE = 0.02  # GeoAware-SC
+SOFT_WINDOW = 5  # cells on each side of the best cell, GeoAware-SC
+
+
+def sampled_at_corners(features: Tensor, points: Tensor, side: int) -> Tensor:
+    """Features [P, D] of length 1 at points, bilinearly; the corners of the map are the corners of the image (Probe3D).
+
+    Args:
+        features: [D, g, g] of a square image of `side` pixels.
+        points: [P, 2], pixels.
+    """
+    grid = (2 * points.to(features) / side - 1)[None, None]
+    sampled = F.grid_sample(F.normalize(features, dim=0)[None], grid, mode="bilinear", align_corners=True)
+    return F.normalize(sampled[0, :, 0].T, dim=1)
+
+
+def best_cells(queries: Tensor, features: Tensor) -> Tensor:
+    """The most similar cell (x, y) of a map [D, h, w] for each of [P, D], int64 [P, 2]; the first in rows of equals."""
+    similarity = F.normalize(queries, dim=1) @ F.normalize(features.flatten(1), dim=0)
+    index = similarity.argmax(dim=1)
+    return torch.stack([index % features.shape[2], index // features.shape[2]], dim=1)
+
+
+def at_pixels(features: Tensor, size: tuple[int, int]) -> Tensor:
+    """A map [D, h, w] bilinearly at every pixel of `size` (H, W), then of length 1, [D, H, W] (DIFT)."""
+    large = F.interpolate(features[None], size, mode="bilinear", align_corners=False)[0]
+    return F.normalize(large, dim=0)
+
+
+def pixel_features(features: Tensor, points: Tensor) -> Tensor:
+    """Features [P, D] of a map [D, H, W] at whole pixels (x, y) [P, 2].
+
+    Raises:
+        ValueError: a point lies outside the map.
+    """
+    height, width = features.shape[1:]
+    x, y = points.long().T
+    if not bool(((x >= 0) & (x < width) & (y >= 0) & (y < height)).all()):
+        raise ValueError(f"a point lies outside the image of {height}x{width} pixels (HxW): {points.tolist()}.")
+    return features[:, y, x].T
+
+
+def soft_cells(queries: Tensor, features: Tensor, window: int = SOFT_WINDOW) -> Tensor:
+    """Mean cell (x, y) around the most similar one, float [P, 2], weighted by a softmax of the cosine (GeoAware-SC).
+
+    Similarities outside the window are set to 0, not to minus infinity, as in the reference.
+
+    Args:
+        queries: [P, D].
+        features: [D, h, w].
+        window: cells on each side of the best cell.
+    """
+    height, width = features.shape[1:]
+    similarity = (F.normalize(queries, dim=1) @ F.normalize(features.flatten(1), dim=0)).view(-1, height, width)
+    best = best_cells(queries, features)
+    columns, rows = torch.arange(width), torch.arange(height)
+    near = ((columns - best[:, :1]).abs() <= window)[:, None] & ((rows - best[:, 1:]).abs() <= window)[:, :, None]
+    weights = ((similarity * near) / SOFT_TEMPERATURE).flatten(1).softmax(dim=1).view_as(similarity)
+    x = (weights.sum(1) * columns).sum(1)
+    y = (weights.sum(2) * rows).sum(1)
+    return torch.stack([x, y], dim=1)

@@ -1,0 +1,61 @@
+"""Tracks of points through a video by the most similar patch of each frame, nothing trained.
+
+Shapes: T frames, h x w patch grid, D features, Q queries.
+Source: fomo_point_tracking `zero_shot.py` (arXiv 2408.13575).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def query_features(features: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
+    """Features [Q, D] at points of the frames, bilinearly between the centers of the patches.
+
+    Args:
+        features: [T, D, h, w].
+        points: [Q, 3]: frame, y, x in pixels of frames of `size` (H, W).
+
+    Raises:
+        ValueError: a point lies outside its frame, or a frame does not exist.
+    """
+    frames = points[:, 0].round().long()
+    height, width = size
+    inside = (points[:, 1] >= 0) & (points[:, 1] <= height) & (points[:, 2] >= 0) & (points[:, 2] <= width)
+    if not bool((inside & (frames >= 0) & (frames < len(features))).all()):
+        raise ValueError(f"a point lies outside the {len(features)} frames of {height}x{width} pixels (HxW).")
+    grid = torch.stack([2 * points[:, 2] / width - 1, 2 * points[:, 1] / height - 1], dim=-1).to(features)
+    result = features.new_empty(len(points), features.shape[1])
+    for frame in frames.unique().tolist():
+        rows = (frames == frame).nonzero()[:, 0]
+        sampled = F.grid_sample(
+            features[frame][None], grid[rows][None, None], mode="bilinear", padding_mode="border", align_corners=False
+        )
+        result[rows] = sampled[0, :, 0].T
+    return result
+
+
+def track_points(features: Tensor, queries: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Follow features [Q, D] to the most similar patch of each frame.
+
+    The time and memory are linear in frames and in queries: one product [Q, h*w] a frame.
+
+    Args:
+        features: [T, D, h, w].
+        queries: [Q, D] of `query_features`.
+        size: (H, W) of the frames, pixels.
+
+    Returns:
+        Positions (x, y) of patch centers in pixels [Q, T, 2], and their cosine [T, Q].
+    """
+    unit = F.normalize(queries, dim=-1)
+    height, width = features.shape[-2:]
+    scale = torch.tensor([size[1] / width, size[0] / height], dtype=features.dtype, device=features.device)
+    tracks, cosines = [], []
+    for frame in features:
+        similarity = unit @ F.normalize(frame.flatten(1), dim=0)  # [Q, h*w]
+        best = similarity.max(dim=1)
+        cell = torch.stack([best.indices % width, best.indices // width], dim=-1)
+        tracks.append((cell + 0.5) * scale)
+        cosines.append(best.values)
+    return torch.stack(tracks, dim=1), torch.stack(cosines)

@@ -1,0 +1,71 @@
+"""Depth from the logits of a linear head: bins to meters, and the loss it is trained with.
+
+Shapes: B images, n bins, h x w cells. Source: dinov3 `eval/depth/models` (FeaturesToDepth), `eval/depth/loss.py`;
+dinov2's depth heads give the same for uniform bins.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Spacing = Literal["linear", "log"]
+Weighting = Literal["linear", "softmax", "sigmoid"]
+FLOOR = 0.1  # added to the rectified logits of the linear weighting
+LOG_EPS = 1e-3  # meters, added before the logarithm of the loss
+MEAN_WEIGHT = 0.15  # of the squared mean of log differences in the loss (1 - lambda of Eigen et al. 2014, lambda 0.85)
+
+
+def bin_depths(count: int, low: float, high: float, spacing: Spacing = "linear") -> Tensor:
+    """Depth of each bin in meters, float32 [n], both ends included.
+
+    Raises:
+        ValueError: fewer than two bins, or a range that is not 0 < low < high (0 <= low for linear spacing).
+    """
+    if count < 2 or not 0 <= low < high or (spacing == "log" and low <= 0):
+        raise ValueError(f"{count} bins from {low} to {high} m ({spacing}): expected two or more, and 0 < low < high.")
+    if spacing == "linear":
+        return torch.linspace(low, high, count)
+    return torch.logspace(*torch.tensor([low, high]).log10().tolist(), count)
+
+
+def expected_depth(logits: Tensor, depths: Tensor, weighting: Weighting = "linear") -> Tensor:
+    """Mean depth of the bins, weighted by the logits [B, n, h, w] -> meters [B, 1, h, w].
+
+    Args:
+        depths: [n] of `bin_depths`.
+        weighting: linear (relu + 0.1), sigmoid, or softmax; each is divided by its sum over the bins.
+    """
+    if weighting == "softmax":
+        shares = logits.softmax(dim=1)
+    else:
+        weights = logits.relu() + FLOOR if weighting == "linear" else logits.sigmoid()
+        shares = weights / weights.sum(dim=1, keepdim=True)
+    return torch.einsum("bnhw,n->bhw", shares, depths.to(logits))[:, None]
+
+
+def sig_loss(predicted: Tensor, truth: Tensor, max_depth: float, *, warm_up: bool = False) -> Tensor:
+    """Scale-invariant loss of log depth (Eigen et al. 2014), over pixels with 0 < truth <= `max_depth`.
+
+    sqrt(0.15 mean(g)^2 + var(g)), g the difference of logarithms; without the variance while `warm_up`.
+
+    Raises:
+        ValueError: no pixel has a depth.
+    """
+    valid = (truth > 0) & (truth <= max_depth)
+    if not bool(valid.any()):
+        raise ValueError(f"no pixel has a depth between 0 and {max_depth} m: check the unit of the depth maps.")
+    g = (predicted[valid] + LOG_EPS).log() - (truth[valid] + LOG_EPS).log()
+    spread = g.new_zeros(()) if warm_up else g.var()
+    return (spread + MEAN_WEIGHT * g.mean().square()).sqrt()
+
+
+def mean_of_flips(depth: Tensor, flipped: Tensor) -> Tensor:
+    """Mean of the depth of an image and of its mirror image, [B, 1, h, w] each; the second is mirrored back."""
+    return (depth + flipped.flip(-1)) / 2
+
+
+def at_size(depth: Tensor, size: tuple[int, int], low: float, high: float) -> Tensor:
+    """Depth [B, 1, h, w] bilinearly at `size` (H, W), cut to the range in meters."""
+    return F.interpolate(depth, size, mode="bilinear", align_corners=False).clamp(low, high)
