@@ -16,7 +16,7 @@ from data.video import sampled_frames
 from data.video_writer import VideoWriter
 from dino_dense import Backbone, distributed
 from dino_dense.arrays import Pixels
-from dino_dense.config import command_line
+from dino_dense.config import command_line, schema
 from dino_dense.maps import (
     MASS,
     RESOLUTION,
@@ -42,14 +42,14 @@ Look = Callable[[Pixels], dict[str, Pixels]]
 class AttentionConfig:
     """What to look at, and how"""
 
-    input: str | None = None
+    input: str | None = schema.path()
     """An image, a folder of images, or a video."""
     kind: Literal["attention", "pca", "match"] = "attention"
     """attention: of the class token, each head's; pca: three leading components of the patch tokens as colours, shared
     by all images of a folder or frames of a video; match: how like each patch is to the one at --query."""
     query: tuple[int, int] | None = None
     """Of match: a pixel x,y of the input (of a video's first frame, of a folder's first image)."""
-    target: str | None = None
+    target: str | None = schema.path()
     """Of match: the image, folder or video that is searched; without it, the input itself."""
     resolution: int = RESOLUTION
     """Short side that the network sees, pixels (DINO's visualize_attention.py: 480)."""

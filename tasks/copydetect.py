@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +19,7 @@ from data.images import UnlabelledImages, list_images, read_rgb
 from data.sample import sample_data
 from dino_dense import Metric, Picture
 from dino_dense.config import command_line
+from dino_dense.config.schema import idle_fields, path, runtime, selects
 from dino_dense.progress import tracked
 from tasks.harness import figures
 from tasks.harness.context import Context, DataFacts
@@ -37,48 +38,46 @@ if TYPE_CHECKING:
 PIECES = ("cls1", "gem")
 METRICS = (Metric("mAP"), Metric("recall@1"))
 STRIPS, STRIP_RESULTS = 6, 5  # pictures, and results on each
-PUBLISHED_TOP = 20  # eval_copy_detection.py
-FURTHER = ("distractors", "whiten")  # fields that name folders of images that are neither copy nor original
 PUBLISHED_FURTHER = {"distractors": 10_000, "whiten": 20_000}  # images of YFCC100M (arXiv 2104.14294, sec. 4.2.1)
-FOLDER_FIELDS = ("attacks", "max_queries")  # say nothing about Copydays
 ALL_ATTACKS = "all"
+ATTACKS = (
+    *("crop10", "crop30", "crop50", "crop80"),
+    *("jpeg75", "jpeg20", "jpeg8", "jpeg3"),
+    *("blur2", "blur5", "print"),
+)
 
 
 @dataclass(frozen=True)
 class CopydetectConfig:
     """Which images, how they are attacked, and how they are described"""
 
-    data: str | None = None
+    data: str | None = path()
     """Folder of Copydays (original/, strong/, crops/, jpegqual/) or of any images; without it, the embedded
     set."""
-    layout: Literal["auto", "copydays", "folder"] = "auto"
+    layout: Literal["auto", "copydays", "folder"] = selects("auto")
     """auto: copydays where there is an original/, else any folder, whose images are attacked here."""
-    attacks: tuple[str, ...] = (
-        *("crop10", "crop30", "crop50", "crop80"),
-        *("jpeg75", "jpeg20", "jpeg8", "jpeg3"),
-        *("blur2", "blur5", "print"),
-    )
+    attacks: tuple[str, ...] = selects(ATTACKS, layout="folder")
     """Attacks on a folder's images: cropN (percent of the surface cut away), jpegN (quality), blurN (percent of
     the short side), print."""
-    max_queries: int | None = None
+    max_queries: int | None = selects(None, layout="folder")
     """Attack only so many of a folder's images, evenly spread; all are searched."""
-    distractors: str | None = None
+    distractors: str | None = path()
     """Folder of further images to search among (the paper: 10,000 of YFCC100M)."""
-    whiten: str | None = None
+    whiten: str | None = path()
     """Folder of other images to learn a whitening from (the paper: 20,000 of YFCC100M)."""
     centred_whitening: bool = False
     """Whiten by the covariance; eval_copy_detection.py uses the second moments about zero."""
     image_size: int = 224
     """Side that images are squashed to, bicubic, pixels; a multiple of the patch size (paper: 224 for ViT-B/16,
     320 for ViT-B/8)."""
-    top: int | None = PUBLISHED_TOP
+    top: int | None = 20
     """Only so many first results count (eval_copy_detection.py); null: all."""
     fast_decode: bool = False
     """Decode large JPEGs at a half, a quarter or an eighth of their size where that suffices: faster, and pixels differ
     a little from the published protocol's. Copies are made from, and read as, whole images."""
-    batch_size: int = 64
+    batch_size: int = runtime(64)
     """Images extracted at once; does not change the result."""
-    workers: int = 0
+    workers: int = runtime(0)
     """Processes that read images beside the main one."""
 
     def __post_init__(self) -> None:
@@ -143,10 +142,11 @@ def open_copies(config: CopydetectConfig, seed: int) -> _Copies:
         ValueError: an option is set that says nothing about these images.
     """
     root = Path(config.data) if config.data else sample_data().images / "val"
-    folders = {name: getattr(config, name) for name in FURTHER}
+    folders = {"distractors": config.distractors, "whiten": config.whiten}
     further = {name: list_images(folder) if folder else [] for name, folder in folders.items()}
     if config.layout == "copydays" or (config.layout == "auto" and is_copydays(root)):
-        _check_idle(config, root)
+        if idle := idle_fields(config, "copydays"):
+            raise ValueError(f"{root}: is read as Copydays, where {', '.join(idle)} mean nothing. Leave them out.")
         copies = _open_copydays(root, further, config)
     else:
         copies = _open_folder(root, further, config, seed)
@@ -154,14 +154,6 @@ def open_copies(config: CopydetectConfig, seed: int) -> _Copies:
     if both:
         raise DataError(f"{min(both)}: an original, and a distractor too. Name another --distractors.")
     return copies
-
-
-def _check_idle(config: CopydetectConfig, root: Path) -> None:
-    """Raise for options about attacks where the attacks are given."""
-    defaults = {item.name: item.default for item in fields(CopydetectConfig)}
-    idle = [name for name in FOLDER_FIELDS if getattr(config, name) != defaults[name]]
-    if idle:
-        raise ValueError(f"{root}: is read as Copydays, where {', '.join(idle)} mean nothing. Leave them out.")
 
 
 def _open_copydays(root: Path, further: Mapping[str, list[Path]], config: CopydetectConfig) -> _Copies:
@@ -178,7 +170,7 @@ def _open_copydays(root: Path, further: Mapping[str, list[Path]], config: Copyde
             n=attacks.count(STRONG) or len(paths),
             unit=f"{STRONG} copies" if headline == STRONG else "copies",
             sha256=_hash(root, found.originals + paths, further, config),
-            benchmark=published_benchmark(found, further, config),
+            dataset=published_dataset(found, further),
         ),
         originals=found.originals,
         further=further,
@@ -189,14 +181,10 @@ def _open_copydays(root: Path, further: Mapping[str, list[Path]], config: Copyde
     )
 
 
-def published_benchmark(found: Copydays, further: Mapping[str, list[Path]], config: CopydetectConfig) -> str | None:
-    """The published protocol, where all of it is kept; which images of YFCC100M it took is not published."""
-    same_data = {name: len(paths) for name, paths in further.items()} == PUBLISHED_FURTHER
-    if not (found.is_complete and same_data) or config.top != PUBLISHED_TOP:
-        return None
-    if config.centred_whitening or config.fast_decode:
-        return None
-    return f"Copydays strong, {config.image_size} px, 10k distractors, whitened"
+def published_dataset(found: Copydays, further: Mapping[str, list[Path]]) -> str | None:
+    """The published data, where they are complete; which images of YFCC100M it took is not published."""
+    same = {name: len(paths) for name, paths in further.items()} == PUBLISHED_FURTHER
+    return "Copydays strong, 10k distractors, whitened" if found.is_complete and same else None
 
 
 def _open_folder(root: Path, further: Mapping[str, list[Path]], config: CopydetectConfig, seed: int) -> _Copies:
@@ -338,7 +326,6 @@ TASK = Task(
     run=run,
     # Mild attacks: contract tests know the truth by a coarse thumbnail, which a strong crop or a print changes.
     smoke=CopydetectConfig(image_size=64, attacks=("crop10", "jpeg20", "blur2"), max_queries=60),
-    free=frozenset({"batch_size", "workers"}),
     # No `pieces`: images are squashed as by no other task, so nothing can be shared.
 )
 

@@ -3,7 +3,6 @@
 The first mask is carried along the video by nearest neighbours among frozen patch tokens; nothing is trained.
 """
 
-import dataclasses
 import math
 import shutil
 import sys
@@ -26,12 +25,12 @@ from data.masks import read_foreground, read_ids, write_mask
 from data.sample import sample_data
 from dino_dense import Backbone, Metric, Picture, Score, distributed
 from dino_dense.backbone.dino_vit import IMAGENET_MEAN, IMAGENET_STD
-from dino_dense.config import command_line, presets, schema
+from dino_dense.config import command_line
+from dino_dense.config.schema import path, runtime, selects
 from dino_dense.pipeline import Behind, read_ahead
 from dino_dense.progress import Progress, progress, tracked
 from dino_dense.propagation.frames import frame_size, resize_frame, to_float
 from dino_dense.propagation.labels import decode_labels, encode_labels
-from dino_dense.propagation.protocol import PropagationProtocol
 from dino_dense.propagation.stream import PropagationMemory, plan_memory, propagate_video
 from tasks.harness import figures
 from tasks.harness.context import Context, DataFacts
@@ -45,7 +44,6 @@ MIN_FRAMES = 3  # the first and the last are not scored
 GPU_BATCH = 8  # frames whose features are computed at once
 READERS, FINISHERS = 1, 1  # threads that read frames, and that write and score masks
 BACKLOG = 16  # masks waiting to be written
-PROTOCOL_FIELDS = frozenset(item.name for item in dataclasses.fields(PropagationProtocol))
 METRICS = tuple(
     Metric(name, higher_is_better="Decay" not in name, low=-100.0 if "Decay" in name else 0.0)
     for name in ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
@@ -56,27 +54,27 @@ METRICS = tuple(
 class DavisConfig(OwnVideoConfig):
     """Which videos, and every constant of the protocol"""
 
-    data: str | None = None
+    data: str | None = path()
     """Root of a DAVIS tree (ImageSets, JPEGImages, Annotations); without it, the embedded set."""
-    year: Literal[2016, 2017] = 2017
+    year: Literal[2016, 2017] = selects(2017)
     """2016: one foreground, any value above 0; 2017: ids, 255 is void."""
-    split: str = "val"
+    split: str = selects("val")
     """List under ImageSets/YEAR: val, train, test-dev, ... (test-dev has no ground truth: masks only)."""
-    sequences: tuple[str, ...] | None = None
+    sequences: tuple[str, ...] | None = selects(None)
     """Only these of the split: a,b,c."""
-    max_frames: int | None = None
+    max_frames: int | None = selects(None)
     """Only the first frames of each sequence (frames)."""
-    resolution: str = "480p"
+    resolution: str = selects("480p")
     """Folder under JPEGImages and Annotations; 480p is what is published. Of your own video, its short side instead of
     short_side, pixels."""
-    void: Literal["error", "background"] = "error"
+    void: Literal["error", "background"] = selects("error")
     """What value 255 in a 2017 first mask is."""
-    score: str | None = None
+    score: str | None = path()
     """Score the masks in this folder (SEQUENCE/FRAME.png) and run no backbone."""
-    max_memory: int = 512
+    max_memory: int = runtime(512)
     """Memory that propagation may take (context features and labels, one block of similarities), MiB; does not
     change the result. What it is predicted to take is printed."""
-    batch_size: int | None = None
+    batch_size: int | None = runtime(None)
     """Frames whose features are computed at once; without it, 1 on a CPU and 8 on a GPU."""
 
     def __post_init__(self) -> None:
@@ -171,22 +169,15 @@ def open_videos(config: DavisConfig) -> _Videos:
     name = f"DAVIS-{config.year} {config.split}" if config.data else "embedded videos (not DAVIS)"
     if config.data and not is_complete:
         name += f" (part: {len(sequences)} sequences, {n_frames} frames)"
-    protocol = protocol_name(config)
     facts = DataFacts(
         name=name,
         root=str(root),
         n=len(sequences),
         unit="sequences",
         sha256=file_list_hash(root, files),
-        benchmark=f"DAVIS-{config.year} val, preset {protocol}" if is_complete and protocol else None,
+        dataset=f"DAVIS-{config.year} val" if is_complete else None,
     )
     return _Videos(sequences, facts)
-
-
-def protocol_name(config: DavisConfig) -> str | None:
-    """The preset whose constants these are, all of them; None for a mixture."""
-    constants = {name: value for name, value in schema.to_plain(config).items() if name in PROTOCOL_FIELDS}
-    return presets.matching_protocol("davis", constants)
 
 
 def pixel_statistics(backbone: Backbone, config: DavisConfig) -> Backbone:
@@ -429,8 +420,6 @@ TASK = Task(
     metrics=METRICS,
     run=run,
     smoke=DavisConfig(short_side=192, max_frames=5),
-    presets="davis",
-    free=frozenset({"max_memory", "batch_size"}),
     needs_backbone=lambda config: config.score is None,
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from data.saliency import load_saliency
 from data.sample import sample_data
 from dino_dense import Metric, Picture
 from dino_dense.backbone.grid import fit
-from dino_dense.config import command_line, presets
+from dino_dense.config import command_line
+from dino_dense.config.schema import path, runtime, selects
 from dino_dense.distributed import in_order, share_of
 from dino_dense.files import write_text
 from dino_dense.objects.protocol import CONFIDENCE, SegmentProtocol
@@ -66,25 +66,25 @@ class DiscoveryProtocol(SegmentProtocol):
 class DiscoveryConfig(DiscoveryProtocol):
     """Which images, and every constant of the protocol"""
 
-    data: str | None = None
+    data: str | None = path()
     """Folder VOC2007 or VOC2012, a COCO folder, or images with masks (boxes are then drawn around the masks); without
     it, the embedded saliency pairs."""
-    layout: Literal["auto", "voc", "coco", "masks"] = "auto"
+    layout: Literal["auto", "voc", "coco", "masks"] = selects("auto")
     """What `data` is; auto looks for ImageSets/Main (voc) and for `annotations` or an export's own (coco)."""
-    split: str = "trainval"
+    split: str = selects("trainval")
     """List of a VOC tree, under ImageSets/Main."""
-    annotations: str = "annotations/instances_train2014.json"
+    annotations: str = selects("annotations/instances_train2014.json")
     """Of coco: the annotation file, below `data`; where there is none, an export's (Roboflow, CVAT) if it is the only
     one."""
-    images: str = "train2014"
+    images: str = selects("train2014")
     """Of coco: the folder of images, below `data`; where there is none, the folder where the annotations have them."""
-    only: str | None = None
+    only: str | None = path()
     """Of coco: file with the image names or ids to take, one a line (COCO-20k's list)."""
-    max_images: int | None = None
+    max_images: int | None = selects(None)
     """Only this many, evenly spaced."""
-    batch_size: int | None = None
+    batch_size: int | None = runtime(None)
     """Images of one size whose features are computed at once; without it, 1 on a CPU and 8 on a GPU."""
-    export_coco: bool = False
+    export_coco: bool = runtime(False)
     """Write boxes and masks as coco.json, which pycocotools reads."""
 
     def __post_init__(self) -> None:
@@ -94,9 +94,6 @@ class DiscoveryConfig(DiscoveryProtocol):
                 raise ValueError(f"{name} is {value}: expected 1 or more")
         if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
             raise ValueError(f"min_confidence is {self.min_confidence}: expected a number from 0 to 1")
-
-
-PROTOCOL_FIELDS = frozenset(item.name for item in dataclasses.fields(DiscoveryProtocol))
 
 
 class Found(NamedTuple):
@@ -180,7 +177,6 @@ def open_images(config: DiscoveryConfig) -> tuple[list[BoxedImage], DataFacts, i
     name = root.resolve().name if config.data else "embedded saliency pairs"
     if len(images) < total:
         name += f" (part: {len(images)} of {total})"
-    preset = presets.matching_protocol("discovery", {name: getattr(config, name) for name in PROTOCOL_FIELDS})
     known = (key for key, facts in DISCOVERY_SETS.items() if facts == (layout, bool(config.only), len(images)))
     facts = DataFacts(
         name=name,
@@ -188,7 +184,7 @@ def open_images(config: DiscoveryConfig) -> tuple[list[BoxedImage], DataFacts, i
         n=len(images),
         unit="images",
         sha256=file_list_hash(root, [*(image.image for image in images), *files]),
-        benchmark=next((f"{key}, preset {preset}" for key in known if preset and config.data), None),
+        dataset=next(known, None) if config.data else None,
     )
     return images, facts, len(listed) - total
 
@@ -377,8 +373,6 @@ TASK = Task(
     metrics=METRICS,
     run=run,
     smoke=DiscoveryConfig(max_images=12),
-    presets="discovery",
-    free=frozenset({"export_coco", "batch_size"}),
 )
 
 if __name__ == "__main__":

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dino_dense import Picture
 from dino_dense.backbone.grid import check_whole
-from dino_dense.config import command_line, presets, schema
-from tasks.finetuning.config import FREE, FinetuneConfig
+from dino_dense.config import command_line
+from tasks.finetuning.config import FinetuneConfig
 from tasks.harness.context import Context
 from tasks.harness.figures import curves
 from tasks.harness.runner import main
@@ -22,19 +21,6 @@ if TYPE_CHECKING:
     from dino_dense import Backbone
     from tasks.finetuning.loop import FineTuning
     from tasks.finetuning.measure import Predictions
-
-PRESETS = {
-    "CIFAR-10": "cifar10",
-    "CIFAR-100": "cifar100",
-    "Flowers-102": "flowers",
-    "Stanford Cars": "cars",
-    "iNaturalist 2018": "inat18",
-    "iNaturalist 2019": "inat19",
-    "ImageNet-1k": "imagenet",
-}
-"""Data set -> the preset whose constants are the published number's."""
-MACHINE_FIELDS = FREE | {"data", "accumulate", "eval_every", "amp"}
-"""Fields that are no part of a recipe."""
 
 
 def run(backbone: Backbone | None, config: FinetuneConfig, context: Context) -> Outcome:
@@ -58,7 +44,7 @@ def run(backbone: Backbone | None, config: FinetuneConfig, context: Context) -> 
     images = open_labelled(config.data)
     check_whole("crop", config.crop, backbone.patch_size, backbone.name)
     fine_tuning = FineTuning(backbone, config, images, context)
-    context.bind(images.facts(benchmark(config, images)))
+    context.bind(images.facts)
     predictions = fine_tuning.train()
     samples = hits(predictions.ranking, torch.tensor(images.test.labels), images.test_names)
     log = pd.DataFrame(fine_tuning.log)
@@ -67,22 +53,12 @@ def run(backbone: Backbone | None, config: FinetuneConfig, context: Context) -> 
         tables["confusion"] = confusion(predictions, images.test)
     return Outcome(
         scores=mean_scores(samples),
-        data=images.facts(benchmark(config, images)),
+        data=images.facts,
         tables=tables,
         note=_note(log, fine_tuning),
         samples=samples,
         pictures=_pictures(predictions, images, log, context) if context.world.is_main else (),
     )
-
-
-def benchmark(config: FinetuneConfig, images: LabelledSet) -> str | None:
-    """The published benchmark that these images with this recipe are; None for any other."""
-    name = images.published_name
-    if name not in PRESETS:
-        return None
-    recipe = schema.from_plain(FinetuneConfig, presets.load_protocol("finetune", PRESETS[name]))
-    kept = {field: getattr(config, field) for field in MACHINE_FIELDS}
-    return f"{name}, fine-tuned" if replace(recipe, **kept) == config else None
 
 
 def _note(log: pd.DataFrame, fine_tuning: FineTuning) -> str:
@@ -146,8 +122,6 @@ TASK = Task(
         resize=64,
         crop=64,
     ),
-    presets="finetune",
-    free=FREE,
 )
 
 if __name__ == "__main__":

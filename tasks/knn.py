@@ -13,6 +13,7 @@ import numpy as np
 from data.images import read_rgb
 from dino_dense import Picture
 from dino_dense.config import command_line
+from dino_dense.config.schema import path, runtime
 from tasks.harness import figures
 from tasks.harness.context import Context
 from tasks.harness.runner import main
@@ -34,7 +35,7 @@ HEADLINE_K = 20  # the best k in the paper, and the one it reports
 class KnnConfig:
     """Which images, and the constants of the vote"""
 
-    data: str | None = None
+    data: str | None = path()
     """Folder with train/CLASS/* and val/CLASS/* (or test/); without it, the embedded set."""
     k: tuple[int, ...] = (10, 20, 100, 200)
     """Neighbours that vote (eval_knn.py --nb_knn). The headline is 20 where listed, else the first."""
@@ -47,9 +48,9 @@ class KnnConfig:
     fast_decode: bool = False
     """Decode large JPEGs at a half, a quarter or an eighth of their size where that suffices: faster, and pixels differ
     a little from the published protocol's."""
-    batch_size: int = 64
+    batch_size: int = runtime(64)
     """Images extracted at once; does not change the result."""
-    workers: int = 0
+    workers: int = runtime(0)
     """Processes that read images beside the main one."""
 
     def __post_init__(self) -> None:
@@ -99,8 +100,7 @@ def run(backbone: Backbone | None, config: KnnConfig, context: Context) -> Outco
 
     assert backbone is not None
     images = open_labelled(config.data)
-    facts = images.facts(_benchmark(config, images))
-    context.bind(facts)
+    context.bind(images.facts)
     train = _features(backbone, images.train.paths, "train features", config, context)
     test = _features(backbone, images.test.paths, "test features", config, context)
     possible = [count for count in config.k if count <= len(train)] or [len(train)]
@@ -123,7 +123,7 @@ def run(backbone: Backbone | None, config: KnnConfig, context: Context) -> Outco
         note += f" There are {len(train)} training images, so k = {', '.join(map(str, left_out))} is left out."
     return Outcome(
         scores=mean_scores(samples[headline]),
-        data=facts,
+        data=images.facts,
         tables={"knn": table},
         note=note,
         samples=samples[headline],
@@ -171,12 +171,6 @@ def _draw(
     return tuple(pictures)
 
 
-def _benchmark(config: KnnConfig, images: LabelledSet) -> str | None:
-    constants = config.temperature, config.resize, config.crop, config.fast_decode
-    published = constants == (0.07, 256, 224, False) and HEADLINE_K in config.k
-    return f"{images.published_name} val, k = {HEADLINE_K}" if images.published_name and published else None
-
-
 TASK = Task(
     name="knn",
     summary="Weighted k-nearest-neighbour classification of frozen class tokens (top-1).",
@@ -185,7 +179,6 @@ TASK = Task(
     metrics=METRICS,
     run=run,
     smoke=KnnConfig(resize=64, crop=64),
-    free=frozenset({"batch_size", "workers"}),
     pieces=lambda config, backbone: frozenset({"cls1"}),
 )
 

@@ -8,7 +8,7 @@ from dino_dense.config import command_line
 from tasks.harness.context import Context
 from tasks.harness.runner import main
 from tasks.harness.task import Outcome, Task, mean_scores
-from tasks.images.labelled import LabelledSet, open_labelled
+from tasks.images.labelled import open_labelled
 from tasks.images.linear_config import LinearConfig
 from tasks.scores.classification import METRICS, hits
 
@@ -42,8 +42,7 @@ def run(backbone: Backbone | None, config: LinearConfig, context: Context) -> Ou
     assert backbone is not None
     images = open_labelled(config.data)
     pieces = pieces_of(config, backbone)
-    facts = images.facts(_benchmark(config, images))
-    context.bind(facts)
+    context.bind(images.facts)
     probe = LinearProbe(backbone, config, context, images, pieces)
     fit = probe.by_lbfgs if config.solver == "lbfgs" else probe.by_sgd
     candidates, scores_of, pictures = fit()
@@ -61,20 +60,8 @@ def run(backbone: Backbone | None, config: LinearConfig, context: Context) -> Ou
     if kind == "C" and not chosen["converged"]:
         note += " L-BFGS stopped before it converged."
     tables = {"candidates": candidates}
-    return Outcome(mean_scores(samples), facts, tables, note, samples, pictures)
+    return Outcome(mean_scores(samples), images.facts, tables, note, samples, pictures)
 
-
-def _benchmark(config: LinearConfig, images: LabelledSet) -> str | None:
-    """The published protocol leaves the learning rate to a sweep; the rest must be unchanged."""
-    changed = {
-        name: value
-        for name, value in vars(LinearConfig()).items()
-        if name not in {"data", "lrs", "strengths", *FREE} and getattr(config, name) != value
-    }
-    return f"{images.published_name} val, linear" if images.published_name and not changed else None
-
-
-FREE = frozenset({"extraction_batch", "workers"})
 
 TASK = Task(
     name="linear",
@@ -84,7 +71,6 @@ TASK = Task(
     metrics=METRICS,
     run=run,
     smoke=LinearConfig(features="cached", resize=64, crop=64, epochs=20, batch_size=256),
-    free=FREE,
     pieces=lambda config, backbone: frozenset(pieces_of(config, backbone)),
 )
 

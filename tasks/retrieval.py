@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +15,7 @@ from data.revisited import Revisited, is_revisited, load_revisited
 from data.sample import sample_data
 from dino_dense import Picture
 from dino_dense.config import command_line
+from dino_dense.config.schema import constant, idle_fields, path, runtime, selects
 from dino_dense.progress import tracked
 from tasks.harness import figures
 from tasks.harness.context import Context, DataFacts
@@ -30,52 +31,45 @@ if TYPE_CHECKING:
 
 HEADLINE = METRICS[0].name
 STRIPS, STRIP_RESULTS = 6, 5  # pictures, and results on each
-THREE_SCALES = (1.0, 2**-0.5, 0.5)  # utils.multi_scale
 # Which labels answer a query, and which images it is as if they were not there (arXiv 1803.11285, sec. 3.3).
 DIFFICULTIES = {
     "easy": (("easy",), ("junk", "hard")),
     "medium": (("easy", "hard"), ("junk",)),
     "hard": (("hard",), ("junk", "easy")),
 }
-# Data, longest side and scales of the published numbers (README of dino).
-PUBLISHED = {"roxford5k": ("Revisited Oxford", 224, (1.0,)), "rparis6k": ("Revisited Paris", 512, THREE_SCALES)}
-# Fields that only one of the layouts looks at.
-LAYOUT_FIELDS = {
-    "revisited": ("difficulty", "image_size", "scales", "crop_queries"),
-    "classes": ("split", "resize", "crop", "fast_decode"),
-}
+PUBLISHED = {"roxford5k": "Revisited Oxford", "rparis6k": "Revisited Paris"}
 
 
 @dataclass(frozen=True)
 class RetrievalConfig:
     """Which images, and how they are described"""
 
-    data: str | None = None
+    data: str | None = path()
     """Folder with gnd_*.pkl and jpg/ (revisited Oxford or Paris), or with images by class; without it, the
     embedded set."""
-    layout: Literal["auto", "revisited", "classes"] = "auto"
+    layout: Literal["auto", "revisited", "classes"] = selects("auto")
     """auto: revisited where there is a gnd_*.pkl, else classes."""
-    difficulty: Literal["easy", "medium", "hard"] = "medium"
+    difficulty: Literal["easy", "medium", "hard"] = selects("medium", layout="revisited")
     """Which of the revisited protocols the scores are; the table has all three."""
-    image_size: int = 224
+    image_size: int = constant(224, layout="revisited")
     """Longest side of the revisited images, pixels, never enlarged (eval_image_retrieval.py --imsize; 512 for
     Paris)."""
-    scales: tuple[float, ...] = (1.0,)
+    scales: tuple[float, ...] = constant((1.0,), layout="revisited")
     """Class tokens of the revisited images are summed over these; 1,0.70711,0.5 for Paris (--multiscale)."""
-    crop_queries: bool = False
+    crop_queries: bool = constant(False, layout="revisited")
     """Cut the landmark out of the revisited queries, as its authors do (DINO does not)."""
-    split: str = "auto"
+    split: str = selects("auto", layout="classes")
     """Sub-folder of the class folders; auto: val or test where there is one, else the folder itself."""
-    resize: int = 256
+    resize: int = constant(256, layout="classes")
     """Short side that images by class are resized to, bicubic, pixels (eval_knn.py)."""
-    crop: int = 224
+    crop: int = constant(224, layout="classes")
     """Side of the centre crop of images by class, pixels (eval_knn.py); a multiple of the patch size."""
-    fast_decode: bool = False
+    fast_decode: bool = constant(False, layout="classes")
     """Decode large JPEGs at a half, a quarter or an eighth of their size where that suffices: faster, and pixels differ
     a little from the published protocol's."""
-    batch_size: int = 64
+    batch_size: int = runtime(64)
     """Images extracted at once, of one size each time; does not change the result."""
-    workers: int = 0
+    workers: int = runtime(0)
     """Processes that read images beside the main one."""
 
     def __post_init__(self) -> None:
@@ -141,10 +135,7 @@ def _layout(config: RetrievalConfig, root: Path) -> str:
     layout = config.layout
     if layout == "auto":
         layout = "revisited" if is_revisited(root) else "classes"
-    other = "classes" if layout == "revisited" else "revisited"
-    defaults = {item.name: item.default for item in fields(RetrievalConfig)}
-    idle = [name for name in LAYOUT_FIELDS[other] if getattr(config, name) != defaults[name]]
-    if idle:
+    if idle := idle_fields(config, layout):
         raise ValueError(f"{root}: is read as {layout}, where {', '.join(idle)} mean nothing. Leave them out.")
     return layout
 
@@ -159,7 +150,7 @@ def _revisited_search(landmarks: Revisited, config: RetrievalConfig) -> _Search:
         n=len(landmarks.queries),
         unit="queries",
         sha256=file_list_hash(landmarks.root, files),
-        benchmark=published_benchmark(landmarks, config),
+        dataset=published_dataset(landmarks, config),
     )
     groups = {name: _relevance(landmarks, *labels) for name, labels in DIFFICULTIES.items()}
     search = _Search(facts, landmarks.queries, landmarks.database, doubled, groups, config.difficulty)
@@ -181,15 +172,9 @@ def _relevance(
     return of_query
 
 
-def published_benchmark(landmarks: Revisited, config: RetrievalConfig) -> str | None:
-    """The published protocol that this is, all of it."""
-    if not landmarks.is_complete or config.crop_queries:
-        return None
-    data, size, scales = PUBLISHED[landmarks.name]
-    same_scales = len(scales) == len(config.scales) and np.allclose(scales, config.scales, atol=1e-4)
-    if config.image_size != size or not same_scales:
-        return None
-    return f"{data}, {config.difficulty}, {size} px, {len(scales)} scale{'s' if len(scales) > 1 else ''}"
+def published_dataset(landmarks: Revisited, config: RetrievalConfig) -> str | None:
+    """The published set, where it is complete, and which of its answers count."""
+    return f"{PUBLISHED[landmarks.name]}, {config.difficulty}" if landmarks.is_complete else None
 
 
 def class_search(root: Path, config: RetrievalConfig) -> _Search:
@@ -331,7 +316,6 @@ TASK = Task(
     metrics=METRICS,
     run=run,
     smoke=RetrievalConfig(resize=64, crop=64),
-    free=frozenset({"batch_size", "workers"}),
     pieces=lambda config, backbone: frozenset({"cls1"}),
 )
 

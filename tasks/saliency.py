@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,8 @@ from data.saliency import Layout, MaskedImage, detect_layout, load_saliency, obj
 from data.sample import sample_data
 from dino_dense import Metric, Picture
 from dino_dense.backbone.grid import fit
-from dino_dense.config import command_line, presets
+from dino_dense.config import command_line
+from dino_dense.config.schema import path, runtime, selects
 from dino_dense.distributed import in_order, share_of
 from dino_dense.objects.protocol import CONFIDENCE, SegmentProtocol
 from dino_dense.progress import tracked
@@ -61,31 +61,28 @@ class SaliencyProtocol(SegmentProtocol):
 class SaliencyConfig(SaliencyProtocol):
     """Which images, and every constant of the protocol"""
 
-    data: str | None = None
+    data: str | None = path()
     """Folder of images and masks (ECSSD, DUTS-TE, DUT-OMRON, any), VOC2012 or a DAVIS tree; without it, the embedded
     pairs."""
-    layout: Layout = "auto"
+    layout: Layout = selects("auto")
     """pairs (two folders of the same names), voc, davis, or auto: look."""
-    split: str = "val"
+    split: str = selects("val")
     """List of a voc (ImageSets/Segmentation) or davis (ImageSets/YEAR) tree."""
-    year: Literal[2016, 2017] = 2016
+    year: Literal[2016, 2017] = selects(2016)
     """Of a davis tree: 2016 has one foreground, 2017 object ids."""
-    sequences: tuple[str, ...] | None = None
+    sequences: tuple[str, ...] | None = selects(None)
     """Of a davis tree: only these, a,b,c."""
-    max_images: int | None = None
+    max_images: int | None = selects(None)
     """Only this many, evenly spaced."""
-    batch_size: int | None = None
+    batch_size: int | None = runtime(None)
     """Images of one size whose features are computed at once; without it, 1 on a CPU and 8 on a GPU."""
-    save_masks: bool = False
+    save_masks: bool = runtime(False)
     """Write each mask as masks/NAME.png, 0 and 255, at native size; one piece without holes where refined."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_images is not None and self.max_images < 1:
             raise ValueError(f"max_images is {self.max_images}: expected 1 or more, or none for all")
-
-
-PROTOCOL_FIELDS = frozenset(item.name for item in dataclasses.fields(SaliencyProtocol))
 
 
 class SaliencyMap(NamedTuple):
@@ -163,7 +160,7 @@ def open_images(config: SaliencyConfig) -> tuple[list[MaskedImage], DataFacts]:
         n=len(images),
         unit="images",
         sha256=file_list_hash(root, [file for image in images for file in (image.image, image.mask)]),
-        benchmark=_benchmark(config, root, images),
+        dataset=_published_dataset(config, root, images),
     )
     return images, facts
 
@@ -257,17 +254,15 @@ def _note(backbone: Backbone, config: SaliencyConfig, threshold: float) -> str:
     return " ".join(parts).strip()
 
 
-def _benchmark(config: SaliencyConfig, root: Path, images: Sequence[MaskedImage]) -> str | None:
-    """The published set and protocol, where both are complete."""
-    preset = presets.matching_protocol("saliency", {name: getattr(config, name) for name in PROTOCOL_FIELDS})
-    if preset is None or config.data is None:
+def _published_dataset(config: SaliencyConfig, root: Path, images: Sequence[MaskedImage]) -> str | None:
+    """The published set that these images are, all of it."""
+    if config.data is None:
         return None
     if images[0].has_ids:
         complete = len(images) == VOC12_SEGMENTATION_VAL and detect_layout(root) == "voc" and config.split == "val"
-        return f"VOC12 segmentation val, preset {preset}" if complete else None
-    place = str(images[0].image.resolve()).upper()
-    found = (name for name, count in SALIENCY_SETS.items() if name in place and count == len(images))
-    return next((f"{name}, preset {preset}" for name in found), None)
+        return "VOC12 segmentation val" if complete else None
+    folder = str(images[0].image.resolve()).upper()
+    return next((name for name, count in SALIENCY_SETS.items() if name in folder and count == len(images)), None)
 
 
 def _save(masks: dict[str, dict[str, Any]], context: Context) -> None:
@@ -299,8 +294,6 @@ TASK = Task(
     metrics=METRICS,
     run=run,
     smoke=SaliencyConfig(max_images=12),
-    presets="saliency",
-    free=frozenset({"save_masks", "batch_size"}),
 )
 
 if __name__ == "__main__":

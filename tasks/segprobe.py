@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dino_dense import Metric, Picture, Score
 from dino_dense.backbone.grid import check_whole
 from dino_dense.config import command_line
+from dino_dense.config.schema import path, runtime, selects
 from dino_dense.probes.protocol import PixelProbe
 from tasks.harness import figures
 from tasks.harness.context import Context
@@ -23,14 +24,14 @@ if TYPE_CHECKING:
 class SegprobeConfig(PixelProbe):
     """Which images"""
 
-    data: str | None = None
+    data: str | None = path()
     """Tree in VOC's layout: JPEGImages, SegmentationClass (255 is void), ImageSets/Segmentation; without it, the
     embedded pairs (classes ground and object)."""
-    train_split: str = "train"
+    train_split: str = selects("train")
     """List under ImageSets/Segmentation to train on."""
-    split: str = "val"
+    split: str = selects("val")
     """List under ImageSets/Segmentation to score."""
-    workers: int = 0
+    workers: int = runtime(0)
     """Processes that read images beside the main one."""
 
 
@@ -88,7 +89,6 @@ TASK = Task(
     metrics=(Metric("mIoU"), Metric("accuracy")),
     run=run,
     smoke=SegprobeConfig(steps=60, crop=96, augment=False, lr=1e-2),
-    free=frozenset({"workers"}),
 )
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
 
 from dino_dense.config.presets import load_protocol, protocol_names
-from dino_dense.config.schema import field_docs, field_names, from_plain, frozen
+from dino_dense.config.schema import at_home, field_docs, field_names, from_plain, frozen
 
 DEBUG_VARIABLE = "DINO_DENSE_DEBUG"
 
@@ -122,8 +122,7 @@ def parse(
     argv = _normalise(argv, kinds)
     if positional:
         argv = _words_first(argv)
-    if presets:
-        names = protocol_names(presets)
+    if presets and (names := protocol_names(presets)):
         text = f"Whose constants are the defaults: configs/protocols/{presets}_PRESET.yaml."
         hint: Any = Literal[*names]
         parser.add_argument("--preset", type=hint, default=None, help=text, metavar=_placeholder(hint))
@@ -135,7 +134,7 @@ def parse(
     values = parser.parse_args(argv)
     try:
         built = tuple(
-            config_type(**{item.name: frozen(values[item.name]) for item in dataclasses.fields(config_type)})
+            config_type(**at_home(config_type, {name: frozen(values[name]) for name in field_names(config_type)}))
             for config_type in config_types
         )
     except ValueError as error:  # a config checks itself when built
@@ -153,7 +152,7 @@ def from_recipe(config_type: type, values: Mapping[str, Any]) -> Any:
     parser = _Checker()
     _add_fields(parser, config_type)
     checked = parser.parse_object(dict(values))
-    return config_type(**{name: frozen(checked[name]) for name in field_names(config_type)})
+    return config_type(**at_home(config_type, {name: frozen(checked[name]) for name in field_names(config_type)}))
 
 
 class _Checker(_Parser):

@@ -1,7 +1,8 @@
 """The YAML files of `configs/`: protocols by name."""
 
+import functools
 import importlib.resources
-from collections.abc import Mapping
+import math
 from typing import Any
 
 import yaml
@@ -16,7 +17,7 @@ def load_protocol(presets: str, name: str) -> dict[str, Any]:
     folder = importlib.resources.files("configs") / "protocols"
     file = folder / f"{presets}_{name}.yaml"
     if not file.is_file():
-        raise ValueError(f"unknown preset {name!r}; there are: {', '.join(protocol_names(presets))}.")
+        raise ValueError(f"unknown preset {name!r}; there are: {', '.join(protocol_names(presets)) or 'none'}.")
     return yaml.safe_load(file.read_text())
 
 
@@ -27,7 +28,24 @@ def protocol_names(presets: str) -> list[str]:
     return sorted(file.removeprefix(f"{presets}_").removesuffix(".yaml") for file in files)
 
 
-def matching_protocol(presets: str, constants: Mapping[str, Any]) -> str | None:
-    """The protocol `configs/protocols/{presets}_NAME.yaml` with just these constants; None for a mixture."""
-    known = {name: load_protocol(presets, name) for name in protocol_names(presets)}
-    return next((name for name, preset in known.items() if preset == constants), None)
+def matching_protocols(presets: str, config: Any) -> tuple[str, ...]:
+    """The protocols whose constants the config has, each one that the file lists; what a file leaves out is open."""
+    return tuple(
+        name
+        for name in protocol_names(presets)
+        if all(_same(getattr(config, field), value) for field, value in _protocol(presets, name).items())
+    )
+
+
+@functools.cache
+def _protocol(presets: str, name: str) -> dict[str, Any]:
+    return load_protocol(presets, name)
+
+
+def _same(value: Any, constant: Any) -> bool:
+    """Equal, numbers but for the digits that people leave out (0.70711 for the root of a half)."""
+    if isinstance(value, tuple | list) and isinstance(constant, tuple | list):
+        return len(value) == len(constant) and all(map(_same, value, constant))
+    if isinstance(value, float) and isinstance(constant, float):
+        return math.isclose(value, constant, rel_tol=1e-5)
+    return bool(value == constant)

@@ -1,12 +1,84 @@
-"""A frozen dataclass as the definition of a configuration: its fields, their texts, YAML and plain values."""
+"""A frozen dataclass as the definition of a configuration: its fields, their roles and texts, YAML and plain values.
+
+A field has one role, said where it is defined::
+
+    data: str | None = path()           a file or folder
+    split: str = selects("val")         which of the data
+    batch_size: int = runtime(64)       changes no number, only speed, memory or what is written beside the numbers
+    temperature: float = 0.07           all else: a constant of the protocol
+"""
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import docstring_parser
 import yaml
+
+T = TypeVar("T")
+Role = Literal["path", "selects", "runtime", "protocol"]
+
+
+def path(default: Any = None) -> Any:
+    """A field that names a file or folder, or several: `~` is the home folder, and `--data-root` moves it."""
+    return dataclasses.field(default=default, metadata={"role": "path"})
+
+
+def selects(default: T, *, layout: str = "") -> T:
+    """A field that says which of the data are taken; `layout` is the only kind of data that it says something about."""
+    return dataclasses.field(default=default, metadata={"role": "selects", "layout": layout})
+
+
+def runtime(default: T) -> T:
+    """A field that changes no number: a run may go on, and be compared, with another value of it."""
+    return dataclasses.field(default=default, metadata={"role": "runtime"})
+
+
+def constant(default: T, *, layout: str) -> T:
+    """A constant of the protocol that only one kind of data has."""
+    return dataclasses.field(default=default, metadata={"layout": layout})
+
+
+def fields_of(config_type: type, role: Role) -> frozenset[str]:
+    """Names of the fields with this role."""
+    return frozenset(
+        item.name for item in dataclasses.fields(config_type) if item.metadata.get("role", "protocol") == role
+    )
+
+
+def idle_fields(config: Any, layout: str) -> list[str]:
+    """Fields of another layout that are not as they are by default: they would be ignored."""
+    return [
+        item.name
+        for item in dataclasses.fields(config)
+        if item.metadata.get("layout") not in (None, "", layout) and getattr(config, item.name) != item.default
+    ]
+
+
+def at_home(config_type: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a config with `~` and `~user` as folders, in the fields that are paths."""
+
+    def expanded(text: str) -> str:
+        return str(Path(text).expanduser()) if text.startswith("~") else text
+
+    return _paths_mapped(config_type, values, expanded)
+
+
+def _paths_mapped(config_type: type, values: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    def changed(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)(map(changed, value))
+        return change(value) if isinstance(value, str) else value
+
+    paths = fields_of(config_type, "path")
+    return {name: changed(value) if name in paths else value for name, value in values.items()}
+
+
+def moved(config_type: type, values: Mapping[str, Any], root: str) -> dict[str, Any]:
+    """The values of a config with relative paths below another folder than the current one."""
+    return _paths_mapped(config_type, at_home(config_type, values), lambda text: str(Path(root) / text))
 
 
 def to_yaml(config: Any) -> str:

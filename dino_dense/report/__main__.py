@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dino_dense.config import command_line
+from dino_dense.config.schema import path
 from dino_dense.report.intervals import IntervalConfig
 
 if TYPE_CHECKING:
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
 class ReportConfig(IntervalConfig):
     """What to read and write"""
 
-    reports: tuple[str, ...] = ()
+    reports: tuple[str, ...] = path(())
     """report.json files, folders with one, or batch folders (every report below, by folder's name)."""
     baseline: str | None = None
     """Checkpoint, as the table names it, that the others are compared with; default the first."""
-    out: str | None = None
+    out: str | None = path()
     """Folder for comparison.csv, .md and .html, and the tables of all reports; without it, they are printed only."""
 
     def __post_init__(self) -> None:

@@ -130,8 +130,8 @@ def _said_of(entries: Sequence[Entry], say: Any) -> list[tuple[str, str]]:
 def _data_text(entry: Entry) -> str:
     data = entry.report.data
     words = [f"{data.get('name', 'unknown data')}, {data.get('n', '?')} {data.get('unit', '')}".strip()]
-    if data.get("benchmark"):
-        words.append(f"benchmark: {data['benchmark']}")
+    if data.get("dataset"):
+        words.append(f"data set: {data['dataset']}")
     if data.get("sha256"):
         words.append(f"file list {str(data['sha256'])[:12]}")
     return " · ".join(words)

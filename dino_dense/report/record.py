@@ -58,15 +58,21 @@ class Picture:
 
 @dataclass(frozen=True)
 class Published:
-    """A number from a paper, for one checkpoint on one benchmark (`published.yaml`)."""
+    """A number from a paper, for one checkpoint on one data set under one protocol (`published.yaml`)."""
 
     task: str
     metric: str
-    benchmark: str
+    dataset: str
+    protocol: str
     value: float
     source: str
     checkpoints: tuple[str, ...]
     """timm names or SHA-256 digests of the files that are this checkpoint."""
+
+    @property
+    def benchmark(self) -> str:
+        """Data set and protocol, for tables."""
+        return f"{self.dataset}, preset {self.protocol}"
 
 
 @functools.cache
@@ -79,7 +85,8 @@ def published_numbers() -> tuple[Published, ...]:
         Published(
             task=entry["task"],
             metric=metric,
-            benchmark=entry["benchmark"],
+            dataset=entry["dataset"],
+            protocol=entry["protocol"],
             value=float(value),
             source=entry["source"],
             checkpoints=tuple(aliases[checkpoint]),
@@ -105,7 +112,7 @@ class Report:
     checkpoint: Mapping[str, Any] = field(default_factory=dict)
     """spec, name, sha256, architecture facts, step where known."""
     data: Mapping[str, Any] = field(default_factory=dict)
-    """name, root, n, unit of n, sha256 of the file list, benchmark (the published set this is, or null)."""
+    """name, root, n, unit of n, sha256 of the file list, dataset (the published one this is, or null)."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     peak_memory_mib: float = 0.0
@@ -114,7 +121,9 @@ class Report:
     samples: str = ""
     """File beside this report with the values of single samples (see `tasks.Outcome.samples`); "" if none."""
     free: tuple[str, ...] = ()
-    """Fields of the config that change no number, only speed or memory: comparisons let them differ."""
+    """Fields of the config that change no number, and paths: comparisons let them differ."""
+    presets: tuple[str, ...] = ()
+    """The protocols `configs/protocols/TASK_PRESET.yaml` whose constants the config has."""
     schema: int = SCHEMA_VERSION
 
     def published(self, metric: str) -> Published | None:
@@ -125,8 +134,12 @@ class Report:
             for entry in published_numbers()
             if entry.task == self.task and entry.metric == metric and mine & set(entry.checkpoints)
         ]
-        same_data = [entry for entry in candidates if entry.benchmark == self.data.get("benchmark")]
-        return next(iter(same_data or (candidates if len(candidates) == 1 else [])), None)
+        same = [entry for entry in candidates if self.is_on(entry)]
+        return next(iter(same or (candidates if len(candidates) == 1 else [])), None)
+
+    def is_on(self, published: Published) -> bool:
+        """Whether this was measured on the same data under the same protocol as a published number."""
+        return published.dataset == self.data.get("dataset") and published.protocol in self.presets
 
     def settings(self) -> dict[str, Any]:
         """The config, without what changes no number and the place of the data, which `data` identifies."""
@@ -173,7 +186,7 @@ class Report:
         known = self.published(score.metric)
         if known is not None:
             row |= {"published": known.value, "published_on": known.benchmark, "source": known.source}
-            if known.benchmark == self.data.get("benchmark"):
+            if self.is_on(known):
                 row["difference"] = score.value - known.value
         return row
 
@@ -204,7 +217,7 @@ class Report:
             for score in record["scores"]
         )
         record["pictures"] = tuple(Picture(**picture) for picture in record.get("pictures", ()))
-        record["free"] = tuple(record.get("free", ()))
+        record |= {name: tuple(record.get(name, ())) for name in ("free", "presets")}
         known = {item.name for item in fields(Report)}
         return Report(**{name: value for name, value in record.items() if name in known})
 

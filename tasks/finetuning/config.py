@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-FREE = frozenset({"workers", "save_every"})
+from dino_dense.config.schema import path, runtime
+
 """Fields that change no result."""
 
 RANDAUGMENT = "rand-m9-mstd0.5-inc1"
@@ -42,7 +43,7 @@ LIMITS: dict[str, tuple[float, float]] = {
 class FinetuneConfig:
     """Which images, and the recipe. The defaults are a recipe for one's own images; the presets are DINO's"""
 
-    data: str | None = None
+    data: str | None = path()
     """Folder with train/CLASS/* and val/CLASS/* (or test/); without it, the embedded set."""
     epochs: int = 50
     """Passes over the training images (MAE, arXiv 2111.06377, Tab. 9: 100 for ViT-B, 50 for ViT-L)."""
@@ -104,9 +105,9 @@ class FinetuneConfig:
     """Precision of training and its evaluation under autocast; --dtype is only for frozen backbones."""
     eval_every: int = 1
     """Epochs between evaluations; there is always one at the end."""
-    save_every: int | None = None
+    save_every: int | None = runtime(None)
     """Optimizer steps between saved states, besides the one at the end of each epoch; does not change the result."""
-    workers: int = 0
+    workers: int = runtime(0)
     """Processes that read images beside the main one."""
 
     def __post_init__(self) -> None:

@@ -3,19 +3,21 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from dino_dense.config.schema import path
+
 
 @dataclass(frozen=True)
 class BatchOptions:
     """Which suite, which checkpoints, and where"""
 
-    suite: str = ""
+    suite: str = path("")
     """A suite of configs/suites by name (quickstart, dense, classification, paper), or a YAML file like them."""
-    ckpt: tuple[str, ...] = ()
+    ckpt: tuple[str, ...] = path(())
     """Checkpoints, as a task's --ckpt takes them: --ckpt A --ckpt B, or A,B."""
-    out: str = "runs/batch"
+    out: str = path("runs/batch")
     """Folder for the results. The same command runs what is not finished and writes the report anew. A finished pair
     is known by its config and weights: delete its folder if its data changed."""
-    data_root: str | None = None
+    data_root: str | None = path()
     """Folder that the suite's relative paths of data start from; default the current one."""
     arch: str | None = None
     """Architecture of all the checkpoints, where it cannot or should not be read from the files."""

@@ -35,8 +35,8 @@ class DataFacts:
     """images, sequences, ..."""
     sha256: str
     """Of the list of files (names and sizes)."""
-    benchmark: str | None = None
-    """The published benchmark this is, complete and unchanged; None for any other data."""
+    dataset: str | None = None
+    """The published data set this is, complete and unchanged; None for any other data."""
 
 
 @dataclass(frozen=True)

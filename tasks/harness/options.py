@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from dino_dense.config.schema import path
+
 
 @dataclass(frozen=True)
 class RunOptions:
     """Which backbone, where, and how (every task)"""
 
-    ckpt: str | None = None
+    ckpt: str | None = path()
     """Checkpoint file or run folder, published .pth, timm:NAME, hf-hub:NAME (these download) or random:NAME."""
-    out: str | None = None
+    out: str | None = path()
     """Folder for results; default runs/TASK/CHECKPOINT-HASH. The same command goes on where it stopped."""
     arch: str | None = None
     """Architecture, where it cannot or should not be read from the file (any timm name)."""

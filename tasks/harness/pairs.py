@@ -184,7 +184,7 @@ def failed_report(
         config=schema.to_plain(entry.config),
         checkpoint={"spec": spec},
         environment=environment(device=device, dtype=run.dtype, seed=run.seed),
-        free=tuple(sorted(entry.task.free)),
+        free=entry.task.free_fields(),
     )
 
 

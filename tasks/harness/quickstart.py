@@ -12,6 +12,7 @@ import yaml
 
 from dino_dense import distributed
 from dino_dense.config import command_line, schema
+from dino_dense.config.schema import path
 from dino_dense.files import write_text
 from tasks.harness.batch import run_batch
 from tasks.harness.batch_options import BatchOptions
@@ -28,7 +29,7 @@ SUITE = "quickstart"
 class QuickstartConfig:
     """Where to, and how often"""
 
-    out: str = "runs/quickstart"
+    out: str = path("runs/quickstart")
     """Folder for the run and the results. The same command goes on where it stopped."""
     seeds: tuple[int, ...] = (0,)
     """Pretrain and measure once for each seed (a few minutes each on two CPU cores)."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from data import notices
 from dino_dense import distributed
-from dino_dense.config import command_line, schema
+from dino_dense.config import command_line, presets, schema
 from dino_dense.files import clear_unfinished, write_text
 from dino_dense.report import Report, environment, peak_memory_mib, reset_peak_memory
 from tasks.harness.context import Context, check_same_run
@@ -39,7 +39,7 @@ def main(name: str, argv: Sequence[str] | None = None) -> int:
         prog=f"python -m tasks.{name}",
         description=f"{task.summary} Protocol: {task.source}",
         argv=argv,
-        presets=task.presets,
+        presets=task.name,
     )
     with distributed.joined(options.device) as world:
         report = run_one(task, options, config, world=world)
@@ -93,7 +93,8 @@ def run_one(
         peak_memory_mib=peak_memory_mib(device),
         pictures=outcome.pictures,
         samples=SAMPLES_FILE if outcome.samples is not None else "",
-        free=tuple(sorted(task.free)),
+        free=task.free_fields(),
+        presets=presets.matching_protocols(task.name, config),
     )
     if world.is_main:
         _write(context, report, outcome, options, config)
@@ -159,7 +160,8 @@ def seed_everything(seed: int) -> None:
 
 def identity_of(task: Task, options: RunOptions, config: Any, backbone: Backbone | None) -> dict[str, Any]:
     """All that the results of a run depend on, but for its data (`Context.bind`)."""
-    settings = {name: value for name, value in schema.to_plain(config).items() if name not in task.free}
+    runtime = schema.fields_of(task.config, "runtime")
+    settings = {name: value for name, value in schema.to_plain(config).items() if name not in runtime}
     return {
         "task": task.name,
         "weights": backbone.weights_sha256 if backbone else None,

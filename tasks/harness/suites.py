@@ -8,12 +8,9 @@ from typing import Any
 
 import yaml
 
-from dino_dense.config import command_line, presets
+from dino_dense.config import command_line, presets, schema
 from tasks.harness.registry import get
 from tasks.harness.task import Task
-
-PATH_FIELDS = ("data", "distractors", "whiten", "only")  # that --data-root applies to
-
 
 ENTRY_KEYS = ("task", "label", "preset", "config")
 
@@ -87,10 +84,7 @@ def _values(record: dict[str, Any], task: Task, data_root: str | None) -> dict[s
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ValueError(f"config is {values!r}; expected fields and their values, as {{data: FOLDER}}.")
     if data_root is not None:
-        given = {name: values[name] for name in PATH_FIELDS if isinstance(values.get(name), str)}
-        values = {**values, **{name: str(Path(data_root) / path) for name, path in given.items()}}
+        values = schema.moved(task.config, values, data_root)
     if "preset" not in record:
         return values
-    if not task.presets:
-        raise ValueError(f"preset {record['preset']!r}, but {task.name} has no presets.")
-    return {**presets.load_protocol(task.presets, str(record["preset"])), **values}
+    return {**presets.load_protocol(task.name, str(record["preset"])), **values}

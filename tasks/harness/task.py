@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dino_dense.config import schema
 from dino_dense.report import Score
 from tasks.harness.context import Context, DataFacts
 
@@ -55,14 +56,14 @@ class Task:
     run: Run
     smoke: Any
     """A config that takes seconds on the embedded data."""
-    presets: str = ""
-    """Prefix of the protocol files that `--preset` may name; "" where there are none."""
-    free: frozenset[str] = frozenset()
-    """Fields that change no result, only speed or memory: a run may go on with other values of them."""
     needs_backbone: Callable[[Any], bool] = lambda config: True
     """Whether a run with this config uses a backbone at all."""
     pieces: Callable[[Any, Backbone], frozenset[str]] = lambda config, backbone: frozenset()
     """Pieces of image features (`_features`) that a run asks for, so that tasks on one data set share one pass."""
+
+    def free_fields(self) -> tuple[str, ...]:
+        """Fields that comparisons let differ: those that change no number, and paths, whose files the data name."""
+        return tuple(sorted(schema.fields_of(self.config, "runtime") | schema.fields_of(self.config, "path")))
 
 
 @dataclass(frozen=True)

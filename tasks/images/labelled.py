@@ -1,6 +1,7 @@
 """Folders of labelled images, as the classification tasks take them."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from data.images import LabelledImages, labelled_splits
@@ -31,15 +32,16 @@ class LabelledSet:
         """One name a test image, relative to the folder."""
         return [path.relative_to(self.root).as_posix() for path in self.test.paths]
 
-    def facts(self, benchmark: str | None = None) -> DataFacts:
-        """What the report says of the data. `benchmark` where protocol and data are a published one's."""
+    @cached_property
+    def facts(self) -> DataFacts:
+        """The record of these data in the report."""
         return DataFacts(
             name=self.root.resolve().name if self.given else "embedded images",
             root=str(self.root),
             n=len(self.test.paths),
             unit="test images",
             sha256=file_list_hash(self.root, self.train.paths + self.test.paths),
-            benchmark=benchmark,
+            dataset=self.published_name,
         )
 
 

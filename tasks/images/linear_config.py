@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from dino_dense.config.schema import path, runtime
+
 
 @dataclass(frozen=True)
 class LinearConfig:
     """Which images, which features, and how the heads are trained"""
 
-    data: str | None = None
+    data: str | None = path()
     """Folder with train/CLASS/* and val/CLASS/* (or test/); without it, the embedded set."""
     solver: Literal["sgd", "lbfgs"] = "sgd"
     """sgd (eval_linear.py), or lbfgs: logistic regression by scikit-learn, on cached features, each channel of which is
@@ -39,9 +41,9 @@ class LinearConfig:
     fast_decode: bool = False
     """Decode large JPEGs at a half, a quarter or an eighth of their size where that suffices: faster, and pixels differ
     a little from the published protocol's."""
-    extraction_batch: int = 64
+    extraction_batch: int = runtime(64)
     """Images extracted at once; does not change the result."""
-    workers: int = 0
+    workers: int = runtime(0)
     """Processes that read images beside the main one."""
 
     def __post_init__(self) -> None:

@@ -56,7 +56,7 @@ def test_timm_name_of_a_published_dino(hub: Path):
         metrics=get("davis").metrics,
         scores=(Score("J&F-Mean", 60.0, 61),),
         checkpoint=describe_checkpoint(backbone),
-        data={"name": "DAVIS-2017 val", "benchmark": "DAVIS-2017 val, preset dino"},
+        data={"name": "DAVIS-2017 val", "dataset": "DAVIS-2017 val"},
     )
     assert report.to_frame().loc[0, "published"] == 61.8
 

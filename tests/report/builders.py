@@ -21,7 +21,7 @@ METRICS = {
     "depth": (Metric("RMSE", unit="m", higher_is_better=False, high=10.0), Metric("δ < 1.25")),
 }
 CONFIG = {"data": "/data/somewhere", "k": [10, 20], "temperature": 0.07, "crop": 224, "batch_size": 64}
-BENCHMARKS = {"knn": "ImageNet-1k val, k = 20", "davis": "DAVIS-2017 val, preset dino", "depth": None}
+DATASETS = {"knn": "ImageNet-1k", "davis": "DAVIS-2017 val", "depth": None}
 
 
 def make_samples(metrics: Sequence[Metric], means: Sequence[float], n: int, seed: int) -> pd.DataFrame:
@@ -80,7 +80,8 @@ def make_entry(
             "sha256": "a" * 64,
             "weights_sha256": "b" * 64,
         },
-        "data": {"name": f"{task} data", "n": n, "unit": "images", "sha256": "c" * 64, "benchmark": BENCHMARKS[task]},
+        "data": {"name": f"{task} data", "n": n, "unit": "images", "sha256": "c" * 64, "dataset": DATASETS[task]},
+        "presets": ("dino",),
         "environment": {"commit": "0123abcd", "torch": "2.9.0", "device": "cpu (x86_64)", "dtype": "fp32", "seed": 0},
         "seconds": 83.4,
         "peak_memory_mib": 912.0,

@@ -184,7 +184,7 @@ def test_dots_lie_on_their_columns_scale(tmp_path: Path):
 def test_a_published_number_has_a_tick_on_its_own_data_only(tmp_path: Path):
     entry = make_entry(tmp_path, means=(70, 90))
     assert render_page([entry], title="t").count('class="mark"') == 2  # the summary, and all metrics
-    other = edited(entry, data={**entry.report.data, "benchmark": None})
+    other = edited(entry, data={**entry.report.data, "dataset": None})
     page = render_page([other], title="t")
     assert 'class="mark"' not in page
     assert "74.5 published, other data" in page

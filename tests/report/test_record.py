@@ -21,8 +21,9 @@ def report(**changes: object) -> Report:
             "name": "DAVIS-2017 val, preset dino",
             "n": 30,
             "unit": "sequences",
-            "benchmark": "DAVIS-2017 val, preset dino",
+            "dataset": "DAVIS-2017 val",
         },
+        "presets": ("dino",),
         "config": {"radius": 12},
     }
     return Report(**{**facts, **changes})
@@ -36,7 +37,7 @@ def test_published_number_and_difference_on_the_same_benchmark():
 
 
 def test_other_data_shows_the_number_but_no_difference():
-    data = {"name": "mine", "n": 2, "unit": "sequences", "benchmark": None}
+    data = {"name": "mine", "n": 2, "unit": "sequences", "dataset": None}
     row = report(data=data).to_frame().iloc[0]
     assert row["published"] == 61.8
     assert row["published_on"] == "DAVIS-2017 val, preset dino"

@@ -16,7 +16,7 @@ from data import DataError
 from data.copydays import Copy, Copydays
 from dino_dense import Report, load_backbone
 from tasks import RunOptions, get, run_one
-from tasks.copydetect import CopydetectConfig, open_copies, published_benchmark
+from tasks.copydetect import CopydetectConfig, open_copies, published_dataset
 from tasks.images.attacks import AttackedImages, apply_attack, check_attacks
 from tasks.images.descriptors import EIGENVALUE_FLOOR, fit_whitening
 from tasks.images.features import Preprocessing, extract_pieces
@@ -315,17 +315,13 @@ def test_options_about_attacks_say_nothing_about_copydays(copydays: Path, tmp_pa
     assert report.data["n"] == 15
 
 
-def test_the_benchmark_is_the_whole_published_protocol():
+def test_the_published_data_are_whole_and_have_further_images():
     paths = [Path(f"{index}") for index in range(20_000)]
     found = Copydays(Path(), paths[:157], [Copy(path, "strong", [0]) for path in paths[:229]])
     further = {"distractors": paths[:10_000], "whiten": paths}
-    assert (
-        published_benchmark(found, further, CopydetectConfig()) == "Copydays strong, 224 px, 10k distractors, whitened"
-    )
-    assert published_benchmark(found, further, CopydetectConfig(top=None)) is None
-    assert published_benchmark(found, further, CopydetectConfig(whiten="x", centred_whitening=True)) is None
-    assert published_benchmark(found, {**further, "whiten": []}, CopydetectConfig()) is None
-    assert published_benchmark(dataclasses.replace(found, originals=paths[:156]), further, CopydetectConfig()) is None
+    assert published_dataset(found, further) == "Copydays strong, 10k distractors, whitened"
+    assert published_dataset(found, {**further, "whiten": []}) is None
+    assert published_dataset(dataclasses.replace(found, originals=paths[:156]), further) is None
 
 
 def test_bad_settings_are_refused():

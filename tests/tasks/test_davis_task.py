@@ -16,7 +16,6 @@ from PIL import Image
 from data import DataError
 from data.masks import read_ids, write_mask
 from dino_dense import Report
-from dino_dense.config import presets, schema
 from tasks import RunOptions, get, main, run_one
 from tasks.davis import (
     DavisConfig,
@@ -24,7 +23,6 @@ from tasks.davis import (
     pixel_note,
     pixel_statistics,
     propagate_masks,
-    protocol_name,
 )
 from tests.oracles import oracle_backbone
 
@@ -83,7 +81,7 @@ def test_masks_have_the_frames_names_and_native_size(tree: Path, tmp_path: Path)
             assert image.size == (96, 64)
     first = read_ids(tmp_path / "out" / "masks" / "one" / "00003.png")
     assert (first == disc((24, 32), (64, 96))).all()
-    assert report.data["benchmark"] is None
+    assert report.data["dataset"] is None
     table = pd.read_csv(tmp_path / "out" / "per_frame.csv")
     assert len(table) == 2 * (FRAMES - 2)
     official = pd.read_csv(tmp_path / "out" / "global_results-val.csv")
@@ -297,13 +295,6 @@ def test_pixel_statistics_are_the_protocols_unless_the_backbone_has_its_own(tree
     own.mean = own.std = (0.5, 0.5, 0.5)
     assert pixel_statistics(own, config) is own
     assert "mean (0.5, 0.5, 0.5)" in pixel_note(own)
-
-
-def test_a_number_is_compared_only_with_the_same_protocol():
-    crw = schema.from_plain(DavisConfig, presets.load_protocol("davis", "crw"))
-    assert protocol_name(DavisConfig()) == "dino"
-    assert protocol_name(crw) == "crw"
-    assert protocol_name(replace(crw, top_k=3)) is None
 
 
 @pytest.mark.parametrize("frames", [1, 2])

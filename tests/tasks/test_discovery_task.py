@@ -1,7 +1,6 @@
 """Object discovery from annotations to CorLoc: boxes against loops, every layout, export, and leaving images out."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,8 @@ from pycocotools.coco import COCO
 from data import DataError
 from data.known_sets import DISCOVERY_SETS
 from dino_dense import Report
-from dino_dense.config import presets
 from tasks import RunOptions, get, main, run_one
-from tasks.discovery import PROTOCOL_FIELDS, DiscoveryConfig, find_objects, open_images
+from tasks.discovery import DiscoveryConfig, find_objects, open_images
 from tasks.scores.boxes import box_iou, objects_found, risk_coverage
 from tests.tasks.test_saliency_task import RANDOM, SIDE, RedGreenReader, picture, red_green_backbone, save
 
@@ -199,9 +197,7 @@ def test_coco_and_its_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = DiscoveryConfig(data=str(root), only=str(chosen))
     assert [image.number for image in open_images(config)[0]] == [5]
     monkeypatch.setitem(DISCOVERY_SETS, "COCO20k", ("coco", True, 1))
-    assert open_images(config)[1].benchmark == "COCO20k, preset tokencut"
-    assert open_images(replace(config, method="lost"))[1].benchmark == "COCO20k, preset lost"
-    assert open_images(replace(config, method="lost", lost_k=50))[1].benchmark is None
+    assert open_images(config)[1].dataset == "COCO20k"
 
 
 def test_export_is_read_by_pycocotools(tmp_path: Path):
@@ -248,14 +244,6 @@ def test_boxes_of_masks(tmp_path: Path):
     assert boxed.boxes == (RED_BOX, GREEN_BOX)
     assert (facts.n, left_out) == (1, 0)
     assert values(run(tmp_path / "pairs", tmp_path / "out"))["CorLoc"] == 100
-
-
-@pytest.mark.parametrize("name", presets.protocol_names("discovery"))
-def test_presets_name_every_constant(name: str):
-    preset = presets.load_protocol("discovery", name)
-    assert set(preset) == PROTOCOL_FIELDS
-    config = DiscoveryConfig(**preset)
-    assert presets.matching_protocol("discovery", {field: getattr(config, field) for field in PROTOCOL_FIELDS}) == name
 
 
 def test_unusable_input_is_an_error_and_leaves_nothing(voc: Path, tmp_path: Path):

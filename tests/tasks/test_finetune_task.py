@@ -27,13 +27,12 @@ from data.images import LabelledImages, read_rgb
 from dino_dense import Report, load_backbone
 from dino_dense.backbone.dino_vit import build_module
 from dino_dense.checkpoint import read_tensors
-from dino_dense.config import presets, schema
+from dino_dense.config import schema
 from dino_dense.distributed import World
 from dino_dense.training.drop_path import KeyedDropPath
 from dino_dense.training.plan import Position
 from dino_dense.training.seeds import seeded
 from tasks import RunOptions, get, run_one
-from tasks.finetune import PRESETS, benchmark
 from tasks.finetuning import batches
 from tasks.finetuning.batches import PairedPlan, TrainingImages, training_transform
 from tasks.finetuning.config import FinetuneConfig
@@ -506,30 +505,10 @@ def labelled(classes: int, train: int, test: int) -> LabelledSet:
     return LabelledSet(Path("x"), True, *splits)
 
 
-def test_every_preset_is_a_published_data_sets():
-    assert sorted(PRESETS.values()) == presets.protocol_names("finetune")
-    for preset in PRESETS.values():
-        values = presets.load_protocol("finetune", preset)
-        schema.from_plain(FinetuneConfig, values)
-        recipe = set(schema.to_plain(FinetuneConfig())) - {
-            "data",
-            "workers",
-            "save_every",
-            "eval_every",
-            "amp",
-            "accumulate",
-        }
-        assert set(values) == recipe, "a recipe names all it consists of"
-
-
-def test_a_benchmark_is_the_data_and_the_recipe():
-    recipe = schema.from_plain(FinetuneConfig, presets.load_protocol("finetune", "cifar10"))
-    images = labelled(10, 50_000, 10_000)
-    assert benchmark(recipe, images) == "CIFAR-10, fine-tuned"
-    assert benchmark(replace(recipe, data="x", workers=4, amp="fp16", accumulate=2), images) == "CIFAR-10, fine-tuned"
-    assert benchmark(replace(recipe, epochs=100), images) is None
-    assert benchmark(recipe, labelled(10, 50_000, 9_999)) is None
-    assert benchmark(recipe, labelled(100, 50_000, 10_000)) is None
+def test_a_published_set_is_known_by_its_sizes():
+    assert labelled(10, 50_000, 10_000).published_name == "CIFAR-10"
+    assert labelled(10, 50_000, 9_999).published_name is None
+    assert labelled(100, 50_000, 10_000).published_name == "CIFAR-100"
 
 
 # --- What cannot be used ---

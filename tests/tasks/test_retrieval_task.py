@@ -24,10 +24,11 @@ from dino_dense import Report, load_backbone
 from dino_dense.distributed import World
 from tasks import RunOptions, get, run_one
 from tasks.images.descriptors import Thumbnails, describe_all, multi_scale_cls
-from tasks.retrieval import THREE_SCALES, RetrievalConfig, class_search, published_benchmark
+from tasks.retrieval import RetrievalConfig, class_search, published_dataset
 from tasks.scores import retrieval as scores
 from tasks.scores.retrieval import average_precision, positive_ranks, precision_at, query_scores, rankings
 
+THREE_SCALES = (1.0, 2**-0.5, 0.5)  # utils.multi_scale
 RANDOM = "random:vit_micro_patch8_64"
 PROJECT = Path(__file__).parents[2]
 DEADLINE = settings(deadline=None, max_examples=60)
@@ -288,7 +289,7 @@ def test_revisited_is_the_protocol_written_out(landmarks: Path, tmp_path: Path):
     assert report.scores[0].value == pytest.approx(table["mAP"]["medium"])
     assert report.scores[0].n == 2
     assert "1 queries have no positive" in report.note
-    assert report.data["benchmark"] is None
+    assert report.data["dataset"] is None
     samples = pd.read_csv(tmp_path / "out" / "samples.csv")
     assert samples["sample"].tolist() == ["q0", "q1", "q2"]
     assert samples["mAP"].isna().tolist() == [False, False, True]
@@ -344,17 +345,12 @@ def test_no_answer_at_all_is_an_error(landmarks: Path, tmp_path: Path):
         run(landmarks, tmp_path / "out", image_size=64, difficulty="easy")
 
 
-def test_the_benchmark_is_the_whole_published_protocol(landmarks: Path):
+def test_a_published_set_is_complete(landmarks: Path):
     oxford = dataclasses.replace(load_revisited(landmarks), database=[Path()] * 4993, queries=[Path()] * 70)
     paris = dataclasses.replace(oxford, name="rparis6k", database=[Path()] * 6322)
-    multi = RetrievalConfig(image_size=512, scales=(1, 0.70711, 0.5))
-    assert published_benchmark(oxford, RetrievalConfig()) == "Revisited Oxford, medium, 224 px, 1 scale"
-    assert published_benchmark(oxford, RetrievalConfig(difficulty="hard")) == "Revisited Oxford, hard, 224 px, 1 scale"
-    assert published_benchmark(paris, multi) == "Revisited Paris, medium, 512 px, 3 scales"
-    assert published_benchmark(paris, RetrievalConfig()) is None
-    assert published_benchmark(oxford, multi) is None
-    assert published_benchmark(oxford, RetrievalConfig(crop_queries=True)) is None
-    assert published_benchmark(dataclasses.replace(oxford, queries=[Path()] * 69), RetrievalConfig()) is None
+    assert published_dataset(oxford, RetrievalConfig()) == "Revisited Oxford, medium"
+    assert published_dataset(paris, RetrievalConfig(difficulty="hard")) == "Revisited Paris, hard"
+    assert published_dataset(dataclasses.replace(oxford, queries=[Path()] * 69), RetrievalConfig()) is None
 
 
 # --- The class layout ---

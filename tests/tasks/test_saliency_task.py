@@ -23,7 +23,7 @@ from data.masks import write_mask
 from dino_dense import Backbone, Report
 from dino_dense.config import presets
 from tasks import RunOptions, get, main, run_one
-from tasks.saliency import PROTOCOL_FIELDS, SaliencyConfig, open_images, saliency_maps
+from tasks.saliency import SaliencyConfig, open_images, saliency_maps
 from tasks.scores.saliency import accuracy, best_jaccard, f_at_best_threshold, f_curve, iou
 from tests.oracles import NoiseReader, stub_backbone
 
@@ -290,37 +290,22 @@ def test_part_of_a_set_is_spread_and_named(pairs: Path):
     images, facts = open_images(SaliencyConfig(data=str(pairs), max_images=2))
     assert [image.name for image in images] == ["a", "worse"]
     assert facts.name == "pairs (part: 2 of 4)"
-    assert facts.benchmark is None
+    assert facts.dataset is None
     assert facts.sha256 != open_images(SaliencyConfig(data=str(pairs)))[1].sha256
 
 
-def test_benchmark_is_complete_data_and_an_unchanged_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_published_set_is_known_by_its_folder_and_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     image, ids = picture()
     for name in ("a", "b"):
         save(tmp_path / "ECSSD", name, image, 255 * ids)
     config = SaliencyConfig(data=str(tmp_path / "ECSSD"))
-    assert open_images(config)[1].benchmark is None, "two images are not ECSSD"
+    assert open_images(config)[1].dataset is None, "two images are not ECSSD"
     monkeypatch.setitem(SALIENCY_SETS, "ECSSD", 2)
-    assert open_images(config)[1].benchmark == "ECSSD, preset tokencut"
-    assert open_images(replace(config, refine="bilateral"))[1].benchmark == "ECSSD, preset tokencut_bs"
-    assert open_images(replace(config, tau=0.3))[1].benchmark is None
-    assert open_images(replace(config, save_masks=True))[1].benchmark == "ECSSD, preset tokencut"
-
-
-@pytest.mark.parametrize("name", presets.protocol_names("saliency"))
-def test_presets_name_every_constant(name: str):
-    preset = presets.load_protocol("saliency", name)
-    assert set(preset) == PROTOCOL_FIELDS
-    config = SaliencyConfig(**preset)
-    assert presets.matching_protocol("saliency", {field: getattr(config, field) for field in PROTOCOL_FIELDS}) == name
+    assert open_images(config)[1].dataset == "ECSSD"
 
 
 def test_the_default_is_tokencuts():
-    config = SaliencyConfig()
-    assert (
-        presets.matching_protocol("saliency", {field: getattr(config, field) for field in PROTOCOL_FIELDS})
-        == "tokencut"
-    )
+    assert presets.matching_protocols("saliency", SaliencyConfig()) == ("tokencut",)
 
 
 def test_unusable_input_is_an_error_and_leaves_nothing(pairs: Path, tmp_path: Path):
