@@ -28,7 +28,7 @@ from data.video_writer import VideoWriter
 from dino_dense import Backbone, Picture
 from dino_dense import progress as bars
 from dino_dense.arrays import Pixels
-from dino_dense.config.schema import path, runtime, selects
+from dino_dense.config import schema
 from dino_dense.propagation.frames import frame_size, resize_frame, to_float
 from dino_dense.propagation.labels import decode_labels, encode_labels
 from dino_dense.propagation.protocol import LabelEncoding, PropagationProtocol
@@ -42,15 +42,15 @@ from tasks.harness.task import Outcome, file_list_hash
 class OwnVideoConfig(PropagationProtocol):
     """Your own video, instead of a data set"""
 
-    video: str | None = path()
+    video: str | None = schema.path()
     """A video file, or a folder of frames. Masks go to masks/NAME/FRAME.png, and over the video into
     NAME_masks.mp4."""
-    mask: str | None = path()
+    mask: str | None = schema.path()
     """Mask of its first frame; or a folder of masks named as the frames (of a video file by number: 00000.png), for
     objects that enter later. Values are ids; white on black is object 1."""
-    every: int = selects(1)
+    every: int = schema.selects(1)
     """Of your own video, only every n-th frame."""
-    coco: bool = runtime(False)
+    coco: bool = schema.runtime(False)
     """Of your own video, write NAME_masks.json too: in COCO's format, run-length encoded."""
 
     def __post_init__(self) -> None:
