@@ -16,6 +16,7 @@ from dino_dense.matching.tracks import query_features, track_points
 from dino_dense.neighbors import incontext
 from dino_dense.neighbors.exact import nearest
 from dino_dense.probes import depth as depth_head
+from dino_dense.probes import readout
 from tasks.scores import depth as depth_scores
 from tasks.scores import keypoints, matching, segmentation, tracking
 from tests.reference_files import reference
@@ -433,3 +434,67 @@ def test_segmentation_areas(kept: str):
     np.testing.assert_allclose(scores.pop("iou"), arrays[f"areas.{kept}.iou"], atol=1e-6)
     for name, value in scores.items():
         assert np.nanmean(value) == pytest.approx(float(arrays[f"areas.{kept}.{name}"]), abs=1e-6), name
+
+
+def stand_in(arrays, weight: torch.Tensor, bias: torch.Tensor, ramp: torch.Tensor):
+    """The reference's stand-in for a network: a window -> logits of its size."""
+    side = int(arrays["slide.dummy_grid"])
+    t = torch.linspace(-1, 1, side)
+
+    def predict(window: torch.Tensor) -> torch.Tensor:
+        small = torch.nn.functional.interpolate(window, (side, side), mode="bilinear", align_corners=False)
+        logits = torch.einsum("ck,bkhw->bchw", weight, small) + bias[:, None, None]
+        logits = logits + ramp[:, 0, None, None] * t[:, None] + ramp[:, 1, None, None] * t
+        return torch.nn.functional.interpolate(logits, window.shape[-2:], mode="bilinear", align_corners=False)
+
+    return predict
+
+
+def test_sliding_windows():
+    arrays = reference("segmentation_probe")
+    predict = stand_in(arrays, *(tensor(arrays, f"slide.{name}") for name in ("weight", "bias", "ramp")))
+    crop, stride = int(arrays["slide.crop"]), int(arrays["slide.stride"])
+    for number in range(int(arrays["slide.num_images"])):
+        key = f"slide.image{number}"
+        image, size = tensor(arrays, f"{key}.input"), tuple(arrays[f"{key}.target_hw"].tolist())
+        calls = []
+        logits = readout.slide_logits(lambda window: calls.append(1) or predict(window), image, crop, stride)  # noqa: B023
+        assert len(calls) == int(arrays[f"{key}.windows"])
+        np.testing.assert_allclose(logits[0, :, ::4, ::4].numpy(), arrays[f"{key}.slide_logits_every_4th"], atol=1e-4)
+        shares = readout.class_shares(logits, size)
+        np.testing.assert_allclose(shares[0, :, ::4, ::4].numpy(), arrays[f"{key}.softmax_every_4th"], atol=1e-5)
+        safe = bits(arrays, f"{key}.safe", size[1])
+        np.testing.assert_array_equal(shares[0].argmax(0).numpy()[safe], arrays[f"{key}.prediction"][safe])
+        flipped = readout.class_shares(readout.slide_logits(predict, image.flip(-1), crop, stride), size).flip(-1)
+        both = ((shares + flipped) / 2)[0].argmax(0).numpy()
+        assert (both == arrays[f"{key}.tta_prediction"]).mean() >= 0.999
+
+
+@pytest.mark.parametrize("case", ["neco_voc", "neco_ade"])
+def test_neco_probe(case: str):
+    arrays = reference("segmentation_probe")
+    tokens_of_images = tensor(arrays, f"{case}.tokens")
+    side = round(tokens_of_images.shape[1] ** 0.5)
+    maps = tokens_of_images.transpose(1, 2).unflatten(2, (side, side))
+    ignored, evaluation = int(arrays[f"{case}.ignore_index"]), int(arrays[f"{case}.eval_size"])
+    head = torch.nn.Conv2d(maps.shape[1], len(arrays[f"{case}.bias"]), 1)
+    with torch.no_grad():
+        head.weight.copy_(tensor(arrays, f"{case}.weight")[..., None, None])
+        head.bias.copy_(tensor(arrays, f"{case}.bias"))
+    labels = readout.nearest_labels(tensor(arrays, f"{case}.labels"), evaluation)
+    np.testing.assert_array_equal(labels.numpy(), arrays[f"{case}.gt_eval"])
+    logits = readout.upsampled_logits(head, maps, evaluation)
+    loss = torch.nn.functional.cross_entropy(logits, labels.long(), ignore_index=ignored)
+    assert loss.item() == pytest.approx(float(arrays[f"{case}.loss"]), abs=1e-5)
+    loss.backward()
+    np.testing.assert_allclose(head.weight.grad[..., 0, 0].numpy(), arrays[f"{case}.grad_weight"], atol=1e-5)
+    np.testing.assert_allclose(head.bias.grad.numpy(), arrays[f"{case}.grad_bias"], atol=1e-5)
+    safe, stored = bits(arrays, f"{case}.safe", evaluation), arrays[f"{case}.prediction"]
+    np.testing.assert_array_equal(logits.argmax(1).numpy()[safe], stored[safe])
+    classes = len(arrays[f"{case}.bias"])
+    counts = matching.count_clusters(stored, arrays[f"{case}.gt_eval"], classes, classes, ignored)
+    hit = np.diag(counts)
+    np.testing.assert_array_equal(hit, arrays[f"{case}.tp"])
+    np.testing.assert_array_equal(counts.sum(0) - hit, arrays[f"{case}.fp"])
+    np.testing.assert_array_equal(counts.sum(1) - hit, arrays[f"{case}.fn"])
+    assert matching.iou_of_all_classes(counts).mean() == pytest.approx(float(arrays[f"{case}.miou"]), abs=1e-9)

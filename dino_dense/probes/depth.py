@@ -4,6 +4,7 @@ Shapes: B images, n bins, h x w cells. Source: dinov3 `eval/depth/models` (Featu
 dinov2's depth heads give the same for uniform bins.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -27,7 +28,7 @@ def bin_depths(count: int, low: float, high: float, spacing: Spacing = "linear")
         raise ValueError(f"{count} bins from {low} to {high} m ({spacing}): expected two or more, and 0 < low < high.")
     if spacing == "linear":
         return torch.linspace(low, high, count)
-    return torch.logspace(*torch.tensor([low, high]).log10().tolist(), count)
+    return torch.logspace(math.log10(low), math.log10(high), count)
 
 
 def expected_depth(logits: Tensor, depths: Tensor, weighting: Weighting = "linear") -> Tensor:

@@ -25,6 +25,7 @@ from dino_dense import Backbone, distributed
 from dino_dense.backbone.grid import fit
 from dino_dense.checkpoint import read_tensors, write_tensors
 from dino_dense.probes.protocol import PixelProbe
+from dino_dense.probes.readout import slide_logits
 from dino_dense.progress import progress, tracked
 from dino_dense.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from dino_dense.training.schedules import half_cosine
@@ -225,7 +226,7 @@ def predict(backbone: Backbone, head: nn.Module, picture: Image.Image, config: P
     resized = v2.functional.resize(picture, [height, width], v2.InterpolationMode.BICUBIC)
     image = v2.functional.pil_to_tensor(resized)[None].float() / 255
     logits = (
-        _window_logits(backbone, head, image, config)
+        slide_logits(lambda part: _logits(backbone, head, part, part.shape[-2:]), image, config.crop, config.stride)
         if config.window == "slide"
         else _logits(backbone, head, image, (height, width))
     )
@@ -233,31 +234,7 @@ def predict(backbone: Backbone, head: nn.Module, picture: Image.Image, config: P
     return logits[0].argmax(0).to(torch.uint8).cpu().numpy()
 
 
-def _logits(backbone: Backbone, head: nn.Module, image: Tensor, size: tuple[int, int]) -> Tensor:
+def _logits(backbone: Backbone, head: nn.Module, image: Tensor, size: Sequence[int]) -> Tensor:
     """[1, 3, H, W] -> [1, K, *size]."""
     tokens = backbone.extract(image.to(backbone.device)).patches
-    return F.interpolate(head(tokens), size, mode="bilinear", align_corners=False)
-
-
-def _window_logits(backbone: Backbone, head: nn.Module, image: Tensor, config: PixelProbe) -> Tensor:
-    """Mean over the windows that hold a pixel, of its logits: [1, 3, H, W] -> [1, K, H, W]."""
-    height, width = image.shape[-2:]
-    total = counts = None
-    for top in window_starts(height, config.crop, config.stride):
-        for left in window_starts(width, config.crop, config.stride):
-            part = image[..., top : top + config.crop, left : left + config.crop]
-            found = _logits(backbone, head, part, (part.shape[-2], part.shape[-1]))
-            if total is None or counts is None:
-                total = found.new_zeros(1, found.shape[1], height, width)
-                counts = found.new_zeros(1, 1, height, width)
-            total[..., top : top + config.crop, left : left + config.crop] += found
-            counts[..., top : top + config.crop, left : left + config.crop] += 1
-    assert total is not None
-    assert counts is not None
-    return total / counts
-
-
-def window_starts(side: int, window: int, stride: int) -> list[int]:
-    """First pixels of the windows along a side: every `stride`, the last one flush with the end."""
-    last = max(side - window, 0)
-    return [*range(0, last, stride), last]
+    return F.interpolate(head(tokens), tuple(size), mode="bilinear", align_corners=False)

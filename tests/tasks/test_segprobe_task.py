@@ -23,8 +23,8 @@ from dino_dense.probes.pixels import (
     lr_factor,
     predict,
     train_head,
-    window_starts,
 )
+from dino_dense.probes.readout import window_starts
 from tasks import RunOptions, get, run_one
 from tasks.scores.segmentation import class_iou, confusion, pixel_accuracy
 from tasks.segprobe import SegprobeConfig
