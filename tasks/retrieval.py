@@ -224,6 +224,7 @@ def _describe_revisited(
             batch_size=config.batch_size,
             workers=config.workers,
             label=label,
+            names=paths,
         )
         for label, paths, cut in (("queries", landmarks.queries, boxes), ("database", landmarks.database, None))
     )

@@ -4,16 +4,17 @@ Shapes: B images per optimizer step over all processes, b images in one micro-ba
 """
 
 import math
-import os
+from collections.abc import Generator
 from typing import NamedTuple, Protocol
 
 import cv2
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from dino_dense.arrays import Pixels
 from dino_dense.distributed import World
+from dino_dense.loaders import Hands, read_items
 from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.crops import MultiCrop, Picture, View
 from dino_dense.pretrain.faults import BadSample
@@ -66,33 +67,28 @@ def pretraining_plan(n_images: int, config: PretrainConfig, world: World) -> Pla
     return Plan(n_images, config.batch_size, config.epochs, world, config.accumulate, config.seed, config.max_steps)
 
 
-class CropDataset(Dataset[MicroBatch | Exception]):
+class CropDataset(Dataset[MicroBatch]):
     """Positions of a micro-batch -> its crops, each written once, into one tensor per resolution.
 
     Crops stay uint8 until they are on the training device: a quarter of the bytes to move between processes.
-    An unreadable picture is replaced, or gives the error itself, which the training process raises: torch's loader
-    would bury its message in the worker's traceback.
+    An unreadable picture is replaced, or raises its ValueError or OSError.
     """
 
-    def __init__(self, images: ImageSource, config: PretrainConfig, workers: int = 0) -> None:
+    def __init__(self, images: ImageSource, config: PretrainConfig, hands: Hands | None = None) -> None:
         self.images = images
         self.crop = MultiCrop(config)
         self.seed = config.seed
         self.skips = config.on_bad_sample == "skip"
-        self.in_hand = torch.full((workers, 2), -1).share_memory_()
-        """Each worker's process id and the image it is reading, should it die of it."""
+        self.hands = hands or Hands(0, images.name)
 
-    def __getitem__(self, positions: list[Position]) -> MicroBatch | Exception:
+    def __getitem__(self, positions: list[Position]) -> MicroBatch:
         b, sizes = len(positions), [kind.size for kind in self.crop.kinds]
         global_views, local_views = (_empty_views(b, of_group) for of_group in (sizes[:2], sizes[2:]))
         by_view = [*global_views.numpy(), *local_views.numpy()]  # V times [b, S, S, 3]
         looks = torch.empty(len(sizes), 0 if self.crop.applies_looks else b, ROW)
         bad: list[BadSample] = []
         for i, position in enumerate(positions):
-            try:
-                views = self._read(position, [pixels[i] for pixels in by_view], bad)
-            except (ValueError, OSError) as error:
-                return error
+            views = self._read(position, [pixels[i] for pixels in by_view], bad)
             if not self.crop.applies_looks:
                 looks[:, i] = torch.tensor([number for view in views for number in view.look.row()]).view(-1, ROW)
         return MicroBatch(
@@ -128,12 +124,10 @@ class CropDataset(Dataset[MicroBatch | Exception]):
         return views
 
     def _crop(self, image: int, seed: int, pixels: list[Pixels]) -> list[View]:
-        worker = get_worker_info()
-        if worker is not None:
-            self.in_hand[worker.id] = torch.tensor((os.getpid(), image))
-        picture = self.images[image]
-        views = self.crop.draw(picture.size, seed)
-        self.crop.render(picture, views, pixels)
+        with self.hands.reading(image):
+            picture = self.images[image]
+            views = self.crop.draw(picture.size, seed)
+            self.crop.render(picture, views, pixels)
         return views
 
 
@@ -148,15 +142,21 @@ def _empty_views(b: int, sizes: list[int]) -> Tensor:
 
 def build_loader(
     images: ImageSource, plan: Plan, start_step: int, config: PretrainConfig, workers: int, pin_memory: bool
-) -> DataLoader[MicroBatch | Exception]:
-    """One loader for the whole run from `start_step` on: its workers never restart between epochs."""
-    return DataLoader(
-        CropDataset(images, config, workers),
+) -> Generator[MicroBatch]:
+    """The micro-batches of the whole run from `start_step` on: the workers never restart between epochs.
+
+    Raises:
+        LostWorkerError: a worker died. ValueError, OSError: an unreadable picture that is not replaced.
+    """
+    hands = Hands(workers, images.name, "--num-workers")
+    return read_items(
+        CropDataset(images, config, hands),
+        hands,
+        index=None,
+        set_up=set_up_worker,
         batch_size=None,  # an item is a whole micro-batch
         sampler=PlanSampler(plan, start_step),
-        num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=set_up_worker,
         # The loader draws a seed for its workers; nothing here uses it, and the global generator is left
         # alone.
         generator=torch.Generator().manual_seed(config.seed),

@@ -1,9 +1,8 @@
-"""What goes wrong while training: bad samples, loader processes that die, steps that are not finite."""
+"""What goes wrong while training: bad samples, steps that are not finite."""
 
 import csv
 import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,6 @@ from dino_dense.files import write_text
 
 BAD_SAMPLES_FILE = "bad_samples.csv"
 FIELDS = ("step", "sample", "replaced_by", "reason")
-_LOST_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")  # torch/utils/data/dataloader.py
 
 
 class BadSample(NamedTuple):
@@ -26,12 +24,6 @@ class BadSample(NamedTuple):
 
 class BadSamplesError(ValueError):
     """More bad samples than a run may have."""
-
-
-class LostWorkerError(OSError):
-    """A loader process that died."""
-
-    exit_status = 1
 
 
 class BadSamples:
@@ -82,12 +74,6 @@ class BadSamples:
         writer.writeheader()
         writer.writerows(self.rows.values())
         write_text(self.path, text.getvalue())
-
-
-def lost_workers(error: RuntimeError) -> list[int]:
-    """Process ids of the loader workers whose death this error of torch's loader tells of; [] for another error."""
-    match = _LOST_WORKER.search(str(error))
-    return [int(pid) for pid in match[1].split(",")] if match else []
 
 
 def report_step(run: Path, step: int, facts: dict[str, Any]) -> Path:

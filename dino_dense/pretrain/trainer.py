@@ -20,11 +20,12 @@ from dino_dense import distributed
 from dino_dense.backbone.cpu_attention import fast_attention
 from dino_dense.checkpoint import STATE_FILE
 from dino_dense.distributed import World
+from dino_dense.loaders import lost_workers_explained
 from dino_dense.pretrain import optim, run_folder
-from dino_dense.pretrain.batches import CropDataset, ImageSource, MicroBatch, build_loader, pretraining_plan
+from dino_dense.pretrain.batches import ImageSource, MicroBatch, build_loader, pretraining_plan
 from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.crops import prepare
-from dino_dense.pretrain.faults import BadSample, BadSamples, LostWorkerError, lost_workers, report_step
+from dino_dense.pretrain.faults import BadSample, BadSamples, report_step
 from dino_dense.pretrain.loss import DINOLoss
 from dino_dense.pretrain.monitor import CollapseWatch, Monitor, feature_spectrum
 from dino_dense.pretrain.network import DropPathKeys, build_student_and_teacher, compile_blocks
@@ -148,12 +149,9 @@ class Trainer:
         monitor = self._monitor() if self.world.is_main else None
         most, is_main = self.config.max_bad_samples, self.world.is_main
         self.bad_samples = BadSamples(self.run, self.step, len(self.images), most, writes=is_main)
-        with stop_signals() as received:
+        with stop_signals() as received, lost_workers_explained(str(self.run), "Then resume."):
             try:
                 return self._train(monitor, received)
-            except RuntimeError as error:  # torch may raise it anywhere: it comes with a signal
-                self._explain_lost_worker(error)
-                raise
             finally:
                 if monitor:
                     monitor.close()
@@ -185,16 +183,12 @@ class Trainer:
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.plan.last_step
 
-    def _micro_batches(self) -> Generator[MicroBatch, None, None]:
+    def _micro_batches(self) -> Generator[MicroBatch]:
         workers = self.config.num_workers
         if workers is None:
             workers = min(MAX_WORKERS, max(1, (os.cpu_count() or 1) // self.world.size))
         pin = self.device.type == "cuda"
-        self.loader = build_loader(self.images, self.plan, self.step, self.config, workers, pin)
-        for batch in self.loader:
-            if isinstance(batch, Exception):  # an unreadable picture, met in a worker
-                raise batch
-            yield batch
+        return build_loader(self.images, self.plan, self.step, self.config, workers, pin)
 
     # --- One step ---
 
@@ -332,20 +326,6 @@ class Trainer:
         said = self.bad_samples.add(found) if found else None
         if said and monitor:
             monitor.say(said)
-
-    def _explain_lost_worker(self, error: RuntimeError) -> None:
-        """Raise an error that names the samples which loader processes died of, if that is what happened."""
-        lost = lost_workers(error)
-        if not lost:
-            return
-        dataset = self.loader.dataset
-        assert isinstance(dataset, CropDataset)
-        reading = {pid: image for pid, image in dataset.in_hand.tolist() if pid in lost}
-        names = ", ".join(self.images.name(image) for image in reading.values()) or "its first picture"
-        raise LostWorkerError(
-            f"{self.run}: loader process {', '.join(map(str, lost))} died while reading {names}. Out of memory, or a "
-            "picture that crashes the decoder: remove it, or take fewer --num-workers; then resume."
-        ) from error
 
     def _log(self, monitor: Monitor | None, measured: Measured) -> None:
         self._check_finite()

@@ -17,13 +17,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from dino_dense import Backbone, distributed
 from dino_dense.backbone.grid import fit
 from dino_dense.checkpoint import read_tensors, write_tensors
+from dino_dense.loaders import Hands, read_items
 from dino_dense.probes.protocol import PixelProbe
 from dino_dense.probes.readout import slide_logits
 from dino_dense.progress import progress, tracked
@@ -38,6 +39,10 @@ LOG_EVERY = 10  # steps between rows of the learning curve
 
 class LabelledPicture(Protocol):
     """An image file with a class for every pixel."""
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
 
     def read(self) -> tuple[Image.Image, npt.NDArray[np.uint8]]:
         """RGB picture and class ids uint8 [H, W], `VOID` where there is none."""
@@ -86,6 +91,11 @@ class _Crops(Dataset):
                 v2.RandomHorizontalFlip(),
             ]
         )
+
+
+def image_of(key: tuple[int, int]) -> int:
+    """(draw, image) -> image."""
+    return key[1]
 
 
 def train_head(
@@ -179,7 +189,8 @@ class _FreshBatches:
     def load(self, **order: Any) -> Batches:
         """Tokens and ids of this process's own share, on the backbone's device."""
         crops = _Crops(self.pairs, self.config, self.seed)
-        for images, ids in DataLoader(crops, num_workers=self.workers, **order):
+        hands = Hands(self.workers, lambda image: self.pairs[image].name)
+        for images, ids in read_items(crops, hands, index=image_of, **order):
             tokens = self.backbone.extract(images.to(self.backbone.device)).patches
             yield tokens, ids.to(tokens.device)
 

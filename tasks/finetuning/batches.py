@@ -3,7 +3,7 @@
 Shapes: B images a step over all processes, b in one micro-batch of one process.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import NamedTuple
 
 import torch
@@ -11,15 +11,15 @@ from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import Compose
 
 from data.images import LabelledImages, read_rgb
 from dino_dense.backbone.backbone import Triple
 from dino_dense.distributed import World
+from dino_dense.loaders import Hands, read_items
 from dino_dense.training.plan import Plan, PlanSampler, Position
 from dino_dense.training.seeds import derive_seed, seeded
-from dino_dense.training.signals import leave_signals_to_parent
 from tasks.finetuning.config import FinetuneConfig
 from tasks.finetuning.draws import AUGMENTATION
 
@@ -71,21 +71,14 @@ class PairedPlan(Plan):
         return front + middle + [self.batch_size - 1 - slot for slot in reversed(front)]
 
 
-class TrainingImages(Dataset[tuple[Tensor, int, int] | Exception]):
-    """A position in the plan -> the augmented image [3, S, S], its label, its slot.
-
-    An unreadable image gives the error itself, which the training process raises: torch's loader would bury its
-    message in the worker's traceback.
-    """
+class TrainingImages(Dataset[tuple[Tensor, int, int]]):
+    """A position in the plan -> the augmented image [3, S, S], its label, its slot."""
 
     def __init__(self, images: LabelledImages, transform: Callable[[Image.Image], Tensor], seed: int) -> None:
         self.images, self.transform, self.seed = images, transform, seed
 
-    def __getitem__(self, position: Position) -> tuple[Tensor, int, int] | Exception:
-        try:
-            picture = read_rgb(self.images.paths[position.image])
-        except (ValueError, OSError) as error:
-            return error
+    def __getitem__(self, position: Position) -> tuple[Tensor, int, int]:
+        picture = read_rgb(self.images.paths[position.image])
         with seeded(derive_seed(AUGMENTATION, self.seed, position.epoch, position.turn)):
             return self.transform(picture), self.images.labels[position.image], position.slot
 
@@ -122,27 +115,32 @@ def _randaugment(config: FinetuneConfig, mean: Triple) -> list[Callable[[Image.I
     return [rand_augment_transform(config.randaugment, constants)]
 
 
-def collate(samples: list[tuple[Tensor, int, int] | Exception]) -> MicroBatch | Exception:
-    """One tensor a field; or the first error among the samples."""
-    good = []
-    for sample in samples:
-        if isinstance(sample, Exception):
-            return sample
-        good.append(sample)
-    images, labels, slots = zip(*good, strict=True)
+def image_of(position: Position) -> int:
+    """Index into the training images."""
+    return position.image
+
+
+def collate(samples: list[tuple[Tensor, int, int]]) -> MicroBatch:
+    """One tensor a field."""
+    images, labels, slots = zip(*samples, strict=True)
     return MicroBatch(torch.stack(images), torch.tensor(labels), torch.tensor(slots))
 
 
 def training_loader(
     dataset: TrainingImages, plan: Plan, start_step: int, workers: int, pin_memory: bool
-) -> DataLoader[MicroBatch | Exception]:
-    """One loader for the whole run from `start_step` on: its workers never restart between epochs."""
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]
-        batch_sampler=PlanSampler(plan, start_step),  # type: ignore[arg-type]
-        num_workers=workers,
-        collate_fn=collate,
+) -> Generator[MicroBatch]:
+    """The micro-batches of the whole run from `start_step` on: the workers never restart between epochs.
+
+    Raises:
+        LostWorkerError: a worker died. ValueError, OSError: an unreadable image.
+    """
+    paths = dataset.images.paths
+    return read_items(
+        dataset,
+        Hands(workers, lambda image: str(paths[image])),
+        index=image_of,
+        collate=collate,
+        batch_sampler=PlanSampler(plan, start_step),
         pin_memory=pin_memory,
-        worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),  # the loader draws a seed for its workers, from here and not the global one
     )

@@ -119,10 +119,7 @@ class FineTuning:
         transform = training_transform(config, backbone.mean, backbone.std)
         dataset = TrainingImages(self.images.train, transform, self.context.seed)
         pin = backbone.device.type == "cuda"
-        for batch in training_loader(dataset, self.plan, self.step, config.workers, pin):
-            if isinstance(batch, Exception):
-                raise batch
-            yield batch
+        return training_loader(dataset, self.plan, self.step, config.workers, pin)
 
     # --- One step ---
 

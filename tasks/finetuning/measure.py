@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from data.images import LabelledImages, read_rgb
 from dino_dense import Backbone, distributed
 from dino_dense.distributed import World
+from dino_dense.loaders import Hands, read_items
 from dino_dense.progress import progress
 from dino_dense.training.precision import autocast
 from tasks.finetuning.config import FinetuneConfig
@@ -64,7 +65,8 @@ def predict(
     """
     items = list(zip(images.paths, images.labels, strict=True))
     dataset = _TestImages(distributed.even_share(items, world), Preprocessing(config.resize, config.crop))
-    loader = DataLoader(dataset, batch, num_workers=config.workers, generator=torch.Generator())
+    hands = Hands(config.workers, lambda index: str(dataset.items[index][0]))
+    loader = read_items(dataset, hands, batch_size=batch, generator=torch.Generator())
     device = backbone.device
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (backbone.mean, backbone.std))
     parts = []

@@ -16,6 +16,7 @@ from data import notices
 from dino_dense import distributed
 from dino_dense.config import command_line, presets, schema
 from dino_dense.files import clear_unfinished, write_text
+from dino_dense.loaders import lost_workers_explained
 from dino_dense.report import Report, environment, peak_memory_mib, reset_peak_memory
 from tasks.harness.context import Context, check_same_run
 from tasks.harness.options import RunOptions
@@ -77,7 +78,7 @@ def run_one(
     context = _open(task, options, config, backbone, device, world, pieces)
     reset_peak_memory(device)
     start = time.perf_counter()
-    with notices.gathered() as lines:
+    with notices.gathered() as lines, lost_workers_explained(then="Then give the same command again."):
         outcome = task.run(backbone, config, context)
     report = Report(
         task=task.name,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from data import DataError
@@ -19,6 +19,7 @@ from data.images import read_rgb
 from dino_dense import Backbone, distributed
 from dino_dense.arrays import Box
 from dino_dense.backbone.grid import fit
+from dino_dense.loaders import Hands, read_items
 from dino_dense.pipeline import gathered
 from dino_dense.progress import progress
 
@@ -36,16 +37,19 @@ def describe_all(
     batch_size: int,
     workers: int = 0,
     label: str = "descriptors",
+    names: Sequence[object] | None = None,
 ) -> Tensor:
     """Descriptors [N, C] on the CPU, in the order of the data set, by all processes together.
 
     Args:
         dataset: `count` images [3, H, W], of any sizes; those of one size are described together.
         describe: images [B, 3, H, W] -> descriptors [B, C].
+        names: how messages call the images; by their numbers without.
     """
     mine = distributed.even_share(range(count), world)
     found: dict[int, Tensor] = {}
-    read = enumerate(DataLoader(Subset(dataset, mine), batch_size=None, num_workers=workers))
+    hands = Hands(workers, lambda index: str(names[index]) if names else f"{label}: image {index}")
+    read = enumerate(read_items(dataset, hands, batch_size=None, sampler=mine))
     with progress(len(mine), unit="image", desc=label, disable=not world.is_main) as bar:
         for batch in gathered(read, lambda placed: placed[1].shape, batch_size, WAITING_BATCHES * batch_size):
             places, images = zip(*batch, strict=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from data.images import open_picture, read_rgb
@@ -22,6 +22,7 @@ from data.sample import cache_folder
 from dino_dense import Backbone, distributed
 from dino_dense.checkpoint import CheckpointError, read_tensors, write_tensors
 from dino_dense.files import WriteError, clear_unfinished
+from dino_dense.loaders import Hands, read_items
 from dino_dense.progress import progress
 
 CLS = "cls1"
@@ -186,7 +187,8 @@ def _extract(
     label: str,
 ) -> Pieces:
     mine = distributed.even_share(paths, world)
-    loader = DataLoader(_Images(mine, preprocessing), batch_size, num_workers=workers)
+    hands = Hands(workers, lambda index: str(mine[index]))
+    loader = read_items(_Images(mine, preprocessing), hands, batch_size=batch_size)
     found: Pieces = {}
     done = 0
     with progress(len(mine), unit="image", desc=label, disable=not world.is_main) as bar:

@@ -8,12 +8,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from data.images import read_rgb
 from dino_dense import Backbone, Picture, distributed
 from dino_dense.checkpoint import write_tensors
+from dino_dense.loaders import Hands, read_items
 from dino_dense.probes.classes import (
     Batch,
     Evaluation,
@@ -136,7 +137,8 @@ class LinearProbe:
             chosen = [part.tolist() for part in kept[epoch_order(len(kept), self.context.seed, epoch)].split(size)]
             mine = [distributed.even_share(part, world) for part in chosen]
             crops = _Crops(paths, self.config.crop, self.context.seed, epoch)
-            loader = DataLoader(crops, batch_sampler=mine, num_workers=self.config.workers)
+            hands = Hands(self.config.workers, lambda index: str(paths[index]))
+            loader = read_items(crops, hands, batch_sampler=mine)
             for part, pixels in zip(chosen, loader, strict=True):
                 features = distributed.all_gather(self._extract(pixels))[: len(part)]
                 yield features, labels[part].to(features.device)

@@ -18,9 +18,10 @@ from data import DataError
 from data.pretraining import PretrainingImages, open_pretraining_data
 from dino_dense.checkpoint import read_tensors
 from dino_dense.distributed import World
+from dino_dense.loaders import LostWorkerError
 from dino_dense.pretrain import optim
 from dino_dense.pretrain.batches import pretraining_plan
-from dino_dense.pretrain.faults import BadSamplesError, LostWorkerError
+from dino_dense.pretrain.faults import BadSamplesError
 from dino_dense.pretrain.trainer import Trainer
 from dino_dense.training.gradients import DivergedError
 from tests.faults import broken

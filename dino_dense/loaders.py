@@ -1,0 +1,250 @@
+"""Items read by worker processes, for every loop that reads pictures: a lost worker is explained.
+
+torch's loader buries the message of a bad picture in the worker's traceback, and tells of a dead worker in many ways:
+a RuntimeError that comes with a signal, anywhere in the main thread, or whatever the read of a half delivered tensor
+raises (ConnectionResetError, EOFError, FileNotFoundError, ...).
+
+PyTorch is imported where something is loaded: a command that loads nothing may never need it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing.util
+import os
+import re
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader, Dataset
+
+DEATH_SECONDS = 5.0
+"""How long to wait, after a read from a worker has failed, for the worker's own end: its sockets close before it is
+gone, on a busy machine by a second and more."""
+_POLL_SECONDS = 0.02
+_LOST_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
+"""torch/utils/data/dataloader.py and torch/csrc/DataLoader.cpp"""
+_RAISED_IN_WORKER = re.compile(r"Caught \w+ in ")  # torch/_utils.py: the worker lives
+
+READING, READ = 0, 1
+
+MEMORY = "Most often the machine ran out of memory: take fewer {option}."
+SHARED_MEMORY = "The shared memory, /dev/shm, is full: take fewer {option}, or docker run --shm-size=8g or --ipc=host."
+DECODER = "A picture that crashes the decoder: remove it."
+UNKNOWN = "Out of memory (take fewer {option}), or a picture that crashes the decoder (remove it)."
+HINTS = {signal.SIGKILL: MEMORY, signal.SIGBUS: SHARED_MEMORY, signal.SIGSEGV: DECODER, signal.SIGABRT: DECODER}
+"""What to do, by the signal that ended the worker."""
+
+
+class LostWorkerError(OSError):
+    """A loader process that died."""
+
+    exit_status = 1
+
+
+class Hands:
+    """The item that each worker process has in hand, in shared memory: it says of which the worker died.
+
+    Args:
+        workers: number of worker processes.
+        name: how messages call item i.
+        option: the option that sets the number of workers.
+    """
+
+    def __init__(self, workers: int, name: Callable[[int], str], option: str = "--workers") -> None:
+        import torch
+
+        self.table = torch.full((workers, 3), -1).share_memory_()
+        """A worker a row: process id, item, READING or READ."""
+        self.option = option
+        self.processes: dict[int, BaseProcess] = {}
+        """The workers by process id; known to the main process alone."""
+        self._name: Callable[[int], str] | None = name
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"table": self.table, "option": self.option, "processes": {}, "_name": None}
+
+    @contextmanager
+    def reading(self, item: int) -> Iterator[None]:
+        """Note the item while it is read, and that it was; outside of a worker process, nothing."""
+        import torch
+        from torch.utils.data import get_worker_info
+
+        worker = get_worker_info()
+        if worker is None:
+            yield
+            return
+        self.table[worker.id] = torch.tensor((os.getpid(), item, READING))
+        yield
+        self.table[worker.id, 2] = READ
+
+    def of(self, pids: Collection[int]) -> list[str]:
+        """A phrase a lost worker, such as `while reading a.jpg`."""
+        words = {READING: "while reading", READ: "after reading"}
+        assert self._name is not None
+        return [f"{words[state]} {self._name(item)}" for pid, item, state in self.table.tolist() if pid in pids]
+
+
+_RECENT: deque[Hands] = deque(maxlen=16)
+"""Of the loaders opened last. An error may come when its loader is closed already."""
+
+
+@atexit.register
+def _end_workers() -> None:
+    """What a traceback keeps alive is ended at exit: by SIGTERM, which workers ignore, and then waited for."""
+    if alive := [child for hands in _RECENT for child in hands.processes.values() if child.is_alive()]:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise
+        for child in alive:
+            child.kill()
+
+
+class _Plain:
+    """A data set whose errors are values, and whose keys are noted.
+
+    Args:
+        index: key -> number of the item, None where the data set notes its items itself.
+    """
+
+    def __init__(self, items: Dataset[Any], hands: Hands, index: Callable[[Any], int] | None) -> None:
+        self.items, self.hands, self.index = items, hands, index
+
+    def __len__(self) -> int:
+        return len(self.items)  # type: ignore[arg-type]
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            if self.index is None:
+                return self.items[key]
+            with self.hands.reading(self.index(key)):
+                return self.items[key]
+        except (ValueError, OSError) as error:
+            return error
+
+
+class _Collate:
+    """The first error among the samples, else the batch."""
+
+    def __init__(self, collate: Callable[[Any], Any], *, single: bool) -> None:
+        self.collate, self.single = collate, single
+
+    def __call__(self, samples: Any) -> Any:
+        for sample in [samples] if self.single else samples:
+            if isinstance(sample, Exception):
+                return sample
+        return self.collate(samples)
+
+
+def read_items(
+    items: Dataset[Any],
+    hands: Hands,
+    *,
+    index: Callable[[Any], int] | None = int,
+    collate: Callable[[Any], Any] | None = None,
+    set_up: Callable[[int], None] | None = None,
+    **options: Any,
+) -> Generator[Any]:
+    """Batches of a data set through as many worker processes as `hands` has rows; 0 reads in this process.
+
+    Args:
+        items: a map-style data set. Its ValueErrors and OSErrors arrive here as they were raised.
+        index: key -> number of the item, which `hands` names; None where the data set calls `hands.reading` itself.
+        collate: samples -> batch (torch's default without).
+        set_up: runs first in each worker.
+        options: further ones of torch's DataLoader. `batch_size=None` gives the items as they are.
+
+    Raises:
+        LostWorkerError: a worker died, however the loader told of it.
+    """
+    from torch.utils.data import DataLoader, default_collate, default_convert
+
+    from dino_dense.training.signals import leave_signals_to_parent
+
+    _RECENT.append(hands)
+    single = options.get("batch_size", 1) is None
+    loader: DataLoader[Any] = DataLoader(
+        _Plain(items, hands, index),  # type: ignore[arg-type]
+        num_workers=len(hands.table),
+        collate_fn=_Collate(collate or (default_convert if single else default_collate), single=single),
+        worker_init_fn=set_up or leave_signals_to_parent,
+        **options,
+    )
+    for batch in _told(loader, hands):
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
+    _RECENT.remove(hands)
+
+
+def _told(loader: DataLoader[Any], hands: Hands) -> Generator[Any]:
+    """The loader's batches; a worker that dies while one is read raises LostWorkerError."""
+    others = set(multiprocessing.active_children())
+    batches = iter(loader)
+    hands.processes |= {child.pid or 0: child for child in multiprocessing.active_children() if child not in others}
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except Exception as error:
+            _explain(error, DEATH_SECONDS)
+            raise
+        yield batch
+
+
+@contextmanager
+def lost_workers_explained(where: str = "", then: str = "") -> Iterator[None]:
+    """Whatever torch raises in the block because a loader process died becomes a LostWorkerError.
+
+    torch raises it in the main thread wherever that is when the worker ends. `where` and `then` begin and end the
+    message: the run's folder, and how to go on.
+    """
+    try:
+        yield
+    except LostWorkerError as error:
+        raise LostWorkerError(_join(where, str(error), then)) from error.__cause__
+    except RuntimeError as error:
+        try:
+            _explain(error, 0.0)
+        except LostWorkerError as lost:
+            raise LostWorkerError(_join(where, str(lost), then)) from error
+        raise
+
+
+def _join(where: str, message: str, then: str) -> str:
+    return (f"{where}: " if where else "") + message + (f" {then}" if then else "")
+
+
+def _explain(error: Exception, wait: float) -> None:
+    """Raise LostWorkerError if the error tells of a dead worker, or, within `wait` seconds, one is seen to be dead."""
+    if _RAISED_IN_WORKER.match(str(error)):
+        return
+    workers = {pid: child for hands in _RECENT for pid, child in hands.processes.items()}
+    lost = _told_by(error)
+    until = time.monotonic() + wait
+    while not lost and time.monotonic() < until:
+        try:
+            time.sleep(_POLL_SECONDS)
+            lost = {pid for pid, child in workers.items() if child.exitcode}
+        except RuntimeError as signaled:  # the signal that tells of the death comes now
+            lost = _told_by(signaled)
+    if not lost:
+        return
+    phrases = [phrase for hands in reversed(_RECENT) for phrase in hands.of(lost)]
+    ends = [-(child.exitcode or 0) for pid, child in workers.items() if pid in lost]
+    hint = next((HINTS[signal.Signals(end)] for end in ends if end in HINTS), UNKNOWN)
+    raise LostWorkerError(
+        f"loader process {', '.join(map(str, sorted(lost)))} died {', '.join(phrases) or 'before its first item'}. "
+        + hint.format(option=_RECENT[-1].option if _RECENT else "--workers")
+    ) from error
+
+
+def _told_by(error: Exception) -> set[int]:
+    """Process ids of the workers that torch's loader calls dead."""
+    match = _LOST_WORKER.search(str(error))
+    return {int(pid) for pid in match[1].split(",")} if match else set()
