@@ -5,11 +5,12 @@ Layouts, as the sets ship::
     ECSSD/       images/*.jpg               ground_truth_mask/*.png
     DUTS-TE/     DUTS-TE-Image/*.jpg        DUTS-TE-Mask/*.png
     DUT-OMRON/   DUT-OMRON-image/*.jpg      pixelwiseGT-new-PNG/*.png
-    any/         images/*                   masks/*
+    any/         images/*                   masks/*                     (or img, gt, ...: by name or by content)
     VOC2012/     JPEGImages/*.jpg           SegmentationObject/*.png    ImageSets/Segmentation/val.txt
     DAVIS/       see `data.davis`
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,27 +24,45 @@ from PIL import Image
 from data import DataError
 from data.arrays import Pixels
 from data.davis import load_davis
-from data.files import IMAGE_SUFFIXES, is_hidden
+from data.files import IMAGE_SUFFIXES, is_hidden, is_system, natural_key
+from data.foreground import ForegroundRule, foreground_rule
 from data.images import list_images, read_rgb
+from data.known_sets import SALIENCY_SETS
 from data.masks import ID_SUFFIXES, VOID_ID, read_foreground, read_ids
 from data.voc import voc_entries
 
 Layout = Literal["auto", "pairs", "voc", "davis"]
 
 
-FOLDER_PAIRS = (
-    ("images", "ground_truth_mask"),
-    ("DUTS-TE-Image", "DUTS-TE-Mask"),
-    ("DUT-OMRON-image", "pixelwiseGT-new-PNG"),
-    ("images", "masks"),
-)
+PUBLISHED_PAIRS = {
+    ("images", "ground_truth_mask"): "ECSSD",
+    ("DUTS-TE-Image", "DUTS-TE-Mask"): "DUTS-TE",
+    ("DUT-OMRON-image", "pixelwiseGT-new-PNG"): "DUT-OMRON",
+}
+"""Names of the image and the mask folder of published sets; in these, any value above 0 is object."""
+
+FOLDER_PAIRS = (*PUBLISHED_PAIRS, ("images", "masks"))
 """Names of the image and the mask folder of known sets."""
 
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "photos", "rgb")
+MASK_FOLDERS = (
+    "masks",
+    "mask",
+    "gt",
+    "gts",
+    "ground_truth",
+    "groundtruth",
+    "ground_truth_mask",
+    "labels",
+    "annotations",
+)
+"""Names, in lower case, of folders of other people's sets."""
 
 DEPTH = 2  # folders below the root that are looked into
 
 
 MASK_MODES = frozenset({"1", "L", "P", "LA", "I;16"})  # PIL modes that are no colour photograph's
+MASK_COLORS = 0.9  # part of the pixels that a mask stored in color has in its two commonest colors, noise aside
 
 
 @dataclass(frozen=True)
@@ -55,7 +74,9 @@ class MaskedImage:
     image: Path
     mask: Path
     has_ids: bool = False
-    """Whether mask values are object ids with 255 as void; else any value above 0 is the one object."""
+    """Whether mask values are object ids with 255 as void; else there is one object."""
+    rule: ForegroundRule | None = None
+    """Which values are the one object; without it, any above 0 (published sets)."""
 
     def read(self) -> tuple[Pixels, Pixels]:
         """RGB [H, W, 3], and ids [H, W]: 0 background, 1 and up objects, 255 void (only with `has_ids`).
@@ -64,13 +85,18 @@ class MaskedImage:
             DataError: a file is missing or unreadable, or their sizes differ.
         """
         rgb = np.asarray(read_rgb(self.image))
-        ids = read_ids(self.mask) if self.has_ids else read_foreground(self.mask)
+        ids = self._read_ids()
         if ids.shape != rgb.shape[:2]:
             raise DataError(
                 f"{self.mask}: {ids.shape[0]}x{ids.shape[1]} pixels (height x width), but {self.image} has "
                 f"{rgb.shape[0]}x{rgb.shape[1]}; an image and its mask must have one size"
             )
         return rgb, ids
+
+    def _read_ids(self) -> Pixels:
+        if self.has_ids:
+            return read_ids(self.mask)
+        return self.rule.read(self.mask) if self.rule else read_foreground(self.mask)
 
 
 def load_saliency(
@@ -114,9 +140,14 @@ def detect_layout(root: Path) -> Literal["pairs", "voc", "davis"]:
 
 
 def load_pairs(root: Path) -> list[MaskedImage]:
-    """Images and masks of the same names in two folders below `root`."""
+    """Images and masks of the same names in two folders below `root`; masks may have a common word more (a_mask.png).
+
+    A published set, whole, is read by its own rule; of any other, all masks are looked at (`foreground_rule`).
+    """
     folders = _pair_of_folders(root)
     images, masks = (_by_stem(folder) for folder in folders)
+    if images.keys() != masks.keys():
+        images, masks = _without_common_words(images, masks)
     alone = sorted(set(images) ^ set(masks))
     if alone:
         lacking = [f"{len(set(a) - set(b))} of {len(a)}" for a, b in ((images, masks), (masks, images))]
@@ -125,7 +156,30 @@ def load_pairs(root: Path) -> list[MaskedImage]:
             f"{folders[1].name} no image: {', '.join(alone[:5])}{', ...' if len(alone) > 5 else ''}. Copy what is "
             "missing, or take the others out"
         )
-    return [MaskedImage(stem, images[stem], masks[stem]) for stem in images]
+    published = PUBLISHED_PAIRS.get((folders[0].name, folders[1].name))
+    is_published = published is not None and SALIENCY_SETS[published] == len(images)
+    rule = None if is_published else foreground_rule([masks[stem] for stem in images])
+    return [MaskedImage(images[stem].stem, images[stem], masks[stem], rule=rule) for stem in images]
+
+
+def _without_common_words(images: dict[str, Path], masks: dict[str, Path]) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Both with what begins and ends all names of a folder taken off, where these are then the same names."""
+    cut_images, cut_masks = _cut(images), _cut(masks)
+    if len(images) > 1 and cut_images.keys() == cut_masks.keys() and len(cut_images) == len(images):
+        return cut_images, {stem: cut_masks[stem] for stem in cut_images}
+    return images, masks
+
+
+def _cut(files: dict[str, Path]) -> dict[str, Path]:
+    names = list(files)
+    start = _same_characters(names)
+    end = _same_characters([name[start:][::-1] for name in names])
+    return {name[start : len(name) - end]: files[name] for name in names}
+
+
+def _same_characters(names: Sequence[str]) -> int:
+    """How many characters all names begin with."""
+    return sum(1 for _ in itertools.takewhile(lambda row: len(set(row)) == 1, zip(*names, strict=False)))
 
 
 def load_voc_object_masks(root: Path, split: str = "val") -> list[MaskedImage]:
@@ -152,13 +206,19 @@ def object_masks(ids: Pixels) -> list[npt.NDArray[np.bool_]]:
 
 def _pair_of_folders(root: Path) -> tuple[Path, Path]:
     """Where the images are, and where the masks: by known names, else by what is in them."""
-    below = [root, *(path for depth in range(1, DEPTH + 1) for path in sorted(root.glob("*/" * depth)))]
+    below = [
+        root,
+        *(path for depth in range(1, DEPTH + 1) for path in sorted(root.glob("*/" * depth), key=natural_key)),
+    ]
     parents = [path for path in below if path.is_dir() and not is_hidden(path, root)]
     for images, masks in FOLDER_PAIRS:
         for parent in parents:
             if (parent / images).is_dir() and (parent / masks).is_dir():
                 return parent / images, parent / masks
     folders = [path for path in parents if any(_is_image(entry) for entry in path.iterdir())]
+    named = _named_pair(folders)
+    if named:
+        return named
     grey = [path for path in folders if _looks_like_masks(path)]
     if len(folders) != 2 or len(grey) != 1:
         known = " or ".join(f"{images}/ and {masks}/" for images, masks in FOLDER_PAIRS)
@@ -170,18 +230,30 @@ def _pair_of_folders(root: Path) -> tuple[Path, Path]:
     return next(path for path in folders if path not in grey), grey[0]
 
 
+def _named_pair(folders: Sequence[Path]) -> tuple[Path, Path] | None:
+    """The only folder with a name for images and the only one for masks."""
+    images, masks = (
+        [path for path in folders if path.name.lower() in names] for names in (IMAGE_FOLDERS, MASK_FOLDERS)
+    )
+    return (images[0], masks[0]) if len(images) == len(masks) == 1 else None
+
+
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    return path.suffix.lower() in IMAGE_SUFFIXES and not is_system(path.name) and path.is_file()
 
 
 def _looks_like_masks(folder: Path) -> bool:
-    """Whether the first file is no colour image."""
-    first = next(path for path in sorted(folder.iterdir()) if _is_image(path))
+    """Whether the first file is no colour image, or has hardly more than two colors."""
+    first = next(path for path in sorted(folder.iterdir(), key=natural_key) if _is_image(path))
     try:
         with Image.open(first) as image:
-            return image.mode in MASK_MODES
+            if image.mode in MASK_MODES:
+                return True
+            colors = np.array(image.convert("RGB")).reshape(-1, 3) // 32  # noise of lossy formats is smaller
     except OSError as error:
         raise DataError(f"{first}: not an image that can be read ({error}). Replace or remove it.") from None
+    counts = np.sort(np.unique(colors, axis=0, return_counts=True)[1])
+    return len(counts) > 1 and counts[-2:].sum() >= MASK_COLORS * len(colors)
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
