@@ -1,6 +1,7 @@
 """The house stays as CONTRIBUTING draws it: imports run one way, and rooms keep to their neighbors."""
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,8 +63,14 @@ TASK_ROOMS = {
 }
 
 
+@functools.cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """Every node of a file; each file is parsed once."""
+    return tuple(ast.walk(ast.parse(path.read_text())))
+
+
 def imported(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -79,7 +86,7 @@ def room(path: Path) -> str:
 def rooms_within(path: Path, package: str) -> set[str]:
     """Rooms and files of a package that a file imports; "." is its own face (`from dino_dense import Backbone`)."""
     rooms: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == package:
             parts = (node.module or "").split(".")
             names = [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
@@ -139,13 +146,13 @@ def test_no_room_is_without_a_rule():
 def test_tests_benchmarks_and_examples_use_public_names(path: Path):
     """No underscore in an imported name, nor behind the name of an imported module."""
     modules = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in LOCAL:
             words = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
             private = [word for word in words if word.startswith("_") and not word.startswith("__")]
             assert not private, f"{path}:{node.lineno} imports {private}"
             modules |= {alias.asname or alias.name for alias in node.names}
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
             private = node.attr.startswith("_") and not node.attr.startswith("__")
             assert not private, f"{path}:{node.lineno}: {node.value.id}.{node.attr}"
@@ -165,14 +172,14 @@ def test_only_the_loader_knows_the_names_of_hubs(path: Path):
     """`timm:`, `hf-hub:` and `random:` are read in one file; others may only name them to a person."""
     if path == ROOT / "dino_dense" / "backbone" / "load.py":
         return
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Constant) and node.value in ("hf-hub", "hf_hub", "timm:", "hf-hub:", "random:"):
             pytest.fail(f"{path}:{node.lineno}: {node.value!r}")
 
 
 @pytest.mark.parametrize("path", FILES, ids=label)
 def test_no_unsafe_loading(path: Path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "pickle.load", "pickle.loads"):
             keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
             assert keywords.get("weights_only") == "True", f"{path}:{node.lineno}"
