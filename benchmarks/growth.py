@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.bench import Measured, Row, in_new_process, machine, publish
 from dino_dense.propagation.protocol import PropagationProtocol
-from dino_dense.propagation.stream import propagate_video
+from dino_dense.propagation.stream import LabelPropagator
 
 PLOT = Path(__file__).parents[1] / "docs" / "growth.png"
 GRID = (30, 52)  # a DAVIS frame at patch 16
@@ -42,20 +42,15 @@ def noise(grid: tuple[int, int], seed: int) -> Tensor:
 def propagate(frames: int, grid: tuple[int, int], channels: int) -> float:
     """A video of random features, each made when it is asked for; the median seconds of a frame with a full context."""
     labels = torch.rand(channels, *grid, generator=torch.Generator().manual_seed(0))
-    protocol, seconds, making = PropagationProtocol(), [], [0.0]
-
-    def features_of(index: int) -> Tensor:
-        start = time.perf_counter()
+    protocol, seconds = PropagationProtocol(), []
+    propagator = LabelPropagator(protocol)
+    propagator.step(noise(grid, 0), labels)
+    for index in range(1, frames):
         features = noise(grid, index)
-        making[0] = time.perf_counter() - start  # is not propagation's
-        return features
-
-    propagated = propagate_video(features_of, labels, frames, protocol)
-    while True:
         start = time.perf_counter()
-        if next(propagated, None) is None:
-            return statistics.median(seconds[protocol.context_frames :])
-        seconds.append(time.perf_counter() - start - making[0])
+        propagator.step(features)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[protocol.context_frames :])
 
 
 def sweep(cases: Sequence[tuple[int, tuple[int, int], int]], repeats: int = 1) -> list[Measured]:

@@ -13,8 +13,8 @@ from torch import Tensor
 from benchmarks.bench import Row, in_new_process, in_turn, publish
 from dino_dense import load_backbone
 from dino_dense.propagation.protocol import PropagationProtocol
-from dino_dense.propagation.stream import propagate_labels as tiled
-from dino_dense.propagation.stream import propagate_video
+from dino_dense.propagation.search import ContextFrames, Neighborhood, unit_features
+from dino_dense.propagation.stream import DEFAULT_MAX_BYTES, LabelPropagator
 
 HEIGHT, WIDTH = 480, 832  # a DAVIS frame as DINO resizes it
 CONTEXT, RADIUS, TOP_K, TEMPERATURE = 8, 12, 5, 0.1  # DINO's
@@ -64,8 +64,7 @@ def run_dense(problem: Problem) -> Tensor:
 
 
 def run_tiled(problem: Problem) -> Tensor:
-    options = {"radius": RADIUS, "top_k": TOP_K, "temperature": TEMPERATURE}
-    return tiled(*problem.tensors(), hw=problem.grid, **options)
+    return run_tiled_on(problem, problem.tensors())
 
 
 def speed_and_memory(problem: Problem) -> list[Row]:
@@ -87,7 +86,13 @@ def speed_and_memory(problem: Problem) -> list[Row]:
 
 
 def run_tiled_on(problem: Problem, tensors: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    return tiled(*tensors, hw=problem.grid, radius=RADIUS, top_k=TOP_K, temperature=TEMPERATURE)
+    target, sources, labels = tensors
+    neighborhood = Neighborhood(RADIUS, "square", TOP_K, True, TEMPERATURE)
+    shape = DIM, *problem.grid
+    context = ContextFrames(shape, problem.channels, CONTEXT, neighborhood, DEFAULT_MAX_BYTES, target.device)
+    for features, label in zip(sources, labels, strict=True):
+        context.add(unit_features(features.unflatten(1, problem.grid), problem.grid), label)
+    return context.propagate(unit_features(target.T.unflatten(1, problem.grid), problem.grid))
 
 
 def share_of_features(patch_size: int, frames: int) -> Row:
@@ -98,11 +103,12 @@ def share_of_features(patch_size: int, frames: int) -> Row:
     assert patches is not None
     tokens = patches[0]
     labels = F.one_hot(torch.randint(0, 2, tokens.shape[1:]), 2).permute(2, 0, 1).float()
-    noise = [tokens + 0.1 * torch.randn_like(tokens) for _ in range(CONTEXT + frames)]  # no two frames are equal
-    propagated = propagate_video(noise.__getitem__, labels, len(noise), PropagationProtocol())
+    noise = iter([tokens + 0.1 * torch.randn_like(tokens) for _ in range(CONTEXT + frames)])  # no two are equal
+    propagator = LabelPropagator(PropagationProtocol())
+    propagator.step(next(noise), labels)
     for _ in range(CONTEXT - 1):
-        next(propagated)
-    features, ours = in_turn(lambda: backbone.extract(image), lambda: next(propagated), frames - 1)
+        propagator.step(next(noise))
+    features, ours = in_turn(lambda: backbone.extract(image), lambda: propagator.step(next(noise)), frames - 1)
     return Row(
         "propagation",
         f"features of a frame (plain) and its propagation (ours), ViT-S/{patch_size} fp32",

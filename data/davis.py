@@ -116,10 +116,6 @@ class VideoSequence:
             ids[ids == VOID_ID] = 0
         return ids
 
-    def read_masks(self) -> Pixels:
-        """Object ids uint8 [T, H, W] of all frames; DataError where a frame has no mask."""
-        return np.stack([self.read_mask(index) for index in range(len(self))])
-
     def first_mask(self) -> Pixels:
         """Object ids uint8 [H, W] of the first frame, checked: ids are 1..num_objects without gaps.
 
@@ -207,23 +203,13 @@ def is_official_val(sequences: Sequence[VideoSequence], year: int) -> bool:
     return {sequence.name for sequence in sequences} == (VAL_2016 if year == 2016 else VAL_2017)
 
 
-def read_predictions(folder: str | Path, sequence: VideoSequence) -> Pixels:
-    """Predicted ids uint8 [T, H, W] of a sequence from ``folder/<sequence>/<frame>.png``.
-
-    The first and the last frame are not scored and many submissions leave them out: they stay 0 here.
+def read_prediction(folder: str | Path, sequence: VideoSequence, index: int) -> Pixels:
+    """Predicted ids uint8 [H, W] of a frame from ``folder/<sequence>/<frame>.png``.
 
     Raises:
-        DataError: a file is missing or unreadable, has another size than the frame, or holds an id above the
+        DataError: the file is missing or unreadable, has another size than the frame, or holds an id above the
             number of objects in the first mask.
     """
-    predicted = np.zeros((len(sequence), *sequence.size), np.uint8)
-    for index in range(1, len(sequence) - 1):
-        predicted[index] = read_prediction(folder, sequence, index)
-    return predicted
-
-
-def read_prediction(folder: str | Path, sequence: VideoSequence, index: int) -> Pixels:
-    """Predicted ids uint8 [H, W] of frame ``index``; DataError as ``read_predictions``."""
     path = Path(folder) / sequence.name / f"{sequence.frames[index].stem}.png"
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected a predicted mask for each frame but the first and last")

@@ -88,16 +88,21 @@ def read_upright(path: Path | str) -> npt.NDArray[np.uint8]:
     Raises what `read_rgb` raises; DataError for 32-bit pixels, which say not what is white.
     """
     with _opened(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I;16"):
-            grey = (np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8)
-            return np.repeat(grey[..., None], 3, axis=2)
-        if upright.mode in WIDE_MODES:
-            raise DataError(f"{path}: {image.mode} pixels, expected 8 or 16 bits. Convert it to 8 bits first.")
-        if upright.has_transparency_data:
-            seen = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
-        return np.array(upright.convert("RGB"))
+        return upright_rgb(image, path)
+
+
+def upright_rgb(image: Image.Image, path: Path | str) -> npt.NDArray[np.uint8]:
+    """The current frame of an opened picture, as `read_upright` gives it."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):
+        grey = (np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if upright.mode in WIDE_MODES:
+        raise DataError(f"{path}: {image.mode} pixels, expected 8 or 16 bits. Convert it to 8 bits first.")
+    if upright.has_transparency_data:
+        seen = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
+    return np.array(upright.convert("RGB"))
 
 
 @contextmanager

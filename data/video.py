@@ -1,19 +1,21 @@
 """Random frames of video files, by decord: what pretraining draws from."""
 
+import contextlib
+import math
 import os
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
+import av
 import decord
 import numpy as np
 import numpy.typing as npt
 
 from data import DataError
-from data.images import (
-    DecodedPicture,
-)
+from data.images import DecodedPicture
+from data.video_file import Orientation, orientation, turned
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
 """File name endings, in any case, that count as videos."""
@@ -34,12 +36,35 @@ def open_video(path: Path | str) -> decord.VideoReader:
     try:
         reader = decord.VideoReader(str(path), num_threads=1)
     except (decord.DECORDError, RuntimeError) as error:
-        raise DataError(
-            f"{path}: not a video that can be decoded ({reason_of(error)}). Replace or remove it."
-        ) from None
+        reason = _lacking_decoder(path) or reason_of(error)
+        raise DataError(f"{path}: not a video that can be decoded ({reason}). Replace or remove it.") from None
     if len(reader) == 0:
         raise DataError(f"{path}: a video without frames. Replace or remove it.")
     return reader
+
+
+def _lacking_decoder(path: Path | str) -> str:
+    """The codec of a picture stream that FFmpeg decodes and decord does not; "" where there is none."""
+    with contextlib.suppress(av.FFmpegError), av.open(str(path)) as container:
+        for stream in container.streams.video:
+            codec = stream.codec_context.codec.canonical_name
+            return f"decord has no decoder for its {codec} pictures: convert it to H.264, as ffmpeg does"
+    return ""
+
+
+def mirrored_orientation(path: Path | str) -> Orientation | None:
+    """How a video that is shown mirrored is turned; None for any other, which decord turns right."""
+    with contextlib.suppress(av.FFmpegError, StopIteration), av.open(str(path)) as container:
+        a, b, c, d = orientation(next(container.decode(video=0)))
+        return (a, b, c, d) if a * d - b * c < 0 else None
+    return None
+
+
+def unmirrored(rgb: npt.NDArray[np.uint8], shown: Orientation) -> npt.NDArray[np.uint8]:
+    """A frame of a mirrored video as it is shown: decord only turns it, by the angle of the matrix's first row."""
+    a, b, _, _ = shown
+    quarters = round(math.atan2(b, a) / (math.pi / 2))  # clockwise
+    return turned(np.rot90(rgb, quarters), shown)
 
 
 def reason_of(error: Exception) -> str:
@@ -89,7 +114,7 @@ class VideoFrames(Sequence[DecodedPicture]):
             for video, path in enumerate(self.paths)
             for frame in sampled_frames(len(open_video(path)), frame_stride, frames_per_video)
         ]
-        self._readers: OrderedDict[tuple[int, int], decord.VideoReader] = OrderedDict()
+        self._readers: OrderedDict[tuple[int, int], tuple[decord.VideoReader, Orientation | None]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -97,7 +122,9 @@ class VideoFrames(Sequence[DecodedPicture]):
     def __getitem__(self, index: int) -> DecodedPicture:  # type: ignore[override]
         video, frame = self.frames[index]
         try:
-            return DecodedPicture(rgb_of(self._reader(video)[frame]))
+            reader, mirrored = self._reader(video)
+            rgb = rgb_of(reader[frame])
+            return DecodedPicture(rgb if mirrored is None else unmirrored(rgb, mirrored))
         except decord.DECORDError as error:
             raise DataError(
                 f"{self.paths[video]}: frame {frame} cannot be decoded ({reason_of(error)}). Replace or remove it."
@@ -116,10 +143,10 @@ class VideoFrames(Sequence[DecodedPicture]):
         """One name per frame, relative to `root`."""
         return [self.name(index, root) for index in range(len(self))]
 
-    def _reader(self, video: int) -> decord.VideoReader:
+    def _reader(self, video: int) -> tuple[decord.VideoReader, Orientation | None]:
         key = (os.getpid(), video)
         if key not in self._readers:
-            self._readers[key] = open_video(self.paths[video])
+            self._readers[key] = open_video(self.paths[video]), mirrored_orientation(self.paths[video])
             while len(self._readers) > OPEN_VIDEOS:
                 self._readers.popitem(last=False)
         self._readers.move_to_end(key)

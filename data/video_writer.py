@@ -18,9 +18,6 @@ ENCODERS = ("libx264", "libopenh264", "h264_videotoolbox", "mpeg4")
 QUALITY = {"crf": "20", "preset": "veryfast"}  # libx264: visually near the source; a tenth of the default's time
 
 
-LARGEST_DENOMINATOR = 1001  # of a frame rate: 30000/1001 (NTSC)
-
-
 FINEST_TICK = 10_000  # ticks a second at least: times of a variable frame rate come to 0.1 ms
 
 

@@ -3,10 +3,12 @@
 Decoding, encoding and OpenCV let go of Python's lock, so that threads are enough.
 """
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -33,6 +35,23 @@ def read_ahead(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def drawn_ahead(items: Iterable[Item], *, ahead: int) -> Generator[Item]:
+    """The items in order, drawn from the iterable by one other thread, up to ``ahead`` of them (1 or more) early.
+
+    What the iterable raises is raised where its item would have come.
+    """
+    iterator, end = iter(items), object()
+
+    def draw(_: int) -> Item | object:
+        return next(iterator, end)
+
+    with closing(read_ahead(draw, itertools.count(), ahead=ahead)) as drawn:
+        for item in drawn:
+            if item is end:
+                return
+            yield item  # type: ignore[misc]
 
 
 def in_batches(items: Iterable[Item], key: Callable[[Item], object], size: int) -> Generator[list[Item]]:

@@ -16,7 +16,7 @@ from dino_dense import load_backbone
 from dino_dense.maps import PcaColours, attention_maps, grow, match_map, patch_maps
 from dino_dense.propagation.protocol import PropagationProtocol
 from tasks.harness.figures import enlarge, grid, heat_over, overlay, save
-from tasks.videos.own_clip import carry_masks, write_masks
+from tasks.videos.clip_masks import carry_masks, write_masks
 
 
 def look(checkpoint: str, out: Path) -> None:

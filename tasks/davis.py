@@ -3,46 +3,42 @@
 The first mask is carried along the video by nearest neighbours among frozen patch tokens; nothing is trained.
 """
 
+from __future__ import annotations
+
 import math
 import shutil
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
-import pandas as pd
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from data import DataError
 from data.davis import VideoSequence, is_official_val, load_davis
 from data.masks import read_foreground, read_ids, write_mask
 from data.sample import sample_data
-from dino_dense import Backbone, Metric, Picture, Score, distributed
-from dino_dense.backbone.dino_vit import IMAGENET_MEAN, IMAGENET_STD
+from dino_dense import Metric, Picture, Score, distributed
 from dino_dense.config import command_line
 from dino_dense.config.schema import path, runtime, selects
-from dino_dense.pipeline import Behind, read_ahead
+from dino_dense.pipeline import Behind
 from dino_dense.progress import Progress, progress, tracked
-from dino_dense.propagation.frames import frame_size, resize_frame, to_float
-from dino_dense.propagation.labels import decode_labels, encode_labels
-from dino_dense.propagation.stream import PropagationMemory, plan_memory, propagate_video
+from dino_dense.propagation.protocol import PropagationProtocol
 from tasks.harness import figures
 from tasks.harness.context import Context, DataFacts
 from tasks.harness.runner import main
 from tasks.harness.task import Outcome, Task, file_list_hash
-from tasks.scores.jf import FrameScores, score_folder, score_frame, summarise, tabulate
-from tasks.videos import own_clip
-from tasks.videos.own_clip import OwnVideoConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dino_dense import Backbone
+    from dino_dense.arrays import Pixels
+    from dino_dense.propagation.video import Frame, VideoPropagator
+    from tasks.scores.jf import FrameScores
 
 MIN_FRAMES = 3  # the first and the last are not scored
-GPU_BATCH = 8  # frames whose features are computed at once
-READERS, FINISHERS = 1, 1  # threads that read frames, and that write and score masks
+FINISHERS = 1  # threads that write and score masks
 BACKLOG = 16  # masks waiting to be written
 METRICS = tuple(
     Metric(name, higher_is_better="Decay" not in name, low=-100.0 if "Decay" in name else 0.0)
@@ -51,7 +47,7 @@ METRICS = tuple(
 
 
 @dataclass(frozen=True)
-class DavisConfig(OwnVideoConfig):
+class DavisConfig(PropagationProtocol):
     """Which videos, and every constant of the protocol"""
 
     data: str | None = path()
@@ -65,8 +61,7 @@ class DavisConfig(OwnVideoConfig):
     max_frames: int | None = selects(None)
     """Only the first frames of each sequence (frames)."""
     resolution: str = selects("480p")
-    """Folder under JPEGImages and Annotations; 480p is what is published. Of your own video, its short side instead of
-    short_side, pixels."""
+    """Folder under JPEGImages and Annotations; 480p is what is published."""
     void: Literal["error", "background"] = selects("error")
     """What value 255 in a 2017 first mask is."""
     score: str | None = path()
@@ -79,9 +74,7 @@ class DavisConfig(OwnVideoConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.video is not None and (self.data is not None or self.score is not None):
-            raise ValueError("--video is your own, --data and --score are for data sets: expected one of them")
-        if self.max_frames is not None and self.max_frames < (1 if self.video else MIN_FRAMES):
+        if self.max_frames is not None and self.max_frames < MIN_FRAMES:
             raise ValueError(
                 f"max_frames is {self.max_frames}: expected {MIN_FRAMES} or more, since the first and the last frame "
                 "are not scored"
@@ -105,12 +98,8 @@ class _Videos:
 
 def run(backbone: Backbone | None, config: DavisConfig, context: Context) -> Outcome:
     """Write the masks (unless `config.score` names some), then score them if there is ground truth."""
-    if config.video is not None:
-        assert backbone is not None
-        own = own_clip.at_resolution(config, config.resolution, DavisConfig.resolution)
-        budget = config.max_memory * 2**20
-        own_backbone = pixel_statistics(backbone, config)
-        return own_clip.run(own_backbone, own, context, max_frames=config.max_frames, max_bytes=budget)
+    from tasks.scores.jf import summarise
+
     videos = open_videos(config)
     context.bind(videos.facts)
     if config.score is None:
@@ -140,7 +129,7 @@ def run(backbone: Backbone | None, config: DavisConfig, context: Context) -> Out
             f"per-sequence_results-{config.split}": per_sequence,
             f"global_results-{config.split}": overall,
         },
-        note=f"Scored the masks in {masks}." if config.score else f"Masks are in {masks}.{pixel_note(backbone)}",
+        note=f"Scored the masks in {masks}." if backbone is None else _masks_note(masks, backbone),
         samples=objects,
         pictures=pictures,
     )
@@ -180,99 +169,6 @@ def open_videos(config: DavisConfig) -> _Videos:
     return _Videos(sequences, facts)
 
 
-def pixel_statistics(backbone: Backbone, config: DavisConfig) -> Backbone:
-    """The protocol's pixel mean and standard deviation, for backbones trained with ImageNet's.
-
-    The protocols were written for such; one trained with other statistics keeps its own.
-    """
-    if (backbone.mean, backbone.std) != (IMAGENET_MEAN, IMAGENET_STD):
-        return backbone
-    return backbone.with_normalisation(config.mean, config.std)
-
-
-def pixel_note(backbone: Backbone | None) -> str:
-    if backbone is None or (backbone.mean, backbone.std) == (IMAGENET_MEAN, IMAGENET_STD):
-        return ""
-    return f" Pixels were normalised as {backbone.name} was trained, mean {backbone.mean}, std {backbone.std}."
-
-
-@dataclass(frozen=True)
-class _Propagation:
-    """One video's way from frames to masks: sizes, and the steps in between.
-
-    Shapes: H x W the frame's own size, D features, C label channels, h x w the patch grid.
-    """
-
-    backbone: Backbone
-    sequence: VideoSequence
-    config: DavisConfig
-
-    @cached_property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in pixels that frames are resized to."""
-        config = self.config
-        return frame_size(
-            *self.sequence.size,
-            short_side=config.short_side,
-            rounding=config.rounding,
-            patch_size=self.backbone.patch_size,
-        )
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        return self.size[0] // self.backbone.patch_size, self.size[1] // self.backbone.patch_size
-
-    def memory(self) -> PropagationMemory:
-        """What propagation will take; ValueError if that is more than `max_memory`."""
-        shape = self.backbone.embed_dim, *self.grid
-        on_cpu = self.backbone.device.type == "cpu"
-        budget = self.config.max_memory * 2**20
-        return plan_memory(shape, self.sequence.num_objects + 1, self.config, budget, on_cpu=on_cpu)
-
-    def soft_labels(self) -> Generator[Tensor]:
-        """[C, h, w] of every frame but the first, in order."""
-        first = self.sequence.first_mask()
-        labels = encode_labels(first, self.grid, self.sequence.num_objects, self.config.label_encoding)
-        with closing(self._features()) as features:
-            yield from propagate_video(
-                lambda _: next(features),
-                labels.to(self.backbone.device),
-                len(self.sequence),
-                self.config,
-                max_bytes=self.config.max_memory * 2**20 - self.memory().context,
-            )
-
-    def mask(self, scores: Tensor) -> np.ndarray:
-        """Soft labels [C, h, w] -> ids uint8 [H, W]."""
-        config, patch_size = self.config, self.backbone.patch_size
-        return decode_labels(
-            scores, patch_size, self.sequence.size, config.upsample, config.normalise, config.upsample_to
-        )
-
-    def _features(self) -> Generator[Tensor]:
-        """Patch tokens [D, h, w] of every frame, in batches, while the next frames are read."""
-        count = self.config.batch_size or (1 if self.backbone.device.type == "cpu" else GPU_BATCH)
-        frames = read_ahead(self._read, range(len(self.sequence)), ahead=2 * count, workers=READERS)
-        with closing(frames):
-            while batch := list(islice(frames, count)):
-                pixels = torch.from_numpy(np.stack(batch)).to(self.backbone.device)  # [B, H, W, 3]
-                patches = self.backbone.extract(to_float(pixels)).patches
-                assert patches is not None
-                yield from patches
-
-    def _read(self, index: int) -> np.ndarray:
-        """uint8 [h, w, 3] at the working size; no torch, whose threads would be a second set."""
-        return resize_frame(self.sequence.read_frame(index), self.size, self.config.interpolation)
-
-
-def propagate_masks(backbone: Backbone, sequence: VideoSequence, config: DavisConfig) -> Iterator[np.ndarray]:
-    """Ids uint8 [H, W] at native size for every frame; the first is the given mask."""
-    video = _Propagation(pixel_statistics(backbone, config), sequence, config)
-    yield sequence.first_mask()
-    for scores in video.soft_labels():
-        yield video.mask(scores)
-
-
 def _write_all_masks(
     backbone: Backbone, sequences: Sequence[VideoSequence], config: DavisConfig, context: Context
 ) -> tuple[Path, list[pd.DataFrame]]:
@@ -284,41 +180,65 @@ def _write_all_masks(
     # Shared out before looking at what is done: the processes must agree, while folders appear.
     mine = [s for s in sequences[context.world.rank :: context.world.size] if not (masks / s.name).is_dir()]
     frames = sum(len(sequence) for sequence in mine)
-    backbone = pixel_statistics(backbone, config)
     tables, said = [], set()
     with progress(frames, unit="frame", desc="propagating", disable=not context.world.is_main) as bar:
         for sequence in mine:
             bar.set_postfix_str(sequence.name)
-            video = _Propagation(backbone, sequence, config)
-            text = _memory_text(video)
+            propagator = _propagator(backbone, sequence, config)
+            text = _memory_text(propagator, config.max_memory)
             if context.world.is_main and text not in said:
                 bar.write(text, file=sys.stderr)
                 said.add(text)
-            tables += _write_masks(video, context, bar)
+            tables += _write_masks(propagator, sequence, context, bar)
     return masks, tables
 
 
-def _memory_text(video: _Propagation) -> str:
-    memory, (h, w) = video.memory(), video.grid
+def _masks_note(masks: Path, backbone: Backbone) -> str:
+    from dino_dense.propagation.video import pixel_note
+
+    return f"Masks are in {masks}.{pixel_note(backbone)}"
+
+
+def _propagator(backbone: Backbone, sequence: VideoSequence, config: DavisConfig) -> VideoPropagator:
+    from dino_dense.propagation.video import VideoPropagator
+
+    objects = range(1, sequence.num_objects + 1)
+    budget = config.max_memory * 2**20
+    return VideoPropagator(backbone, config, sequence.size, objects, max_bytes=budget, batch_size=config.batch_size)
+
+
+def _frames(sequence: VideoSequence) -> Iterator[Frame]:
+    """Runs in a worker thread: avoid torch here, it would start its own thread pool."""
+    from dino_dense.propagation.video import Frame
+
+    for index in range(len(sequence)):
+        yield Frame(sequence.read_frame(index), sequence.first_mask() if index == 0 else None)
+
+
+def _memory_text(propagator: VideoPropagator, limit: int) -> str:
+    memory, (h, w) = propagator.memory, propagator.grid
     context, tile, total = (math.ceil(part / 2**20) for part in (memory.context, memory.tile, memory.total))
     return (
         f"{h}x{w} patches: propagation takes up to {total} MiB (context {context}, similarities {tile}) "
-        f"of --max-memory {video.config.max_memory}"
+        f"of --max-memory {limit}"
     )
 
 
-def _write_masks(video: _Propagation, context: Context, bar: Progress) -> list[pd.DataFrame]:
+def _write_masks(
+    propagator: VideoPropagator, sequence: VideoSequence, context: Context, bar: Progress
+) -> list[pd.DataFrame]:
     """One sequence, whole or not at all: a folder is renamed into place when its last mask is written.
 
     Masks are made, written and scored in the background while the next frames propagate. Returns J and F of every
     object and frame, if the sequence has ground truth.
     """
-    sequence = video.sequence
+    from tasks.scores.jf import score_frame, tabulate
+
     unfinished = context.out / "masks" / f".{sequence.name}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     scores: dict[int, FrameScores] = {}
 
-    def finish(index: int, ids: np.ndarray) -> None:  # no torch here: its threads would be a second set
+    def finish(index: int, ids: Pixels) -> None:  # in a worker thread: no torch, as in `_frames`
         write_mask(unfinished / f"{sequence.frames[index].stem}.png", ids)
         if sequence.has_ground_truth and 0 < index < len(sequence) - 1:
             scores[index] = score_frame(ids, sequence.read_mask(index), sequence.num_objects)
@@ -326,10 +246,10 @@ def _write_masks(video: _Propagation, context: Context, bar: Progress) -> list[p
 
     context.folder("masks")
     try:
-        with Behind(workers=FINISHERS, backlog=BACKLOG) as behind, closing(video.soft_labels()) as propagated:
-            behind.submit(finish, 0, sequence.first_mask())
-            for index, soft in enumerate(propagated, start=1):
-                behind.submit(finish, index, video.mask(soft))
+        propagated = propagator.run(_frames(sequence))
+        with Behind(workers=FINISHERS, backlog=BACKLOG) as behind, closing(propagated):
+            for index, (_, ids) in enumerate(propagated):
+                behind.submit(finish, index, ids)
         unfinished.rename(context.out / "masks" / sequence.name)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -342,6 +262,10 @@ def _score_all(
     masks: Path, sequences: Sequence[VideoSequence], scored: list[pd.DataFrame], context: Context
 ) -> pd.DataFrame:
     """J and F of every object and frame: what was scored on the way, and the other sequences' masks on disk."""
+    import pandas as pd
+
+    from tasks.scores.jf import score_folder
+
     tables = {str(table["sequence"].iat[0]): table for table in distributed.gather_objects(scored)}
     left = [sequence for sequence in sequences if sequence.name not in tables]
     mine = left[context.world.rank :: context.world.size]
@@ -354,6 +278,8 @@ def _score_all(
 
 def _per_object(per_frame: pd.DataFrame) -> pd.DataFrame:
     """Means over the frames, percent, a row an object: columns sample, J&F-Mean, J-Mean, F-Mean."""
+    import pandas as pd
+
     means = 100 * per_frame.groupby(["sequence", "object"], sort=False)[["J", "F"]].mean()
     names = [f"{sequence}_{identity}" for sequence, identity in means.index]
     columns = {"sample": names, "J&F-Mean": means.mean(axis=1), "J-Mean": means["J"], "F-Mean": means["F"]}
@@ -385,7 +311,7 @@ def _draw_all(
     return tuple(pictures)
 
 
-def _first_middle_last(masks: Path, sequence: VideoSequence) -> list[tuple[np.ndarray, np.ndarray]]:
+def _first_middle_last(masks: Path, sequence: VideoSequence) -> list[tuple[Pixels, Pixels]]:
     """Frames with their masks: the one that was given, and what was found in the middle and at the end.
 
     Scores leave the last frame out, and so may other people's masks: then it is the last that is scored.
@@ -412,6 +338,21 @@ def _scores(overall: pd.DataFrame, objects: pd.DataFrame) -> tuple[Score, ...]:
     return tuple(scores)
 
 
+def own_clip(words: Sequence[str]) -> tuple[str, list[str]] | None:
+    """`--video` is a person's own clip, which `tasks.track` follows; its `--resolution 480p` is `--short-side 480`."""
+    options = [word.partition("=") for word in words]
+    if not any(option == "--video" for option, _, _ in options):
+        return None
+    moved, short_side = [], False
+    for option, equals, value in options:
+        if short_side:
+            option, short_side = option.removesuffix("p"), False
+        elif option == "--resolution":
+            option, value, short_side = "--short-side", value.removesuffix("p"), not equals
+        moved.append(f"{option}{equals}{value}")
+    return "track", moved
+
+
 TASK = Task(
     name="davis",
     summary="Video object segmentation by label propagation (J&F).",
@@ -421,6 +362,7 @@ TASK = Task(
     run=run,
     smoke=DavisConfig(short_side=192, max_frames=5),
     needs_backbone=lambda config: config.score is None,
+    moved=own_clip,
 )
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Videos made here, of every kind that people have."""
 
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -35,12 +36,14 @@ def write_clip(
     rate: int | Fraction = 10,
     times: Sequence[int] | None = None,
     options: dict[str, str] | None = None,
+    codec: str = "libx264",
+    pixels: str = "yuv420p",
 ) -> Path:
-    """An H.264 video; `times` (milliseconds) make its frame rate vary."""
+    """A video, of H.264 where nothing else is asked for; `times` (milliseconds) make its frame rate vary."""
     tick = MILLISECOND if times else 1 / Fraction(rate)
     with av.open(str(path), "w", options=options or {}) as container:
-        stream = container.add_stream("libx264", rate=rate)
-        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width, stream.pix_fmt = *size, pixels
         stream.codec_context.time_base = tick
         for index in range(length):
             frame = av.VideoFrame.from_ndarray(moving_disc(index, size), format="rgb24")
@@ -63,11 +66,14 @@ def write_sound(path: Path) -> Path:
     return path
 
 
-def turn(path: Path) -> Path:
-    """Say in an mp4 that it is shown a quarter turn clockwise, as a phone held upright does (ISO 14496-12, tkhd)."""
-    matrix = [0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000]
-    turned = [0, 0x10000, 0, 0xFFFF0000, 0, 0, 0, 0, 0x40000000]
-    old, new = (b"".join(value.to_bytes(4, "big") for value in values) for values in (matrix, turned))
+QUARTER_TURN = (0, 1, -1, 0)  # clockwise, as a phone held upright tells it
+
+
+def turn(path: Path, orientation: tuple[int, int, int, int] = QUARTER_TURN) -> Path:
+    """Say in an mp4 that pixel (x, y) is shown at (a x + c y, b x + d y), for (a, b, c, d) (ISO 14496-12, tkhd)."""
+    a, b, c, d = (0x10000 * value for value in orientation)
+    old = struct.pack(">9i", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
+    new = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 0x40000000)
     data = path.read_bytes()
     place = data.index(old, data.index(b"tkhd"))
     path.write_bytes(data[:place] + new + data[place + len(old) :])

@@ -109,7 +109,7 @@ def known_samples() -> Known:
         answers.append(read_foreground(data.saliency / "masks" / f"{path.stem}.png"))
     for sequence in load_davis(data.davis):
         thumbnails += [thumbnail(to_tensor(sequence.read_frame(index))) for index in range(len(sequence))]
-        answers += list(sequence.read_masks())
+        answers += [sequence.read_mask(index) for index in range(len(sequence))]
     return torch.cat(thumbnails), answers
 
 

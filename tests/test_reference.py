@@ -21,7 +21,7 @@ from dino_dense.objects.segment import box_of
 from dino_dense.pretrain.head import DINOHead
 from dino_dense.pretrain.loss import DINOLoss
 from dino_dense.pretrain.optim import scaled_lr
-from dino_dense.propagation.stream import propagate_labels
+from dino_dense.propagation.search import Neighborhood
 from dino_dense.training.schedules import cosine_schedule
 from tasks import RunOptions, get, run_one
 from tasks.davis import DavisConfig
@@ -30,6 +30,8 @@ from tasks.scores.classification import hits
 from tasks.scores.jf import score_sequence, summarise
 from tasks.scores.retrieval import average_precision, positive_ranks, query_scores
 from tasks.scores.saliency import accuracy, f_at_best_threshold, f_curve, iou
+from tests.davis_files import all_masks
+from tests.propagation.frames import carry_to_frame
 from tests.reference_files import davis_root, recipe_weights, reference
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -151,16 +153,9 @@ def test_label_propagation():
     assert cases
     for case in cases:
         target, sources, labels = (torch.from_numpy(arrays[f"{case}.{key}"]) for key in ("target", "sources", "labels"))
-        height, width = (int(side) for side in arrays[f"{case}.hw"])
-        ours = propagate_labels(
-            target,
-            sources,
-            labels,
-            hw=(height, width),
-            radius=int(arrays[f"{case}.radius"]),
-            top_k=int(arrays[f"{case}.topk"]),
-            temperature=0.1,
-        )
+        assert labels.shape[2:] == tuple(arrays[f"{case}.hw"])
+        radius, top_k = int(arrays[f"{case}.radius"]), int(arrays[f"{case}.topk"])
+        ours = carry_to_frame(target, sources, labels, Neighborhood(radius, "square", top_k, True, temperature=0.1))
         np.testing.assert_allclose(ours.numpy(), arrays[f"{case}.out"][0], rtol=0, atol=1e-5, err_msg=case)
 
 
@@ -183,7 +178,7 @@ def test_davis_scores_of_the_stored_masks():
     for name in sequences_of(arrays):
         masks = stored_masks(arrays, name)
         (sequence,) = load_davis(davis_root(), year=2016, sequences=[name], max_frames=len(masks))
-        table = score_sequence(masks, sequence.read_masks(), sequence.num_objects, sequence=name)
+        table = score_sequence(masks, all_masks(sequence), sequence.num_objects, sequence=name)
         for metric in ("J", "F"):
             np.testing.assert_allclose(table[metric], arrays[f"{name}.{metric}"], rtol=0, atol=1e-9, err_msg=name)
         overall, per_sequence = summarise(table)

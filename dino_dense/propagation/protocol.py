@@ -1,14 +1,17 @@
 """The constants of label propagation."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from dino_dense.propagation.search import (
-    Neighbourhood,
-    Window,
-)
+if TYPE_CHECKING:
+    from dino_dense.propagation.search import Neighborhood
+
+Window = Literal["square", "circle", "open_circle"]
+
 
 Rounding = Literal["floor64", "ceil", "nearest"]
 
@@ -82,10 +85,12 @@ class PropagationProtocol:
         if min(self.std) <= 0:
             raise ValueError(f"std is {self.std}: expected numbers above 0")
 
-    def neighbourhood(self) -> Neighbourhood:
+    def neighborhood(self) -> Neighborhood:
         """The constants of the search itself."""
+        from dino_dense.propagation.search import Neighborhood
+
         unrestricted = 1 if self.window_on == "recent" else 0
-        return Neighbourhood(self.radius, self.window, self.top_k, self.keep_ties, self.temperature, unrestricted)
+        return Neighborhood(self.radius, self.window, self.top_k, self.keep_ties, self.temperature, unrestricted)
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {

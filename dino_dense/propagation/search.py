@@ -14,20 +14,20 @@ last rank; queries with one keep every patch as similar as the last, by comparin
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Window = Literal["square", "circle", "open_circle"]
+from dino_dense.propagation.protocol import Window
 
 _SMALLEST_TILE = 8  # patches; below this the matrix products are too small to be fast
 _BYTES_PER_PAIR = 13  # float32 similarity; for ties a masked copy and weights; the mask
 
 
 @dataclass(frozen=True)
-class Neighbourhood:
+class Neighborhood:
     """Which patches of the context a query looks at and how it weighs them."""
 
     radius: int
@@ -76,7 +76,7 @@ class Tile(NamedTuple):
     queries: Area
     near: Area
     outside: Tensor | None
-    """[Q, K], see ``Neighbourhood.outside``."""
+    """[Q, K], see ``Neighborhood.outside``."""
 
 
 class _Part(NamedTuple):
@@ -90,14 +90,14 @@ class _Part(NamedTuple):
     area: Area
 
 
-class Context:
-    """The frames that a query looks at, with their labels; frame 0 stays, the oldest of the others makes way.
+class ContextFrames:
+    """The frames that a query looks at, with their labels; frame 0 stays, the oldest other one is replaced.
 
     Args:
         shape: D, h, w.
         channels: C.
         slots: frames held at most, frame 0 included.
-        neighbourhood: the constants of the search.
+        neighborhood: the constants of the search.
         max_bytes: memory for one tile; the result does not depend on it but for rounding. One query at a time is
             the least.
         device: where features and labels are kept.
@@ -108,16 +108,16 @@ class Context:
         shape: tuple[int, int, int],
         channels: int,
         slots: int,
-        neighbourhood: Neighbourhood,
+        neighborhood: Neighborhood,
         max_bytes: int,
         device: torch.device,
     ) -> None:
         dim, self.height, self.width = shape
-        self.neighbourhood = neighbourhood
+        self.neighborhood = neighborhood
         self.features = torch.empty(slots, self.height, self.width, dim, device=device)
         self.labels = torch.empty(slots, self.height * self.width, channels, device=device)
         self.used, self.oldest = 0, 1
-        sides = tile_sides(shape, slots, neighbourhood, max_bytes, on_cpu=device.type == "cpu")
+        sides = tile_sides(shape, slots, neighborhood, max_bytes, on_cpu=device.type == "cpu")
         self.tiles = list(self._cut(sides, device))
 
     def add(self, features: Tensor, labels: Tensor) -> None:
@@ -144,20 +144,20 @@ class Context:
     def _cut(self, sides: tuple[int, int], device: torch.device) -> Iterator[Tile]:
         for rows in _pieces(self.height, sides[0]):
             for columns in _pieces(self.width, sides[1]):
-                near = self.neighbourhood.reach(rows, self.height), self.neighbourhood.reach(columns, self.width)
-                yield Tile((rows, columns), near, self.neighbourhood.outside((rows, columns), near, device))
+                near = self.neighborhood.reach(rows, self.height), self.neighborhood.reach(columns, self.width)
+                yield Tile((rows, columns), near, self.neighborhood.outside((rows, columns), near, device))
 
     def _propagate_tile(self, queries: Tensor, tile: Tile) -> Tensor:
         """[Q, D] -> [Q, C]"""
-        kept, parts = self.neighbourhood.top_k, list(self._compare(queries, tile))
+        kept, parts = self.neighborhood.top_k, list(self._compare(queries, tile))
         found = [self._candidates(part, kept + 1) for part in parts]
         values, patches = (torch.cat(pieces, dim=1) for pieces in zip(*found, strict=True))
         values, order = values.topk(min(kept + 1, values.shape[1]), dim=1)
         patches = patches.gather(1, order)
-        weights = (values[:, :kept] / self.neighbourhood.temperature).softmax(dim=1)  # [Q, top_k]
+        weights = (values[:, :kept] / self.neighborhood.temperature).softmax(dim=1)  # [Q, top_k]
         labels = self.labels.flatten(0, 1)[patches[:, :kept]]  # [Q, top_k, C]
         out = (weights[:, None] @ labels)[:, 0]
-        if self.neighbourhood.keep_ties and values.shape[1] > kept:
+        if self.neighborhood.keep_ties and values.shape[1] > kept:
             tied = ((values[:, kept - 1] == values[:, kept]) & values[:, kept].isfinite()).nonzero()[:, 0]
             if len(tied):
                 out[tied] = self._with_ties(parts, tied, values[tied, kept - 1])
@@ -166,7 +166,7 @@ class Context:
     def _compare(self, queries: Tensor, tile: Tile) -> Iterator[_Part]:
         """Cosines of a tile's queries to the frames seen everywhere, and to those seen through the window."""
         everywhere = slice(0, self.height), slice(0, self.width)
-        split = min(self.neighbourhood.unrestricted, self.used)
+        split = min(self.neighborhood.unrestricted, self.used)
         for first, last, area, outside in (
             (0, split, everywhere, None),
             (split, self.used, tile.near, tile.outside),
@@ -214,7 +214,7 @@ class Context:
             labels.append(grid[frames, *part.area].flatten(0, 2))
         similarity = torch.cat(seen, dim=1) if len(seen) > 1 else seen[0]
         similarity.masked_fill_(similarity < last_kept[:, None], -math.inf)
-        return similarity.div_(self.neighbourhood.temperature).softmax(dim=1) @ torch.cat(labels)
+        return similarity.div_(self.neighborhood.temperature).softmax(dim=1) @ torch.cat(labels)
 
 
 def unit_features(features: Tensor, hw: Sequence[int]) -> Tensor:
@@ -234,21 +234,21 @@ def context_bytes(shape: tuple[int, int, int], channels: int, slots: int) -> int
     return 4 * (slots + 1) * h * w * (dim + channels)
 
 
-def tile_bytes(sides: tuple[int, int], shape: tuple[int, int, int], slots: int, neighbourhood: Neighbourhood) -> int:
+def tile_bytes(sides: tuple[int, int], shape: tuple[int, int, int], slots: int, neighborhood: Neighborhood) -> int:
     """Memory of one tile of queries: keys, and the block of similarities with what ties need of it."""
     dim, *hw = shape
     queries = math.prod(min(side, length) for side, length in zip(sides, hw, strict=True))
-    radius = neighbourhood.radius
+    radius = neighborhood.radius
     near = math.prod(
         min(side + 2 * radius, length) if radius else length for side, length in zip(sides, hw, strict=True)
     )
-    seen = max(slots - neighbourhood.unrestricted, 0) * near
-    seen += min(slots, neighbourhood.unrestricted) * math.prod(hw)
+    seen = max(slots - neighborhood.unrestricted, 0) * near
+    seen += min(slots, neighborhood.unrestricted) * math.prod(hw)
     return 4 * seen * dim + _BYTES_PER_PAIR * queries * seen
 
 
 def tile_sides(
-    shape: tuple[int, int, int], slots: int, neighbourhood: Neighbourhood, max_bytes: int, *, on_cpu: bool
+    shape: tuple[int, int, int], slots: int, neighborhood: Neighborhood, max_bytes: int, *, on_cpu: bool
 ) -> tuple[int, int]:
     """Rows and columns of the tiles: even shares of the grid, halved until one tile fits into ``max_bytes``.
 
@@ -256,9 +256,9 @@ def tile_sides(
     ones copy more keys for each query. A GPU wants few large products.
     """
     _, h, w = shape
-    largest = max(neighbourhood.radius, _SMALLEST_TILE) if neighbourhood.radius and on_cpu else max(h, w)
+    largest = max(neighborhood.radius, _SMALLEST_TILE) if neighborhood.radius and on_cpu else max(h, w)
     sides = tuple(math.ceil(length / max(1, round(length / largest))) for length in (h, w))
-    while max(sides) > 1 and tile_bytes((sides[0], sides[1]), shape, slots, neighbourhood) > max_bytes:
+    while max(sides) > 1 and tile_bytes((sides[0], sides[1]), shape, slots, neighborhood) > max_bytes:
         longest = sides.index(max(sides))
         sides = tuple(math.ceil(side / 2) if axis == longest else side for axis, side in enumerate(sides))
     return sides[0], sides[1]

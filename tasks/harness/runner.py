@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import random
 import re
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,13 +37,27 @@ SAMPLES_FILE = "samples.csv"
 def main(name: str, argv: Sequence[str] | None = None) -> int:
     """`python -m tasks.NAME`: parse, run, print. The exit status."""
     task = get(name)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if (moved := task.moved(words)) is None:
+        return run_command(task, words)
+    command, words = moved
+    print(f"python -m tasks.{command} does this now, and goes on with: {shlex.join(words)}", file=sys.stderr)
+    return importlib.import_module(f"tasks.{command}").COMMAND.main(words)
+
+
+def run_command(task: Task, argv: Sequence[str] | None = None, *, presets: str = "") -> int:
+    """The command of a task value: parse, run, print. The exit status.
+
+    Args:
+        presets: the task whose protocol files `--preset` may name; without it, its own.
+    """
     options, config = command_line.parse(
         RunOptions,
         task.config,
-        prog=f"python -m tasks.{name}",
+        prog=f"python -m tasks.{task.name}",
         description=f"{task.summary} Protocol: {task.source}",
         argv=argv,
-        presets=task.name,
+        presets=presets or task.name,
     )
     with distributed.joined(options.device) as world:
         report = run_one(task, options, config, world=world)

@@ -58,6 +58,8 @@ class Task:
     """A config that takes seconds on the embedded data."""
     needs_backbone: Callable[[Any], bool] = lambda config: True
     """Whether a run with this config uses a backbone at all."""
+    moved: Callable[[Sequence[str]], tuple[str, list[str]] | None] = lambda words: None
+    """Of the words of a command line: the command of ours that does this now, and its words; None for this task."""
     pieces: Callable[[Any, Backbone], frozenset[str]] = lambda config, backbone: frozenset()
     """Pieces of image features (`_features`) that a run asks for, so that tasks on one data set share one pass."""
 

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from data.clips import CLIP_SUFFIXES
 from data.files import IMAGE_SUFFIXES
-from data.video import VIDEO_SUFFIXES
 from dino_dense.arrays import Pixels
 from dino_dense.maps import LIKENESS
 from tasks.studio_page.scene import MOST_OBJECTS, Scene, Studio
@@ -36,7 +36,7 @@ def build_page(gr: Any, studio: Studio) -> Any:
     with gr.Blocks(title="dino_dense studio", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         scene = gr.State(None, delete_callback=_close)
         gr.Markdown(f"# dino_dense studio\nAn image or a clip of at most {limit}; seen through {studio.backbone.name}.")
-        endings = sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+        endings = sorted(IMAGE_SUFFIXES | CLIP_SUFFIXES)
         source = gr.File(label="Image or clip", file_types=endings, type="filepath", elem_id="source")
         with gr.Tab("Masks"):
             frame, editor = _masks_tab(gr, studio, scene)

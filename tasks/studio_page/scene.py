@@ -21,7 +21,7 @@ from dino_dense.arrays import Pixels
 from dino_dense.maps import LIKENESS, PcaColours, attention_maps, grow, patch_maps
 from dino_dense.propagation.protocol import PropagationProtocol
 from tasks.harness import figures
-from tasks.videos.own_clip import carry_masks, write_masks
+from tasks.videos.clip_masks import carry_masks, write_masks
 
 MOST_OBJECTS = 9
 
@@ -115,7 +115,7 @@ class Studio:
         clip = open_clip(scene.clip.path, every=every)
         protocol = PropagationProtocol(short_side=self.resolution, rounding="nearest")
         carried = carry_masks(self.backbone, clip, {clip.frame_name(0): scene.ids}, protocol)
-        write_masks(carried, clip, out / "masks", out, progress=progress or (lambda done, total: None))
+        write_masks(carried, clip, out / "masks", out, tell=progress or (lambda done, total: None))
         zipped = shutil.make_archive(str(out / f"{clip.name}_masks"), "zip", out / "masks")
         return out / f"{clip.name}_masks.mp4", Path(zipped)
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data import DataError
-from data.davis import VideoSequence, load_davis, read_predictions
+from data.davis import VideoSequence, load_davis, read_prediction
 from data.masks import PALETTE, read_foreground, read_ids, write_mask
+from tests.davis_files import all_masks
 from tests.reference_files import davis_root
 
 HEIGHT, WIDTH, FRAMES = 24, 32, 4
@@ -73,7 +74,7 @@ def test_sequences_frames_and_masks_in_order(tree: Path) -> None:
     assert bear.has_ground_truth
     assert [path.stem for path in bear.frames] == [f"{index:05d}" for index in range(FRAMES)]
     np.testing.assert_array_equal(bear.first_mask(), two_objects())
-    np.testing.assert_array_equal(bear.read_masks(), [two_objects(index) for index in range(FRAMES)])
+    np.testing.assert_array_equal(all_masks(bear), [two_objects(index) for index in range(FRAMES)])
 
 
 def test_frames_have_the_pixels_of_opencv_in_rgb(tree: Path) -> None:
@@ -447,19 +448,17 @@ def test_predictions_are_read_by_the_frames_own_names(tree: Path, tmp_path: Path
     (bear,) = load_davis(tree, sequences=["bear"])
     for index in range(1, FRAMES - 1):
         write_mask(tmp_path / "bear" / f"{index:05d}.png", two_objects(index))
-    predicted = read_predictions(tmp_path, bear)
-    np.testing.assert_array_equal(predicted[1:-1], bear.read_masks()[1:-1])
-    assert not predicted[[0, -1]].any()
+        np.testing.assert_array_equal(read_prediction(tmp_path, bear, index), two_objects(index))
 
 
 def test_predictions_that_cannot_be_scored_are_refused(tree: Path, tmp_path: Path) -> None:
     (bear,) = load_davis(tree, sequences=["bear"])
     write_mask(tmp_path / "bear" / "00001.png", two_objects())
     with pytest.raises(DataError, match=r"bear/00002\.png: no such file"):
-        read_predictions(tmp_path, bear)
+        read_prediction(tmp_path, bear, 2)
     write_mask(tmp_path / "bear" / "00002.png", two_objects() + 1)
     with pytest.raises(DataError, match=r"bear/00002\.png: predicted id 3, .* 2 object"):
-        read_predictions(tmp_path, bear)
+        read_prediction(tmp_path, bear, 2)
     write_mask(tmp_path / "bear" / "00002.png", two_objects()[:-1])
     with pytest.raises(DataError, match=r"bear/00002\.png: 23x32 pixels"):
-        read_predictions(tmp_path, bear)
+        read_prediction(tmp_path, bear, 2)

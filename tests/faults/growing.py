@@ -15,7 +15,7 @@ from dino_dense.distributed import World
 from dino_dense.pretrain.monitor import Monitor
 from dino_dense.pretrain.trainer import Trainer
 from dino_dense.propagation.protocol import PropagationProtocol
-from dino_dense.propagation.stream import propagate_video
+from dino_dense.propagation.stream import LabelPropagator
 from tests.pretrain.tiny_run import TINY, write_pictures
 
 PAGES = 4  # KiB
@@ -70,10 +70,9 @@ def propagation_slope(frames: int) -> float:
     hw, generator = (20, 30), torch.Generator().manual_seed(0)
     labels = torch.rand(3, *hw, generator=generator)
     samples = []
-    labelled = propagate_video(
-        lambda index: torch.randn(64, *hw, generator=generator), labels, frames + 1, PropagationProtocol()
-    )
-    for index, _ in enumerate(labelled):
+    propagator = LabelPropagator(PropagationProtocol())
+    for index in range(frames + 1):
+        propagator.step(torch.randn(64, *hw, generator=generator), None if index else labels)
         if index % max(frames // 60, 1) == 0:
             samples.append((index, resident_kib()))
     return slope(samples)

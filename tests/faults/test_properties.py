@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dino_dense.pretrain.crops import draw_box
-from dino_dense.propagation.stream import propagate_labels
+from dino_dense.propagation.search import Neighborhood
 from tasks.scores.boxes import box_iou
 from tasks.scores.classification import hits
 from tasks.scores.jf import score_frame
 from tasks.scores.retrieval import average_precision
 from tasks.scores.saliency import accuracy, f_curve, iou
 from tasks.scores.segmentation import class_iou, confusion, pixel_accuracy
+from tests.propagation.frames import carry_to_frame
 
 QUICK = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 10_000)
@@ -109,8 +110,8 @@ def test_boxes_range_symmetry_and_identity(a: tuple[int, ...], b: tuple[int, ...
 
 
 @st.composite
-def frames(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int], dict]:
-    """Features of a frame [h*w, D] and of its context [n, D, h*w], the grid, and options."""
+def frames(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int], dict, int]:
+    """Features of a frame [h*w, D] and of its context [n, D, h*w], the grid, the neighborhood, and memory in bytes."""
     hw = draw(st.integers(1, 7)), draw(st.integers(1, 7))
     n, generator = draw(st.integers(1, 4)), torch.Generator().manual_seed(draw(seeds))
     target = torch.randn(hw[0] * hw[1], 8, generator=generator)
@@ -122,18 +123,17 @@ def frames(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]
         "unrestricted": draw(st.integers(0, n)),
         "window": draw(st.sampled_from(["square", "circle"])),
         "keep_ties": draw(st.booleans()),
-        "max_bytes": draw(st.sampled_from([1, 10_000, 2**26])),
     }
-    return target, sources, hw, options
+    return target, sources, hw, options, draw(st.sampled_from([1, 10_000, 2**26]))
 
 
 @given(frames(), st.integers(1, 4), seeds)
 @QUICK
 def test_propagated_rows_sum_to_1(frame: tuple, channels: int, seed: int):
     """Labels are a mean of labels: shares stay shares, in the range of those of the context."""
-    target, sources, hw, options = frame
+    target, sources, hw, options, max_bytes = frame
     labels = torch.rand(len(sources), channels, *hw, generator=torch.Generator().manual_seed(seed)).softmax(dim=1)
-    result = propagate_labels(target, sources, labels, hw=hw, **options)
+    result = carry_to_frame(target, sources, labels, Neighborhood(**options), max_bytes)
     torch.testing.assert_close(result.sum(dim=0), torch.ones(hw), rtol=0, atol=1e-5)
     assert (result >= labels.amin((0, 2, 3))[:, None, None] - 1e-5).all()
     assert (result <= labels.amax((0, 2, 3))[:, None, None] + 1e-5).all()
@@ -142,9 +142,9 @@ def test_propagated_rows_sum_to_1(frame: tuple, channels: int, seed: int):
 @given(frames(), st.floats(0, 1, width=32))
 @QUICK
 def test_constant_labels_stay_constant(frame: tuple, value: float):
-    target, sources, hw, options = frame
+    target, sources, hw, options, max_bytes = frame
     labels = torch.full((len(sources), 1, *hw), value)
-    result = propagate_labels(target, sources, labels, hw=hw, **options)
+    result = carry_to_frame(target, sources, labels, Neighborhood(**options), max_bytes)
     torch.testing.assert_close(result, torch.full((1, *hw), value), rtol=1e-5, atol=1e-6)
 
 
@@ -152,10 +152,10 @@ def test_constant_labels_stay_constant(frame: tuple, value: float):
 @QUICK
 def test_propagation_equals_the_dense_form(frame: tuple, seed: int):
     """Without window and with every patch kept, it is softmax attention: one matrix."""
-    target, sources, hw, options = frame
+    target, sources, hw, options, max_bytes = frame
     labels = torch.rand(len(sources), 2, *hw, generator=torch.Generator().manual_seed(seed))
     every = {**options, "radius": 0, "top_k": sources.shape[0] * sources.shape[2]}
-    result = propagate_labels(target, sources, labels, hw=hw, **every)
+    result = carry_to_frame(target, sources, labels, Neighborhood(**every), max_bytes)
     context = F.normalize(sources.double(), dim=1).transpose(1, 2).flatten(0, 1)  # [n*h*w, D]
     affinity = (F.normalize(target.double(), dim=1) @ context.T / options["temperature"]).softmax(dim=1)
     dense = affinity @ labels.double().permute(0, 2, 3, 1).flatten(0, 2)  # [h*w, C]

@@ -18,7 +18,9 @@ from dino_dense.config import presets, schema
 from dino_dense.propagation.frames import frame_size, resize_frame, to_float
 from dino_dense.propagation.labels import decode_labels, encode_labels
 from dino_dense.propagation.protocol import PropagationProtocol
-from dino_dense.propagation.stream import propagate_labels, propagate_video
+from dino_dense.propagation.search import Neighborhood
+from dino_dense.propagation.stream import LabelPropagator
+from tests.propagation.frames import carry_through, carry_to_frame
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs" / "protocols"
 
@@ -30,11 +32,9 @@ def is_seen(dy: int, dx: int, radius: int, window: str) -> bool:
     return distance <= radius if window == "circle" else distance < radius
 
 
-def naive_propagation(
-    target: Tensor, sources: Tensor, labels: Tensor, hw: tuple[int, int], options: dict[str, Any]
-) -> np.ndarray:
+def naive_propagation(target: Tensor, sources: Tensor, labels: Tensor, options: dict[str, Any]) -> np.ndarray:
     """The definition, one query at a time, in float64 and with plain exponentials."""
-    h, w = hw
+    h, w = labels.shape[2:]
     unit_target = F.normalize(target.double(), dim=1).numpy()
     unit_sources = F.normalize(sources.double(), dim=1).numpy()
     out = np.zeros((labels.shape[1], h, w))
@@ -56,7 +56,7 @@ def naive_propagation(
 
 
 @st.composite
-def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, tuple[int, int], dict[str, Any]]:
+def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
     """Features of +-1 in 16 dimensions: cosines are multiples of 1/8, exact in float32, and full of ties."""
     hw = draw(st.integers(1, 6)), draw(st.integers(1, 6))
     n, channels = draw(st.integers(1, 4)), draw(st.integers(1, 3))
@@ -71,16 +71,17 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, tuple[int, int], 
         "window": draw(st.sampled_from(["square", "circle", "open_circle"])),
         "unrestricted": draw(st.integers(0, n)),
         "temperature": draw(st.sampled_from([0.05, 0.1, 0.7])),
+        "keep_ties": True,
     }
-    return signs[0].T, signs[1:], labels, hw, options
+    return signs[0].T, signs[1:], labels, options
 
 
 @given(problems(), st.sampled_from([1, 3000, 20_000, 2**28]))
 @settings(max_examples=80, deadline=None)
 def test_equals_the_naive_loop_whatever_the_memory(problem: Any, max_bytes: int) -> None:
-    target, sources, labels, hw, options = problem
-    ours = propagate_labels(target, sources, labels, hw=hw, max_bytes=max_bytes, **options)
-    expected = naive_propagation(target, sources, labels, hw, options)
+    target, sources, labels, options = problem
+    ours = carry_to_frame(target, sources, labels, Neighborhood(**options), max_bytes)
+    expected = naive_propagation(target, sources, labels, options)
     np.testing.assert_allclose(ours.numpy(), expected, rtol=0, atol=1e-6)
 
 
@@ -95,18 +96,8 @@ def random_problem(n: int = 4, hw: tuple[int, int] = (21, 30)) -> tuple[Tensor, 
 @pytest.mark.parametrize("radius", [0, 5])
 @pytest.mark.parametrize("unrestricted", [0, 1])
 def test_the_memory_budget_does_not_change_real_valued_results(radius: int, unrestricted: int) -> None:
-    results = [
-        propagate_labels(
-            *random_problem(),
-            hw=(21, 30),
-            radius=radius,
-            top_k=5,
-            temperature=0.1,
-            unrestricted=unrestricted,
-            max_bytes=size,
-        )
-        for size in (2**28, 2**20, 2**17)
-    ]
+    neighborhood = Neighborhood(radius, "square", 5, True, 0.1, unrestricted)
+    results = [carry_to_frame(*random_problem(), neighborhood, size) for size in (2**28, 2**20, 2**17)]
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=0, atol=1e-6)
 
@@ -115,7 +106,7 @@ def test_a_low_temperature_neither_overflows_nor_loses_the_labels() -> None:
     # exp(1 / 0.005) is beyond float32.
     target, sources, labels = random_problem()
     sources[0] = target.T
-    result = propagate_labels(target, sources, labels, hw=(21, 30), radius=3, top_k=5, temperature=0.005)
+    result = carry_to_frame(target, sources, labels, Neighborhood(3, "square", 5, True, 0.005))
     torch.testing.assert_close(result, labels[0], rtol=0, atol=1e-6)
 
 
@@ -125,21 +116,10 @@ def test_exactly_top_k_are_kept_if_ties_are_not() -> None:
     target = torch.randint(0, 2, (6, 16), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
     sources = target.T.expand(copies, -1, -1)
     labels = torch.eye(copies)[:, :, None, None].expand(-1, -1, *hw)
-    options: dict[str, Any] = {"hw": hw, "radius": 0, "top_k": 4, "temperature": 0.1}
-    cut = propagate_labels(target, sources, labels, keep_ties=False, **options)
+    cut = carry_to_frame(target, sources, labels, Neighborhood(0, "square", 4, False, 0.1))
     assert ((cut > 0).sum(0) == 4).all()
-    kept = propagate_labels(target, sources, labels, keep_ties=True, **options)
+    kept = carry_to_frame(target, sources, labels, Neighborhood(0, "square", 4, True, 0.1))
     torch.testing.assert_close(kept, torch.full_like(kept, 1 / copies))
-
-
-@pytest.mark.parametrize(
-    ("name", "shape"), [("target", (629, 32)), ("sources", (3, 32, 630)), ("labels", (4, 3, 30, 21))]
-)
-def test_shapes_that_do_not_fit_are_refused(name: str, shape: tuple[int, ...]) -> None:
-    tensors = dict(zip(("target", "sources", "labels"), random_problem(), strict=True))
-    tensors[name] = torch.zeros(shape)
-    with pytest.raises(ValueError, match=r"expected \("):
-        propagate_labels(*tensors.values(), hw=(21, 30), radius=1, top_k=5, temperature=0.1)
 
 
 # ---- a whole video
@@ -158,9 +138,8 @@ def moving_square(frames: int = 12, hw: tuple[int, int] = (12, 16)) -> tuple[Ten
 @pytest.mark.parametrize("preset", ["dino", "crw", "dinov3"])
 def test_features_that_tell_the_object_carry_its_mask_through_the_video(preset: str) -> None:
     features, labels = moving_square()
-    frames = list(propagate_video(features.__getitem__, labels[0], len(features), load_protocol(preset)))
-    assert len(frames) == len(features) - 1
-    for propagated, true in zip(frames, labels[1:], strict=True):
+    frames = carry_through(features, labels[0], load_protocol(preset))
+    for propagated, true in zip(frames, labels, strict=True):
         assert torch.equal(propagated.argmax(0), true.argmax(0))
 
 
@@ -176,45 +155,56 @@ def test_the_context_is_frame_0_and_the_last_frames_with_their_soft_labels(
     protocol = PropagationProtocol(
         context_frames=context_frames, radius=2, window_on=window_on, pad_context=pad_context, top_k=40
     )
-    ours = list(propagate_video(features.__getitem__, first, len(features), protocol))
+    ours = carry_through(features, first, protocol)
+    assert torch.equal(ours[0], first)
     known = [first]
     for index in range(1, len(features)):
         recent = list(range(index - context_frames, index))
         context = [0] + [max(i, 0) for i in recent if pad_context or i >= 1]
-        expected = propagate_labels(
+        expected = carry_to_frame(
             features[index].flatten(1).T,
             features[context].flatten(2),
             torch.stack([known[i] for i in context]),
-            hw=(5, 6),
-            radius=2,
-            top_k=40,
-            temperature=0.1,
-            unrestricted=int(window_on == "recent"),
+            Neighborhood(2, "square", 40, True, 0.1, unrestricted=int(window_on == "recent")),
         )
-        torch.testing.assert_close(ours[index - 1], expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(ours[index], expected, rtol=0, atol=1e-6)
         known.append(expected)
 
 
-def test_features_are_asked_for_once_in_order_and_dropped_when_out_of_the_context() -> None:
-    asked: list[int] = []
+def test_features_are_dropped_when_out_of_the_context() -> None:
+    propagator = LabelPropagator(PropagationProtocol(context_frames=2))
     alive: list[weakref.ref[Tensor]] = []
-    held: list[int] = []
-
-    def features_of(index: int) -> Tensor:
-        asked.append(index)
+    for index in range(9):
         features = torch.randn(4, 3, 3)
         alive.append(weakref.ref(features))
-        return features
-
-    for _ in propagate_video(features_of, torch.rand(2, 3, 3), 9, PropagationProtocol(context_frames=2)):
-        held.append(sum(reference() is not None for reference in alive))
-    assert asked == list(range(9))
-    assert max(held) <= 4
+        propagator.step(features, None if index else torch.rand(2, 3, 3))
+        del features
+        assert sum(reference() is not None for reference in alive) <= 3
 
 
-def test_features_of_another_grid_are_refused() -> None:
+@pytest.mark.parametrize("later", [False, True])
+def test_features_of_another_grid_are_refused(later: bool) -> None:
+    propagator = LabelPropagator(PropagationProtocol())
+    if later:
+        propagator.step(torch.rand(4, 3, 4), torch.rand(2, 3, 4))
     with pytest.raises(ValueError, match=r"features are \(4, 3, 5\): expected \[D, 3, 4\]"):
-        next(propagate_video(lambda _: torch.rand(4, 3, 5), torch.rand(2, 3, 4), 3, PropagationProtocol()))
+        propagator.step(torch.rand(4, 3, 5), None if later else torch.rand(2, 3, 4))
+
+
+def test_a_stream_needs_labels_first() -> None:
+    with pytest.raises(ValueError, match="no labels"):
+        LabelPropagator(PropagationProtocol()).step(torch.zeros(2, 3, 3))
+
+
+def test_labels_of_a_later_frame_begin_a_context_of_their_own() -> None:
+    features, labels = moving_square()
+    protocol = load_protocol("dino")
+    propagator = LabelPropagator(protocol)
+    ours = [propagator.step(frame, labels[index] if index in (0, 5) else None) for index, frame in enumerate(features)]
+    objects = labels[5, 1:].any(dim=0)
+    assert torch.equal(ours[5][:, objects], labels[5][:, objects])
+    anew = carry_through(features[5:], ours[5], protocol)
+    assert torch.equal(torch.stack(ours[6:]), torch.stack(anew[1:]))
 
 
 # ---- presets

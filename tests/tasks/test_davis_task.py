@@ -16,13 +16,11 @@ from PIL import Image
 from data import DataError
 from data.masks import read_ids, write_mask
 from dino_dense import Report
+from dino_dense.propagation.video import Frame, VideoPropagator, pixel_note, pixel_statistics
 from tasks import RunOptions, get, main, run_one
 from tasks.davis import (
     DavisConfig,
     open_videos,
-    pixel_note,
-    pixel_statistics,
-    propagate_masks,
 )
 from tests.oracles import oracle_backbone
 
@@ -180,7 +178,9 @@ def test_square_frames_keep_their_labels_in_place(tmp_path: Path):
     (sequence,) = open_videos(config).sequences
     truth = [sequence.read_mask(index) for index in range(FRAMES)]
     oracle = oracle_backbone(known_frames(sequence, truth))
-    for predicted, expected in zip(propagate_masks(oracle, sequence, config), truth, strict=True):
+    frames = [Frame(sequence.read_frame(index), None if index else truth[0]) for index in range(FRAMES)]
+    propagator = VideoPropagator(oracle, config, sequence.size, [1])
+    for (_, predicted), expected in zip(propagator.run(frames), truth, strict=True):
         assert (predicted == expected).mean() > 0.97
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from data.davis import load_davis, read_predictions
+from data.davis import load_davis
 from data.masks import write_mask
 from data.sample import sample_data
 from dino_dense.arrays import Mask
@@ -24,6 +24,7 @@ from tasks.scores.jf import (
     statistics,
     summarise,
 )
+from tests.davis_files import all_masks, all_predictions
 
 sizes = st.tuples(st.integers(2, 24), st.integers(2, 24))
 
@@ -106,7 +107,7 @@ def test_a_folder_of_masks_scores_as_its_arrays(tmp_path: Path, workers: int) ->
             write_mask(tmp_path / sequence.name / f"{sequence.frames[index].stem}.png", moved)
     tables = score_folder(tmp_path, sequences, workers=workers)
     for sequence, table in zip(sequences, tables, strict=True):
-        arrays = read_predictions(tmp_path, sequence), sequence.read_masks()
+        arrays = all_predictions(tmp_path, sequence), all_masks(sequence)
         names = [frame.stem for frame in sequence.frames]
         expected = score_sequence(*arrays, sequence.num_objects, sequence=sequence.name, frames=names)
         pd.testing.assert_frame_equal(table, expected)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data.clips import open_clip
-from tasks.videos.own_clip import carry_masks, write_masks
+from tasks.videos.clip_masks import carry_masks, write_masks
 from tests.browser import chromium, needs_chromium
 from tests.clip_files import moving_mask, write_clip
 from tests.color_backbone import PROTOCOL, color_backbone

@@ -1,24 +1,23 @@
-"""`tasks.davis --video`: your own clip in, masks out."""
+"""`tasks.track`: your own clip in, masks out; and `tasks.davis --video`, which goes on to it."""
 
 import json
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from data import DataError
 from data.clips import open_clip
 from data.masks import read_ids, write_mask
-from dino_dense import Backbone
-from dino_dense.propagation.stream import propagate_stream, propagate_video
-from tasks import RunOptions, get, main, run_one
-from tasks.davis import DavisConfig
-from tasks.videos.own_clip import carry_masks, find_masks, write_masks
+from dino_dense import Backbone, Report
+from tasks import RunOptions, run_one
+from tasks import main as run_task
+from tasks.davis import own_clip
+from tasks.track import TRACK, TrackConfig, main
+from tasks.videos.clip_masks import carry_masks, find_masks, write_masks
 from tests.clip_files import facts, moving_disc, moving_mask, turn, write_clip
 from tests.color_backbone import PROTOCOL, ColorReader, color_backbone
 
@@ -39,7 +38,7 @@ def mask_file(tmp_path: Path) -> Path:
 
 def run(tmp_path: Path, *options: str, out: str = "out") -> Path:
     words = ["--ckpt", RANDOM, "--short-side", "null", "--device", "cpu", "--out", str(tmp_path / out), *options]
-    assert main("davis", words) == 0
+    assert main(words) == 0
     return tmp_path / out
 
 
@@ -75,17 +74,15 @@ def test_the_same_command_again_keeps_the_masks(tmp_path: Path, clip_file: Path,
         run(tmp_path, *options, "--every", "2")
 
 
-def test_a_frame_folder_every_second_frame_and_another_resolution(tmp_path: Path, mask_file: Path):
+def test_a_frame_folder_every_second_frame(tmp_path: Path, mask_file: Path):
     frames = tmp_path / "frames"
     frames.mkdir()
     for index in range(7):
         Image.fromarray(moving_disc(index, SIZE)).save(frames / f"img{index}.png")
-    options = ("--video", str(frames), "--mask", str(mask_file), "--every", "2", "--resolution", "64p")
+    options = ("--video", str(frames), "--mask", str(mask_file), "--every", "2")
     out = run(tmp_path, *options, "--max-frames", "3")
     assert sorted(path.name for path in (out / "masks" / "frames").iterdir()) == ["img0.png", "img2.png", "img4.png"]
     assert facts(out / "frames_masks.mp4")[:3] == (3, SIZE, 12)
-    with pytest.raises(ValueError, match="resolution is big"):
-        run(tmp_path, *options, "--resolution", "big", out="other")
 
 
 def test_beside_the_video_nothing_of_it_is_touched(
@@ -134,19 +131,30 @@ def test_masks_replace_those_of_a_call_before_and_nothing_else(tmp_path: Path, c
     assert (folder / "notes.txt").read_text() == "mine"
 
 
-def test_resolution_is_the_short_side_that_is_looked_at(tmp_path: Path, clip_file: Path, mask_file: Path):
+def test_the_short_side_is_what_the_network_sees(tmp_path: Path, clip_file: Path, mask_file: Path):
     reader = ColorReader()
-    spied = color_backbone(reader)
-    config = DavisConfig(video=str(clip_file), mask=str(mask_file), resolution="96")
-    run_one(get("davis"), RunOptions(out=str(tmp_path / "out")), config, backbone=spied)
-    assert set(reader.seen) == {(96, 128)}
-    run_one(get("davis"), RunOptions(out=str(tmp_path / "b")), replace(config, resolution="480p"), backbone=spied)
-    assert reader.seen[-1] == (480, 640)
+    config = TrackConfig(video=str(clip_file), mask=str(mask_file), short_side=96, batch_size=3)
+    report = run_one(TRACK, RunOptions(out=str(tmp_path / "out")), config, backbone=color_backbone(reader))
+    assert reader.seen == 3 * [(96, 128)]
+    assert (report.task, report.scores) == ("track", ())
+    assert Report.from_json((tmp_path / "out" / "report.json").read_text()) == report
+
+
+def test_davis_goes_on_to_it(tmp_path: Path, clip_file: Path, mask_file: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["--ckpt", RANDOM, "--device", "cpu", "--video", str(clip_file), "--mask", str(mask_file)]
+    assert run_task("davis", [*words, "--resolution", "48p", "--out", str(tmp_path / "davis")]) == 0
+    captured = capsys.readouterr()
+    assert "python -m tasks.track does this now" in captured.err
+    assert main([*words, "--short-side", "48", "--out", str(tmp_path / "track")]) == 0
+    for mask in sorted((tmp_path / "track" / "masks" / "clip").iterdir()):
+        assert (tmp_path / "davis" / "masks" / "clip" / mask.name).read_bytes() == mask.read_bytes()
+    assert own_clip(["--data", "DAVIS", "--resolution", "480p"]) is None
+    assert own_clip(["--video=a.mp4", "--resolution=480p"]) == ("track", ["--video=a.mp4", "--short-side=480"])
 
 
 def carried(clip_file: Path, masks: dict[str, np.ndarray], backbone: Backbone | None = None) -> list[np.ndarray]:
     clip = open_clip(clip_file)
-    return [found.ids for found in carry_masks(backbone or color_backbone(), clip, masks, PROTOCOL)]
+    return [ids for _, ids in carry_masks(backbone or color_backbone(), clip, masks, PROTOCOL)]
 
 
 def test_the_object_is_followed(clip_file: Path):
@@ -192,21 +200,17 @@ def test_masks_are_found_by_frame(tmp_path: Path, clip_file: Path, mask_file: Pa
         find_masks(folder, clip)
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"video": "a.mp4"}, "--video needs --mask"),
-        ({"mask": "a.png"}, "--mask needs --video"),
-        ({"every": 2}, "for your own --video"),
-        ({"coco": True}, "for your own --video"),
-        ({"video": "a.mp4", "mask": "a.png", "every": 0}, "every is 0"),
-        ({"video": "a.mp4", "mask": "a.png", "data": "DAVIS"}, "expected one of them"),
-        ({"video": "a.mp4", "mask": "a.png", "max_frames": 0}, "max_frames is 0"),
-    ],
-)
-def test_options_that_do_not_go_together(changes: dict, says: str):
-    with pytest.raises(ValueError, match=says):
-        DavisConfig(**changes)
+def test_without_video_or_mask_it_asks(tmp_path: Path, clip_file: Path):
+    for words in ([], ["--video", str(clip_file)], ["--mask", "a.png"]):
+        with pytest.raises(ValueError, match="Give --video and --mask"):
+            run(tmp_path, *words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["every", "max_frames", "max_memory", "batch_size"])
+def test_counts_begin_at_one(name: str):
+    with pytest.raises(ValueError, match=f"{name} is 0: expected 1 or more"):
+        TrackConfig(**{name: 0})
 
 
 def test_a_broken_frame_leaves_nothing_half_done(tmp_path: Path, mask_file: Path):
@@ -219,21 +223,3 @@ def test_a_broken_frame_leaves_nothing_half_done(tmp_path: Path, mask_file: Path
         run(tmp_path, "--video", str(frames), "--mask", str(mask_file), "--coco")
     left = sorted(path.name for path in (tmp_path / "out").rglob("*"))
     assert left == ["masks", "run.json"]
-
-
-@pytest.mark.parametrize("changes", [{}, {"pad_context": True, "window_on": "recent"}, {"context_frames": 0}])
-def test_a_stream_gives_the_labels_of_a_video(changes: dict):
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(6, 5, 4, 7, generator=generator)
-    first = torch.rand(3, 4, 7, generator=generator)
-    protocol = replace(PROTOCOL, **changes)
-    expected = list(propagate_video(lambda index: features[index], first, 6, protocol))
-    stream = ((frame, None if index else first) for index, frame in enumerate(features))
-    found = list(propagate_stream(stream, protocol))
-    assert torch.equal(found[0], first)
-    assert torch.equal(torch.stack(found[1:]), torch.stack(expected))
-
-
-def test_a_stream_needs_labels_first():
-    with pytest.raises(ValueError, match="no labels"):
-        next(propagate_stream([(torch.zeros(2, 3, 3), None)], PROTOCOL))

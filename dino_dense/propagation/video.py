@@ -1,0 +1,155 @@
+"""Object masks carried along a video: frames in, masks at the frames' own size out.
+
+Frames are read ahead and their features computed in batches while earlier frames propagate; memory does not grow with
+the length of the video.
+
+Shapes: H x W pixels of a frame, D features, C label channels (0 is background), h x w patch grid, B frames of a batch.
+"""
+
+import dataclasses
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dino_dense.arrays import Pixels
+from dino_dense.backbone import Backbone
+from dino_dense.backbone.dino_vit import IMAGENET_MEAN, IMAGENET_STD
+from dino_dense.pipeline import drawn_ahead
+from dino_dense.propagation.frames import frame_size, resize_frame, to_float
+from dino_dense.propagation.labels import decode_labels, encode_labels
+from dino_dense.propagation.protocol import PropagationProtocol
+from dino_dense.propagation.stream import DEFAULT_MAX_BYTES, LabelPropagator, PropagationMemory, plan_memory
+
+GPU_BATCH = 8  # frames whose features are computed at once
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame of a video; extend it with whatever must come out again beside the masks."""
+
+    rgb: Pixels = dataclasses.field(repr=False)
+    """uint8 [H, W, 3]."""
+    labels: Pixels | None = dataclasses.field(default=None, repr=False)
+    """Ids uint8 [H, W] of this frame where they are known: of the first frame always."""
+
+
+AnyFrame = TypeVar("AnyFrame", bound=Frame)
+
+
+class VideoPropagator:
+    """Carries the masks of a video's first frame, and of later ones that have some, to all of its frames.
+
+    Args:
+        backbone: gives patch features. Its pixel statistics are replaced as `pixel_statistics` says.
+        protocol: the constants.
+        size: (H, W) of the frames, pixels.
+        objects: ids 1..255 that the masks hold, ascending; they may have gaps.
+        max_bytes: memory that propagation may take (`plan_memory`); the result does not depend on it.
+        batch_size: frames whose features are computed at once; None takes 1 on a CPU and 8 on a GPU.
+
+    Raises:
+        ValueError: `max_bytes` does not suffice, or the frames become smaller than a patch.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        protocol: PropagationProtocol,
+        size: tuple[int, int],
+        objects: Sequence[int],
+        *,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        batch_size: int | None = None,
+    ) -> None:
+        self.backbone, self.protocol, self.size = pixel_statistics(backbone, protocol), protocol, size
+        on_cpu = backbone.device.type == "cpu"
+        self.batch_size = batch_size or (1 if on_cpu else GPU_BATCH)
+        patch = backbone.patch_size
+        self.working_size = frame_size(
+            *size, short_side=protocol.short_side, rounding=protocol.rounding, patch_size=patch
+        )
+        self.grid = self.working_size[0] // patch, self.working_size[1] // patch
+        self._ids = np.array([0, *objects], np.uint8)  # channel -> id
+        shape = backbone.embed_dim, *self.grid
+        self.memory: PropagationMemory = plan_memory(shape, len(self._ids), protocol, max_bytes, on_cpu=on_cpu)
+        self._tile_bytes = max_bytes - self.memory.context
+
+    def run(self, frames: Iterable[AnyFrame]) -> Generator[tuple[AnyFrame, Pixels]]:
+        """Every frame with its ids uint8 [H, W], in order.
+
+        The first frame's ids are its labels. In a later frame with labels these stand wherever they hold an object,
+        and the propagated ids elsewhere (`LabelPropagator.step`).
+
+        Args:
+            frames: read by one other thread, up to two batches ahead; avoid torch in it, which would start threads of
+                its own there. What it raises is raised here, in the place of its frame.
+
+        Raises:
+            ValueError: the first frame has no labels, a frame has another size, or labels have an unknown id.
+        """
+        propagator = LabelPropagator(self.protocol, max_bytes=self._tile_bytes)
+        first = True
+        with closing(self._with_features(frames)) as measured:
+            for frame, features in measured:
+                given = None if frame.labels is None else self._encode(frame.labels)
+                soft = propagator.step(features, given)
+                yield frame, self._ids_of(frame, soft, first)
+                first = False
+
+    def _with_features(self, frames: Iterable[AnyFrame]) -> Generator[tuple[AnyFrame, Tensor]]:
+        """Every frame with its patch features [D, h, w]."""
+        resized = ((frame, self._resize(frame)) for frame in frames)
+        with closing(drawn_ahead(resized, ahead=2 * self.batch_size)) as drawn:
+            while batch := list(islice(drawn, self.batch_size)):
+                pixels = torch.from_numpy(np.stack([small for _, small in batch])).to(self.backbone.device)
+                patches = self.backbone.extract(to_float(pixels)).patches  # [B, D, h, w]
+                yield from zip((frame for frame, _ in batch), patches, strict=True)
+
+    def _resize(self, frame: Frame) -> Pixels:
+        for pixels in (frame.rgb, frame.labels):
+            if pixels is not None and pixels.shape[:2] != self.size:
+                raise ValueError(f"a frame or its labels are {pixels.shape[:2]} (height, width): expected {self.size}")
+        return resize_frame(frame.rgb, self.working_size, self.protocol.interpolation)
+
+    def _encode(self, labels: Pixels) -> Tensor:
+        """Ids [H, W] as soft labels [C, h, w], a channel for each of the ids."""
+        unknown = np.setdiff1d(labels, self._ids)
+        if len(unknown):
+            raise ValueError(f"labels have the ids {unknown.tolist()}: expected some of {self._ids.tolist()}")
+        channels: Pixels = np.asarray(np.searchsorted(self._ids, labels), np.uint8)
+        encoded = encode_labels(channels, self.grid, len(self._ids) - 1, self.protocol.label_encoding)
+        return encoded.to(self.backbone.device)
+
+    def _ids_of(self, frame: Frame, soft: Tensor, first: bool) -> Pixels:
+        """Soft labels [C, h, w] as ids [H, W], under the frame's own labels."""
+        if first and frame.labels is not None:
+            return frame.labels
+        protocol = self.protocol
+        channels = decode_labels(
+            soft, self.backbone.patch_size, self.size, protocol.upsample, protocol.normalise, protocol.upsample_to
+        )
+        ids: Pixels = self._ids[channels]
+        return ids if frame.labels is None else np.where(frame.labels > 0, frame.labels, ids)
+
+
+def pixel_statistics(backbone: Backbone, protocol: PropagationProtocol) -> Backbone:
+    """The protocol's pixel mean and standard deviation, for backbones trained with ImageNet's.
+
+    The protocols were written for such; one trained with other statistics keeps its own.
+    """
+    if (backbone.mean, backbone.std) != (IMAGENET_MEAN, IMAGENET_STD):
+        return backbone
+    return backbone.with_normalisation(protocol.mean, protocol.std)
+
+
+def pixel_note(backbone: Backbone) -> str:
+    """A sentence for a backbone that keeps its own pixel statistics; "" for the others."""
+    if (backbone.mean, backbone.std) == (IMAGENET_MEAN, IMAGENET_STD):
+        return ""
+    return f" Pixels were normalised as {backbone.name} was trained, mean {backbone.mean}, std {backbone.std}."

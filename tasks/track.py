@@ -1,0 +1,112 @@
+"""Follow objects through your own video: masks of its first frame in; masks and a film with them out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from data.clips import open_clip
+from data.painted_masks import read_painted_mask
+from dino_dense import Picture
+from dino_dense.config import command_line
+from dino_dense.config.schema import path, runtime, selects
+from dino_dense.propagation.protocol import PropagationProtocol
+from tasks.harness.context import Context, DataFacts
+from tasks.harness.runner import run_command
+from tasks.harness.task import Command, Outcome, Task, file_list_hash
+
+if TYPE_CHECKING:
+    from dino_dense import Backbone
+
+SUMMARY = "Follow objects through your own video: masks of its first frame in; masks and a film with them out."
+
+
+@dataclass(frozen=True)
+class TrackConfig(PropagationProtocol):
+    """Your video and its first masks, and every constant of the protocol"""
+
+    video: str | None = path()
+    """A video file, or a folder of frames. Masks go to masks/NAME/FRAME.png, and over the video into
+    NAME_masks.mp4."""
+    mask: str | None = path()
+    """Mask of its first frame; or a folder of masks named as the frames (of a video file by number: 00000.png), for
+    objects that enter later. Values are ids; white on black is object 1."""
+    every: int = selects(1)
+    """Only every n-th frame."""
+    max_frames: int | None = selects(None)
+    """At most this many frames."""
+    coco: bool = runtime(False)
+    """Write NAME_masks.json too: in COCO's format, run-length encoded."""
+    max_memory: int = runtime(512)
+    """Memory that propagation may take (context features and labels, one block of similarities), MiB; does not
+    change the result."""
+    batch_size: int | None = runtime(None)
+    """Frames whose features are computed at once; without it, 1 on a CPU and 8 on a GPU."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("every", "max_frames", "max_memory", "batch_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} is {value}: expected 1 or more")
+
+
+def run(backbone: Backbone | None, config: TrackConfig, context: Context) -> Outcome:
+    """Masks of a person's clip: PNGs, the overlay as mp4, COCO's JSON on request. There is nothing to score.
+
+    Raises:
+        ValueError, DataError: the video or its masks are not named, or cannot be used.
+    """
+    from dino_dense.propagation.video import pixel_note
+    from tasks.videos.clip_masks import carry_masks, find_masks, write_masks
+
+    assert backbone is not None
+    if config.video is None or config.mask is None:
+        raise ValueError("which video, and which mask of its first frame? Give --video and --mask.")
+    clip = open_clip(config.video, every=config.every, max_frames=config.max_frames)
+    masks = find_masks(config.mask, clip)
+    for file in masks.values():
+        read_painted_mask(file, clip.size)
+    files = [*(clip.pictures or [clip.path]), *masks.values()]
+    facts = DataFacts(
+        name=f"own video {clip.path.name}",
+        root=str(clip.path),
+        n=len(clip),
+        unit="frames",
+        sha256=file_list_hash(clip.path.parent, files),
+    )
+    context.bind(facts)
+    film = context.out / f"{clip.name}_masks.mp4"
+    note = f"Masks are in {context.out / 'masks' / clip.name}, over the video in {film}.{pixel_note(backbone)}"
+    if not context.world.is_main:  # one stream, one process
+        return Outcome((), facts)
+    folder = context.folder("masks") / clip.name
+    if not folder.is_dir() or (config.coco and not (context.out / f"{clip.name}_masks.json").is_file()):
+        carried = carry_masks(
+            backbone, clip, masks, config, max_bytes=config.max_memory * 2**20, batch_size=config.batch_size
+        )
+        note += write_masks(carried, clip, folder, context.out, coco=config.coco)
+    strip = Picture(f"{clip.name}_masks.jpg", f"{clip.name}: first, middle, last frame")
+    return Outcome((), facts, note=note, pictures=(strip,))
+
+
+TRACK = Task(
+    name="track",
+    summary=SUMMARY,
+    source="DINO's label propagation (arXiv 2104.14294, sec. 4.2), as in tasks.davis.",
+    config=TrackConfig,
+    metrics=(),
+    run=run,
+    smoke=TrackConfig(),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m tasks.track`: parse, run, say where the masks are. The exit status."""
+    return run_command(TRACK, argv, presets="davis")
+
+
+COMMAND = Command(name="track", summary=SUMMARY, main=main)
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,191 @@
+"""Masks of a person's own clip: carried along its frames and written beside the film that shows them.
+
+Memory does not grow with the length of the clip: frames are decoded, measured, written and forgotten.
+
+Shapes: H x W pixels of a frame.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data import DataError
+from data.clips import Clip
+from data.images import list_images
+from data.masks import write_mask
+from data.painted_masks import read_painted_mask
+from data.video_writer import VideoWriter
+from dino_dense import Backbone
+from dino_dense.arrays import Pixels
+from dino_dense.pipeline import Behind
+from dino_dense.progress import progress
+from dino_dense.propagation.protocol import PropagationProtocol
+from dino_dense.propagation.stream import DEFAULT_MAX_BYTES
+from dino_dense.propagation.video import Frame, VideoPropagator
+from tasks.harness import figures
+from tasks.videos.coco import CocoWriter
+
+BACKLOG = 4  # frames that wait to be written
+Tell = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class NamedFrame(Frame):
+    """A frame of a clip."""
+
+    name: str = ""
+    """As `ClipFrame.name`; the name of its mask's file, without ending."""
+    seconds: float = 0.0
+    """When it is shown."""
+
+
+def find_masks(path: Path | str, clip: Clip) -> dict[str, Path]:
+    """The mask files of a clip by the names of their frames: one file (of the first frame), or a folder of them.
+
+    In a folder, a mask is named as its frame, or of a video file by its number with or without leading zeros.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        DataError: a mask of no frame that is read, none of the first, or one among the frames themselves.
+    """
+    path = Path(path)
+    read = [clip.frame_name(index) for index in clip.indices]
+    masks = {read[0]: path} if not path.is_dir() else _masks_in(path, clip, read)
+    frames = {picture.resolve() for picture in clip.pictures}
+    for mask in masks.values():
+        if mask.resolve() in frames:
+            raise DataError(f"{mask}: the mask is in the folder of the frames, as one of them. Keep it elsewhere.")
+    return masks
+
+
+def _masks_in(folder: Path, clip: Clip, read: list[str]) -> dict[str, Path]:
+    masks: dict[str, Path] = {}
+    known = set(read)
+    for file in list_images(folder):
+        name = f"{int(file.stem):05d}" if not clip.pictures and file.stem.isdecimal() else file.stem
+        if name not in known:
+            raise DataError(
+                f"{file}: a mask of no frame that is read; those are named {read[0]} to {read[-1]}"
+                f"{f', every {clip.every}' if clip.every > 1 else ''}. Rename or remove it."
+            )
+        masks[name] = file
+    if read[0] not in masks:
+        raise DataError(
+            f"{folder}: no mask of the first frame; expected {read[0]}.png, found {', '.join(sorted(masks))}"
+        )
+    return masks
+
+
+def carry_masks(
+    backbone: Backbone,
+    clip: Clip,
+    masks: Mapping[str, Path | Pixels],
+    protocol: PropagationProtocol,
+    *,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    batch_size: int | None = None,
+) -> Iterator[tuple[NamedFrame, Pixels]]:
+    """Every frame of a clip with its ids uint8 [H, W]; ids are those of the masks given.
+
+    Args:
+        masks: of the first frame, and of any later ones: files (`read_painted_mask`) or ids [H, W], by the frame's
+            name. Where a later mask marks nothing, the propagated ids stand.
+        protocol: the constants of the propagation.
+        max_bytes, batch_size: see `VideoPropagator`.
+
+    Raises:
+        DataError: a frame or mask cannot be used.
+        ValueError: `max_bytes` does not suffice.
+    """
+    objects = {int(value) for mask in masks.values() for value in np.unique(_ids_of(mask, clip.size)) if value > 0}
+
+    def frames() -> Iterator[NamedFrame]:
+        for frame in clip:
+            mask = _ids_of(masks[frame.name], clip.size) if frame.name in masks else None
+            yield NamedFrame(frame.rgb, mask, frame.name, frame.seconds)
+
+    propagator = VideoPropagator(
+        backbone, protocol, clip.size, sorted(objects), max_bytes=max_bytes, batch_size=batch_size
+    )
+    yield from propagator.run(frames())
+
+
+def _ids_of(mask: Path | Pixels, size: tuple[int, int]) -> Pixels:
+    return mask if isinstance(mask, np.ndarray) else read_painted_mask(mask, size)
+
+
+def write_masks(
+    carried: Iterator[tuple[NamedFrame, Pixels]],
+    clip: Clip,
+    folder: Path,
+    out: Path,
+    *,
+    coco: bool = False,
+    tell: Tell | None = None,
+) -> str:
+    """Write FOLDER/FRAME.png, and OUT/NAME_masks.mp4, .jpg (first, middle, last frame) and, with `coco`, .json.
+
+    All of it or nothing: the folder is renamed into place when all is written. One that holds nothing but PNGs, as
+    a call before left it, is replaced. Files are written in the background while the next frames propagate.
+
+    Args:
+        tell: called with (frames done, frames in all) after each; without it, a bar shows them.
+
+    Returns:
+        What a reader must know of the mp4.
+
+    Raises:
+        ValueError: something else is in the folder, or a frame of the clip: then nothing is written.
+        OSError: a file cannot be written.
+    """
+    _check_replaceable(folder, clip)
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    strip: list[tuple[Pixels, Pixels]] = []
+    try:
+        with ExitStack() as stack:
+            film = stack.enter_context(VideoWriter(out / f"{clip.name}_masks.mp4", clip.size, clip.shown_rate))
+            runs = stack.enter_context(CocoWriter(out / f"{clip.name}_masks.json", clip.size)) if coco else None
+            behind = stack.enter_context(Behind(workers=1, backlog=BACKLOG))
+            done = tell or _bar(stack, clip)
+            shown = {0, (len(clip) - 1) // 2, len(clip) - 1}
+            for number, (frame, ids) in enumerate(carried):
+                behind.submit(_write, frame, ids, unfinished, film, runs)
+                if number in shown:
+                    strip.append((frame.rgb, ids))
+                done(number + 1, len(clip))
+        figures.mask_strip(out / f"{clip.name}_masks.jpg", strip)
+        if folder.exists():
+            shutil.rmtree(folder)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return f" {film.note}" if film.note else ""
+
+
+def _write(frame: NamedFrame, ids: Pixels, folder: Path, film: VideoWriter, runs: CocoWriter | None) -> None:
+    """Runs in a worker thread: avoid torch here, it would start its own thread pool."""
+    write_mask(folder / f"{frame.name}.png", ids)
+    film.add(figures.overlay(frame.rgb, ids), frame.seconds)
+    if runs is not None:
+        runs.add(f"{frame.name}.png", ids)
+
+
+def _bar(stack: ExitStack, clip: Clip) -> Tell:
+    bar = stack.enter_context(progress(len(clip), unit="frame", desc=clip.name))
+    return lambda done, total: bar.update()
+
+
+def _check_replaceable(folder: Path, clip: Clip) -> None:
+    """ValueError where the folder holds what nobody asked to lose."""
+    if not folder.exists():
+        return
+    frames = {picture.resolve() for picture in clip.pictures}
+    for path in folder.iterdir():
+        if path.suffix != ".png" or path.resolve() in frames or path.is_dir():
+            raise ValueError(f"{path}: masks are to go to {folder}, and would replace it. Choose another folder.")
