@@ -8,27 +8,52 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from torch.distributed import Store
 
 Item = TypeVar("Item")
 
+PATIENCE = 15.0
+"""Seconds after which a process that waits for the others says so."""
+GIVE_UP = 600.0
+"""Seconds after which it gives up: on a cold machine, importing PyTorch may take minutes."""
+_POLL_SECONDS = 0.05
+VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Of the launcher (torchrun): all of them, or none."""
+HOW_TO_LEAVE = f"For one process alone, leave the launcher's variables: env -u {' -u '.join(VARIABLES)} COMMAND."
+
 
 class LostProcessError(ConnectionError):
-    """Another process of the run is gone. The message says how to go on."""
+    """Another process of the run is gone, or never came. The message says how to go on."""
 
     exit_status = 1
 
 
-_LOST = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|Broken pipe|Socket|timed out|Timeout")
-"""What torch's messages say when a peer does not answer; it has no class of error for that with gloo."""
+class OutOfMemoryError(OSError):
+    """The memory of the device or the machine does not suffice. The message says what to lower."""
+
+    exit_status = 1
+
+
+_LOST = re.compile(
+    r"[Cc]onnection (closed|reset|refused)|Broken pipe|[Tt]imed out|[Tt]imeout|[Ss]ocket|remote server|pair closure"
+    r"|ncclRemoteError|remote process exiting"
+)
+"""What torch's messages say when a peer does not answer; it has no class of error for that with gloo, and most errors
+of NCCL tell of something else."""
+_NO_MEMORY = re.compile(r"not enough memory|can't allocate memory|CUDA out of memory|CUDA error: out of memory")
 
 
 @dataclass(frozen=True)
@@ -48,20 +73,37 @@ class World:
         return self.rank == 0
 
 
-def resolve_device(name: str, local_rank: int = 0) -> torch.device:
-    """ "auto" (CUDA when there is one), "cpu" or "cuda" -> this process's device.
+def check_device_name(name: str) -> None:
+    """Raise ValueError for a name that is not auto, cpu, cuda or cuda:N."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError(f"device is {name!r}, expected auto, cpu, cuda or cuda:N (cuda:1 is the second)")
 
-    Raises ValueError for another name, or for "cuda" where PyTorch sees no CUDA device.
+
+def resolve_device(name: str, local_rank: int = 0) -> torch.device:
+    """ "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N" -> this process's device.
+
+    Each process of a machine takes the CUDA device of its own number. Where it sees one device only, as under Slurm's
+    `--gpus-per-task=1`, it takes that.
+
+    Raises ValueError for another name, for "cuda" where PyTorch sees no CUDA device, and for a number it does not see.
     """
-    if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device is {name!r}, expected auto, cpu or cuda")
+    check_device_name(name)
     import torch
 
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ValueError("device is cuda, but PyTorch sees no CUDA device: use --device cpu or auto")
-    return torch.device("cuda", local_rank)
+        raise ValueError(f"device is {name}, but PyTorch sees no CUDA device: use --device cpu or auto")
+    count = torch.cuda.device_count()
+    number = name.partition(":")[2]
+    index = int(number) if number else local_rank if count > 1 else 0
+    if index >= count:
+        asked = f"device is {name}" if number else f"LOCAL_RANK is {local_rank}"
+        raise ValueError(
+            f"{asked}, but PyTorch sees {count} CUDA device(s), cuda:0 to cuda:{count - 1}: name one of them, start at "
+            "most as many processes as devices, or mend CUDA_VISIBLE_DEVICES."
+        )
+    return torch.device("cuda", index)
 
 
 @contextmanager
@@ -79,32 +121,27 @@ def session(device: str) -> Iterator[tuple[World, torch.device]]:
 def joined(device: str) -> Iterator[World]:
     """Join the other processes when started by torchrun (its WORLD_SIZE variable), else be alone.
 
-    Both backends are opened on CUDA, so that small host-side flags travel without a device synchronisation.
+    Both backends are opened on CUDA, so that small host-side flags travel without a device synchronization.
 
     Raises:
-        LostProcessError: another process ended in the middle of the work.
-        ValueError: the launcher's variables are not all there.
+        LostProcessError: another process ended in the middle of the work, or never came.
+        OutOfMemoryError: the memory of the device or the machine does not suffice.
+        ValueError: the launcher's variables are not all there, or no numbers; or the device cannot be used.
     """
-    if "WORLD_SIZE" not in os.environ:
-        yield World()
+    world = world_of(os.environ)
+    if world.size == 1:
+        with memory_explained():
+            yield world
         return
-    if lacking := [name for name in ("RANK", "LOCAL_RANK") if name not in os.environ]:
-        raise ValueError(
-            f"WORLD_SIZE is set, {' and '.join(lacking)} not: expected all three, as torchrun sets them. Start it with "
-            "torchrun, or unset WORLD_SIZE for one process."
-        )
-    world = World(int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]))
-    import torch
-    import torch.distributed as dist
-
-    here = resolve_device(device, world.local_rank)
-    if here.type == "cuda":
-        torch.cuda.set_device(here)
+    here = _device_among_others(device, world)
+    failed = True
     try:
-        _join(world, "gloo" if here.type == "cpu" else "cpu:gloo,cuda:nccl")
-        yield world
+        _join(world, here)
+        with memory_explained():
+            yield world
+        failed = False
     except RuntimeError as error:
-        if world.size == 1 or not _LOST.search(str(error)):
+        if not _LOST.search(str(error)):
             raise
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the survivors: not before they have said why
         reason = str(error).strip().splitlines()[0][:160]
@@ -114,25 +151,200 @@ def joined(device: str) -> Iterator[World]:
             "--max-restarts N by itself)."
         ) from error
     finally:
-        if is_active():
+        # After a failure NCCL may wait in here for a peer for ever, and the message would not be printed.
+        if is_active() and not (failed and here.type == "cuda"):
+            import torch.distributed as dist
+
             dist.destroy_process_group()
 
 
-def _join(world: World, backend: str) -> None:
-    """Meet the other processes under the addresses that torchrun or the launcher has set.
+def world_of(variables: Mapping[str, str]) -> World:
+    """This process among its peers, as the launcher's variables say; alone without them, or where WORLD_SIZE is 1.
 
-    torchrun keeps one store over its restarts, and the addresses of the processes of the life before stay in it: who
-    reads one calls a process that is gone. So each life has its own keys. Its number is the same in every process of
-    one machine only: over several, `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1` makes torchrun start a new store each time.
+    Raises ValueError, naming the variable, where one lacks, is no number, or does not fit the others.
+    """
+    if not variables.get("WORLD_SIZE"):
+        return World()
+    size = _number(variables, "WORLD_SIZE", 1)
+    if size == 1:
+        return World()
+    if lacking := [name for name in VARIABLES if not variables.get(name)]:
+        raise ValueError(
+            f"WORLD_SIZE is {size}, but {' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} not set: "
+            f"expected all of {', '.join(VARIABLES)}, as torchrun sets them. Start with torchrun. {HOW_TO_LEAVE}"
+        )
+    _number(variables, "MASTER_PORT", 0, 65_535)
+    return World(_number(variables, "RANK", 0, size - 1), _number(variables, "LOCAL_RANK", 0, size - 1), size)
+
+
+def _number(variables: Mapping[str, str], name: str, least: int, most: int | None = None) -> int:
+    text = variables[name].strip()
+    if text.isdecimal() and int(text) >= least and (most is None or int(text) <= most):
+        return int(text)
+    expected = f"a number of at least {least}" if most is None else f"a number from {least} to {most}"
+    raise ValueError(f"the variable {name} is {variables[name]!r}, expected {expected}. {HOW_TO_LEAVE}")
+
+
+@contextmanager
+def memory_explained() -> Iterator[None]:
+    """Memory that runs out becomes one paragraph.
+
+    Raises:
+        OutOfMemoryError: with what to lower.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        if not is_memory and not _NO_MEMORY.search(str(error)):
+            raise
+        reason = (str(error).strip().splitlines() or ["no memory"])[0][:200]
+        raise OutOfMemoryError(
+            f"out of memory ({reason}). Lower --batch-size (pretraining keeps its batch with --accumulate 2 or 4, a "
+            "part at a time), lower --max-memory or the image size, or take --dtype bf16. See that no other program "
+            "has the memory."
+        ) from error
+
+
+def _device_among_others(name: str, world: World) -> torch.device:
+    """This process's device, made the current one."""
+    import torch
+
+    if name.startswith("cuda:"):
+        raise ValueError(
+            f"device is {name}, but WORLD_SIZE says {world.size} processes, each of which takes its own: give --device "
+            f"cuda, and choose devices with CUDA_VISIBLE_DEVICES. {HOW_TO_LEAVE}"
+        )
+    here = resolve_device(name, world.local_rank)
+    if here.type == "cuda":
+        torch.cuda.set_device(here)
+    return here
+
+
+def _join(world: World, here: torch.device) -> None:
+    """Meet the other processes under the addresses that torchrun or the launcher has set."""
+    import torch.distributed as dist
+
+    missing = [rank for rank in range(world.size) if rank != world.rank]
+    with _says_that_it_waits(world, missing):
+        store = _open_store(world)
+        _meet(store, world, here, missing)
+        backend = "gloo" if here.type == "cpu" else "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
+
+
+def _open_store(world: World) -> Store:
+    """The processes' common store: torchrun's own, or at the launcher's address, where process 0 keeps it.
+
+    torchrun reuses its store after a restart, so stale addresses remain: keys carry the restart count. That count is
+    the same in every process of one machine only: over several, `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1` makes torchrun
+    start a new store each time.
+
+    Raises:
+        LostProcessError: process 0 did not come. ValueError: another program has its port.
     """
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    store, rank, size = next(rendezvous("env://"))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store, _, _ = next(rendezvous("env://"))
+    else:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        limit = timedelta(seconds=GIVE_UP)
+        try:
+            store = dist.TCPStore(address, port, world.size, world.rank == 0, limit, wait_for_workers=False)
+        except RuntimeError as error:
+            if world.rank:
+                raise LostProcessError(_never_came(world, [0])) from error
+            if "EADDRINUSE" not in str(error):
+                raise
+            raise ValueError(
+                f"port {port} of this machine (MASTER_PORT) is taken, perhaps by another run: choose another, or start "
+                f"with torchrun --standalone. {HOW_TO_LEAVE}"
+            ) from error
     if os.environ.get("LOCAL_WORLD_SIZE") == str(world.size):
-        store = PrefixStore(f"life {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+        return PrefixStore(f"life {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return store
+
+
+def _meet(store: Store, world: World, here: torch.device, missing: list[int]) -> None:
+    """Wait until every process has come; `missing` becomes empty on the way.
+
+    Raises:
+        LostProcessError: some did not come.
+        ValueError: two processes took one CUDA device, with which NCCL does not work.
+    """
+    store.set(f"device of {world.rank}", _identity(here))
+    until = time.monotonic() + GIVE_UP
+    while missing := _absent(store, missing):
+        if time.monotonic() > until:
+            raise LostProcessError(_never_came(world, missing))
+        time.sleep(_POLL_SECONDS)
+    taken: dict[str, int] = {}
+    for rank in range(world.size):
+        device = store.get(f"device of {rank}").decode()
+        if device != "cpu" and device in taken:
+            raise ValueError(
+                f"processes {taken[device]} and {rank} have one CUDA device between them: start at most as many "
+                "processes as devices, and let each see its own or all of them (CUDA_VISIBLE_DEVICES)."
+            )
+        taken[device] = rank
+
+
+def _absent(store: Store, missing: list[int]) -> list[int]:
+    """The list itself, without the processes that have come."""
+    missing[:] = [rank for rank in missing if not store.check([f"device of {rank}"])]
+    return missing
+
+
+def _identity(device: torch.device) -> str:
+    """A name that no other CUDA device of any machine has, or `cpu`."""
+    if device.type == "cpu":
+        return "cpu"
+    import torch
+
+    return f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}"
+
+
+def _never_came(world: World, missing: Sequence[int]) -> str:
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    return (
+        f"process {world.rank} of {world.size}: {_named(missing)} did not come to {address} in {GIVE_UP:.0f} s. See "
+        f"its own message, and that every process has the same MASTER_ADDR and MASTER_PORT. {HOW_TO_LEAVE}"
+    )
+
+
+def _named(ranks: Sequence[int]) -> str:
+    names = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
+    return f"process {names}" if len(ranks) == 1 else f"processes {names}"
+
+
+@contextmanager
+def _says_that_it_waits(world: World, missing: Sequence[int]) -> Iterator[None]:
+    """A line on standard error where the block takes more than PATIENCE seconds, and every minute after."""
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    begun, ended = time.monotonic(), threading.Event()
+
+    def say() -> None:
+        patience = PATIENCE
+        while not ended.wait(patience):
+            patience = 60.0
+            whom = _named(missing) if missing else "an answer of the others"
+            print(
+                f"process {world.rank} of {world.size} has waited {time.monotonic() - begun:.0f} s at {address} for "
+                f"{whom}: WORLD_SIZE says that there are {world.size} processes. {HOW_TO_LEAVE}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def is_active() -> bool:

@@ -8,10 +8,10 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
+from dino_dense.distributed import check_device_name
 from dino_dense.pretrain.optim import OptimizerName
 from dino_dense.training.gradients import ClipMode
 
-DeviceName = Literal["auto", "cpu", "cuda"]
 OnBadSample = Literal["skip", "raise"]
 OnNotFinite = Literal["stop", "skip"]
 DtypeName = Literal["auto", "fp32", "bf16", "fp16"]
@@ -146,8 +146,8 @@ class PretrainConfig:
     # --- Machine ---
     seed: int = 0
     """Seed of weights, order, crops and drop path. (main_dino)"""
-    device: DeviceName = "auto"
-    """auto = CUDA when there is one, else the CPU."""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
     dtype: DtypeName = "auto"
     """Autocast type. auto = fp16 with loss scaling on CUDA, as published (main_dino use_fp16), fp32 on the
     CPU."""
@@ -184,10 +184,10 @@ class PretrainConfig:
         return 2 + self.local_crops_number
 
     def _check_choices(self) -> None:
+        check_device_name(self.device)
         for name, choices in (
             ("optimizer", get_args(OptimizerName)),
             ("clip_mode", get_args(ClipMode)),
-            ("device", get_args(DeviceName)),
             ("dtype", get_args(DtypeName)),
             ("augment_on", get_args(AugmentOn)),
             ("on_bad_sample", get_args(OnBadSample)),

@@ -52,7 +52,8 @@ def reset_peak_memory(device: torch.device | None = None) -> None:
     if device is not None and device.type == "cuda":
         import torch
 
-        torch.cuda.reset_peak_memory_stats(device)
+        if torch.cuda.is_initialized():  # else there is no peak yet, and PyTorch refuses
+            torch.cuda.reset_peak_memory_stats(device)
     else:
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak of resident memory

@@ -19,7 +19,7 @@ class RunOptions:
     network: Literal["teacher", "student"] = "teacher"
     """Which network of a training file to measure (the paper measures the teacher)."""
     device: str = "auto"
-    """auto (CUDA where there is one), cpu or cuda."""
+    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the backbone; reduced ones run under autocast."""
     seed: int = 0

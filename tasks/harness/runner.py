@@ -95,7 +95,8 @@ def run_one(
     context = _open(task, options, config, backbone, device, world, pieces)
     reset_peak_memory(device)
     start = time.perf_counter()
-    with notices.gathered() as lines, lost_workers_explained(then="Then give the same command again."):
+    again = lost_workers_explained(then="Then give the same command again.")
+    with notices.gathered() as lines, distributed.memory_explained(), again:
         outcome = task.run(backbone, config, context)
     report = Report(
         task=task.name,

@@ -93,3 +93,10 @@ def test_peak_memory_counts_from_the_reset():
     del block
     reset_peak_memory(device)
     assert peak_memory_mib(device) <= high - 200 or not Path("/proc/self/clear_refs").exists()
+
+
+def test_a_device_that_nothing_used_yet_has_no_peak_to_reset():
+    """As `davis --score` meets it: PyTorch's own call fails before anything has used the device."""
+    if torch.cuda.is_initialized():
+        pytest.skip("this process has used CUDA")
+    reset_peak_memory(torch.device("cuda"))
