@@ -5,6 +5,8 @@
 <root>/ImageSets/Segmentation/<split>.txt
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +18,18 @@ from data import DataError
 from data.files import natural_key
 from data.images import read_rgb
 from data.masks import ID_SUFFIXES, read_foreground, read_ids
+from data.notices import say
 from data.sample import SampleData
 from data.voc import voc_entries
 
+CLASS_ADVICE = ": the id of its class (0, 1, 2, ...; 255 is void)"
 VOID = 255  # pixels of no class: neither trained on nor scored
 VOC_CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
+VOC_NAME = re.compile(r"20\d\d_\d{6}")  # of its images, without ending
+SPECK = 0.01  # of the void and of the ground: fewer pixels of other classes are specks, not classes
 EMBEDDED_TRAIN = 40  # of the embedded pairs; the rest is for validation
 
 
@@ -54,7 +60,7 @@ class LabelledPixels:
 
     def read_ids(self) -> npt.NDArray[np.uint8]:
         """Class ids uint8 [H, W]."""
-        return read_foreground(self.mask) if self.is_binary else read_ids(self.mask)
+        return read_foreground(self.mask) if self.is_binary else read_ids(self.mask, CLASS_ADVICE)
 
 
 def load_voc_class_masks(root: Path | str, split: str) -> list[LabelledPixels]:
@@ -68,6 +74,45 @@ def load_voc_class_masks(root: Path | str, split: str) -> list[LabelledPixels]:
         raise DataError(f"{root}: no such folder; expected JPEGImages, SegmentationClass and ImageSets/Segmentation")
     entries = voc_entries(root, "Segmentation", split, "SegmentationClass", ID_SUFFIXES)
     return [LabelledPixels(entry.image, entry.other) for entry in entries]
+
+
+def count_classes(train: Sequence[LabelledPixels], val: Sequence[LabelledPixels]) -> int:
+    """K, where ids go from 0 to K - 1 in the masks to train on. Every mask is read.
+
+    Raises:
+        DataError: training masks of one class, among them masks of 0 and 255, whose 255 is void here; a validation mask
+            with a class that training never saw.
+    """
+    folder, pixels = train[0].mask.parent, np.zeros(VOID + 1, np.int64)
+    for pair in train:
+        pixels += np.bincount(pair.read_ids().ravel(), minlength=VOID + 1)
+    void, ground, objects = pixels[VOID], pixels[0], pixels[1:VOID].sum()
+    if SPECK * void > objects and SPECK * ground > objects:
+        raise DataError(
+            f"{folder}: nearly all pixels of the training masks are 0 or {VOID} ({objects} of {pixels.sum()} are not), "
+            f"and {VOID} is void here: pixels of no class, neither trained on nor scored. If {VOID} is the object, "
+            "save it as 1 in all masks"
+        )
+    used = np.flatnonzero(pixels[:VOID])
+    if used.max(initial=0) < 1:
+        raise DataError(f"{folder}: the training masks hold one class only; expected two or more")
+    highest = int(used[-1])
+    for pair in val:
+        ids = pair.read_ids()
+        if (top := int(ids[ids != VOID].max(initial=0))) > highest:
+            raise DataError(
+                f"{pair.mask}: class id {top}, but the training masks have none above {highest}. Are these masks of "
+                "classes (SegmentationClass), not of objects?"
+            )
+    if unused := highest + 1 - len(used):
+        say(f"{folder}: of the ids 0 to {highest} the training masks have {len(used)}; {unused} are of no pixel.")
+    return highest + 1
+
+
+def class_names(pairs: Sequence[LabelledPixels], count: int) -> tuple[str, ...]:
+    """VOC's names where there are as many classes and the images are named as VOC's; else class 0, class 1, ..."""
+    is_voc = count == len(VOC_CLASSES) and all(VOC_NAME.fullmatch(pair.name) for pair in pairs)
+    return VOC_CLASSES if is_voc else tuple(f"class {index}" for index in range(count))
 
 
 def embedded_segmentation(data: SampleData) -> tuple[list[LabelledPixels], list[LabelledPixels]]:

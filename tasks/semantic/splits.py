@@ -3,7 +3,7 @@
 Shapes: K classes, H x W pixels of an image.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,15 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from data import DataError
 from data.sample import sample_data
-from data.segmentation import VOC_CLASSES, VOID, LabelledPixels, embedded_segmentation, load_voc_class_masks
+from data.segmentation import (
+    VOID,
+    LabelledPixels,
+    class_names,
+    count_classes,
+    embedded_segmentation,
+    load_voc_class_masks,
+)
 from dino_dense import Picture, distributed
 from dino_dense.arrays import Pixels
 from dino_dense.progress import tracked
@@ -52,7 +58,7 @@ def open_splits(data: str | None, train_split: str, split: str) -> LabelledSplit
     else:
         root = Path(data)
         train, val = (load_voc_class_masks(root, name) for name in (train_split, split))
-        names = _class_names(train, val)
+        names = class_names([*train, *val], count_classes(train, val))
     files = [file for pair in (*train, *val) for file in (pair.image, pair.mask)]
     facts = DataFacts(
         name=f"{root.resolve().name} {split}" if data else "embedded pairs",
@@ -62,25 +68,6 @@ def open_splits(data: str | None, train_split: str, split: str) -> LabelledSplit
         sha256=file_list_hash(root, files),
     )
     return LabelledSplits(train, val, names, facts)
-
-
-def _class_names(train: Sequence[LabelledPixels], val: Sequence[LabelledPixels]) -> tuple[str, ...]:
-    """Names of the ids 0 to the highest; VOC's where there are as many."""
-    highest = max(_highest_id(pair) for pair in train)
-    for pair in val:
-        if _highest_id(pair) > highest:
-            raise DataError(
-                f"{pair.mask}: class id {_highest_id(pair)}, but the training masks have none above {highest}. Are "
-                "these masks of classes (SegmentationClass), not of objects?"
-            )
-    if highest < 1:
-        raise DataError(f"{train[0].mask.parent}: the training masks hold one class only; expected two or more")
-    return VOC_CLASSES if highest + 1 == len(VOC_CLASSES) else tuple(f"class {index}" for index in range(highest + 1))
-
-
-def _highest_id(pair: LabelledPixels) -> int:
-    ids = pair.read_ids()
-    return int(ids[ids != VOID].max(initial=0))
 
 
 def evaluate(predict: Predict, splits: LabelledSplits, context: Context) -> tuple[Counts, pd.DataFrame]:
