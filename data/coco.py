@@ -136,10 +136,10 @@ def chosen(dataset: CocoFile, path: Path) -> list[Id]:
         named = by_name.get(_bare(_slashes(line))) or by_name.get(_bare(_slashes(line).rpartition("/")[2]), [])
         if len(named) > 1:
             raise DataError(f"{path}: {line!r} is the name of {len(named)} images. Name them with their folders")
-        identity = named[0] if named else line if line in dataset.images else by_number.get(_number(line))
-        if identity is None:
+        chosen = named[0] if named else line if line in dataset.images else by_number.get(_number(line))
+        if chosen is None:
             raise DataError(f"{path}: {line!r} is no image of the annotation file, by file name or by id")
-        taken.append(identity)
+        taken.append(chosen)
     return list(dict.fromkeys(taken))
 
 

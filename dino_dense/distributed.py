@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from torch.distributed import Store
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
 Item = TypeVar("Item")
 
@@ -253,7 +253,9 @@ def _open_store(world: World) -> Store:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         limit = timedelta(seconds=GIVE_UP)
         try:
-            store = dist.TCPStore(address, port, world.size, world.rank == 0, limit, wait_for_workers=False)
+            store = dist.TCPStore(  # type: ignore[attr-defined]
+                address, port, world.size, world.rank == 0, limit, wait_for_workers=False
+            )
         except RuntimeError as error:
             if world.rank:
                 raise LostProcessError(_never_came(world, [0])) from error
