@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from data.clips import open_clip
-from data.painted_masks import read_painted_mask
+from data.own_masks import OwnMasks
 from dino_dense import Picture
 from dino_dense.config import command_line
 from dino_dense.config.schema import path, runtime, selects
@@ -31,7 +31,8 @@ class TrackConfig(PropagationProtocol):
     NAME_masks.mp4."""
     mask: str | None = path()
     """Mask of its first frame; or a folder of masks named as the frames (of a video file by number: 00000.png), for
-    objects that enter later. Values are ids; white on black is object 1."""
+    objects that enter later. Ids, gray levels, colors, transparency, or JSON of labelme or COCO; the report says how it
+    was read."""
     every: int = selects(1)
     """Only every n-th frame."""
     max_frames: int | None = selects(None)
@@ -64,10 +65,8 @@ def run(backbone: Backbone | None, config: TrackConfig, context: Context) -> Out
     if config.video is None or config.mask is None:
         raise ValueError("which video, and which mask of its first frame? Give --video and --mask.")
     clip = open_clip(config.video, every=config.every, max_frames=config.max_frames)
-    masks = find_masks(config.mask, clip)
-    for file in masks.values():
-        read_painted_mask(file, clip.size)
-    files = [*(clip.pictures or [clip.path]), *masks.values()]
+    masks = OwnMasks(find_masks(config.mask, clip), clip.size)
+    files = [*(clip.pictures or [clip.path]), *dict.fromkeys(masks.files.values())]
     facts = DataFacts(
         name=f"own video {clip.path.name}",
         root=str(clip.path),
@@ -77,10 +76,11 @@ def run(backbone: Backbone | None, config: TrackConfig, context: Context) -> Out
     )
     context.bind(facts)
     film = context.out / f"{clip.name}_masks.mp4"
-    note = f"Masks are in {context.out / 'masks' / clip.name}, over the video in {film}.{pixel_note(backbone)}"
+    folder = context.out / "masks" / clip.name
+    note = f"{masks.said}. Masks are in {folder}, over the video in {film}.{pixel_note(backbone)}"
     if not context.world.is_main:  # one stream, one process
         return Outcome((), facts)
-    folder = context.folder("masks") / clip.name
+    context.folder("masks")
     if not folder.is_dir() or (config.coco and not (context.out / f"{clip.name}_masks.json").is_file()):
         carried = carry_masks(
             backbone, clip, masks, config, max_bytes=config.max_memory * 2**20, batch_size=config.batch_size

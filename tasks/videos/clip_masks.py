@@ -15,9 +15,9 @@ import numpy as np
 
 from data import DataError
 from data.clips import Clip
-from data.images import list_images
+from data.files import IMAGE_SUFFIXES, list_files
+from data.mask_json import is_json, json_frames
 from data.masks import write_mask
-from data.painted_masks import read_painted_mask
 from data.video_writer import VideoWriter
 from dino_dense import Backbone
 from dino_dense.arrays import Pixels
@@ -46,7 +46,8 @@ class NamedFrame(Frame):
 def find_masks(path: Path | str, clip: Clip) -> dict[str, Path]:
     """The mask files of a clip by the names of their frames: one file (of the first frame), or a folder of them.
 
-    In a folder, a mask is named as its frame, or of a video file by its number with or without leading zeros.
+    In a folder, a mask is named as its frame, or of a video file by its number with or without leading zeros; so are
+    the images of a COCO file that has several.
 
     Raises:
         FileNotFoundError: no such file or folder.
@@ -54,7 +55,13 @@ def find_masks(path: Path | str, clip: Clip) -> dict[str, Path]:
     """
     path = Path(path)
     read = [clip.frame_name(index) for index in clip.indices]
-    masks = {read[0]: path} if not path.is_dir() else _masks_in(path, clip, read)
+    if path.is_dir():
+        suffixes = IMAGE_SUFFIXES | {".json", ".gif"}
+        masks = _by_frame({file.stem: file for file in list_files(path, suffixes)}, path, clip, read)
+    elif is_json(path) and (frames_of := json_frames(path)):
+        masks = _by_frame({Path(name).stem: path for name in frames_of}, path, clip, read)
+    else:
+        masks = {read[0]: path}
     frames = {picture.resolve() for picture in clip.pictures}
     for mask in masks.values():
         if mask.resolve() in frames:
@@ -62,20 +69,20 @@ def find_masks(path: Path | str, clip: Clip) -> dict[str, Path]:
     return masks
 
 
-def _masks_in(folder: Path, clip: Clip, read: list[str]) -> dict[str, Path]:
+def _by_frame(files: Mapping[str, Path], source: Path, clip: Clip, read: list[str]) -> dict[str, Path]:
+    """Masks by the names that the clip gives its frames."""
     masks: dict[str, Path] = {}
-    known = set(read)
-    for file in list_images(folder):
-        name = f"{int(file.stem):05d}" if not clip.pictures and file.stem.isdecimal() else file.stem
-        if name not in known:
+    for stem, file in files.items():
+        name = f"{int(stem):05d}" if not clip.pictures and stem.isdecimal() else stem
+        if name not in read:
             raise DataError(
-                f"{file}: a mask of no frame that is read; those are named {read[0]} to {read[-1]}"
+                f"{file}: a mask of no frame that is read ({stem}); those are named {read[0]} to {read[-1]}"
                 f"{f', every {clip.every}' if clip.every > 1 else ''}. Rename or remove it."
             )
         masks[name] = file
     if read[0] not in masks:
         raise DataError(
-            f"{folder}: no mask of the first frame; expected {read[0]}.png, found {', '.join(sorted(masks))}"
+            f"{source}: no mask of the first frame; expected {read[0]}.png, found {', '.join(sorted(masks)) or 'none'}"
         )
     return masks
 
@@ -83,7 +90,7 @@ def _masks_in(folder: Path, clip: Clip, read: list[str]) -> dict[str, Path]:
 def carry_masks(
     backbone: Backbone,
     clip: Clip,
-    masks: Mapping[str, Path | Pixels],
+    masks: Mapping[str, Pixels],
     protocol: PropagationProtocol,
     *,
     max_bytes: int = DEFAULT_MAX_BYTES,
@@ -92,8 +99,8 @@ def carry_masks(
     """Every frame of a clip with its ids uint8 [H, W]; ids are those of the masks given.
 
     Args:
-        masks: of the first frame, and of any later ones: files (`read_painted_mask`) or ids [H, W], by the frame's
-            name. Where a later mask marks nothing, the propagated ids stand.
+        masks: ids [H, W] of the first frame, and of any later ones, by the frame's name (`data.own_masks.OwnMasks`).
+            Where a later mask marks nothing, the propagated ids stand.
         protocol: the constants of the propagation.
         max_bytes, batch_size: see `VideoPropagator`.
 
@@ -101,21 +108,16 @@ def carry_masks(
         DataError: a frame or mask cannot be used.
         ValueError: `max_bytes` does not suffice.
     """
-    objects = {int(value) for mask in masks.values() for value in np.unique(_ids_of(mask, clip.size)) if value > 0}
+    objects = {int(value) for mask in masks.values() for value in np.unique(mask) if value > 0}
 
     def frames() -> Iterator[NamedFrame]:
         for frame in clip:
-            mask = _ids_of(masks[frame.name], clip.size) if frame.name in masks else None
-            yield NamedFrame(frame.rgb, mask, frame.name, frame.seconds)
+            yield NamedFrame(frame.rgb, masks.get(frame.name), frame.name, frame.seconds)
 
     propagator = VideoPropagator(
         backbone, protocol, clip.size, sorted(objects), max_bytes=max_bytes, batch_size=batch_size
     )
     yield from propagator.run(frames())
-
-
-def _ids_of(mask: Path | Pixels, size: tuple[int, int]) -> Pixels:
-    return mask if isinstance(mask, np.ndarray) else read_painted_mask(mask, size)
 
 
 def write_masks(

@@ -12,8 +12,6 @@ from PIL import Image
 
 from data import DataError, video_writer
 from data.clips import is_video, open_clip
-from data.masks import PALETTE, write_mask
-from data.painted_masks import read_painted_mask
 from data.video import VideoFrames
 from data.video_writer import VideoWriteError, VideoWriter
 from tests.clip_files import facts, moving_disc, moving_mask, turn, write_clip, write_sound
@@ -296,53 +294,3 @@ def test_without_an_encoder_for_h264_it_is_said(tmp_path: Path, monkeypatch: pyt
     monkeypatch.undo()
     assert video_writer.can_encode("libx264")
     assert not video_writer.can_encode("no_such_encoder")
-
-
-@pytest.mark.parametrize("kind", ["palette", "grey", "white", "one colour", "colours", "transparent"])
-def test_masks_as_people_make_them(tmp_path: Path, kind: str):
-    ids, path = moving_mask(0, SIZE), tmp_path / "m.png"
-    if kind in ("palette", "grey", "colours"):
-        ids[40:, 50:] = 3
-    if kind == "palette":
-        write_mask(path, ids)
-    elif kind == "grey":
-        Image.fromarray(ids).save(path)
-    elif kind == "white":
-        Image.fromarray(255 * ids).save(path)
-    elif kind == "colours":
-        Image.fromarray(PALETTE[ids]).save(path)
-    else:
-        pixels = np.zeros((*SIZE, 4), np.uint8)
-        pixels[..., :3] = (10, 90, 200) if kind == "transparent" else 0
-        pixels[ids > 0] = (10, 90, 200, 255)
-        Image.fromarray(pixels if kind == "transparent" else pixels[..., :3]).save(path)
-    assert (read_painted_mask(path, SIZE) == ids).all()
-
-
-def test_one_colour_of_the_palette_is_its_id(tmp_path: Path):
-    ids = 2 * moving_mask(0, SIZE)
-    Image.fromarray(PALETTE[ids]).save(tmp_path / "later.png")
-    assert (read_painted_mask(tmp_path / "later.png", SIZE) == ids).all()
-
-
-@pytest.mark.parametrize(
-    ("pixels", "says"),
-    [
-        (np.zeros(SIZE, np.uint8), "no object"),
-        (np.ones((9, 9), np.uint8), "9x9 pixels .* frames have 48x64"),
-        (np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8), "colours, which are no object ids"),
-        (np.r_[np.ones((47, 64), np.uint8), np.full((1, 64), 255, np.uint8)], "255 is void"),
-    ],
-)
-def test_masks_that_are_none(tmp_path: Path, pixels: np.ndarray, says: str):
-    Image.fromarray(pixels).save(tmp_path / "m.png")
-    with pytest.raises(DataError, match=rf"m\.png: .*{says}"):
-        read_painted_mask(tmp_path / "m.png", SIZE)
-
-
-def test_masks_that_cannot_be_read(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="no such mask"):
-        read_painted_mask(tmp_path / "none.png", SIZE)
-    (tmp_path / "m.png").write_bytes(b"text")
-    with pytest.raises(DataError, match=r"m\.png: not a mask"):
-        read_painted_mask(tmp_path / "m.png", SIZE)

@@ -223,3 +223,27 @@ def test_a_broken_frame_leaves_nothing_half_done(tmp_path: Path, mask_file: Path
         run(tmp_path, "--video", str(frames), "--mask", str(mask_file), "--coco")
     left = sorted(path.name for path in (tmp_path / "out").rglob("*"))
     assert left == ["masks", "run.json"]
+
+
+def test_masks_as_people_make_them_and_what_was_decided(tmp_path: Path, clip_file: Path, capsys):
+    Image.fromarray(250 * moving_mask(0, SIZE)).save(tmp_path / "first.jpg", quality=90)
+    out = run(tmp_path, "--video", str(clip_file), "--mask", str(tmp_path / "first.jpg"), "--max-frames", "2")
+    first = read_ids(out / "masks" / "clip" / "00000.png")
+    assert (first == moving_mask(0, SIZE)).mean() > 0.99
+    assert "1 object: 1 with" in capsys.readouterr().out
+
+
+def test_a_coco_file_of_several_frames(tmp_path: Path, clip_file: Path):
+    images = [{"id": index, "file_name": f"{index}.jpg", "height": SIZE[0], "width": SIZE[1]} for index in (0, 3)]
+    shapes = [[[4, 16, 20, 16, 20, 32, 4, 32]], [[10, 16, 26, 16, 26, 32, 10, 32]]]
+    annotations = [
+        {"image_id": image["id"], "category_id": 1, "segmentation": shape}
+        for image, shape in zip(images, shapes, strict=True)
+    ]
+    path = tmp_path / "masks.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": []}))
+    clip = open_clip(clip_file)
+    assert find_masks(path, clip) == {"00000": path, "00003": path}
+    out = run(tmp_path, "--video", str(clip_file), "--mask", str(path))
+    assert (read_ids(out / "masks" / "clip" / "00000.png") == moving_mask(0, SIZE)).all()
+    assert (read_ids(out / "masks" / "clip" / "00003.png")[moving_mask(3, SIZE) > 0] == 1).all()
