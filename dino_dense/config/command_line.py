@@ -20,6 +20,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
 
 from dino_dense.config.presets import load_protocol, protocol_names
 from dino_dense.config.schema import at_home, field_docs, field_names, from_plain, frozen
+from dino_dense.threads import let_threads_sleep
 
 DEBUG_VARIABLE = "DINO_DENSE_DEBUG"
 
@@ -173,6 +174,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     if DEBUG_OPTION in sys.argv:
         sys.argv.remove(DEBUG_OPTION)
         os.environ[DEBUG_VARIABLE] = "1"  # for the processes that this one starts, too
+    let_threads_sleep()
     try:
         code = main() or 0
     except KeyboardInterrupt:

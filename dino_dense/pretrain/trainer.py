@@ -3,7 +3,6 @@
 Shapes: B images per step over all processes, b images in one micro-batch, V views, K prototypes, C features.
 """
 
-import os
 import signal
 import sys
 from collections.abc import Generator, Iterator
@@ -30,6 +29,7 @@ from dino_dense.pretrain.loss import DINOLoss
 from dino_dense.pretrain.monitor import CollapseWatch, Monitor, feature_spectrum
 from dino_dense.pretrain.network import DropPathKeys, build_student_and_teacher, compile_blocks
 from dino_dense.pretrain.run_folder import Origin, TrainingState
+from dino_dense.threads import processors
 from dino_dense.training.gradients import DivergedError, clip_gradients, gradients_in_step
 from dino_dense.training.precision import autocast, autocast_dtype, grad_scaler
 from dino_dense.training.schedules import cosine_schedule
@@ -186,7 +186,7 @@ class Trainer:
     def _micro_batches(self) -> Generator[MicroBatch]:
         workers = self.config.num_workers
         if workers is None:
-            workers = min(MAX_WORKERS, max(1, (os.cpu_count() or 1) // self.world.size))
+            workers = min(MAX_WORKERS, processors())
         pin = self.device.type == "cuda"
         return build_loader(self.images, self.plan, self.step, self.config, workers, pin)
 
