@@ -71,3 +71,16 @@ def area_scores(total: Counts) -> dict[str, npt.NDArray[np.float64]]:
             "precision": precision,
             "recall": recall,
         }
+
+
+def class_accuracy(matrix: Counts) -> npt.NDArray[np.float64]:
+    """Share of each true class's pixels in percent that are right [K]; not-a-number for a class that is not there."""
+    hit, of_truth = np.diag(matrix).astype(np.float64), matrix.sum(1)
+    return np.divide(100 * hit, of_truth, out=np.full(len(hit), np.nan), where=of_truth > 0)
+
+
+def weighted_iou(matrix: Counts) -> float:
+    """IoU in percent, each class weighted by its share of the true pixels (fwIoU)."""
+    of_truth = matrix.sum(1)
+    there = of_truth > 0
+    return float((class_iou(matrix)[there] * of_truth[there]).sum() / max(of_truth.sum(), 1))

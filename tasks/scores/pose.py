@@ -1,0 +1,77 @@
+"""How near propagated joints come to the true ones (PCK), as CRW scores JHMDB (videowalk eval/eval_pck.py).
+
+Shapes: T frames, K joints; points are (x, y) pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dino_dense.arrays import Floats
+
+BOX_SHARE = 0.6  # of the diagonal of the box around the joints: the unit of distances
+ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5)
+"""Distances within which a joint counts as met, in that unit."""
+
+
+@dataclass(frozen=True)
+class PoseDistances:
+    """Of one video, all frames but the first: distances [T - 1, K] in the unit, NaN where a joint does not count."""
+
+    distances: Floats
+    lost: npt.NDArray[np.bool_]
+    """[T - 1, K], where the prediction has no joint."""
+
+
+def boxes(truth: Floats, seen: npt.NDArray[np.bool_]) -> Floats:
+    """The unit of distance of each frame [T]: 0.6 times the diagonal of the box around the true joints that are seen.
+
+    Args:
+        truth: [T, K, 2].
+        seen: [T, K], which joints the prediction has (the reference's rule).
+    """
+    shown = np.where(seen[..., None], truth, np.nan)
+    some = seen.any(axis=1)
+    spans = np.zeros((len(truth), 2))
+    spans[some] = np.nanmax(shown[some], axis=1) - np.nanmin(shown[some], axis=1)
+    return np.asarray(BOX_SHARE * np.linalg.norm(spans, axis=1))
+
+
+def pose_distances(cells: Floats, truth: Floats, size: tuple[int, int], grid: tuple[int, int]) -> PoseDistances:
+    """Distances of one video.
+
+    Args:
+        cells: predicted joints [T, K, 2] in cells of the grid, (-1, -1) where lost (`read_joints`).
+        truth: [T, K, 2] in pixels, from 0 on.
+        size: (height, width) of the frames; a cell's number times the cell's size is its pixel, without a half cell.
+        grid: (h, w).
+
+    Raises:
+        ValueError: predicted and true joints have different shapes.
+    """
+    if cells.shape != truth.shape:
+        raise ValueError(f"predicted joints {cells.shape}, true joints {truth.shape}: expected equal shapes")
+    seen: npt.NDArray[np.bool_] = np.asarray((cells >= 0).all(axis=-1))
+    pixels = cells / [grid[1], grid[0]] * [size[1], size[0]]
+    unit = boxes(truth, seen)[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distances = np.where(seen, np.linalg.norm(pixels - truth, axis=-1) / unit, np.nan)
+    return PoseDistances(distances[1:], ~seen[1:])
+
+
+def pck(videos: Sequence[PoseDistances], alphas: Sequence[float] = ALPHAS, *, strict: bool = False) -> Floats:
+    """Share of joints met [len(alphas), K + 1], percent; the last column is the mean over the joints.
+
+    Args:
+        strict: count a lost joint as missed. The published rule leaves it out, so that losing joints raises the score.
+    """
+    distances = np.concatenate([video.distances for video in videos])
+    lost = np.concatenate([video.lost for video in videos])
+    counted = np.where(lost, np.inf if strict else np.nan, distances)
+    valid = ~np.isnan(counted)
+    met = np.stack([(counted <= alpha).sum(axis=0) for alpha in alphas])  # [A, K]
+    with np.errstate(invalid="ignore"):
+        shares = 100 * met / valid.sum(axis=0)
+    return np.concatenate([shares, np.nanmean(shares, axis=1, keepdims=True)], axis=1)
