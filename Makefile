@@ -1,6 +1,6 @@
 PYTHON ?= .venv/bin/python
 
-.PHONY: setup format check test faults bench lock
+.PHONY: setup format check test faults bench gpu lock
 
 setup:   ## .venv from the lock file
 	python3 bootstrap.py setup
@@ -22,6 +22,10 @@ faults:  ## kills, full disks, several processes, memory, leftovers: the long fo
 
 bench:   ## every benchmark, one after another (about a quarter of an hour on two cores), and one table
 	$(PYTHON) -m benchmarks
+
+gpu:     ## on a machine with CUDA: the tests marked gpu, then every task on CUDA beside the CPU, and one table
+	$(PYTHON) -m pytest -q -m gpu tests
+	$(PYTHON) -m benchmarks gpu training_step search
 
 lock:    ## pin the newest packages that pyproject.toml allows
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --all-extras pyproject.toml -o requirements.lock

@@ -29,8 +29,18 @@ def lost(features: Tensor, k: int = 100) -> Segment:
     # Many degrees are equal, and which of those comes first decides: the reference's call, on what it calls it with.
     order = torch.argsort(-joined.float(), descending=True)
     seed = int(order[0])
-    voters = order[:k][products[seed, order[:k]] > 0]
-    foreground = (products[voters].sum(0) > 0).reshape(height, width).cpu().numpy()
+    foreground = (votes(products, order, seed, k) > 0).reshape(height, width).cpu().numpy()
     mask = component(foreground, seed)
     others = max(1, len(tokens) - 1)
     return Segment(mask, 1 - int(joined[seed]) / others, seed) if mask.any() else Segment(mask, 0.0)
+
+
+def votes(products: Tensor, order: Tensor, seed: int, k: int) -> Tensor:
+    """Sum of the products of the seed's voters, [N]: those of the first k of `order` that are joined to the seed.
+
+    Args:
+        products: of all pairs of patches, [N, N], on any device.
+        order: patches with the fewest joined first, [N], on any device.
+    """
+    nearest = order[:k].to(products.device)
+    return products[nearest[products[seed, nearest] > 0]].sum(0)

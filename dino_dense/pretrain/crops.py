@@ -4,6 +4,7 @@ A picture's size is read first, then all views are drawn, and only then is it de
 would tell the difference.
 """
 
+import functools
 import math
 import random
 from collections.abc import Sequence
@@ -176,6 +177,12 @@ def prepare(views: Tensor, looks: Tensor) -> Tensor:
 
 def normalise(views: Tensor) -> Tensor:
     """[N, 3, S, S] in 0 to 255 -> float32 with ImageNet's mean and standard deviation, on the same device."""
-    mean = torch.tensor(IMAGENET_MEAN, device=views.device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=views.device).view(3, 1, 1)
+    mean, std = _statistics(views.device)
     return views.contiguous().float().div_(255).sub_(mean).div_(std)
+
+
+@functools.lru_cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """ImageNet's mean and standard deviation [3, 1, 1]: copied to a device once, as each copy waits for the device."""
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean, std

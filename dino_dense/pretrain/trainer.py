@@ -30,6 +30,7 @@ from dino_dense.pretrain.monitor import CollapseWatch, Monitor, feature_spectrum
 from dino_dense.pretrain.network import DropPathKeys, build_student_and_teacher, compile_blocks
 from dino_dense.pretrain.run_folder import Origin, TrainingState
 from dino_dense.threads import processors
+from dino_dense.training.batchnorm import synchronized
 from dino_dense.training.gradients import DivergedError, clip_gradients, gradients_in_step
 from dino_dense.training.precision import autocast, autocast_dtype, grad_scaler
 from dino_dense.training.schedules import cosine_schedule
@@ -106,12 +107,11 @@ class Trainer:
         config = self.config
         student, teacher = build_student_and_teacher(config)
         self.drop_path = DropPathKeys(student, config)
+        if self.world.size > 1 and self.device.type == "cuda":  # PyTorch has no SyncBatchNorm on the CPU
+            student, teacher = synchronized(student), synchronized(teacher)
         if config.compile:
             compile_blocks(student)
             compile_blocks(teacher)
-        if self.world.size > 1 and self.device.type == "cuda":  # PyTorch has no SyncBatchNorm on the CPU
-            student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
-            teacher = nn.SyncBatchNorm.convert_sync_batchnorm(teacher)
         student, teacher = student.to(self.device), teacher.to(self.device)
         loss = DINOLoss(
             config.out_dim,

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dino_dense import Backbone, distributed
 from dino_dense.progress import Progress, progress
+from dino_dense.training.batchnorm import synchronized
 from dino_dense.training.gradients import DivergedError, clip_gradients, gradients_in_step
 from dino_dense.training.precision import autocast, grad_scaler
 from dino_dense.training.signals import stop_signals
@@ -55,7 +56,7 @@ class FineTuning:
         self.drop_path = DropPathDraws(body, config.drop_path, self.plan.batch_size, context.seed)
         model = Classifier(body, len(self.classes), config.head_init_scale, context.seed).to(device)
         if context.world.size > 1 and device.type == "cuda":  # PyTorch has no SyncBatchNorm on the CPU
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = synchronized(model)
         average = None
         if config.ema_decay is not None:
             average = ModelEmaV3(model, config.ema_decay, use_warmup=True)

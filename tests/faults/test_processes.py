@@ -201,10 +201,17 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     ],
 )
 def test_each_process_takes_its_device(
-    name: str, count: int, local_rank: int, expected: str, devices: Callable[[int], None]
+    name: str,
+    count: int,
+    local_rank: int,
+    expected: str,
+    devices: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     devices(count)
+    monkeypatch.setattr("torch.backends.cudnn.allow_tf32", True)
     assert resolve_device(name, local_rank) == torch.device(expected)
+    assert torch.backends.cudnn.allow_tf32 == (expected == "cpu"), "fp32 is fp32 on CUDA"
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,16 @@ import scipy.linalg
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.rle import decode_mask, encode_mask
 from dino_dense.objects import cuts, lanczos
 from dino_dense.objects.attention import attention_masks, attention_segments
 from dino_dense.objects.bilateral import CONFIDENCE, SIGMA_LUMA, binarise, make_grid, refine, system
 from dino_dense.objects.cuts import maskcut, patch_graph, second_eigenvector, tokencut
-from dino_dense.objects.lost import lost
+from dino_dense.objects.lost import lost, votes
 from dino_dense.objects.protocol import SegmentProtocol
 from dino_dense.objects.segment import box_of, component, largest_component, working_size
 
@@ -316,3 +319,24 @@ def test_binary_masks_are_one_piece_without_holes_even_if_larger_than_the_backgr
     assert found.sum() == 81
     coarse = np.eye(4, dtype=bool)
     np.testing.assert_array_equal(binarise(np.zeros((4, 4)), coarse), coarse)
+
+
+class CudaRules(TorchDispatchMode):
+    """What CUDA refuses and fake tensors let pass: an index on another device than the tensor, unless on the CPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.index.Tensor:
+            for index in args[1]:
+                if index is not None and index.device.type != "cpu" and index.device != args[0].device:
+                    raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor")
+        return func(*args, **(kwargs or {}))
+
+
+def test_lost_votes_on_a_device_in_the_order_that_the_cpu_gave():
+    products, order = torch.randn(12, 12, generator=torch.Generator().manual_seed(0)), torch.arange(12)
+    expected = sum(products[i] for i in range(5) if products[3, i] > 0)
+    torch.testing.assert_close(votes(products, order, 3, 5), expected)
+    with FakeTensorMode(shape_env=ShapeEnv()), CudaRules():
+        on_device = votes(torch.empty(12, 12, device="cuda"), torch.empty(12, dtype=torch.int64), 3, 5)
+    assert on_device.device.type == "cuda"
+    assert on_device.shape == (12,)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from scipy.stats import ks_2samp
+from torch.overrides import TorchFunctionMode
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 
 from data.images import DecodedPicture, open_picture
@@ -304,3 +305,23 @@ def test_workers_outlive_the_signals_that_end_a_run(number: signal.Signals, pict
     for worker in multiprocessing.active_children():
         os.kill(worker.pid, number)
     assert sum(1 for _ in batches) == plan.last_step - 1
+
+
+class CopiedFromTheHost(TorchFunctionMode):
+    """Counts tensors made of Python numbers: on CUDA, each makes the host wait for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.tensor
+        return func(*args, **(kwargs or {}))
+
+
+def test_only_the_first_batch_waits_for_the_device():
+    views = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    first = normalise(views)
+    with CopiedFromTheHost() as copied:
+        assert torch.equal(normalise(views), first)
+    assert copied.count == 0
