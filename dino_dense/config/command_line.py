@@ -6,6 +6,7 @@ text under each field its help.
 
 import dataclasses
 import difflib
+import errno
 import inspect
 import os
 import re
@@ -25,6 +26,7 @@ from dino_dense.threads import let_threads_sleep
 DEBUG_VARIABLE = "DINO_DENSE_DEBUG"
 
 
+SHOWN_NAME = 200  # characters of a path in a message about it
 DEBUG_OPTION = "--debug"
 """Of every command, anywhere in its line: errors come with their traceback."""
 
@@ -186,10 +188,28 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except (ValueError, OSError) as error:
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()
-        message = str(error).encode("utf-8", "backslashreplace").decode()  # a file's name may be no text
+        message = _plain(error).encode("utf-8", "backslashreplace").decode()  # a file's name may be no text
         print(f"error: {message}\n({DEBUG_OPTION} shows where)", file=sys.stderr)
         code = getattr(error, "exit_status", 2)
     raise SystemExit(code)
+
+
+_ADVICE = {
+    errno.ENAMETOOLONG: "a name that is too long. Each name in a path may have 255 bytes: choose a shorter one.",
+    errno.EACCES: "may not be read or written. Change its rights, or name another place.",
+    errno.EROFS: "on a disk that may only be read. Name another place.",
+    errno.ENOSPC: "no space is left on its disk. Free some, or name another place.",
+    errno.ENOTDIR: "a part of this path is a file, not a folder. Name another place.",
+}
+
+
+def _plain(error: Exception) -> str:
+    """The message; of an error that the system numbers, what it means and what to do."""
+    if isinstance(error, OSError) and error.errno in _ADVICE and error.filename is not None:
+        name = os.fsdecode(error.filename)
+        shown = name if len(name) <= SHOWN_NAME else f"{name[: SHOWN_NAME // 2]}...{name[-SHOWN_NAME // 4 :]}"
+        return f"{shown}: {_ADVICE[error.errno]}"
+    return str(error)
 
 
 def _add_fields(parser: _Parser, config_type: type, positional: str = "") -> dict[str, Any]:

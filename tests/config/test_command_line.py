@@ -160,6 +160,20 @@ def test_errors_are_one_message_and_exit_2(capsys: pytest.CaptureFixture[str], m
     assert sys.argv == ["prog", "--k", "1"]
 
 
+def test_errors_of_the_system_say_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Not "[Errno 36] File name too long" and all of the name."""
+    file = tmp_path / "file"
+    file.touch()
+    for path, words in ((tmp_path / ("o" * 300), "a name that is too long"), (file / "out", "is a file, not a folder")):
+        with pytest.raises(SystemExit):
+            command_line.run(lambda path=path: path.mkdir())
+        text = capsys.readouterr().err
+        assert text.startswith(f"error: {tmp_path}/")
+        assert words in text
+        assert "Errno" not in text
+        assert len(text.splitlines()[0]) < 400
+
+
 def test_a_run_that_failed_on_its_way_exits_1(monkeypatch: pytest.MonkeyPatch):
     def full() -> None:
         raise WriteError("last.safetensors: cannot be written")
