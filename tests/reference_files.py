@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -58,3 +58,33 @@ def _recipe(name: str, shape: tuple[int, ...]) -> np.ndarray:
     else:
         scale = 0.5 / np.sqrt(fan_in) if len(shape) >= 2 else 0.02
     return (scale * draw).astype(np.float32)
+
+
+def pretrain_weights(shapes: Mapping[str, Sequence[int]], salt: str) -> dict[str, Tensor]:
+    """The deterministic weights of the second set of arrays, whose every part shows in the output."""
+    return {name: torch.from_numpy(_pretrain_recipe(name, tuple(shape), salt)) for name, shape in shapes.items()}
+
+
+_TOKENS = {"cls_token", "storage_tokens", "register_tokens", "mask_token", "pos_embed", "position_embeddings"}
+_PATCHES = ("patch_embed.proj.weight", "patch_embeddings.projection.weight", "patch_embeddings.weight")
+_PROJECTIONS = {"qkv", "query", "key", "value", "q_proj", "k_proj", "v_proj"}
+
+
+def _pretrain_recipe(name: str, shape: tuple[int, ...], salt: str) -> np.ndarray:
+    draw = np.random.Generator(np.random.PCG64(zlib.crc32((salt + name).encode()))).standard_normal(shape)
+    fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 1
+    *_, owner, last = ["", *name.split(".")]
+    projection = owner in _PROJECTIONS
+    if last in _TOKENS:
+        value = 0.05 * draw
+    elif last in ("gamma", "lambda1"):
+        value = 0.5 + 0.1 * draw
+    elif "norm" in owner and last == "weight":
+        value = 1 + 0.1 * draw
+    elif name.endswith(_PATCHES):
+        value = draw * (2 / np.sqrt(fan_in))
+    elif len(shape) >= 2:
+        value = draw * ((1.5 if projection else 0.5) / np.sqrt(fan_in))
+    else:
+        value = (0.2 if projection else 0.02) * draw
+    return value.astype(np.float32)

@@ -3,17 +3,21 @@
 Every size, sequence name and parameter is read from the files, so the same tests run on another folder of them.
 """
 
+import json
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 
 from data.davis import load_davis
 from data.masks import read_ids
 from dino_dense import Backbone, load_backbone
 from dino_dense.backbone.dino_vit import build_module
+from dino_dense.backbone.dinov3 import periods_of
 from dino_dense.objects.attention import attention_masks
 from dino_dense.objects.cuts import tokencut
 from dino_dense.objects.lost import lost
@@ -32,7 +36,7 @@ from tasks.scores.retrieval import average_precision, positive_ranks, query_scor
 from tasks.scores.saliency import accuracy, f_at_best_threshold, f_curve, iou
 from tests.davis_files import all_masks
 from tests.propagation.frames import carry_to_frame
-from tests.reference_files import davis_root, recipe_weights, reference
+from tests.reference_files import davis_root, pretrain_weights, recipe_weights, reference
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 VIDEO_STD = (0.228, 0.224, 0.225)  # the video script's own constant, used for these arrays too
@@ -306,3 +310,151 @@ def test_copy_detection_average_precision():
     for case in cases:
         ranks = arrays[f"{case}.ranks"]
         assert average_precision(ranks, len(ranks)) == pytest.approx(float(arrays[f"{case}.ap"]), abs=1e-9)
+
+
+# --- dinov3_features, hf_features, rope: files in their authors' names ---
+
+TOKENS, ATTENTION = 2e-4, 1e-5
+
+
+def stated_frame(arrays: np.lib.npyio.NpzFile, case: str) -> torch.Tensor:
+    """The arrays' frame at the case's size, [1, 3, H, W] in [0, 1]."""
+    files = sorted((davis_root() / "JPEGImages" / "480p" / str(arrays["seq"])).glob("*.jpg"))
+    if not files:
+        pytest.skip(f"no sequence {arrays['seq']} in {davis_root()}")
+    height, width = map(int, arrays[f"{case}.hw"])
+    rgb = cv2.cvtColor(cv2.imread(str(files[int(arrays["frame"])])), cv2.COLOR_BGR2RGB)
+    image = cv2.resize(rgb, (width, height)) / 255
+    if f"{case}.input_mean" in arrays.files:
+        mean = ((image - arrays["norm_mean"]) / arrays["norm_std"]).mean((0, 1))
+        np.testing.assert_allclose(np.ravel(arrays[f"{case}.input_mean"]).mean(), mean.mean(), atol=1e-5)
+    return torch.from_numpy(image).permute(2, 0, 1)[None].float()
+
+
+def load_stated(path: Path, arrays: np.lib.npyio.NpzFile) -> Backbone:
+    mean, std = (tuple(map(float, arrays[key])) for key in ("norm_mean", "norm_std"))
+    return load_backbone(str(path)).with_normalisation(mean, std)  # type: ignore[arg-type]
+
+
+def close(found: object, expected: np.ndarray, tolerance: float, case: str) -> None:
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=0, atol=tolerance, err_msg=case)
+
+
+def rows(features: torch.Tensor, layers: int = 1) -> torch.Tensor:
+    """[1, L*C, h, w] -> [L, h*w, C]."""
+    return features[0].flatten(1).unflatten(0, (layers, -1)).transpose(1, 2)
+
+
+# --- dinov3_features ---
+
+
+def models(arrays: np.lib.npyio.NpzFile) -> list[str]:
+    return sorted(key.removesuffix(".shapes") for key in arrays.files if key.endswith(".shapes"))
+
+
+def dinov3_file(folder: Path, arrays: np.lib.npyio.NpzFile, model: str, periods: str) -> Path:
+    """A file in DINOv3's names, with the case's own periods and masks of the key bias."""
+    weights = pretrain_weights(json.loads(str(arrays[f"{model}.shapes"])), str(arrays["recipe_salt"]))
+    weights["rope_embed.periods"] = torch.from_numpy(arrays[f"{periods}.rope_periods"])
+    for name in [name for name in weights if name.endswith("attn.qkv.bias")]:
+        weights[f"{name}_mask"] = torch.from_numpy(arrays[f"{model}.bias_mask"])
+    path = folder / f"{periods}.pth"
+    torch.save(weights, path)
+    return path
+
+
+def test_dinov3_features(tmp_path: Path):
+    arrays = reference("dinov3_features")
+    for model in models(arrays):
+        backbone = load_stated(dinov3_file(tmp_path, arrays, model, model), arrays)
+        assert backbone.num_heads == int(arrays[f"{model}.num_heads"])
+        for case in (f"{model}.a", f"{model}.b"):
+            check_dinov3(backbone, arrays, case, prefix=1 + int(arrays[f"{model}.num_storage"]))
+        other = load_stated(dinov3_file(tmp_path, arrays, model, f"{model}.bf16periods"), arrays)
+        check_last_layer(other, arrays, f"{model}.bf16periods", prefix=1 + int(arrays[f"{model}.num_storage"]))
+
+
+def check_last_layer(backbone: Backbone, arrays: np.lib.npyio.NpzFile, case: str, prefix: int) -> None:
+    features = backbone.extract(stated_frame(arrays, case), {"cls", "patches", "attention"})
+    close(features.cls[0], arrays[f"{case}.cls"], TOKENS, case)
+    close(rows(features.patches)[0, :: int(arrays[f"{case}.step"])], arrays[f"{case}.patches"], TOKENS, case)
+    close(features.attention[0].flatten(1), arrays[f"{case}.cls_attention"][:, prefix:], ATTENTION, case)
+
+
+def check_dinov3(backbone: Backbone, arrays: np.lib.npyio.NpzFile, case: str, prefix: int) -> None:
+    check_last_layer(backbone, arrays, case, prefix)
+    image = stated_frame(arrays, case)
+    layers = len(arrays[f"{case}.inter_cls"])
+    joined = backbone.extract(image, {"cls", "patches"}, layers=range(-layers, 0))
+    close(joined.cls[0].view(layers, -1), arrays[f"{case}.inter_cls"].reshape(layers, -1), TOKENS, case)
+    every = int(arrays[f"{case}.inter_step"])
+    close(rows(joined.patches, layers)[:, ::every], arrays[f"{case}.inter_patches"], TOKENS, case)
+    keys = rows(backbone.extract(image, {"keys"}).keys, backbone.num_heads)  # [heads, h*w, c], before RoPE
+    seen = np.arange(0, prefix + keys.shape[1], int(arrays[f"{case}.key_step"]))
+    of_patches = seen >= prefix
+    close(keys[:, seen[of_patches] - prefix], arrays[f"{case}.keys"][:, of_patches], TOKENS, case)
+
+
+# --- hf_features ---
+
+
+def hugging_face_folder(folder: Path, arrays: np.lib.npyio.NpzFile, model: str) -> Path:
+    weights = pretrain_weights(json.loads(str(arrays[f"{model}.shapes"])), str(arrays["recipe_salt"]))
+    (folder / model).mkdir()
+    save_file(weights, folder / model / "model.safetensors")
+    (folder / model / "config.json").write_text(str(arrays[f"{model}.config"]))
+    return folder / model
+
+
+def test_hf_features(tmp_path: Path):
+    """The official position rule: `.official_tokens` where transformers' own differ by more than 1e-3."""
+    arrays = reference("hf_features")
+    for model in models(arrays):
+        folder = hugging_face_folder(tmp_path, arrays, model)
+        backbone = load_stated(folder, arrays)
+        names = json.loads(str(arrays[f"{model}.names_in_transformers5"]))
+        weights = pretrain_weights(json.loads(str(arrays[f"{model}.shapes"])), str(arrays["recipe_salt"]))
+        torch.save({names[name]: value for name, value in weights.items()}, tmp_path / f"{model}.bin")
+        newer = load_stated(tmp_path / f"{model}.bin", arrays)
+        for case in (f"{model}.a", f"{model}.b"):
+            check_tokens(backbone, arrays, case)
+        image = stated_frame(arrays, f"{model}.a")
+        for kind in ("cls", "patches"):
+            assert torch.equal(backbone.extract(image, {kind})[kind], newer.extract(image, {kind})[kind])
+
+
+def check_tokens(backbone: Backbone, arrays: np.lib.npyio.NpzFile, case: str) -> None:
+    features = backbone.extract(stated_frame(arrays, case), {"cls", "patches"})
+    official = f"{case}.official_tokens"
+    expected = arrays[official if official in arrays.files else f"{case}.tokens"]
+    # Where transformers' own tokens stand for the official ones, their difference is stated (ViT's norm epsilon).
+    stated = 0.0 if official in arrays.files else float(arrays[f"{case}.official_max_diff"])
+    tolerance = max(TOKENS, TOKENS + stated)
+    close(features.cls[0], expected[0], tolerance, case)
+    patches = rows(features.patches)[0]
+    prefix = 1 + registers_of(backbone)
+    seen = np.arange(0, prefix + len(patches), int(arrays[f"{case}.step"]))
+    of_patches = seen >= prefix
+    close(patches[seen[of_patches] - prefix], expected[of_patches], tolerance, case)
+
+
+def registers_of(backbone: Backbone) -> int:
+    tokens = backbone.module.reg_token
+    return 0 if tokens is None else tokens.shape[1]
+
+
+# --- rope ---
+
+
+@pytest.mark.parametrize("normalize", ["separate", "max", "min"])
+def test_rope(normalize: str):
+    """The rotary embedding that our DINOv3 body is built with."""
+    arrays = reference("rope")
+    head_dim = int(arrays["embed_dim"]) // int(arrays["num_heads"])
+    base = float(arrays["base"])
+    close(periods_of(head_dim, base), arrays["periods"], 5e-6, "periods")
+    rope = RotaryEmbeddingDinoV3(head_dim, temperature=base, normalize_coords=normalize, rotate_half=True)
+    for case in ("a", "b"):
+        sin, cos = rope.get_embed(tuple(map(int, arrays[f"{normalize}.{case}.hw"]))).chunk(2, dim=-1)
+        close(sin, arrays[f"{normalize}.{case}.sin"], 5e-6, case)
+        close(cos, arrays[f"{normalize}.{case}.cos"], 5e-6, case)

@@ -98,6 +98,8 @@ class Backbone:
         sha256: of the file, or of the weights where no file holds them.
         weights_sha256: of the weights in use (a file may hold a teacher and a student).
         module: the timm body itself, for fine-tuning only.
+        layers, norm: what `extract` reads where it is not told (`with_layers`): the last layer after the final norm.
+        notes: what was taken or assumed when the file was opened, for the person who gave it.
         reader: what reads features out of it.
     """
 
@@ -111,6 +113,7 @@ class Backbone:
         mean: Triple = IMAGENET_MEAN,
         std: Triple = IMAGENET_STD,
         metadata: dict[str, Any] | None = None,
+        notes: tuple[str, ...] = (),
         reader: Reader | None = None,
     ) -> None:
         body: Any = module.eval().requires_grad_(False)
@@ -118,13 +121,15 @@ class Backbone:
         self.reader = reader or reader_of(module)
         self.name, self.sha256, self.spec = name, sha256, spec or name
         self.weights_sha256 = sha256_of_weights(module)
-        self.metadata = metadata or {}
+        self.metadata, self.notes = metadata or {}, notes
         self.mean, self.std = mean, std
         self.dtype = torch.float32
         self.patch_size, self.embed_dim = self.reader.patch_size, self.reader.embed_dim
         self.depth, self.num_heads = self.reader.depth, self.reader.num_heads
         self.provides = self.reader.provides
         self.uniform_width, self.nonnegative_maps = self.reader.uniform_width, self.reader.nonnegative_maps
+        self.layers: tuple[int, ...] = (-1,)
+        self.norm = True
 
     @property
     def device(self) -> torch.device:
@@ -148,22 +153,37 @@ class Backbone:
         other.mean, other.std = mean, std
         return other
 
+    def with_layers(self, layers: Sequence[int], norm: bool = True) -> "Backbone":
+        """The same weights, of which `extract` reads these layers where it is not told others.
+
+        Raises:
+            ValueError: there is no such layer, or layers other than the last cannot stand for the network, as their
+                maps have other sizes and widths.
+        """
+        self._check_layers(layers)
+        if not self.uniform_width and any(layer % self.depth != self.depth - 1 for layer in layers):
+            raise ValueError(f"layers {tuple(layers)}: {self.name} has layers of different widths; leave them out.")
+        other = copy.copy(self)
+        other.layers, other.norm = tuple(layers), norm
+        other.embed_dim = self.reader.embed_dim * len(other.layers)
+        return other
+
     @torch.no_grad()
     def extract(
         self,
         images: Tensor,
         want: Set[str] | Sequence[str] = frozenset({"patches"}),
-        layers: Sequence[int] = (-1,),
+        layers: Sequence[int] | None = None,
         *,
-        norm: bool = True,
+        norm: bool | None = None,
     ) -> Features:
         """Features of a batch.
 
         Args:
             images: [B, 3, H, W], float RGB in [0, 1]; H and W multiples of `patch_size`. Normalized here.
             want: any of `provides`; see `Features` for each.
-            layers: which layers' features to return, joined along dimension 1 (-1 is the last).
-            norm: whether patches and class tokens of each layer go through the final norm.
+            layers: which layers' features to return, joined along dimension 1 (-1 is the last); default `self.layers`.
+            norm: whether patches and class tokens of each layer go through the final norm; default `self.norm`.
 
         Returns:
             Float32 features on the backbone's device.
@@ -171,8 +191,10 @@ class Backbone:
         Raises:
             ValueError: the shape, an image side, a wanted feature or a layer is impossible.
         """
-        want = frozenset(want)
-        self._check(images, want, layers)
+        want, layers = frozenset(want), self.layers if layers is None else layers
+        norm = self.norm if norm is None else norm
+        self._check(images, want)
+        self._check_layers(layers)
         x = images.to(self.device, torch.float32)
         mean, std = (torch.tensor(values, device=x.device).view(1, 3, 1, 1) for values in (self.mean, self.std))
         x = (x - mean) / std
@@ -181,7 +203,7 @@ class Backbone:
             by_kind = self.reader.read(x, want, [layer % self.depth for layer in layers], norm)
         return Features({kind: value.float() for kind, value in by_kind.items()})
 
-    def _check(self, images: Tensor, want: frozenset[str], layers: Sequence[int]) -> None:
+    def _check(self, images: Tensor, want: frozenset[str]) -> None:
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(f"images must be float [B, 3, H, W], got {images.dtype} {tuple(images.shape)}.")
         height, width = images.shape[-2:]
@@ -194,5 +216,7 @@ class Backbone:
         if unknown or not want <= self.provides:
             lacks = ", ".join(sorted(unknown or want - self.provides))
             raise ValueError(f"{self.name} has no {lacks}; it has {', '.join(sorted(self.provides))}.")
+
+    def _check_layers(self, layers: Sequence[int]) -> None:
         if not layers or any(not -self.depth <= layer < self.depth for layer in layers):
             raise ValueError(f"layers {tuple(layers)}: {self.name} has {self.depth}, numbered 0 or -{self.depth} up.")

@@ -1,12 +1,10 @@
-"""Checkpoint files to networks: published DINO and DINOv2 files, run folders, our own files.
+"""Checkpoint files to networks: published files, run folders, training tools' checkpoints, our own files.
 
 Files from strangers are read without running code, and a file that does not fit entirely is an error.
 """
 
-import argparse
-import pickle
-import re
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dino_dense.backbone.dino_vit import HEAD_DIM, VIT_NAME, VIT_SIZES, ViTShape, build_module, describe, rebuild
+from dino_dense.backbone.architectures import Hints, Positions, Recognized, recognize, to_our_names
+from dino_dense.backbone.dino_vit import VIT_NAME, DinoViT, build_module, describe, rebuild
+from dino_dense.backbone.layouts import Chosen, NoNetworkError, choose_network, tensors_of
+from dino_dense.backbone.names import to_published_names, without_heads
+from dino_dense.backbone.unpickle import StandIn, read_pickled, stand_ins
 from dino_dense.checkpoint import (
     STATE_FILE,
     TEACHER_FILE,
     CheckpointError,
     Weights,
-    first_line,
     read_tensors,
     sha256_of_file,
     write_tensors,
@@ -44,31 +45,45 @@ class LoadedFile:
     path: Path
     sha256: str
     metadata: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    """What was taken or assumed, for the person who gave the file."""
 
 
-def load_file(path: Path | str, *, arch: str | None = None, network: str = "teacher") -> LoadedFile:
+def load_file(
+    path: Path | str,
+    *,
+    arch: str | None = None,
+    network: str = "auto",
+    heads: int | None = None,
+    positions: Positions = "official",
+) -> LoadedFile:
     """Open any checkpoint we know and put every weight in its place.
 
     Args:
-        path: our file or run folder, a published DINO / DINOv2 `.pth` (backbone alone, or the full training
-            file), or another tool's safetensors with the same names.
+        path: our file or run folder; a published `.pth` of DINO, DINOv2, DINOv3, iBOT, MAE, MoCo v3, XCiT, ConvNeXt or
+            ResNet; a folder or file of transformers; a training tool's checkpoint (`layouts.RULES`).
         arch: overrides the architecture read from the file; any name that `build_module` takes.
-        network: "teacher" or "student", for files that hold both.
+        network: "auto" (the one that the tool's authors evaluate), "teacher", "student", or the prefix of the names
+            of one network, for files that hold several.
+        heads: attention heads, where the file does not say them.
+        positions: which rule resamples a position table to other sizes of images: "official" (DINO's and DINOv2's
+            authors'), or "hf" (transformers').
 
     Raises:
         FileNotFoundError: no such file, or a folder without a checkpoint in it.
-        CheckpointError: the file is unsafe or damaged, of unknown architecture, or does not fit: then the
-            message holds a table of the matched, missing, unexpected and reshaped names.
+        CheckpointError: the file is damaged, of unknown architecture, or does not fit: then the message holds a table
+            of the matched, missing, unexpected and reshaped names.
     """
     path = find_weights(Path(path), network)
     if path.suffix == ".safetensors":
-        tensors, metadata = read_tensors(path)
+        content, metadata = read_tensors(path)
     else:
-        tensors, metadata = _read_pickled(path), {}
-    weights = _backbone_weights(tensors, path, network)
-    module = _empty_body(weights, metadata, arch, path)
-    if isinstance(getattr(module, "shape", None), ViTShape):
-        weights = to_our_names(weights)
+        content, metadata = read_pickled(path), {}
+    chosen = _choose(content, path, network, _expected_names(arch, metadata))
+    hints = replace(hints_of(path, content, chosen.tool), heads=heads, positions=positions)
+    weights = without_heads(to_published_names(chosen.weights))
+    recognized = _body(weights, metadata, arch, hints, path)
+    module, weights = recognized.module, recognized.weights
     check_fit(module, weights, path, arch)
     module.load_state_dict(weights, strict=True)
     broken = [name for name, weight in module.named_parameters() if not weight.isfinite().all()]
@@ -77,7 +92,9 @@ def load_file(path: Path | str, *, arch: str | None = None, network: str = "teac
             f"{path}: {len(broken)} of its weights are not finite numbers ({_some(broken)}). "
             "The training diverged: take an earlier checkpoint."
         )
-    return LoadedFile(module, path, sha256_of_file(path), metadata)
+    own = "architecture" in metadata
+    notes = tuple(note for note in (chosen.note, recognized.note) if note and not own)
+    return LoadedFile(module, path, sha256_of_file(path), metadata | pixels_of(path), notes)
 
 
 def find_weights(path: Path, network: str = "teacher") -> Path:
@@ -88,189 +105,142 @@ def find_weights(path: Path, network: str = "teacher") -> Path:
         raise FileNotFoundError(
             f"{path}: no such checkpoint. Give a file or run folder, or timm:NAME, hf-hub:NAME, random:NAME."
         )
-    for name in (TEACHER_FILE, "model.safetensors") if network == "teacher" else (STATE_FILE,):
+    for name in (STATE_FILE,) if network == "student" else (TEACHER_FILE, *WEIGHT_FILES):
         if (path / name).is_file():
             return path / name
-    found = ", ".join(sorted(child.name for child in path.iterdir())[:8]) or "nothing"
-    expected = TEACHER_FILE if network == "teacher" else STATE_FILE
-    raise FileNotFoundError(f"{path}: a run folder holds {expected} (for the {network}); found {found}.")
-
-
-def _read_pickled(path: Path) -> Any:
-    """A `.pth` file's content, read by torch's restricted unpickler.
-
-    DINO's full files hold their `argparse.Namespace` of options, so that one harmless class is let through.
-    """
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if reason is None:
-            raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged ({first_line(error)}).") from None
+    names = ", ".join(sorted(child.name for child in path.iterdir())[:8]) or "nothing"
+    if (path / ".metadata").is_file():
         raise CheckpointError(
-            f"{path}: holds the Python object {reason[1]}, which could run code when read. Expected tensors only. "
-            "If you trust its author, load it yourself, keep the state dict and save that."
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise CheckpointError(f"{path}: cut short or not a checkpoint ({first_line(error)}). Copy it again.") from None
+            f"{path}: a distributed checkpoint of PyTorch (one part a process). Give the teacher_checkpoint.pth that "
+            "the training writes for its evaluations."
+        )
+    if any(path.glob("*.safetensors.index.json")):
+        raise CheckpointError(f"{path}: its weights are in several files, which is not supported: save them as one.")
+    expected = STATE_FILE if network == "student" else TEACHER_FILE
+    kind = "student" if network == "student" else "teacher"
+    raise FileNotFoundError(f"{path}: a run folder holds {expected} (for the {kind}); found {names}.")
 
 
-# Wrappers that training code puts around a backbone, outermost first (DistributedDataParallel, torch.compile,
-# MultiCropWrapper, DINOv2's ModuleDict, ours).
-PREFIXES = ("module.", "_orig_mod.", "backbone.", "encoder.")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""A folder of transformers or timm."""
 
 
-# Parts of a training file that are not the backbone: projection heads, classifiers, DINOv2's masking token. But
-# `head.norm` is the last norm of timm's ConvNeXt.
-NOT_BACKBONE = re.compile(
-    r"(head\.(?!norm\.)|(heads|fc|dino_head|ibot_head|projection_head|prototypes)\.).*|mask_token"
-)
-
-
-def _backbone_weights(content: Any, path: Path, network: str) -> Weights:
-    """Only the backbone's tensors, under the body's own names."""
-    start = f"{network}.backbone."
-    has_network = isinstance(content, Mapping) and (
-        network in content or any(str(n).startswith(start) for n in content)
-    )
-    if network != "teacher" and not has_network:
-        raise CheckpointError(f"{path}: holds no {network}. Leave out --network, or name a whole training file.")
-    content = _choose_network(content, network)
-    if not isinstance(content, Mapping):
+def _choose(content: Any, path: Path, network: str, expected: Sequence[str]) -> Chosen:
+    """One network of the file's content; CheckpointError where there is none."""
+    if not isinstance(content, Mapping | StandIn):
         raise CheckpointError(f"{path}: expected a state dict, found a {type(content).__name__}.")
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    if any(name.startswith(start) for name in tensors):  # our training state
-        tensors = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
-    weights = {_strip(name): value for name, value in tensors.items()}
-    weights = {name: value for name, value in weights.items() if not NOT_BACKBONE.fullmatch(name)}
-    if not weights:
-        keys = ", ".join(list(map(str, content))[:6])
+    if any("flat_param" in name or name.endswith("ShardedTensor") for name in map(str, tensors_of(content))):
+        raise CheckpointError(
+            f"{path}: one part of a network that FSDP has spread over several files. Give teacher_checkpoint.pth."
+        )
+    try:
+        chosen = choose_network(content, network, expected)
+    except NoNetworkError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    if not without_heads(to_published_names(chosen.weights)):
+        objects = sorted(set(stand_ins(content)))
+        if objects:
+            raise CheckpointError(
+                f"{path}: no backbone weights in it, and it holds the Python object {objects[0]}, which could run code "
+                "when read and was not run. Expected tensors. If you trust its author, load it yourself, keep the "
+                "state dict and save that."
+            )
+        keys = ", ".join(list(map(str, content if isinstance(content, Mapping) else ()))[:6])
         raise CheckpointError(f"{path}: no backbone weights in it; its entries are {keys or 'none'}.")
-    return weights
+    return chosen
 
 
-def _choose_network(content: Any, network: str) -> Any:
-    for key in (network, "model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            return _choose_network(content[key], network)
-    return content
+def _expected_names(arch: str | None, metadata: Mapping[str, Any]) -> list[str]:
+    """Names of parameters that the network has, where its architecture is said beside the weights."""
+    try:
+        with torch.device("meta"):
+            if arch is not None:
+                return list(build_module(arch).state_dict())[:3]
+            return list(rebuild(metadata["architecture"]).state_dict())[:3] if "architecture" in metadata else []
+    except ValueError:
+        return []
 
 
-def _strip(name: str) -> str:
-    for prefix in PREFIXES:
-        name = name.removeprefix(prefix)
-    # DINOv2 trains in chunks, "blocks.<chunk>.<block>."; block numbers are global. (MobileNet's "blocks.0.0.bn1" stay.)
-    return re.sub(r"^blocks\.\d+\.(\d+)\.(?=(norm1|norm2|attn|mlp|ls1|ls2)\.)", r"blocks.\1.", name)
-
-
-def _empty_body(weights: Weights, metadata: dict[str, Any], arch: str | None, path: Path) -> nn.Module:
-    if arch is not None:
-        return _named_body(arch, weights)
-    if "architecture" in metadata:
+def _body(weights: Weights, metadata: dict[str, Any], arch: str | None, hints: Hints, path: Path) -> Recognized:
+    """An empty body and the weights in its names."""
+    if arch is not None and "dinov3" not in arch:
+        return _in_names_of(_named_body(arch, weights, hints.heads), weights)
+    if arch is None and "architecture" in metadata:
+        description = dict(metadata["architecture"])
+        if hints.heads is not None:
+            description |= {"num_heads": hints.heads}
         try:
             with torch.device("meta"):  # no memory before the weights are seen to fit
-                check_fit(rebuild(metadata["architecture"]), weights, path)
-            return rebuild(metadata["architecture"])
+                empty = _in_names_of(rebuild(description), weights)
+                check_fit(empty.module, empty.weights, path)
+            return Recognized(rebuild(description), empty.weights)
         except CheckpointError:
             raise
         except ValueError as error:
             raise CheckpointError(f"{path}: {error} Give its architecture with --arch.") from None
-    if "blocks.0.attn.qkv.weight" in weights and "pos_embed" in weights:
-        return rebuild({"body": "vit", **vars(infer_vit_shape(weights, path))})
-    resnet = _resnet_name(weights)
-    if resnet is not None:
-        return build_module(resnet)
-    hint = "Give its architecture with --arch (any timm name)."
-    if any("storage_tokens" in name or "rope_embed" in name for name in weights):
-        hint = "It looks like DINOv3, whose files timm converts: use timm:vit_small_patch16_dinov3 and its like."
-    raise CheckpointError(f"{path}: unknown architecture; its names begin {_some(weights)}. {hint}")
+    recognized = recognize(weights, hints, path)
+    if arch is not None:  # DINOv3's names are not timm's, so the body is ours
+        named = getattr(getattr(recognized.module, "shape", None), "name", None)
+        if named != arch.partition(".")[0].removesuffix("_qkvb"):
+            check_fit(build_module(arch), recognized.weights, path, arch)
+    return recognized
 
 
-def _named_body(arch: str, weights: Weights) -> nn.Module:
+def _in_names_of(module: nn.Module, weights: Weights) -> Recognized:
+    return Recognized(module, to_our_names(weights) if isinstance(module, DinoViT) else weights)
+
+
+def _named_body(arch: str, weights: Weights, heads: int | None) -> nn.Module:
     """The architecture asked for, with the position grid the file has (a name says little about it)."""
     match = VIT_NAME.fullmatch(arch.partition(".")[0])
-    if match and "pos_embed" in weights:
-        side = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
-        return build_module(arch, img_size=side * int(match["patch"]))
-    return build_module(arch)
+    if match is None:
+        return build_module(arch, num_heads=heads)
+    side = None
+    if "pos_embed" in weights:
+        side = round((weights["pos_embed"].shape[1] - 1) ** 0.5) * int(match["patch"])
+    return build_module(arch, img_size=side, num_heads=heads)
 
 
-def infer_vit_shape(weights: Mapping[str, Tensor], path: Path | str = "checkpoint") -> ViTShape:
-    """Read a ViT's architecture off its weights (published or timm names).
+# --- What stands beside the weights --------------------------------------------------------------------------
 
-    Raises:
-        CheckpointError: a part is missing, the position table is not a square grid, or the size is none of
-            DINO's, so that the number of heads is unknown.
-    """
-    needed = ("patch_embed.proj.weight", "cls_token", "norm.weight", "blocks.0.mlp.fc2.weight")
-    absent = [name for name in needed if name not in weights and name.replace("fc2", "w3") not in weights]
-    if absent:
-        raise CheckpointError(f"{path}: no {', '.join(absent)} in it; expected a complete vision transformer.")
-    embed_dim, _, patch, _ = weights["patch_embed.proj.weight"].shape
-    depth = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
-    if (embed_dim, depth) not in VIT_SIZES.values():
-        raise CheckpointError(
-            f"{path}: a transformer of {embed_dim} channels and {depth} blocks is none of DINO's sizes "
-            f"({', '.join(f'{size} {dims}' for size, dims in VIT_SIZES.items())}), so its number of heads is unknown. "
-            "Give its architecture with --arch."
-        )
-    registers = weights.get("register_tokens", weights.get("reg_token"))
-    count = 0 if registers is None else registers.shape[1]
-    positions = weights["pos_embed"].shape[1]
-    side = round(positions**0.5)  # timm leaves out the class token's position in some; both are square +0 or +1
-    if side**2 not in (positions, positions - 1):
-        raise CheckpointError(
-            f"{path}: pos_embed has {positions} positions; expected a square grid, with or without the class token."
-        )
-    swiglu = "blocks.0.mlp.w12.weight" in weights
-    hidden = weights["blocks.0.mlp.w12.weight" if swiglu else "blocks.0.mlp.fc1.weight"].shape[0]
-    swiglu = swiglu or weights["blocks.0.mlp.fc2.weight"].shape[1] * 2 == hidden
-    shape = ViTShape(
-        embed_dim=embed_dim,
-        depth=depth,
-        num_heads=embed_dim // HEAD_DIM,
-        patch_size=patch,
-        grid_size=side,
-        registers=count,
-        layer_scale="blocks.0.ls1.gamma" in weights,
-        mlp="swiglu" if swiglu else "gelu",
-        mlp_hidden=None if hidden == 4 * embed_dim else hidden,
+
+def hints_of(path: Path, content: Any, tool: str) -> Hints:
+    """What a folder's config.json, or the options a training tool keeps in its file, say of the network."""
+    config = _config_beside(path)
+    stated = config.get("num_attention_heads", config.get("num_heads"))
+    args = content.get("args") if isinstance(content, Mapping) else None
+    options = args if isinstance(args, Mapping) else getattr(args, "state", None) or getattr(args, "__dict__", {})
+    stated = stated or (options.get("num_heads") if isinstance(options, Mapping) else None)
+    base = config.get("rope_theta")
+    return Hints(
+        stated_heads=stated if isinstance(stated, int) else None,
+        tool=tool,
+        rope_base=float(base) if isinstance(base, int | float) else None,
     )
-    if count:  # DINOv2's register models drop the 0.1 and antialias (dinov2/hub/backbones.py)
-        shape = replace(shape, position_offset=0.0, position_antialias=True)
-    return shape
 
 
-def to_our_names(weights: Weights) -> Weights:
-    """Published and timm names -> the names of `DinoViT`."""
-    renames = {"register_tokens": "reg_token"}
-    ours = {
-        re.sub(r"\.mlp\.w3\.", ".mlp.fc2.", re.sub(r"\.mlp\.w12\.", ".mlp.fc1.", renames.get(name, name))): value
-        for name, value in weights.items()
-    }
-    table = ours.get("pos_embed")
-    if table is not None and round(table.shape[1] ** 0.5) ** 2 == table.shape[1]:
-        # timm adds the class token's position into the token itself; ours keeps a (now zero) position for it.
-        ours["pos_embed"] = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
-    return ours
+def pixels_of(path: Path) -> dict[str, Any]:
+    """Mean and deviation of the pixels that a folder's preprocessor_config.json or a published name state; {} without.
+
+    DINOv3's satellite weights have their own (dinov3/README.md).
+    """
+    if "sat493m" in path.name:
+        return {"mean": [0.430, 0.411, 0.296], "std": [0.213, 0.156, 0.143]}
+    config = _json_beside(path, "preprocessor_config.json")
+    mean, std = config.get("image_mean"), config.get("image_std")
+    return {"mean": mean, "std": std} if isinstance(mean, list) and isinstance(std, list) else {}
 
 
-# Blocks in each stage, and whether they are bottlenecks -> the architecture (He et al. 2016, table 1).
-RESNETS = {
-    ((2, 2, 2, 2), False): "resnet18",
-    ((3, 4, 6, 3), False): "resnet34",
-    ((3, 4, 6, 3), True): "resnet50",
-    ((3, 4, 23, 3), True): "resnet101",
-}
+def _config_beside(path: Path) -> dict[str, Any]:
+    return _json_beside(path, "config.json") if path.name in WEIGHT_FILES else {}
 
 
-def _resnet_name(weights: Mapping[str, Tensor]) -> str | None:
-    stages: list[int] = []
-    for stage in (1, 2, 3, 4):
-        blocks = {name.split(".")[1] for name in weights if name.startswith(f"layer{stage}.")}
-        stages.append(len(blocks))
-    return RESNETS.get((tuple(stages), "layer1.0.conv3.weight" in weights))  # type: ignore[arg-type]
+def _json_beside(path: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads((path.parent / name).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 # --- Does it fit? --------------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ Shapes: B images, h x w patch grid, N = h*w patches, R register tokens, C channe
 
 import difflib
 import re
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, TypeVar
 
 import timm
 import torch
@@ -15,6 +15,8 @@ from timm.layers import Mlp, SwiGLUPacked
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+from dino_dense.backbone.dinov3 import DinoV3, RotaryShape
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -31,6 +33,7 @@ VIT_SIZES = {
     "giant": (1536, 40),
 }
 HEAD_DIM = 64
+Shape = TypeVar("Shape", "ViTShape", RotaryShape)
 VIT_NAME = re.compile(r"vit_(?P<size>micro|tiny|small|base|large|giant)_patch(?P<patch>\d+)_(?P<image>\d+)")
 
 
@@ -56,11 +59,17 @@ class ViTShape:
 
     @property
     def name(self) -> str:
-        """timm-style name when the size has one (`vit_small_patch16_224`), else the numbers."""
+        """timm-style name when the size has one (`vit_small_patch16_224`), else the numbers.
+
+        Heads are in it where a head has not the usual 64 channels, and the rule of positions where it is not the
+        authors', as both change the features.
+        """
         sizes = {dims: size for size, dims in VIT_SIZES.items()}
         size = sizes.get((self.embed_dim, self.depth), f"c{self.embed_dim}d{self.depth}")
         registers = f"_reg{self.registers}" if self.registers else ""
-        return f"vit_{size}_patch{self.patch_size}{registers}_{self.grid_size * self.patch_size}"
+        heads = "" if self.num_heads * HEAD_DIM == self.embed_dim else f"_heads{self.num_heads}"
+        plain = "_plainpos" if not self.registers and not self.position_offset else ""
+        return f"vit_{size}_patch{self.patch_size}{registers}_{self.grid_size * self.patch_size}{heads}{plain}"
 
     @staticmethod
     def from_name(name: str, image_size: int | None = None) -> "ViTShape | None":
@@ -138,13 +147,16 @@ class DinoViT(VisionTransformer):
         return self.pos_drop(tokens)
 
 
-def build_module(name: str, *, drop_path_rate: float = 0.0, img_size: int | None = None) -> nn.Module:
+def build_module(
+    name: str, *, drop_path_rate: float = 0.0, img_size: int | None = None, num_heads: int | None = None
+) -> nn.Module:
     """A body with random weights.
 
     Args:
         name: `vit_{micro,tiny,small,base,large}_patch{P}_{SIZE}` for a DINO ViT, else any timm model name.
         drop_path_rate: stochastic depth rate of the last block, in [0, 1); 0 where the body has no such thing.
         img_size: side in pixels of the square image the position grid is made for; default from the name.
+        num_heads: attention heads, where the name's own number is not the wanted one.
 
     Returns:
         A module that maps normalised images [B, 3, H, W] to image features [B, C].
@@ -154,15 +166,22 @@ def build_module(name: str, *, drop_path_rate: float = 0.0, img_size: int | None
     """
     shape = ViTShape.from_name(name, img_size)
     if shape is not None:
+        if num_heads is not None:
+            shape = replace(shape, num_heads=num_heads)
         body = DinoViT(shape, drop_path_rate)
         if (shape.embed_dim, shape.depth) == VIT_SIZES["micro"]:
             _widen_attention(body)
         return body
     options: dict[str, Any] = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
+    if num_heads is not None:
+        options["num_heads"] = num_heads
     if name.startswith("resnet"):
         options["zero_init_last"] = False  # as torchvision's ResNets begin, which DINO trained
     check_timm_name(name)
-    return create_timm(name.partition(".")[0], pretrained=False, **options)
+    try:
+        return create_timm(name.partition(".")[0], pretrained=False, **options)
+    except TypeError as error:
+        raise ValueError(f"{name} cannot be built with {', '.join(options) or 'these options'} ({error}).") from None
 
 
 def _widen_attention(body: DinoViT) -> None:
@@ -192,10 +211,13 @@ def create_timm(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
 
     timm pools DINOv3 and its like by the mean of the patches; here they give their class token.
     """
-    try:
-        body: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **options)
-    except TypeError:  # not a transformer with a position grid: it takes any size as it is
-        body = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    for any_size in ({"dynamic_img_size": True}, {"strict_img_size": False}, {}):  # ViTs, Swin, and all others
+        try:
+            body: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **any_size, **options)
+            break
+        except TypeError:  # the body has no such option
+            if not any_size:
+                raise
     norm_before_pooling = isinstance(body, Eva) and isinstance(body.fc_norm, nn.Identity)
     if norm_before_pooling and body.cls_token is not None and body.global_pool == "avg":
         body.global_pool = "token"
@@ -210,6 +232,8 @@ def describe(module: nn.Module) -> dict[str, Any]:
     """What `rebuild` needs to make an empty body of the same architecture: plain JSON."""
     if isinstance(module, DinoViT):
         return {"body": "vit", **asdict(module.shape)}
+    if isinstance(module, DinoV3):
+        return {"body": "dinov3", **asdict(module.shape)}
     facts: Any = module.pretrained_cfg
     return {"body": "timm", "name": facts["architecture"]}
 
@@ -228,6 +252,8 @@ def rebuild(description: Any) -> nn.Module:
     try:
         if kind == "vit":
             return DinoViT(_checked_shape(ViTShape(**facts)))
+        if kind == "dinov3":
+            return DinoV3(_checked_shape(RotaryShape(**facts)))
         if kind == "timm" and timm.is_model(facts["name"]):
             return create_timm(facts["name"], pretrained=False)
     except (TypeError, KeyError, ValueError, RuntimeError, ZeroDivisionError, AssertionError) as error:
@@ -235,12 +261,12 @@ def rebuild(description: Any) -> nn.Module:
     raise ValueError(f"architecture {description!r:.200} is none of ours and none of timm's own.")
 
 
-def _checked_shape(shape: ViTShape) -> ViTShape:
+def _checked_shape(shape: Shape) -> Shape:
     """Raise ValueError for numbers that would only fill the memory; the largest ViT (22B) has 6144 x 48."""
     limits = {"embed_dim": 8192, "depth": 128, "patch_size": 128, "grid_size": 512, "num_heads": 256}
     limits |= {"registers": 1024, "mlp_hidden": 65536}
     for name, most in limits.items():
-        value = getattr(shape, name)
+        value = getattr(shape, name, None)
         low = 0 if name == "registers" else 1
         if value is not None and not (type(value) is int and low <= value <= most):
             raise ValueError(f"{name} is {value!r}, expected a whole number from {low} to {most}")

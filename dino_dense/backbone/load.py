@@ -1,13 +1,18 @@
 """Open a backbone by its name or file: the only file that knows `timm:`, `hf-hub:` and `random:`."""
 
+import contextlib
+import json
+from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from dino_dense.backbone.architectures import Positions, infer_vit_shape, to_our_names
 from dino_dense.backbone.backbone import Backbone, Features, Triple
-from dino_dense.backbone.checkpoints import check_fit, infer_vit_shape, load_file, to_our_names
+from dino_dense.backbone.checkpoints import check_fit, load_file
 from dino_dense.backbone.dino_vit import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -38,7 +43,15 @@ def random_name(architecture: str) -> str:
     return f"random:{architecture}"
 
 
-def load_backbone(spec: str, *, arch: str | None = None, seed: int = 0, network: str = "teacher") -> Backbone:
+def load_backbone(
+    spec: str,
+    *,
+    arch: str | None = None,
+    seed: int = 0,
+    network: str = "auto",
+    heads: int | None = None,
+    positions: Positions = "official",
+) -> Backbone:
     """Open a backbone.
 
     Args:
@@ -46,7 +59,10 @@ def load_backbone(spec: str, *, arch: str | None = None, seed: int = 0, network:
             pretrained weights, the only case that downloads; `random:NAME` for random weights.
         arch: overrides the architecture inferred from a file.
         seed: of random weights; unused otherwise.
-        network: "teacher" or "student", for files that hold both.
+        network: which network of a file that holds several: "auto" (the one that the tool's authors evaluate),
+            "teacher", "student", or the prefix of its names.
+        heads: attention heads, where a file does not say them.
+        positions: which rule resamples a file's position table: "official" or "hf" (see `load_file`).
 
     Raises:
         FileNotFoundError: no such file.
@@ -57,13 +73,19 @@ def load_backbone(spec: str, *, arch: str | None = None, seed: int = 0, network:
     if kind == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            module = build_module(name)
-        return _in_memory(module, name.partition(".")[0], spec)
+            module = build_module(name, num_heads=heads)
+        backbone = _in_memory(module, name.partition(".")[0], spec)
+        backbone.metadata["timm"] = timm.__version__  # another version may draw other weights from the same seed
+        return backbone
     if kind:
         if kind == "timm":
             check_timm_name(name)
-        return _pretrained(HUBS[kind] + name, spec)
-    loaded = load_file(spec, arch=arch, network=network)
+        weights = transformers_weights(name) if kind == "hf-hub" else None
+        if weights is None:
+            return _pretrained(HUBS[kind] + name, spec)
+    else:
+        weights = Path(spec)
+    loaded = load_file(weights, arch=arch, network=network, heads=heads, positions=positions)
     shape = getattr(loaded.module, "shape", None)
     name = shape.name if shape is not None else describe(loaded.module)["name"]
     return Backbone(
@@ -74,6 +96,7 @@ def load_backbone(spec: str, *, arch: str | None = None, seed: int = 0, network:
         mean=_pixel_statistics(loaded.metadata, "mean", IMAGENET_MEAN, spec),
         std=_pixel_statistics(loaded.metadata, "std", IMAGENET_STD, spec),
         metadata=loaded.metadata,
+        notes=loaded.notes,
     )
 
 
@@ -84,6 +107,34 @@ def _pixel_statistics(metadata: dict[str, Any], key: str, default: Triple, spec:
     if not numbers or len(values) != 3 or not all(abs(value) <= 1 and (key == "mean" or value > 0) for value in values):
         raise CheckpointError(f"{spec}: its metadata give {values!r} as the pixels' {key}, expected three numbers.")
     return tuple(map(float, values))  # type: ignore[return-value]
+
+
+def transformers_weights(name: str) -> Path | None:
+    """The weights file of a model of transformers on the Hugging Face hub, its configs beside it; None for timm's.
+
+    Args:
+        name: OWNER/NAME, and @REVISION where it is not the newest.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    repository, _, revision = name.partition("@")
+
+    def fetched(file: str) -> Path:
+        return Path(hf_hub_download(repository, file, revision=revision or None))
+
+    try:
+        config = json.loads(fetched("config.json").read_text())
+        if "architecture" in config or "model_type" not in config:
+            return None
+        with contextlib.suppress(EntryNotFoundError):
+            fetched("preprocessor_config.json")
+        try:
+            return fetched("model.safetensors")
+        except EntryNotFoundError:
+            return fetched("pytorch_model.bin")
+    except (OSError, ValueError, HfHubHTTPError):
+        return None  # timm's own attempt says what is wrong
 
 
 def _pretrained(name: str, spec: str) -> Backbone:

@@ -3,21 +3,37 @@
 Shapes: B images, h x w cells of the last map, C channels.
 """
 
+import copy
 import inspect
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 PROBE_SIDE = 64  # pixels, or more: the small image that the grid is measured on; many networks cannot take less
+Size = tuple[int, int]
+REFUSALS = (AssertionError, RuntimeError, ValueError, IndexError, TypeError)
+"""How networks of timm answer an image of a size that they do not take."""
+
+
+class Maps(NamedTuple):
+    """What a network gives of some layers."""
+
+    final: Tensor
+    """Its last output."""
+    by_layer: dict[int, Tensor]
+    """[B, C, h, w] each."""
+    prefix: dict[int, Tensor]
+    """[B, P, C] each: tokens that stand for no place; empty for a network without a class token in every layer."""
 
 
 class StageReader:
     """A network of stages or of blocks that timm knows how to interrupt: ResNet, ConvNeXt, Swin, XCiT, BEiT.
 
-    The grid is measured on an image, never computed from the network's description.
+    The grid is measured on an image, never computed from the network's description. A network of one fixed size is
+    resized by timm where it knows how (BEiT's and Swin's position biases, resampled as their authors do).
     """
 
     version = 2
@@ -26,16 +42,19 @@ class StageReader:
         body: Any = module
         self.body = body
         self.num_heads = 0
-        self.prefix: int = getattr(body, "num_prefix_tokens", 0)
-        with_prefix = self.prefix and "return_prefix_tokens" in parameters_of(body, "forward_intermediates")
+        prefix = getattr(body, "num_prefix_tokens", 0)
+        with_prefix = prefix and "return_prefix_tokens" in parameters_of(body, "forward_intermediates")
         self.has_class_token = bool(with_prefix) and getattr(body, "cls_token", None) is not None
-        info = list(getattr(body, "feature_info", []))
+        info = list(getattr(body, "feature_info", None) or [])
         self.depth = max(len(info), 1)
         self.embed_dim: int = body.num_features
+        self.native: Size = tuple(body.pretrained_cfg["input_size"][-2:])
+        self.fixed, self.normable = False, True
+        self.resized: tuple[Size, torch.device, Any] | None = None
         self.patch_size = int(info[-1]["reduction"]) if info else 1
         self.provides = frozenset({"cls"})
         self.nonnegative_maps, self.uniform_width = False, self.has_class_token
-        if hasattr(body, "forward_intermediates"):
+        if info and hasattr(body, "forward_intermediates"):
             self.provides |= {"patches"}
             self._measure()
 
@@ -46,63 +65,117 @@ class StageReader:
 
     def _measure(self) -> None:
         """Cell size, channels and sign of the last map, on a small image or, where that fails, one of native size."""
-        weight = next(self.body.parameters())
         side = self.patch_size * max(2, math.ceil(PROBE_SIDE / self.patch_size))
-        native = self.body.pretrained_cfg["input_size"][-2:]
-        generator = torch.Generator().manual_seed(0)
-        for size in ((side, side), native):
-            image = torch.randn(1, 3, *size, generator=generator).to(weight.device, weight.dtype)
-            try:
-                with torch.no_grad():
-                    last = self._maps(image, [self.depth - 1], norm=True)[1][self.depth - 1]
-            except Exception:
-                if size == native:
-                    raise
-                continue
-            cell = size[0] / last.shape[-2]
-            if size == native or cell == self.patch_size:
-                break
-        self.patch_size = round(cell)
+        try:
+            last = self._last_map((side, side))
+        except REFUSALS as error:
+            if "normalization" in str(error):  # Hiera's norm belongs to its pooling
+                self.normable = False
+                self._measure()
+                return
+            self.fixed = True
+        if self.fixed or side != last.shape[-1] * self.patch_size:
+            side = self.native[1]
+            last = self._last_map(self.native)
+        if side % last.shape[-1]:  # CrossViT (two sizes at once), Inception: cells are no whole pixels
+            self.provides, self.patch_size, self.fixed = frozenset({"cls"}), 1, False
+            return
+        self.patch_size = side // last.shape[-1]
         self.embed_dim = last.shape[1]
         self.nonnegative_maps = bool((last >= 0).all())
 
+    def _last_map(self, size: Size) -> Tensor:
+        weight = next(self.body.parameters())
+        image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
+        with torch.no_grad():
+            return self._maps(self.body, image, [self.depth - 1], norm=True).by_layer[self.depth - 1]
+
     def read(self, x: Tensor, want: frozenset[str], layers: Sequence[int], norm: bool) -> dict[str, Tensor]:
         """See `Reader.read`."""
+        size: Size = (x.shape[-2], x.shape[-1])
+        if size == self.native:
+            return self._read(self.body, x, want, layers, norm)
+        try:
+            if not self.fixed:
+                return self._read(self.body, x, want, layers, norm)
+        except (torch.OutOfMemoryError, _MapError):
+            raise
+        except REFUSALS:
+            self.fixed = True
+        try:
+            return self._read(self._body_of(size, x.device), x, want, layers, norm)
+        except (torch.OutOfMemoryError, _MapError):
+            raise
+        except REFUSALS as error:
+            raise ValueError(self._refusal(size)) from error
+
+    def _read(self, body: Any, x: Tensor, want: frozenset[str], layers: Sequence[int], norm: bool) -> dict[str, Tensor]:
         if "patches" not in self.provides:
-            return {"cls": self.body.forward_head(self.body.forward_features(x), pre_logits=True)}
-        final, maps, tokens = self._maps(x, layers, norm)
+            return {"cls": body.forward_head(body.forward_features(x), pre_logits=True)}
+        maps = self._maps(body, x, layers, norm)
         result = {}
         if "patches" in want:
-            size = maps[layers[-1]].shape[-2:]
-            if any(maps[layer].shape[-2:] != size for layer in layers):
-                raise ValueError(f"layers {list(layers)} have maps of different sizes; ask for one.")
-            result["patches"] = torch.cat([maps[layer] for layer in layers], dim=1)
+            result["patches"] = self._patches(maps, layers, (x.shape[-2], x.shape[-1]))
         if "cls" in want:
-            result["cls"] = torch.cat([self._cls(layer, final, maps, tokens) for layer in layers], dim=1)
+            result["cls"] = torch.cat([self._cls(body, layer, maps) for layer in layers], dim=1)
         return result
 
-    def _maps(
-        self, x: Tensor, layers: Sequence[int], norm: bool
-    ) -> tuple[Tensor, dict[int, Tensor], dict[int, Tensor]]:
-        """The network's last output, and for each layer its map [B, C, h, w] and its prefix tokens [B, P, C]."""
+    def _body_of(self, size: Size, device: torch.device) -> Any:
+        """A copy of the network made for this image size; kept until another size is asked for."""
+        if self.resized is None or self.resized[:2] != (size, device):
+            self.resized = None
+            body = copy.deepcopy(self.body)
+            if not hasattr(body, "set_input_size"):
+                raise ValueError("of one size")
+            body.set_input_size(img_size=size)
+            self.resized = (size, device, body.eval().requires_grad_(False))
+        return self.resized[2]
+
+    def _refusal(self, size: Size) -> str:
+        name = self.body.pretrained_cfg.get("architecture", type(self.body).__name__)
+        return (
+            f"{name} takes images of {self.native[0]}x{self.native[1]} pixels (height x width) alone, as its windows "
+            f"or positions are made for that size, and this one is {size[0]}x{size[1]}. Give the task that size where "
+            "it has such an option, or take a network for images of any size: a ViT of DINO, a ResNet, a ConvNeXt."
+        )
+
+    def _patches(self, maps: Maps, layers: Sequence[int], size: Size) -> Tensor:
+        chosen = [maps.by_layer[layer] for layer in layers]
+        if any(part.shape[-2:] != chosen[-1].shape[-2:] for part in chosen):
+            raise _MapError(f"layers {list(layers)} have maps of different sizes; ask for one.")
+        grid = (size[0] // self.patch_size, size[1] // self.patch_size)
+        if self.depth - 1 in layers and tuple(maps.by_layer[self.depth - 1].shape[-2:]) != grid:
+            cells = "x".join(map(str, chosen[-1].shape[-2:]))
+            raise _MapError(
+                f"an image of {size[0]}x{size[1]} pixels gives a map of {cells} cells where {grid[0]}x{grid[1]} are "
+                f"expected: this network resizes its maps. Take sides that are multiples of {2 * self.patch_size}."
+            )
+        return torch.cat(chosen, dim=1)
+
+    def _maps(self, body: Any, x: Tensor, layers: Sequence[int], norm: bool) -> Maps:
         asked = sorted(set(layers))
         options = {"return_prefix_tokens": True} if self.has_class_token else {}
-        final, parts = self.body.forward_intermediates(x, indices=asked, norm=norm, output_fmt="NCHW", **options)
+        norm = norm and self.normable
+        final, parts = body.forward_intermediates(x, indices=asked, norm=norm, output_fmt="NCHW", **options)
         if not self.has_class_token:
-            return final, dict(zip(asked, parts, strict=True)), {}
+            return Maps(final, dict(zip(asked, parts, strict=True)), {})
         maps, tokens = ([part[which] for part in parts] for which in (0, 1))
-        if norm and isinstance(self.body.norm, nn.Identity):  # a body that pools before its norm
-            maps = [self.body.fc_norm(part.movedim(1, -1)).movedim(-1, 1) for part in maps]
-            tokens = [self.body.fc_norm(part) for part in tokens]
-        return final, dict(zip(asked, maps, strict=True)), dict(zip(asked, tokens, strict=True))
+        if norm and isinstance(body.norm, nn.Identity):  # a body that pools before its norm
+            maps = [body.fc_norm(part.movedim(1, -1)).movedim(-1, 1) for part in maps]
+            tokens = [body.fc_norm(part) for part in tokens]
+        return Maps(final, dict(zip(asked, maps, strict=True)), dict(zip(asked, tokens, strict=True)))
 
-    def _cls(self, layer: int, final: Tensor, maps: dict[int, Tensor], tokens: dict[int, Tensor]) -> Tensor:
+    def _cls(self, body: Any, layer: int, maps: Maps) -> Tensor:
         """[B, C]: the class token, else the network's own pooling after the last layer and the mean after others."""
         if self.has_class_token:
-            return tokens[layer][:, 0]
+            return maps.prefix[layer][:, 0]
         if layer == self.depth - 1:
-            return self.body.forward_head(final, pre_logits=True)
-        return maps[layer].mean((-2, -1))
+            return body.forward_head(maps.final, pre_logits=True)
+        return maps.by_layer[layer].mean((-2, -1))
+
+
+class _MapError(ValueError):
+    """Maps that cannot be used, of an image of a size that the network does take."""
 
 
 def parameters_of(body: nn.Module, method: str) -> Sequence[str]:

@@ -21,8 +21,17 @@ class BatchOptions:
     """Folder that the suite's relative paths of data start from; default the current one."""
     arch: str | None = None
     """Architecture of all the checkpoints, where it cannot or should not be read from the files."""
-    network: Literal["teacher", "student"] = "teacher"
-    """Which network of a training file to measure."""
+    network: str = "auto"
+    """Which network of a training file to measure: auto (the one that the tool's authors evaluate, as DINO its
+    teacher), teacher, student, or the prefix of its names in the file."""
+    heads: int | None = None
+    """Attention heads, where the file does not say them (MoCo v3's ViT-S has 12, DINO's 6)."""
+    positions: Literal["official", "hf"] = "official"
+    """Which rule resamples a file's position table to other sizes of images: of its authors, or of transformers."""
+    layers: tuple[int, ...] = (-1,)
+    """Layers whose features are measured, joined along the channels: --layers=-4,-1 (-1 is the last)."""
+    norm: bool = True
+    """Whether patches and class tokens go through the networks' final norm."""
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda or cuda:N."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -140,7 +140,7 @@ def _run_pair(
 
 
 def run_options(spec: str, options: BatchOptions) -> RunOptions:
-    names = ("arch", "network", "device", "dtype", "seed")
+    names = ("arch", "network", "heads", "positions", "layers", "norm", "device", "dtype", "seed")
     return RunOptions(ckpt=spec, **{name: getattr(options, name) for name in names})
 
 

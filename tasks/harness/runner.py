@@ -103,7 +103,7 @@ def run_one(
         status="ok",
         metrics=task.metrics,
         scores=outcome.scores,
-        note=" ".join([outcome.note, *lines]).strip(),
+        note=" ".join(part for part in (outcome.note, layer_note(options), *lines) if part).strip(),
         config=schema.to_plain(config),
         checkpoint=describe_checkpoint(backbone),
         data=dataclasses.asdict(outcome.data),
@@ -133,8 +133,25 @@ def open_backbone(options: RunOptions, device: torch.device) -> Backbone:
     from dino_dense import load_backbone
     from dino_dense.training.precision import DTYPES
 
-    backbone = load_backbone(options.ckpt, arch=options.arch, seed=options.seed, network=options.network)
-    return backbone.to(device, DTYPES[options.dtype])
+    backbone = load_backbone(
+        options.ckpt,
+        arch=options.arch,
+        seed=options.seed,
+        network=options.network,
+        heads=options.heads,
+        positions=options.positions,
+    )
+    for note in backbone.notes:
+        print(f"NOTE: {options.ckpt}: {note}", file=sys.stderr)
+    return backbone.to(device, DTYPES[options.dtype]).with_layers(options.layers, options.norm)
+
+
+def layer_note(options: RunOptions) -> str:
+    """Which layers were measured, where they are not the last after the final norm; else ""."""
+    if options.layers == (-1,) and options.norm:
+        return ""
+    layers = ", ".join(map(str, options.layers))
+    return f"Features of layers {layers} (-1 is the last), {'after' if options.norm else 'before'} the final norm."
 
 
 def describe_checkpoint(backbone: Backbone | None) -> dict[str, Any]:
@@ -150,7 +167,7 @@ def describe_checkpoint(backbone: Backbone | None) -> dict[str, Any]:
         "patch_size": backbone.patch_size,
         "embed_dim": backbone.embed_dim,
         "depth": backbone.depth,
-        **{key: facts[key] for key in ("step", "epoch") if key in facts},
+        **{key: facts[key] for key in ("step", "epoch", "timm") if key in facts},
     }
 
 
@@ -187,6 +204,7 @@ def identity_of(task: Task, options: RunOptions, config: Any, backbone: Backbone
         "architecture": backbone.name if backbone else None,
         "dtype": options.dtype,
         "seed": options.seed,
+        **({"features": layer_note(options)} if layer_note(options) else {}),
         "config": json.loads(json.dumps(settings)),
     }
 

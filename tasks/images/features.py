@@ -92,8 +92,12 @@ def extract_pieces(backbone: Backbone, images: Tensor, pieces: Collection[str]) 
     blocks = sorted({_block(piece) for piece in pieces if piece not in pooled} | ({1} if pooled else set()))
     if blocks != [1] and not backbone.uniform_width:
         raise ValueError(f"{backbone.name} has no blocks of one width: ask for its last layer only.")
+    if blocks != [1] and backbone.layers != (-1,):
+        raise ValueError(
+            f"layers is {backbone.layers}, and the task joins several blocks itself: leave out one of both."
+        )
     want = ({"patches"} if pooled else set()) | ({"cls"} if len(pooled) < len(set(pieces)) else set())
-    features = backbone.extract(images, want, layers=[-block for block in blocks])
+    features = backbone.extract(images, want, layers=None if blocks == [1] else [-block for block in blocks])
     result: Pieces = {}
     if "patches" in want:
         last = features.patches[:, : backbone.embed_dim]  # blocks are in the order 1, 2, ...
@@ -207,6 +211,7 @@ def _cache_file(backbone: Backbone, paths: Sequence[Path], preprocessing: Prepro
     digest = hashlib.sha256()
     facts = {
         "made_by": [EXTRACTOR_VERSION, backbone.reader_version],
+        "layers": [*backbone.layers, backbone.norm],
         "weights": backbone.weights_sha256,
         "architecture": backbone.name,
         "pixels": [backbone.mean, backbone.std],

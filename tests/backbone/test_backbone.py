@@ -195,3 +195,86 @@ def test_cuda_agrees_with_the_cpu(tiny_vit: DinoViT):
     expected = Backbone(tiny_vit, name="tiny", sha256="").extract(image).patches
     found = Backbone(tiny_vit, name="tiny", sha256="").to("cuda").extract(image).patches.cpu()
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+# --- Sizes and grids of other bodies -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "patch"),
+    [("vit_tiny_r_s16_p8_224", 32), ("swin_tiny_patch4_window7_224", 32), ("coatnet_pico_rw_224", 32)],
+)
+def test_the_grid_is_measured_and_windows_follow_the_image(name: str, patch: int):
+    """A stem of convolutions makes a patch larger than the name says; windows and positions are resized."""
+    backbone = load_backbone(f"random:{name}")
+    assert backbone.patch_size == patch
+    for height, width in ((2, 3), (3, 3)):
+        features = backbone.extract(torch.rand(1, 3, height * patch, width * patch), {"patches", "cls"})
+        assert features.patches.shape[-2:] == (height, width)
+
+
+def test_a_resized_body_is_the_body_at_its_own_size():
+    """BEiT's bias tables are resampled for another size, and not for its own, also after another."""
+    backbone = load_backbone("random:beit_base_patch16_224")
+    image = torch.rand(1, 3, 224, 224)
+    first = backbone.extract(image, {"cls"}).cls
+    small = backbone.extract(image[..., :96, :64], {"patches", "cls"})
+    assert small.patches.shape == (1, 768, 6, 4)
+    assert torch.equal(backbone.extract(image, {"cls"}).cls, first)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (backbone.mean, backbone.std))
+    with torch.no_grad():
+        tokens = backbone.module.forward_features((image - mean) / std)
+        torch.testing.assert_close(first, backbone.module.fc_norm(tokens[:, 0]))
+
+
+@pytest.mark.parametrize("name", ["mixer_s32_224", "levit_128s", "cait_xxs24_224"])
+def test_a_body_of_one_size_says_which(name: str):
+    backbone = load_backbone(f"random:{name}")
+    assert backbone.extract(torch.rand(1, 3, 224, 224), {"cls"}).cls.shape == (1, backbone.embed_dim)
+    size = 2 * backbone.patch_size
+    with pytest.raises(ValueError, match=rf"{name} takes images of 224x224 .* alone.*this one is {size}x{size}"):
+        backbone.extract(torch.rand(1, 3, size, size))
+
+
+def test_a_body_whose_cells_are_no_whole_pixels_has_no_patches():
+    backbone = load_backbone("random:crossvit_9_240")
+    assert backbone.extract(torch.rand(1, 3, 240, 240), {"cls"}).cls.shape[0] == 1
+    with pytest.raises(ValueError, match="crossvit_9_240 has no patches; it has cls"):
+        backbone.extract(torch.rand(1, 3, 240, 240))
+
+
+def test_maps_that_a_network_resizes_are_refused():
+    backbone = load_backbone("random:mobilevitv2_050")
+    with pytest.raises(ValueError, match="gives a map of 8x8 cells where 7x7 are expected"):
+        backbone.extract(torch.rand(1, 3, 224, 224))
+    assert backbone.extract(torch.rand(1, 3, 192, 256)).patches.shape[-2:] == (6, 8)
+
+
+@pytest.mark.parametrize(("name", "nonnegative"), [("resnet18", True), ("convnext_atto", False)])
+def test_whether_a_map_has_negative_values_is_measured(name: str, nonnegative: bool):
+    backbone = load_backbone(f"random:{name}")
+    assert backbone.nonnegative_maps is nonnegative
+    assert not backbone.uniform_width
+
+
+def test_random_weights_state_the_version_that_drew_them():
+    import timm
+
+    from tasks.harness.runner import describe_checkpoint
+
+    assert describe_checkpoint(load_backbone("random:vit_micro_patch8_64"))["timm"] == timm.__version__
+
+
+def test_a_backbone_can_stand_for_other_layers(backbone: Backbone):
+    image = torch.rand(1, 3, 16, 24)
+    other = backbone.with_layers((1, -1), norm=False)
+    assert (other.embed_dim, backbone.embed_dim) == (256, 128)
+    features = other.extract(image, {"patches", "cls", "attention"})
+    expected = backbone.extract(image, {"patches", "cls", "attention"}, layers=(1, -1), norm=False)
+    for kind in ("patches", "cls", "attention"):
+        assert torch.equal(features[kind], expected[kind])
+    assert torch.equal(backbone.extract(image).patches, other.extract(image, layers=(-1,), norm=True).patches)
+    with pytest.raises(ValueError, match="has 4, numbered"):
+        backbone.with_layers((7,))
+    with pytest.raises(ValueError, match="resnet18 has layers of different widths"):
+        load_backbone("random:resnet18").with_layers((-2,))

@@ -14,6 +14,8 @@ from dino_dense.checkpoint import CheckpointError
 from dino_dense.report import Report, Score
 from tasks import get
 from tasks.harness.runner import describe_checkpoint
+from tests.backbone.test_layouts import hugging_face
+from tests.conftest import TINY_SHAPE
 
 
 @pytest.fixture
@@ -66,6 +68,22 @@ def test_hub_name_with_its_own_pixel_statistics(hub: Path):
     backbone = load_backbone("hf-hub:someone/resnet")
     assert backbone.mean == (0.5, 0.5, 0.5)
     assert backbone.extract(torch.rand(1, 3, 64, 64)).patches.shape == (1, 512, 2, 2)
+
+
+def test_hub_name_of_a_model_of_transformers(hub: Path):
+    """Its config says what it is, its preprocessor the pixels; transformers is not needed."""
+    folder = hub / "models--someone--dino"
+    snapshot = folder / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0123abcd")
+    weights = DinoViT(TINY_SHAPE).state_dict()
+    save_file(hugging_face(weights, "vit"), snapshot / "model.safetensors")
+    (snapshot / "config.json").write_text(json.dumps({"model_type": "vit", "num_attention_heads": 2}))
+    (snapshot / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
+    backbone = load_backbone("hf-hub:someone/dino")
+    assert torch.equal(backbone.module.state_dict()["pos_embed"], weights["pos_embed"])
+    assert (backbone.mean, backbone.std, backbone.num_heads) == ((0.5,) * 3, (0.25,) * 3, 2)
 
 
 def test_weights_that_cannot_be_had_are_an_error_not_random(hub: Path):

@@ -1,0 +1,254 @@
+"""Tensors out of a `.pth` file that somebody else wrote, without running a line of theirs.
+
+PyTorch's restricted reader comes first. Where a trainer stored more (NumPy scalars, paths, dates, whole modules), the
+file is read again with every class and function that is not a tensor's replaced by an empty stand-in, which keeps what
+it was given and does nothing.
+"""
+
+import argparse
+import io
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dino_dense.checkpoint import CheckpointError, first_line
+
+
+class StandIn:
+    """In place of an object of any other class; subclasses have its name. Keeps its state, does nothing."""
+
+    qualified = ""
+    """Module and name of the class or function that it stands for."""
+    state: Any = None
+    """What the pickle would have put into the object."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "StandIn":
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        """Takes what the class would take."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, *_: Any) -> None:
+        """An entry of a dict of another class: left out."""
+
+    def append(self, *_: Any) -> None:
+        """An item of a list or set of another class: left out."""
+
+    extend = add = update = append
+
+    def __call__(self, *_: Any, **__: Any) -> "StandIn":
+        return self
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+def read_pickled(path: Path) -> Any:
+    """The content of a `.pth` file, objects but tensors and plain containers replaced by `StandIn`s.
+
+    Raises:
+        CheckpointError: no checkpoint, or damaged.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # DINO's files hold one
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, UnicodeDecodeError, AttributeError, TypeError) as error:
+        return _read_tensors_only(path, error)
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, IndexError) as error:
+        if "TorchScript" in str(error):
+            raise CheckpointError(
+                f"{path}: a TorchScript program, which runs code when read. Give the state dict that it was made from."
+            ) from None
+        raise CheckpointError(f"{path}: cut short or not a checkpoint ({first_line(error)}). Copy it again.") from None
+
+
+def _read_tensors_only(path: Path, refusal: Exception) -> Any:
+    try:
+        with path.open("rb") as file:
+            return _from_zip(path) if zipfile.is_zipfile(file) else _from_legacy(path)
+    except _NotTorchError:
+        raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged ({first_line(refusal)}).") from None
+    except Exception as error:  # a pickle of any program may fail in any way
+        unknown = re.search(r"GLOBAL ([\w.]+)", str(refusal))
+        if unknown is None:
+            reason = first_line(error) or type(error).__name__
+            raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged ({reason}).") from None
+        raise CheckpointError(
+            f"{path}: holds the Python object {unknown[1]}, which could run code when read, and its tensors cannot be "
+            f"read without it ({first_line(error)}). Expected tensors only. If you trust its author, load it yourself, "
+            "keep the state dict and save that."
+        ) from None
+
+
+class _NotTorchError(Exception):
+    """A pickle of something else."""
+
+
+@dataclass(frozen=True)
+class _Storage:
+    """Numbers of a tensor in a row."""
+
+    values: Tensor
+
+
+class _TensorsOnly(pickle.Unpickler):
+    """Builds tensors, dicts and lists; for all else stand-ins, so that no code of the file's author runs.
+
+    Args:
+        file: of the pickle.
+        storage: (key, dtype, count) -> the numbers of that storage.
+    """
+
+    def __init__(
+        self, file: io.BufferedIOBase | io.BytesIO, storage: Callable[[str, torch.dtype, int], Tensor]
+    ) -> None:
+        super().__init__(file, encoding="latin-1")
+        self.storage = storage
+
+    def find_class(self, module: str, name: str) -> Any:
+        """A function or class of ours for what a tensor is made of, else a stand-in of its own."""
+        known = _KNOWN.get((module, name))
+        if known is not None:
+            return known
+        if module.split(".")[0] == "torch" and name.endswith("Storage"):
+            return _dtype_of(name)
+        dtype = getattr(torch, name, None) if module == "torch" else None
+        if isinstance(dtype, torch.dtype):
+            return dtype
+        return type(name, (StandIn,), {"qualified": f"{module}.{name}"})
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        """A storage, by the reference that torch writes: ("storage", type, key, device, count)."""
+        _, kind, key, _, count = pid[:5]
+        dtype = kind if isinstance(kind, torch.dtype) else torch.uint8
+        return _Storage(self.storage(str(key), dtype, int(count)))
+
+
+def _dtype_of(storage: str) -> torch.dtype:
+    """float32 for "FloatStorage" and so on; bytes where the storage has no type."""
+    names = {"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64"}
+    names |= {"Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool"}
+    return getattr(torch, names.get(storage.removesuffix("Storage"), "uint8"))
+
+
+def _rebuild(storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+    if offset < 0 or min(stride, default=0) < 0 or (0 not in size and last >= storage.values.numel()):
+        raise ValueError("a tensor reaches beyond its numbers")
+    return storage.values.as_strided(tuple(size), tuple(stride), offset)
+
+
+def _rebuild_untyped(
+    storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *rest: Any
+) -> Tensor:
+    """`_rebuild_tensor_v3`: the type comes after hooks, the storage is bytes."""
+    dtype = next((value for value in rest if isinstance(value, torch.dtype)), torch.float32)
+    return _rebuild(_Storage(storage.values.view(torch.uint8).view(dtype)), offset, size, stride)
+
+
+def _first(value: Any, *_: Any) -> Any:
+    return value
+
+
+def _plain_dict(items: Any = (), *_: Any) -> dict[Any, Any]:
+    return dict(items) if isinstance(items, Mapping | list | tuple) else {}
+
+
+_KNOWN: dict[tuple[str, str], Any] = {
+    ("torch._utils", "_rebuild_tensor"): _rebuild,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild,
+    ("torch._utils", "_rebuild_tensor_v3"): _rebuild_untyped,
+    ("torch._utils", "_rebuild_parameter"): _first,
+    ("torch._utils", "_rebuild_parameter_with_state"): _first,
+    ("torch", "Size"): tuple,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "defaultdict"): _plain_dict,
+    ("collections", "Counter"): _plain_dict,
+}
+
+
+def _from_zip(path: Path) -> Any:
+    """A file of today: an archive with data.pkl and one entry a storage."""
+    with zipfile.ZipFile(path) as archive:
+        entries = [name for name in archive.namelist() if name.endswith("data.pkl")]
+        if len(entries) != 1:
+            raise _NotTorchError
+        root = entries[0].removesuffix("data.pkl")
+        order = archive.read(f"{root}byteorder").decode() if f"{root}byteorder" in archive.namelist() else "little"
+        if order != "little":
+            raise ValueError(f"its numbers are {order}-endian")
+        storages: dict[str, Tensor] = {}
+
+        def storage(key: str, dtype: torch.dtype, _: int) -> Tensor:
+            if key not in storages:
+                numbers = bytearray(archive.read(f"{root}data/{key}"))
+                storages[key] = torch.frombuffer(numbers, dtype=torch.uint8) if numbers else torch.zeros(0).byte()
+            return storages[key].view(dtype)
+
+        return _TensorsOnly(io.BytesIO(archive.read(entries[0])), storage).load()
+
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+def _from_legacy(path: Path) -> Any:
+    """A file as PyTorch wrote before 1.6: pickles in a row, then the storages' numbers in the order of their keys."""
+
+    def no_storage(key: str, dtype: torch.dtype, count: int) -> Tensor:
+        raise ValueError(f"unexpected storage {key}")
+
+    storages: dict[str, Tensor] = {}
+
+    def storage(key: str, dtype: torch.dtype, count: int) -> Tensor:
+        return storages.setdefault(key, torch.zeros(count, dtype=dtype))
+
+    with path.open("rb") as file:
+        try:
+            magic = _TensorsOnly(file, no_storage).load()
+        except Exception as error:
+            raise _NotTorchError from error
+        if magic != _LEGACY_MAGIC:
+            raise _NotTorchError
+        for _ in range(2):  # the version, and sizes of the writer's C types
+            _TensorsOnly(file, no_storage).load()
+        content = _TensorsOnly(file, storage).load()
+        for key in _TensorsOnly(file, no_storage).load():
+            count = int.from_bytes(file.read(8), "little")
+            values = storages[str(key)]
+            numbers = bytearray(file.read(count * values.element_size()))
+            if numbers:
+                values.copy_(torch.frombuffer(numbers, dtype=values.dtype))
+    return content
+
+
+# --- What is in a content ----------------------------------------------------------------------------------
+
+
+def stand_ins(content: Any) -> Iterator[str]:
+    """Names of the classes and functions that were replaced, as far as they are seen from the top."""
+    values = content.values() if isinstance(content, Mapping) else [content]
+    yield from (value.qualified for value in values if isinstance(value, StandIn))
+
+
+def module_state(module: StandIn) -> dict[str, Tensor]:
+    """The state dict of a whole pickled module, read off its parts; {} for any other object."""
+    state = module.state if isinstance(module.state, Mapping) else {}
+    tensors: dict[str, Tensor] = {}
+    for kind in ("_parameters", "_buffers"):
+        own = state.get(kind) or {}
+        tensors |= {str(name): value for name, value in own.items() if isinstance(value, Tensor)}
+    for name, child in (state.get("_modules") or {}).items():
+        if isinstance(child, StandIn):
+            tensors |= {f"{name}.{inner}": value for inner, value in module_state(child).items()}
+    return tensors
