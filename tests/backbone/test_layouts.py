@@ -31,7 +31,10 @@ Tensors = dict[str, Tensor]
 
 def drawn(module: nn.Module, seed: int) -> Tensors:
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(value.shape, generator=generator) for name, value in module.state_dict().items()}
+    return {
+        name: torch.randn(value.shape, generator=generator) if value.is_floating_point() else value
+        for name, value in module.state_dict().items()
+    }
 
 
 VIT, OTHER = drawn(DinoViT(TINY_SHAPE), 1), drawn(DinoViT(TINY_SHAPE), 2)
