@@ -100,7 +100,6 @@ def share_of_features(patch_size: int, frames: int) -> Row:
     backbone = load_backbone(f"random:vit_small_patch{patch_size}_224")
     image = torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
     patches = backbone.extract(image).patches
-    assert patches is not None
     tokens = patches[0]
     labels = F.one_hot(torch.randint(0, 2, tokens.shape[1:]), 2).permute(2, 0, 1).float()
     noise = iter([tokens + 0.1 * torch.randn_like(tokens) for _ in range(CONTEXT + frames)])  # no two are equal
