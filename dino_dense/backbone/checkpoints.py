@@ -79,9 +79,10 @@ def load_file(
         content, metadata = read_tensors(path)
     else:
         content, metadata = read_pickled(path), {}
-    chosen = _choose(content, path, network, _expected_names(arch, metadata))
+    expected = _expected_names(arch, metadata)
+    chosen = _choose(content, path, network, expected[:3])
     hints = replace(hints_of(path, content, chosen.tool), heads=heads, positions=positions)
-    weights = without_heads(to_published_names(chosen.weights))
+    weights = without_heads(to_published_names(chosen.weights), set(expected))
     recognized = _body(weights, metadata, arch, hints, path)
     module, weights = recognized.module, recognized.weights
     check_fit(module, weights, path, arch)
@@ -155,8 +156,8 @@ def _expected_names(arch: str | None, metadata: Mapping[str, Any]) -> list[str]:
     try:
         with torch.device("meta"):
             if arch is not None:
-                return list(build_module(arch).state_dict())[:3]
-            return list(rebuild(metadata["architecture"]).state_dict())[:3] if "architecture" in metadata else []
+                return list(build_module(arch).state_dict())
+            return list(rebuild(metadata["architecture"]).state_dict()) if "architecture" in metadata else []
     except ValueError:
         return []
 

@@ -1,7 +1,7 @@
 """How tools spell the parameters of the same network, as data; and the parts of a file that are no backbone."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -92,9 +92,9 @@ def to_published_names(weights: Mapping[str, Tensor]) -> Tensors:
     return _join_projections(renamed) if renames[: len(HUGGING_FACE)] == HUGGING_FACE else renamed
 
 
-def without_heads(weights: Mapping[str, Tensor]) -> Tensors:
-    """The backbone's weights alone."""
-    return {name: value for name, value in weights.items() if not NOT_BACKBONE.fullmatch(name)}
+def without_heads(weights: Mapping[str, Tensor], own: Collection[str] = ()) -> Tensors:
+    """The backbone's weights alone; names of `own` are the backbone's whatever they look like (SAM has a `neck`)."""
+    return {name: value for name, value in weights.items() if name in own or not NOT_BACKBONE.fullmatch(name)}
 
 
 def _renamed(name: str, renames: tuple[tuple[str, str], ...]) -> str:

@@ -23,6 +23,7 @@ from dino_dense.backbone.architectures import has_sine_positions
 from dino_dense.backbone.checkpoints import load_file
 from dino_dense.backbone.dino_vit import DinoViT, ViTShape, build_module
 from dino_dense.backbone.dinov3 import DinoV3, RotaryShape
+from dino_dense.backbone.names import without_heads
 from dino_dense.checkpoint import CheckpointError
 from tests.conftest import TINY_SHAPE
 
@@ -575,6 +576,15 @@ def convnext_of_transformers(weights: Tensors) -> Tensors:
         if not name.startswith("norms."):
             result[name] = value
     return result
+
+
+def test_a_bodys_own_part_with_the_name_of_a_head_is_kept(tmp_path: Path):
+    """SAM's image encoder has a neck."""
+    body = timm.create_model("samvit_base_patch16_224", num_classes=0, depth=1, embed_dim=64, num_heads=1)
+    weights = drawn(body, 1)
+    assert any(name.startswith("neck.") for name in weights)
+    chosen = without_heads(weights | under("projector.", JUNK), set(weights))
+    assert chosen.keys() == weights.keys()
 
 
 def test_parts_of_a_distributed_training_are_refused_by_name(tmp_path: Path):
