@@ -167,9 +167,9 @@ def _body(weights: Weights, metadata: dict[str, Any], arch: str | None, hints: H
     if arch is not None and "dinov3" not in arch:
         return _in_names_of(_named_body(arch, weights, hints.heads), weights)
     if arch is None and "architecture" in metadata:
-        description = dict(metadata["architecture"])
-        if hints.heads is not None:
-            description |= {"num_heads": hints.heads}
+        description = metadata["architecture"]
+        if hints.heads is not None and isinstance(description, dict):
+            description = description | {"num_heads": hints.heads}
         try:
             with torch.device("meta"):  # no memory before the weights are seen to fit
                 empty = _in_names_of(rebuild(description), weights)

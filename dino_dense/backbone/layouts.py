@@ -78,7 +78,9 @@ RULES = (
         r"(student_embedding_model|embedding_model)\.wrapped_model\._model", "teacher",
     ),
     Rule("lightly-train", None, None, only=r"(wrapped_model\.)?_model"),
-    Rule("DINO, iBOT, DINOv2 or DINOv3", r"teacher(\.backbone)?|model_ema\.backbone", r"student(\.backbone)?", "teacher"),
+    Rule(
+        "DINO, iBOT, DINOv2 or DINOv3", r"teacher(\.backbone)?|model_ema\.backbone", r"student(\.backbone)?", "teacher"
+    ),
     Rule("MoCo v3", r"momentum_encoder", r"base_encoder", "student", when=r"(state_dict\.)?base_encoder"),
     Rule("MoCo", r"encoder_k", r"encoder_q", "student", when=r"(state_dict\.)?encoder_q"),
     Rule("I-JEPA", r"target_encoder", r"encoder", "teacher", when=r"(state_dict\.)?target_encoder"),
