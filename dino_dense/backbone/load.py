@@ -17,6 +17,7 @@ from dino_dense.backbone.dino_vit import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     DinoViT,
+    ViTShape,
     build_module,
     check_timm_name,
     create_timm,
@@ -74,7 +75,7 @@ def load_backbone(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = build_module(name, num_heads=heads)
-        backbone = _in_memory(module, name.partition(".")[0], spec)
+        backbone = _in_memory(module, _with_heads(name.partition(".")[0], heads), spec)
         backbone.metadata["timm"] = timm.__version__  # another version may draw other weights from the same seed
         return backbone
     if kind:
@@ -88,6 +89,7 @@ def load_backbone(
     loaded = load_file(weights, arch=arch, network=network, heads=heads, positions=positions)
     shape = getattr(loaded.module, "shape", None)
     name = shape.name if shape is not None else describe(loaded.module)["name"]
+    name = name if isinstance(shape, ViTShape) else _with_heads(name, heads)
     return Backbone(
         loaded.module,
         name=name,
@@ -107,6 +109,11 @@ def _pixel_statistics(metadata: dict[str, Any], key: str, default: Triple, spec:
     if not numbers or len(values) != 3 or not all(abs(value) <= 1 and (key == "mean" or value > 0) for value in values):
         raise CheckpointError(f"{spec}: its metadata give {values!r} as the pixels' {key}, expected three numbers.")
     return tuple(map(float, values))  # type: ignore[return-value]
+
+
+def _with_heads(name: str, heads: int | None) -> str:
+    """The name with the heads that the user gave: the same weights give other features, which are kept by name."""
+    return name if heads is None else f"{name}_heads{heads}"
 
 
 def transformers_weights(name: str) -> Path | None:
