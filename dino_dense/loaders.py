@@ -165,6 +165,7 @@ def read_items(
 
     from dino_dense.training.signals import leave_signals_to_parent
 
+    _forget_ended()
     _RECENT.append(hands)
     single = options.get("batch_size", 1) is None
     loader: DataLoader[Any] = DataLoader(
@@ -179,6 +180,13 @@ def read_items(
             raise batch
         yield batch
     _RECENT.remove(hands)
+
+
+def _forget_ended() -> None:
+    """Let go of loaders whose workers have all ended: their shared memory and process handles are open files."""
+    for hands in [*_RECENT]:
+        if hands.processes and not any(child.is_alive() for child in hands.processes.values()):
+            _RECENT.remove(hands)
 
 
 def _told(loader: DataLoader[Any], hands: Hands) -> Generator[Any]:

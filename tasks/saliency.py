@@ -47,7 +47,7 @@ class SaliencyProtocol(SegmentProtocol):
 
     method: Literal["attention", "tokencut", "lost"] = "tokencut"
     """attention (DINO, Fig. 4), tokencut (Wang et al. 2022) or lost (Siméoni et al. 2021)."""
-    heads: Literal["mean", "best"] | int = "mean"
+    attention_heads: Literal["mean", "best"] | int = "mean"
     """Of attention: the mean of the heads, one head (from 0), or best: the one with the highest IoU, for which the
     truth must be known. Jaccard always takes the best head for each object (DINO, Fig. 4)."""
     refine: Literal["none", "bilateral"] = "none"
@@ -170,7 +170,7 @@ def saliency_maps(
 ) -> tuple[list[SaliencyMap], list[SaliencyMap]]:
     """What is predicted for an image RGB [H, W, 3], and what Jaccard chooses from (of attention, each head's map).
 
-    There is one prediction, but for `heads="best"`.
+    There is one prediction, but for `attention_heads="best"`.
     """
     from dino_dense.objects.segment import compared_maps
 
@@ -198,9 +198,9 @@ def maps_from(compared: Tensor, rgb: Pixels, config: SaliencyProtocol) -> tuple[
         return maps, maps
     attention = compared
     heads = [_at_native_size(s, rgb, config) for s in attention_segments(attention, config.mass, "best")]
-    if config.heads == "best":
+    if config.attention_heads == "best":
         return heads, heads
-    (chosen,) = attention_segments(attention, config.mass, config.heads)
+    (chosen,) = attention_segments(attention, config.mass, config.attention_heads)
     return [_at_native_size(chosen, rgb, config)], heads
 
 
@@ -247,7 +247,7 @@ def _note(backbone: Backbone, config: SaliencyConfig, threshold: float) -> str:
     parts = [f"Confidence (images.csv) is the {CONFIDENCE[config.method]}."]
     if config.refine != "none":
         parts.append(f"max-F is at threshold {threshold:.3f}.")
-    if config.method == "attention" and config.heads == "best":
+    if config.method == "attention" and config.attention_heads == "best":
         parts.append("The head was chosen by the truth, image by image: an upper bound.")
     if config.method != "attention":
         parts.append(feature_note(backbone, config))

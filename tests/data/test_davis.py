@@ -161,7 +161,9 @@ def test_numbers_without_leading_zeros_are_read_in_their_order(tree: Path) -> No
     bear = load_davis(tree)[0]
     assert [path.stem for path in bear.frames] == ["frame8", "frame9", "frame10", "frame11"]
     assert [path.stem for path in bear.masks if path] == ["frame8", "frame9", "frame10", "frame11"]
-    np.testing.assert_array_equal(bear.read_masks(), [two_objects(index) for index in range(FRAMES)])
+    np.testing.assert_array_equal(
+        [bear.read_mask(index) for index in range(len(bear))], [two_objects(index) for index in range(FRAMES)]
+    )
     assert [path.stem for path in load_davis(tree, max_frames=3)[0].frames] == ["frame8", "frame9", "frame10"]
 
 
@@ -236,7 +238,9 @@ def test_ids_of_other_modes_and_formats(tree: Path, convert: Callable, ending: s
         path.unlink()
         convert(ids).save(path.with_suffix(ending))
     bear = load_davis(tree)[0]
-    np.testing.assert_array_equal(bear.read_masks(), [two_objects(index) for index in range(FRAMES)])
+    np.testing.assert_array_equal(
+        [bear.read_mask(index) for index in range(len(bear))], [two_objects(index) for index in range(FRAMES)]
+    )
 
 
 @pytest.mark.parametrize(

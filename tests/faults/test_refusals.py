@@ -93,8 +93,8 @@ CASES += [
         (FIRST, values(0, 1, 255), "void", "void"),
         (FIRST, values(*range(256)), "255", "every value"),
         (FIRST, broken.rgb_mask, "mode RGB", "colours"),
-        (FIRST, broken.float_mask, "mode F", "floats"),
-        (FIRST, broken.wide, "mode I;16", "more than 255 ids"),
+        (FIRST, broken.float_mask, "(F)", "floats"),
+        (FIRST, broken.wide, "(I;16)", "more than 255 ids"),
         (FIRST, broken.cut, "unreadable mask", "truncated"),
         (FIRST, text(b""), "unreadable mask", "zero bytes"),
         (FIRST, broken.folder_instead, "00000.png", "a folder"),
@@ -120,8 +120,8 @@ CASES += [
     Case(task, "classes", file, fault, says, options, what=what)
     for task, options in (("knn", SMALL), ("linear", LINEAR), ("finetune", FINETUNE))
     for file, fault, says, what in [
-        ("train", broken.remove, "expected train/ and val or test/", "no train"),
-        ("val", broken.remove, "expected train/ and val or test/", "no val"),
+        ("train", broken.remove, "expected train/ and val or", "no train"),
+        ("val", broken.remove, "expected train/ and val or", "no val"),
         ("val/dog", broken.rename("dogs"), "Did you mean dog?", "unequal classes"),
         ("train/dog", broken.remove, "only one class", "one class"),
         ("val/cat", lambda path: [file.unlink() for file in path.iterdir()], "cat: no images", "an empty class"),
@@ -221,7 +221,7 @@ CASES += [
         ("knn", "classes", ("--k", "0"), "must be positive"),
         ("knn", "classes", ("--k", "x"), "k"),
         ("knn", "classes", ("--reszie", "64"), "Did you mean --resize?"),
-        ("knn", "classes", ("--device", "tpu"), "expected auto, cpu or cuda"),
+        ("knn", "classes", ("--device", "tpu"), "expected auto, cpu, cuda"),
         ("knn", "classes", ("--data", "/no/such/place"), "/no/such/place"),
         ("knn", "classes", ("--out", "{data}/val/dog/0.jpg", *SMALL), "results need a folder"),
         ("knn", "classes", ("--config", "/no/such/recipe.yaml"), "recipe.yaml"),

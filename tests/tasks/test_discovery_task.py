@@ -285,7 +285,7 @@ def test_an_export_with_one_annotation_file_is_read_and_of_several_it_is_asked_w
     for root in (tmp_path, tmp_path / "train"):
         images, facts, _ = open_images(DiscoveryConfig(data=str(root)))
         assert [(image.name, image.boxes) for image in images] == [("a", ((2, 3, 12, 11),))]
-        assert facts.benchmark is None
+        assert facts.dataset is None
     write_export(tmp_path / "valid")
     with pytest.raises(
         DataError, match=r"--layout coco --annotations train/_annotations\.coco\.json or .*valid/_annot"

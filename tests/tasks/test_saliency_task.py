@@ -210,17 +210,17 @@ def write_voc(root: Path) -> Path:
 
 def test_jaccard_over_objects_is_the_best_heads(tmp_path: Path):
     root = write_voc(tmp_path / "voc")
-    report = run(root, tmp_path / "best", method="attention", heads="best", mass=0.999)
+    report = run(root, tmp_path / "best", method="attention", attention_heads="best", mass=0.999)
     assert values(report)["Jaccard"] == pytest.approx(100), "each object has a head of its own"
     red, green = 24 * 24, 16 * 16
     assert values(report)["IoU"] == pytest.approx(100 * red / (red + green))
     assert "upper bound" in report.note
-    second = run(root, tmp_path / "second", method="attention", heads=1, mass=0.999)
+    second = run(root, tmp_path / "second", method="attention", attention_heads=1, mass=0.999)
     assert values(second)["IoU"] == pytest.approx(100 * green / (red + green))
     assert values(second)["Jaccard"] == pytest.approx(100), "whatever head is predicted with"
     assert "upper bound" not in second.note
     with pytest.raises(ValueError, match="head 2: this backbone has 2"):
-        run(root, tmp_path / "third", method="attention", heads=2)
+        run(root, tmp_path / "third", method="attention", attention_heads=2)
     assert not (tmp_path / "third").exists()
 
 
@@ -228,7 +228,9 @@ def test_void_pixels(tmp_path: Path):
     """The upper rows are void and predicted as background."""
     root = write_voc(tmp_path / "voc")
     found = {
-        void: values(run(root, tmp_path / void, method="attention", mass=0.999, heads=0, void=void))["Accuracy"]
+        void: values(run(root, tmp_path / void, method="attention", mass=0.999, attention_heads=0, void=void))[
+            "Accuracy"
+        ]
         for void in ("background", "ignore", "object")
     }
     missed, void, total = 16 * 16, 8 * SIDE, SIDE**2
@@ -333,7 +335,7 @@ def test_a_network_without_keys_uses_its_last_map(pairs: Path, tmp_path: Path):
 
 def test_command_line(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     arguments = ["--ckpt", RANDOM, "--data", str(pairs), "--preset", "voc12", "--squash", "32", "--device", "cpu"]
-    assert main("saliency", [*arguments, "--heads", "0", "--out", str(tmp_path / "out")]) == 0
+    assert main("saliency", [*arguments, "--attention-heads", "0", "--out", str(tmp_path / "out")]) == 0
     assert "Jaccard" in capsys.readouterr().out
     assert (tmp_path / "out" / "overlays" / "a.jpg").is_file()
     assert read_rgb(tmp_path / "out" / "overlays" / "a.jpg").size[0] > SIDE

@@ -234,7 +234,6 @@ def test_our_suites_are_read(name: str):
         ("- {task: knn, label: ../up}", "label"),
         ("- {tusk: knn}", "expected task"),
         ("- {task: davis, preset: dinosaur}", "unknown preset 'dinosaur'"),
-        ("- {task: knn, preset: dino}", "knn has no presets"),
         ("- {task: knn, config: 5}", "config is 5; expected fields"),
         ("- {task: knn, config: [resize]}", "expected fields"),
         ("- {task: knn, config: {1: 2}}", "expected fields"),

@@ -37,7 +37,7 @@ def test_it_ends_with_a_table_and_goes_on_where_it_stopped(
     suite.write_text(yaml.safe_dump(SUITE))
     monkeypatch.setattr(quickstart, "SUITE", str(suite))
     out = tmp_path / "out"
-    assert quickstart.quickstart(["--out", str(out), "--seeds", "0,1"]) == 0
+    assert quickstart.main(["--out", str(out), "--seeds", "0,1"]) == 0
     text = capsys.readouterr().out
     assert "davis J&F-Mean" in text
     table = pd.read_csv(out / "results.csv")
@@ -45,6 +45,6 @@ def test_it_ends_with_a_table_and_goes_on_where_it_stopped(
     assert table["checkpoint"].nunique() == 3  # random, and a run for each seed
     assert all((out / f"results-seed{seed}" / "index.html").is_file() for seed in (0, 1))
     first = (out / "pretrain-seed0" / "log.csv").read_text()
-    assert quickstart.quickstart(["--out", str(out), "--seeds", "0,1"]) == 0
+    assert quickstart.main(["--out", str(out), "--seeds", "0,1"]) == 0
     assert (out / "pretrain-seed0" / "log.csv").read_text() == first
     pd.testing.assert_frame_equal(pd.read_csv(out / "results.csv"), table)  # seconds too: nothing was run again
