@@ -269,7 +269,7 @@ def _score_all(
     tables = {str(table["sequence"].iat[0]): table for table in distributed.gather_objects(scored)}
     left = [sequence for sequence in sequences if sequence.name not in tables]
     mine = left[context.world.rank :: context.world.size]
-    reading = score_folder(masks, mine, workers=FINISHERS)
+    reading = score_folder(masks, mine)
     quiet = not (context.world.is_main and mine)
     found = list(tracked(reading, total=len(mine), unit="sequence", desc="scoring", disable=quiet))
     tables |= {str(table["sequence"].iat[0]): table for table in distributed.gather_objects(found)}

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from data.masks import PALETTE
 from dino_dense.arrays import Pixels
 from dino_dense.files import write_bytes
+from tasks.harness import plots
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,18 +84,11 @@ def object_curves(path: Path, values: pd.DataFrame) -> None:
     Args:
         values: columns object, J and F, a row a frame and object, in the order of the frames.
     """
-    figure = _blank_figure(6, 3.6)
-    panels = figure.subplots(2, 1, sharex=True)
-    for panel, name in zip(panels, ("J", "F"), strict=True):
-        for identity, rows in values.groupby("object"):
-            colour = tuple(PALETTE[int(str(identity))] / 255)
-            panel.plot(range(1, len(rows) + 1), 100 * rows[name], color=colour, label=f"object {identity}")
-        panel.set_ylabel(f"{name} (percent)")
-        panel.set_ylim(-3, 103)
-        panel.grid(alpha=0.3)
-    panels[0].legend(fontsize="small", ncols=4)
-    panels[-1].set_xlabel("frame")
-    _write_figure(path, figure, 90)
+    objects = {f"object {identity}": rows for identity, rows in values.groupby("object")}
+    tints = {name: PALETTE[int(name.split()[1])] for name in objects}
+    colors = {name: (int(tint[0]), int(tint[1]), int(tint[2])) for name, tint in tints.items()}
+    panels = {name: {label: (100 * rows[name]).tolist() for label, rows in objects.items()} for name in ("J", "F")}
+    save(path, plots.percent_curves({f"{name} (%)": curves for name, curves in panels.items()}, colors, "frame"))
 
 
 def result_strip(path: Path, query: Pixels, results: Sequence[Pixels], right: Sequence[bool]) -> None:

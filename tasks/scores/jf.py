@@ -21,6 +21,7 @@ import pandas as pd
 
 from data.davis import VideoSequence, read_prediction
 from dino_dense.arrays import Mask
+from dino_dense.threads import processors
 
 Ids = npt.NDArray[np.uint8]
 Scores = npt.NDArray[np.float64]
@@ -78,17 +79,22 @@ def score_frame(pred_ids: Ids, gt_ids: Ids, num_objects: int, bound: float = BOU
     return np.concatenate(similarity), np.concatenate(accuracy)
 
 
-def score_folder(folder: str | Path, sequences: Sequence[VideoSequence], *, workers: int = 1) -> Iterator[pd.DataFrame]:
+def score_folder(
+    folder: str | Path, sequences: Sequence[VideoSequence], *, workers: int | None = None
+) -> Iterator[pd.DataFrame]:
     """Score the masks ``folder/<sequence>/<frame>.png``: the table of ``score_sequence`` of each sequence, in order.
 
     Every mask is read once and let go, so that memory holds one pair of frames a worker. The workers are threads:
     decoding and the work on pixels leave Python's lock to the others.
 
+    Args:
+        workers: threads; by default as many as the processors that this process may use.
+
     Raises:
         DataError: a mask is missing or cannot be scored (``read_prediction``, ``VideoSequence.read_mask``).
         ValueError: fewer than 3 frames.
     """
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers or processors()) as pool:
         for sequence in sequences:
             num_objects = sequence.num_objects
             _check_length(sequence.name, len(sequence))
