@@ -48,6 +48,8 @@ class BoxedImage:
     """Of the image in its set: COCO's ids where all are numbers, else counted from 1."""
     annotation: Path | None = None
     """The file that says its boxes, where it has one of its own."""
+    video: str = ""
+    """Of which video it is a frame."""
 
 
 def load_voc_boxes(root: str | Path, split: str = "trainval", *, hard: bool = True) -> list[BoxedImage]:
@@ -121,7 +123,9 @@ def boxes_of_masks(images: Sequence[MaskedImage]) -> list[BoxedImage]:
     for number, image in enumerate(images, start=1):
         ids = image.read()[1]
         pieces = object_masks(ids) if image.has_ids else _pieces(ids)
-        boxed.append(BoxedImage(image.name, image.image, tuple(_around(piece) for piece in pieces), number))
+        boxed.append(
+            BoxedImage(image.name, image.image, tuple(_around(piece) for piece in pieces), number, video=image.video)
+        )
     return boxed
 
 

@@ -77,6 +77,8 @@ class MaskedImage:
     """Whether mask values are object ids with 255 as void; else there is one object."""
     rule: ForegroundRule | None = None
     """Which values are the one object; without it, any above 0 (published sets)."""
+    video: str = ""
+    """Of which video it is a frame."""
 
     def read(self) -> tuple[Pixels, Pixels]:
         """RGB [H, W, 3], and ids [H, W]: 0 background, 1 and up objects, 255 void (only with `has_ids`).
@@ -195,7 +197,7 @@ def load_davis_frames(root: Path, split: str, year: int, sequences: Sequence[str
         for image, mask in zip(sequence.frames, sequence.masks, strict=True):
             if mask is None:
                 raise DataError(f"{image}: no mask for this frame; every frame of a saliency set needs one")
-            frames.append(MaskedImage(f"{sequence.name}/{image.stem}", image, mask, has_ids=year != 2016))
+            frames.append(MaskedImage(f"{sequence.name}/{image.stem}", image, mask, year != 2016, video=sequence.name))
     return frames
 
 

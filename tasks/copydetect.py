@@ -118,7 +118,10 @@ def run(backbone: Backbone | None, config: CopydetectConfig, context: Context) -
     queries, database, note = _describe(backbone, copies, config, context)
     ranked = rankings(queries.to(backbone.device), database.to(backbone.device), top=config.top)
     values, nearest = _score(ranked, copies.positives, len(database), context)
-    scored = pd.concat([copies.table, values], axis=1)
+    # An original and all its copies are one draw.
+    root = Path(copies.facts.root)
+    clusters = [copies.originals[min(right)].relative_to(root).as_posix() for right in copies.positives]
+    scored = pd.concat([copies.table.assign(cluster=clusters), values], axis=1)
     measured = scored if copies.headline == ALL_ATTACKS else scored.loc[scored["attack"] == copies.headline]
     headline = measured.drop(columns="attack")
     return Outcome(
@@ -295,7 +298,7 @@ def _score(
 
 def _per_attack(scored: pd.DataFrame) -> pd.DataFrame:
     """Means of each attack, in the order of the attacks."""
-    groups = scored.drop(columns="sample").groupby("attack", sort=False)
+    groups = scored.drop(columns=["sample", "cluster"]).groupby("attack", sort=False)
     return groups.mean().assign(queries=groups.size()).reset_index()
 
 

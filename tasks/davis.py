@@ -277,12 +277,19 @@ def _score_all(
 
 
 def _per_object(per_frame: pd.DataFrame) -> pd.DataFrame:
-    """Means over the frames, percent, a row an object: columns sample, J&F-Mean, J-Mean, F-Mean."""
+    """Means over the frames, percent, a row an object: columns sample, cluster (video), J&F-Mean, J-Mean, F-Mean."""
     import pandas as pd
 
     means = 100 * per_frame.groupby(["sequence", "object"], sort=False)[["J", "F"]].mean()
     names = [f"{sequence}_{identity}" for sequence, identity in means.index]
-    columns = {"sample": names, "J&F-Mean": means.mean(axis=1), "J-Mean": means["J"], "F-Mean": means["F"]}
+    videos = means.index.get_level_values("sequence").astype(str)
+    columns = {
+        "sample": names,
+        "cluster": videos,
+        "J&F-Mean": means.mean(axis=1),
+        "J-Mean": means["J"],
+        "F-Mean": means["F"],
+    }
     return pd.DataFrame(columns).reset_index(drop=True)
 
 
@@ -294,7 +301,7 @@ def _draw_all(
     context: Context,
 ) -> tuple[Picture, ...]:
     """Of each sequence a strip (first, middle, last frame) and its J and F over time, worst and best first."""
-    means = objects["J&F-Mean"].groupby(objects["sample"].str.rpartition("_")[0]).mean()
+    means = objects.groupby("cluster")["J&F-Mean"].mean()
     by_name = {sequence.name: sequence for sequence in sequences}
     ranked = figures.worst_and_best_first(means)
     pictures = []
@@ -327,14 +334,14 @@ def _first_middle_last(masks: Path, sequence: VideoSequence) -> list[tuple[Pixel
 
 
 def _scores(overall: pd.DataFrame, objects: pd.DataFrame) -> tuple[Score, ...]:
-    """Scores in percent, with the standard error over objects where the metric is their mean."""
+    """Scores in percent, with the standard error over videos where the metric is their mean."""
+    from dino_dense.report.samples import score_samples
+
     scores = []
     for metric in METRICS:
-        spread = (
-            objects[metric.name].std() / len(objects) ** 0.5 if metric.name in objects and len(objects) > 1 else None
-        )
+        error = score_samples(objects, metric.name).stderr if metric.name in objects else None
         value = float(overall[metric.name].to_numpy()[0])
-        scores.append(Score(metric.name, 100 * value, len(objects), None if spread is None else float(spread)))
+        scores.append(Score(metric.name, 100 * value, len(objects), error))
     return tuple(scores)
 
 

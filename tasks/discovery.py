@@ -144,7 +144,7 @@ def run(backbone: Backbone | None, config: DiscoveryConfig, context: Context) ->
             f"min_confidence {config.min_confidence} leaves out every image; their highest confidence is "
             f"{table['confidence'].max():.3f}"
         )
-    samples = answered[["sample", *(metric.name for metric in METRICS)]].reset_index(drop=True)
+    samples = answered[["sample", "cluster", *(metric.name for metric in METRICS)]].reset_index(drop=True)
     pictures: tuple[Picture, ...] = ()
     if context.world.is_main:
         chosen = [(images[place], measured[place]) for place in answered.index]
@@ -281,6 +281,7 @@ def _measure(compared: Tensor, image: BoxedImage, rgb: Pixels, patch: int, confi
         "objects": len(image.boxes),
         "boxes": len(boxes),
         "objects_found": objects_found(boxes, image.boxes),
+        "cluster": image.video or image.name,
         "height": rgb.shape[0],
         "width": rgb.shape[1],
     }

@@ -21,7 +21,7 @@ from tasks.harness import figures
 from tasks.harness.context import Context, DataFacts
 from tasks.harness.runner import main
 from tasks.harness.task import Outcome, Task, file_list_hash, mean_scores
-from tasks.scores.retrieval import METRICS, Indices, positive_ranks, query_scores, rankings
+from tasks.scores.retrieval import METRICS, Indices, first_relatives, positive_ranks, query_scores, rankings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -265,8 +265,16 @@ def _score(
             positive, junk = relevance(query)
             rows[name].append(query_scores(positive_ranks(order, positive, junk, len(database)), len(positive)))
         nearest.append(_first(order, search.groups[search.headline](query)[1]))
-    frames = {name: pd.DataFrame({"sample": search.names, **pd.DataFrame(found)}) for name, found in rows.items()}
+    known = {"sample": search.names, "cluster": search.classes or _landmarks(search)}
+    frames = {name: pd.DataFrame({**known, **pd.DataFrame(found)}) for name, found in rows.items()}
     return frames, nearest
+
+
+def _landmarks(search: _Search) -> list[str]:
+    """For each query the first one that shares a positive with it, in any protocol and over any others."""
+    count = len(search.names)
+    positives = [np.concatenate([of(query)[0] for of in search.groups.values()]) for query in range(count)]
+    return [search.names[first] for first in first_relatives(positives, len(search.database))]
 
 
 def _first(order: Indices, junk: Indices) -> Indices:
@@ -280,12 +288,16 @@ def _tables(samples: dict[str, pd.DataFrame], search: _Search) -> dict[str, pd.D
     import pandas as pd
 
     rows = [
-        {"protocol": name, "queries": int(frame[HEADLINE].notna().sum()), **frame.drop(columns="sample").mean()}
+        {
+            "protocol": name,
+            "queries": int(frame[HEADLINE].notna().sum()),
+            **frame.drop(columns=["sample", "cluster"]).mean(),
+        }
         for name, frame in samples.items()
     ]
     tables = {"retrieval": pd.DataFrame(rows)}
     if search.classes is not None:
-        frame = samples[search.headline].drop(columns="sample")
+        frame = samples[search.headline].drop(columns=["sample", "cluster"])
         tables["classes"] = frame.groupby(pd.Series(search.classes, name="class"), sort=False).mean().reset_index()
     return tables
 

@@ -128,7 +128,7 @@ def run(backbone: Backbone | None, config: SaliencyConfig, context: Context) -> 
     best_f, threshold = f_at_best_threshold([found.curve for found in measured])
     table.insert(3, "max-F", 100 * best_f)
     masks = {found.row["sample"]: found.mask for found in measured}
-    samples = table[["sample", *(metric.name for metric in METRICS)]]
+    samples = table[["sample", "cluster", *(metric.name for metric in METRICS)]]
     pictures: tuple[Picture, ...] = ()
     if context.world.is_main:
         if config.save_masks:
@@ -237,6 +237,7 @@ def _measure(compared: Tensor, image: MaskedImage, given: tuple[Pixels, Pixels],
         "confidence": segment.confidence,
         "ncut": segment.ncut,
         "objects": len(objects),
+        "cluster": image.video or image.name,
     }
     return _Measured(row, f_curve(values, truth[scored]), encode_mask(maps[best].mask))
 

@@ -37,11 +37,12 @@ class SegprobeConfig(PixelProbe):
 
 def run(backbone: Backbone | None, config: SegprobeConfig, context: Context) -> Outcome:
     """Train the layer, apply it to every image of the split, and score."""
-    import pandas as pd
+    import numpy as np
 
     from dino_dense.probes.pixels import predict, train_head
+    from dino_dense.report.samples import score_samples
     from tasks.scores.segmentation import class_iou, pixel_accuracy
-    from tasks.semantic.splits import draw_worst_and_best, evaluate, open_splits, per_class
+    from tasks.semantic.splits import draw_worst_and_best, evaluate, image_samples, open_splits, per_class
 
     assert backbone is not None
     check_whole("crop", config.crop, backbone.patch_size, backbone.name)
@@ -58,24 +59,23 @@ def run(backbone: Backbone | None, config: SegprobeConfig, context: Context) -> 
         workers=config.workers,
     )
     predict_one = partial(predict, backbone, head, config=config)
-    matrix, per_image = evaluate(predict_one, splits, context)
-    iou = class_iou(matrix)
-    samples = pd.DataFrame({"sample": splits.class_names, "mIoU": iou})
+    matrices, per_image = evaluate(predict_one, splits, context)
+    matrix = matrices.sum(0)
+    samples = image_samples(matrices, splits)
+    errors = {name: score_samples(samples, name).stderr for name in ("mIoU", "accuracy")}
     pictures: tuple[Picture, ...] = ()
     if context.world.is_main:
         figures.curves(context.folder() / "curve.png", curve.set_index("step")[["loss"]], "step")
         worst_and_best = draw_worst_and_best(predict_one, splits, per_image, context)
         pictures = (*worst_and_best, Picture("curve.png", "Loss of the linear layer"))
-    seen = samples["mIoU"].dropna()
-    spread = float(seen.std()) / len(seen) ** 0.5 if len(seen) > 1 else None
     return Outcome(
         scores=(
-            Score("mIoU", float(seen.mean()), len(seen), spread),
-            Score("accuracy", pixel_accuracy(matrix), len(splits.val)),
+            Score("mIoU", float(np.nanmean(class_iou(matrix))), len(samples), errors["mIoU"]),
+            Score("accuracy", pixel_accuracy(matrix), len(samples), errors["accuracy"]),
         ),
         data=splits.facts,
         tables={"per_class": per_class(matrix, splits), "per_image": per_image, "curve": curve},
-        note="mIoU is the mean over classes of one confusion matrix over all pixels; n counts the classes.",
+        note="mIoU is the mean over classes of one confusion matrix over all pixels; n counts the images.",
         samples=samples,
         pictures=pictures,
     )

@@ -11,6 +11,7 @@ import torch
 import tasks
 from dino_dense import Backbone, Report, load_backbone
 from dino_dense.config import schema
+from dino_dense.report.samples import clusters_of, metric_terms, score_samples
 from tasks import Context, Outcome, RunOptions, Task, run_one
 from tests.oracles import noise_backbone, oracle_backbone
 
@@ -72,16 +73,18 @@ def check_scores(task: Task, outcome: Outcome) -> None:
 
 
 def check_samples(task: Task, outcome: Outcome) -> None:
-    """A metric's value is the mean of its column, so that comparisons may draw from the samples."""
+    """A metric's value and error are those of its samples, so that comparisons may draw from these."""
     samples = outcome.samples
     assert samples is not None
     assert samples["sample"].is_unique
-    assert task.metrics[0].name in samples
+    assert metric_terms(samples, task.metrics[0].name) is not None
+    assert all(clusters_of(samples))
     for score in outcome.scores:
-        if score.metric in samples:
-            values = samples[score.metric].dropna()
-            assert score.value == pytest.approx(values.mean(), abs=1e-6)
-            assert score.n == len(values)
+        if metric_terms(samples, score.metric) is not None:
+            again = score_samples(samples, score.metric)
+            assert score.value == pytest.approx(again.value, abs=1e-6)
+            assert score.stderr == pytest.approx(again.stderr)
+            assert score.n == again.n
 
 
 def test_smoke_run_gives_the_declared_metrics_twice_the_same_and_leaves_the_weights(task: Task, tmp_path: Path):

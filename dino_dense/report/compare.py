@@ -1,8 +1,8 @@
-"""Are two checkpoints different? Paired differences over the same samples, with bootstrap intervals.
+"""Are two checkpoints different? Paired differences over the same samples, with intervals (`sampling`).
 
-Two means over the same n samples share the samples' difficulty; the differences d_i = b_i - a_i do not. Resampling the
-d_i with replacement gives the interval of their mean (percentile bootstrap: Efron and Tibshirani 1993, chapter 13). It
-covers the choice of samples, not the luck of a training run.
+Two means over the same samples share the samples' difficulty; the differences of single samples do not. What was drawn
+together, as the frames of a video, is drawn together again. An interval covers the choice of samples, not the luck of a
+training run.
 """
 
 import math
@@ -12,52 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from dino_dense.progress import tracked
 from dino_dense.report.cells import number
 from dino_dense.report.intervals import IntervalConfig
 from dino_dense.report.record import Metric, Report, beside
+from dino_dense.report.samples import CLUSTER, SAMPLE, class_columns, clusters_of, metric_terms, score_samples
+from dino_dense.report.sampling import SMALL, cluster_sums, compare_sums
 from dino_dense.report.table import Entry
 
-DRAWS_AT_ONCE = 2**22  # samples drawn at once, 32 MiB of them; does not change the result
 SAME_MEAN = 1e-6  # a score and the mean of its column differ by rounding at most (tests/test_task_contract.py)
 COLUMNS = (
     *("entry", "metric", "unit", "baseline", "candidate", "baseline_value", "candidate_value"),
-    *("difference", "stderr", "low", "high", "better", "worse", "equal", "n"),
+    *("difference", "stderr", "low", "high", "better", "worse", "equal", "n", "clusters"),
     *("verdict", "reason", "note", "bootstrap", "confidence", "seed"),
 )
 NUMBERS = ("baseline_value", "candidate_value", "difference", "stderr", "low", "high", "better", "worse", "equal")
-Numbers = npt.NDArray[np.float64]
-
-
-def bootstrap_means(values: Numbers, resamples: int, seed: int) -> Numbers:
-    """Means [resamples] of draws with replacement from values [n]; the draws depend on n and the seed only."""
-    generator = np.random.default_rng(seed)
-    at_once = max(1, DRAWS_AT_ONCE // len(values))
-    return np.concatenate(
-        [
-            values[generator.integers(len(values), size=(min(at_once, resamples - start), len(values)))].mean(axis=1)
-            for start in range(0, resamples, at_once)
-        ]
-    )
-
-
-def paired_difference(baseline: Numbers, candidate: Numbers, config: IntervalConfig) -> dict[str, float]:
-    """The difference of two means over the same samples.
-
-    Args:
-        baseline, candidate: values [n] of the same samples in the same order, n at least 2.
-
-    Returns:
-        difference (candidate - baseline), its stderr, and the percentile interval low to high.
-    """
-    differences = candidate - baseline
-    tail = 50 * (1 - config.confidence)
-    low, high = np.percentile(bootstrap_means(differences, config.bootstrap, config.seed), [tail, 100 - tail])
-    stderr = differences.std(ddof=1) / len(differences) ** 0.5
-    return {"difference": differences.mean(), "stderr": stderr, "low": low, "high": high}
 
 
 def compare(baseline: Entry, candidate: Entry, config: IntervalConfig) -> pd.DataFrame:
@@ -65,8 +36,8 @@ def compare(baseline: Entry, candidate: Entry, config: IntervalConfig) -> pd.Dat
 
     Returns:
         `COLUMNS`, a row a metric with values of single samples: values and difference (candidate - baseline) in the
-        unit; better, worse, equal in percent of the n samples; verdict better or worse where the interval excludes 0,
-        undecided where it does not, and "not compared" with a reason.
+        unit; better, worse, equal in percent of the n samples; verdict better or worse where chance does not explain
+        the difference (`sampling.compare_sums`), undecided where it may, and "not compared" with a reason.
     """
     reasons = _why_not(baseline, candidate)
     if reasons:
@@ -77,11 +48,11 @@ def compare(baseline: Entry, candidate: Entry, config: IntervalConfig) -> pd.Dat
         return _frame([_row(baseline, candidate, config, reason=str(error))])
     if set(a.index) != set(b.index):
         return _frame([_row(baseline, candidate, config, reason=_other_names(a, b))])
-    rows = [
-        _compare_metric(metric, a.get(metric.name), b.get(metric.name), _row(baseline, candidate, config, metric))
-        for metric in baseline.report.metrics
-        if metric.name in a or metric.name in b
-    ]
+    rows = []
+    for metric in baseline.report.metrics:
+        terms = [metric_terms(samples, metric.name) for samples in (a, b)]
+        if any(terms):
+            rows.append(_compare_metric(metric, a, b, _row(baseline, candidate, config, metric)))
     return _frame(rows or [_row(baseline, candidate, config, reason="no metric has values of single samples")])
 
 
@@ -105,7 +76,7 @@ def compare_all(entries: Sequence[Entry], config: IntervalConfig) -> pd.DataFram
 
 
 def read_samples(entry: Entry) -> pd.DataFrame:
-    """Values of single samples: index their names, sorted; a float column a metric.
+    """Values of single samples: index their names, sorted; a column `cluster`, and those of metrics (`samples`), float.
 
     Raises:
         ValueError: there is no such file, or it is not what the report was made from.
@@ -118,20 +89,22 @@ def read_samples(entry: Entry) -> pd.DataFrame:
     if "sample" not in header:
         raise ValueError(f"{file}: expected a column sample, found {', '.join(header)}. Run the task again.")
     # Names are text, whatever they look like: a sample may be called NA or 007.
-    missing = {name: [""] for name in header if name != "sample"}
-    table = pd.read_csv(file, dtype={"sample": str}, keep_default_na=False, na_values=missing)
+    missing = {name: [""] for name in header if name not in (SAMPLE, CLUSTER)}
+    table = pd.read_csv(file, dtype={SAMPLE: str, CLUSTER: str}, keep_default_na=False, na_values=missing)
     if (table["sample"] == "").any():
         raise ValueError(f"{file}: expected a name for every sample, found none for some. Run the task again.")
     twice = table["sample"][table["sample"].duplicated()]
     if len(twice):
         raise ValueError(f"{file}: sample {twice.iloc[0]!r} is there twice; expected unique names. Run the task again.")
+    table[CLUSTER] = clusters_of(table)
     values = table.set_index("sample").sort_index()
-    values = values[[name for name in metrics if name in values]]
-    for name in values:
+    columns = [str(name) for name in values]
+    kept = [name for name in columns if name in metrics or any(class_columns([name], metric) for metric in metrics)]
+    for name in kept:
         if not pd.api.types.is_numeric_dtype(values[name]):
             raise ValueError(f"{file}: column {name} holds text; expected numbers. Run the task again.")
-    _check_means(file, entry.report, values)
-    return values.astype(np.float64)
+    _check_scores(file, entry.report, values)
+    return values[[CLUSTER, *kept]].astype(dict.fromkeys(kept, np.float64))
 
 
 def differences(a: Report, b: Report) -> list[str]:
@@ -167,7 +140,7 @@ def readable(comparison: pd.DataFrame, escape: Callable[[str], str] = str) -> pd
                 "difference": number(row["difference"], places, sign=True),
                 f"{100 * row['confidence']:.4g} % interval": f"{low} to {high}",
                 "better / worse / equal": f"{row['better']:.0f} / {row['worse']:.0f} / {row['equal']:.0f} %",
-                "n": row["n"],
+                "n": samples_text(row["n"], row["clusters"]),
                 "verdict": row["verdict"],
             }
         )
@@ -201,32 +174,48 @@ def _other_names(a: pd.DataFrame, b: pd.DataFrame) -> str:
     return "; ".join(texts)
 
 
-def _compare_metric(metric: Metric, a: pd.Series | None, b: pd.Series | None, row: dict[str, Any]) -> dict[str, Any]:
-    """The row of a metric, from values by sample."""
-    if a is None or b is None:
-        return row | {"reason": f"only the {'candidate' if a is None else 'baseline'} has values of single samples"}
-    b = b[a.index]
-    one_sided = a.index[a.isna() != b.isna()]
+def _compare_metric(metric: Metric, a: pd.DataFrame, b: pd.DataFrame, row: dict[str, Any]) -> dict[str, Any]:
+    """The row of a metric, from two tables of the same samples, of which one or both have it."""
+    b = b.loc[a.index]
+    first, second = metric_terms(a, metric.name), metric_terms(b, metric.name)
+    if first is None or second is None:
+        return row | {"reason": f"only the {'candidate' if first is None else 'baseline'} has values of single samples"}
+    if first.rows.shape != second.rows.shape or first.value is not second.value:
+        return row | {"reason": "the values of single samples are of other classes"}
+    one_sided = a.index[first.counted != second.counted]
     if len(one_sided):
         return row | {"reason": f"{len(one_sided)} samples have a value in one only, for example {one_sided[0]}"}
-    first, second = a.dropna().to_numpy(), b.dropna().to_numpy()
-    if len(first) < 2:
-        return row | {"reason": f"{len(first)} samples have a value; expected 2 or more"}
+    moved = a.index[a[CLUSTER] != b[CLUSTER]]
+    if len(moved):
+        return row | {"reason": f"{len(moved)} samples are of another cluster, for example {moved[0]}"}
+    counted = first.counted
+    clusters = a[CLUSTER][counted].tolist()
+    if len(set(clusters)) < 2:
+        drawn = "samples have a value" if len(clusters) < 2 else "samples are of one cluster"
+        return row | {"reason": f"{len(clusters)} {drawn}; expected 2 clusters or more"}
+    sums = [cluster_sums(terms.rows[counted], clusters) for terms in (first, second)]
     config = IntervalConfig(row["bootstrap"], row["confidence"], row["seed"])
-    result = paired_difference(first, second, config)
-    gain = (second - first) * (1 if metric.higher_is_better else -1)
-    decided = result["low"] > 0 or result["high"] < 0
+    interval = compare_sums(sums[0], sums[1], first.value, config)
+    values = [float(first.value(total.sum(axis=0))) for total in sums]
+    sign = 1 if metric.higher_is_better else -1
+    gain = sign * (second.value(second.rows[counted]) - first.value(first.rows[counted]))
     return row | {
-        **result,
-        "baseline_value": first.mean(),
-        "candidate_value": second.mean(),
+        **{name: getattr(interval, name) for name in ("difference", "stderr", "low", "high", "clusters")},
+        "baseline_value": values[0],
+        "candidate_value": values[1],
         **{
             name: 100 * share.mean()
             for name, share in (("better", gain > 0), ("worse", gain < 0), ("equal", gain == 0))
         },
-        "n": len(first),
-        "verdict": ("better" if gain.mean() > 0 else "worse") if decided else "undecided",
+        "n": len(clusters),
+        "verdict": ("better" if sign * interval.difference > 0 else "worse") if interval.decided else "undecided",
     }
+
+
+def samples_text(n: int, clusters: int) -> str:
+    """How many samples are compared, and how many clusters they are where these are fewer."""
+    few = ", too few for a bootstrap" if clusters < SMALL else ""
+    return f"{n}{few}" if n == clusters else f"{n} in {clusters} clusters{few}"
 
 
 def _row(
@@ -257,7 +246,7 @@ def _note(a: Report, b: Report) -> str:
 
 def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    return frame.astype({**dict.fromkeys(NUMBERS, "float64"), "n": "Int64"})
+    return frame.astype({**dict.fromkeys(NUMBERS, "float64"), "n": "Int64", "clusters": "Int64"})
 
 
 def _samples_file(entry: Entry) -> Path:
@@ -268,15 +257,16 @@ def _samples_file(entry: Entry) -> Path:
     return beside(entry.folder, name)
 
 
-def _check_means(file: Path, report: Report, values: pd.DataFrame) -> None:
+def _check_scores(file: Path, report: Report, values: pd.DataFrame) -> None:
     for score in report.scores:
-        if score.metric in values:
-            mean = values[score.metric].mean()
-            if not math.isclose(mean, score.value, rel_tol=SAME_MEAN, abs_tol=SAME_MEAN):
-                raise ValueError(
-                    f"{file}: the mean of {score.metric} is {mean:.6g}, expected the report's {score.value:.6g}. The "
-                    "two are not of one run; run the task again."
-                )
+        if metric_terms(values, score.metric) is None:
+            continue
+        value = score_samples(values, score.metric).value
+        if not math.isclose(value, score.value, rel_tol=SAME_MEAN, abs_tol=SAME_MEAN):
+            raise ValueError(
+                f"{file}: the samples give {score.metric} {value:.6g}, expected the report's {score.value:.6g}. "
+                "The two are not of one run; run the task again."
+            )
 
 
 def _protocol(entry: Entry) -> str:

@@ -21,8 +21,9 @@ from markupsafe import Markup
 from PIL import Image
 
 from dino_dense.report.cells import Cell, Column, columns, headlines, mixed_data, number
-from dino_dense.report.compare import not_compared
+from dino_dense.report.compare import not_compared, samples_text
 from dino_dense.report.record import beside
+from dino_dense.report.sampling import SMALL
 from dino_dense.report.table import Entry, checkpoints, labels
 from dino_dense.report.texts import failures
 
@@ -186,7 +187,7 @@ class _Scale:
 def _comparison(comparison: pd.DataFrame | None) -> dict[str, Any]:
     """What the page says of a comparison; empty lists where there is none."""
     if comparison is None or comparison.empty:
-        return {"compared": [], "not_compared": [], "baselines": [], "confidence": "", "resamples": 0}
+        return {"compared": [], "not_compared": [], "baselines": [], "confidence": "", "resamples": 0, "small": SMALL}
     rows = comparison[comparison["reason"] == ""]
     return {
         "compared": _compared(rows),
@@ -194,6 +195,7 @@ def _comparison(comparison: pd.DataFrame | None) -> dict[str, Any]:
         "baselines": list(rows["baseline"].unique()),
         "confidence": f"{100 * comparison['confidence'].iloc[0]:.4g}",
         "resamples": int(comparison["bootstrap"].iloc[0]),
+        "small": SMALL,
     }
 
 
@@ -206,6 +208,7 @@ def _compared(rows: pd.DataFrame) -> list[dict[str, Any]]:
             places = 1 if row["unit"] == "%" else 3
             texts = {name: number(row[name], places) for name in ("baseline_value", "candidate_value")}
             texts |= {name: number(row[name], places, sign=True) for name in ("difference", "low", "high")}
+            texts["n"] = samples_text(int(row["n"]), int(row["clusters"]))
             plot = _Plot(scale(row["difference"]), scale(row["low"]), scale(row["high"]), mark=scale(0.0))
             shown.append({"row": row, "text": texts, "plot": plot})
     return shown

@@ -28,7 +28,10 @@ LATEX_ESCAPES = {
     "↓": r"$\downarrow$",
 }
 MARKDOWN_MARKS = re.compile(r"[\\|`*\[\]]|<(?=[A-Za-z/!?])|&(?=#?\w+;)")  # code, emphasis, links, tags, entities
-KEY = "Values ± standard error over samples; ↑ higher is better, ↓ lower is better; the best of each column is bold."
+KEY = (
+    "Values ± standard error (frames of one video, copies of one original are drawn together); "
+    "↑ higher is better, ↓ lower is better; the best of each column is bold."
+)
 
 
 @dataclass(frozen=True)

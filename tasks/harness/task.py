@@ -30,8 +30,9 @@ class Outcome:
     note: str = ""
     """What a reader must know to read the number."""
     samples: pd.DataFrame | None = None
-    """Column `sample` (its name, unique), then a column a metric, named as the metric and in its unit, whose mean
-    over the rows with a value is that metric's score: what paired comparisons of two checkpoints draw from."""
+    """What paired comparisons of two checkpoints draw from (`dino_dense.report.samples`): a row a sample, its unique
+    name in `sample`; in `cluster` the video, original or landmark that it was drawn with, where there is one; a column
+    a metric, named as the metric and in its unit, whose mean over the rows with a value is that metric's score."""
     pictures: tuple[Picture, ...] = ()
     """Image files the task wrote under `context.folder(...)`; the first ones say most."""
 
@@ -81,13 +82,10 @@ class Command:
 
 
 def mean_scores(samples: pd.DataFrame) -> tuple[Score, ...]:
-    """A score a metric column of an `Outcome.samples`: the mean over rows with a value, and its standard error."""
-    scores = []
-    for name in samples.columns.drop("sample"):
-        values = samples[name].dropna()
-        spread = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else None
-        scores.append(Score(name, float(values.mean()), len(values), spread))
-    return tuple(scores)
+    """A score a metric column of an `Outcome.samples`: the mean over rows with a value, its error over clusters."""
+    from dino_dense.report.samples import score_samples
+
+    return tuple(score_samples(samples, name) for name in samples.columns.drop(["sample", "cluster"], errors="ignore"))
 
 
 def file_list_hash(root: Path, files: Sequence[Path]) -> str:

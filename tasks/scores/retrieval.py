@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -101,3 +101,22 @@ def query_scores(ranks: Indices, total: int) -> dict[str, float]:
     precision = {f"mP@{k}": 100 * precision_at(ranks, k) for k in PLACES}
     recall = {f"recall@{k}": 100.0 * bool((ranks < k).any()) for k in PLACES}
     return {"mAP": 100 * average_precision(ranks, total), **precision, **recall}
+
+
+def first_relatives(positives: Sequence[Indices], count: int) -> list[int]:
+    """For each query the first of its group: two queries are of one group that share a positive, or a relative.
+
+    Args:
+        positives: of each query, indices into a database of `count` images.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    queries = len(positives)
+    rows = np.repeat(np.arange(queries), [len(found) for found in positives])
+    columns = queries + np.concatenate([np.zeros(0, np.int64), *positives]).astype(np.int64)
+    size = queries + count
+    graph = coo_matrix((np.ones(len(rows), bool), (rows, columns)), shape=(size, size))
+    groups = connected_components(graph, directed=False)[1][:queries]
+    _, firsts, group_of = np.unique(groups, return_index=True, return_inverse=True)
+    return [int(first) for first in firsts[group_of]]

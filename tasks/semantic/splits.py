@@ -24,6 +24,7 @@ from data.segmentation import (
 from dino_dense import Picture, distributed
 from dino_dense.arrays import Pixels
 from dino_dense.progress import tracked
+from dino_dense.report.samples import ratio_columns
 from tasks.harness import figures
 from tasks.harness.context import Context, DataFacts
 from tasks.harness.task import file_list_hash
@@ -71,7 +72,7 @@ def open_splits(data: str | None, train_split: str, split: str) -> LabelledSplit
 
 
 def evaluate(predict: Predict, splits: LabelledSplits, context: Context) -> tuple[Counts, pd.DataFrame]:
-    """One confusion matrix [K, K] over all pixels, and each image's own mIoU; the processes share the images."""
+    """Each image's confusion matrix [N, K, K], and its own scores; the processes share the images."""
     classes = len(splits.class_names)
     numbers = list(range(len(splits.val)))
     matrices = []
@@ -84,7 +85,20 @@ def evaluate(predict: Predict, splits: LabelledSplits, context: Context) -> tupl
         (pair.name, float(np.nanmean(class_iou(m))), pixel_accuracy(m))
         for pair, m in zip(splits.val, gathered, strict=True)
     ]
-    return gathered.sum(0), pd.DataFrame(rows, columns=["image", "mIoU", "accuracy"])
+    return gathered, pd.DataFrame(rows, columns=["image", "mIoU", "accuracy"])
+
+
+def image_samples(matrices: Counts, splits: LabelledSplits) -> pd.DataFrame:
+    """What each image adds to mIoU and accuracy over all pixels, from confusion matrices [N, K, K]."""
+    hits = np.diagonal(matrices, axis1=1, axis2=2)
+    unions = matrices.sum(1) + matrices.sum(2) - hits
+    right, pixels = hits.sum(1, keepdims=True), matrices.sum((1, 2))[:, None]
+    names = [pair.name for pair in splits.val]
+    columns = {
+        **ratio_columns("mIoU", splits.class_names, hits, unions),
+        **ratio_columns("accuracy", ("pixels",), right, pixels),
+    }
+    return pd.DataFrame({"sample": names, "cluster": names, **columns})
 
 
 def per_class(matrix: Counts, splits: LabelledSplits) -> pd.DataFrame:

@@ -1,7 +1,6 @@
 """Paired comparisons: the interval, and everything that must be alike before one is given."""
 
 import dataclasses
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
 from dino_dense.config import command_line
-from dino_dense.report import Entry, IntervalConfig, compare_all
+from dino_dense.report import Entry, IntervalConfig, Metric, compare_all
 from dino_dense.report.__main__ import main
-from dino_dense.report.compare import bootstrap_means, compare, not_compared, paired_difference
+from dino_dense.report.compare import compare, not_compared, readable
+from dino_dense.report.samples import ratio_columns, score_samples
 from tests.report.builders import CONFIG, RANDOM, VITS8, VITS16, edited, failed_entry, make_batch, make_entry
 
 QUICK = IntervalConfig(bootstrap=300)
@@ -30,43 +29,6 @@ def rewrite(entry: Entry, change: Any) -> None:
     """Edit the entry's samples.csv."""
     file = entry.folder / "samples.csv"
     change(pd.read_csv(file)).to_csv(file, index=False)
-
-
-def test_means_are_those_of_a_plain_loop(monkeypatch: pytest.MonkeyPatch):
-    values = np.random.default_rng(5).normal(size=37)
-    generator = np.random.default_rng(11)
-    loop = [np.mean([values[generator.integers(37)] for _ in range(37)]) for _ in range(50)]
-    np.testing.assert_allclose(bootstrap_means(values, 50, 11), loop, rtol=1e-12)
-    monkeypatch.setattr("dino_dense.report.compare.DRAWS_AT_ONCE", 100)  # two resamples at once
-    np.testing.assert_allclose(bootstrap_means(values, 50, 11), loop, rtol=1e-12)
-
-
-def test_interval_is_close_to_scipys():
-    generator = np.random.default_rng(0)
-    baseline = generator.normal(50, 10, 80)
-    candidate = baseline + generator.exponential(3, 80)
-    mine = paired_difference(baseline, candidate, IntervalConfig(bootstrap=20_000))
-    theirs = stats.bootstrap(
-        (candidate - baseline,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
-    )
-    # Both are Monte Carlo; a percentile of 20,000 draws is known to about 2 % of the standard error.
-    tolerance = 0.1 * mine["stderr"]
-    assert mine["low"] == pytest.approx(theirs.confidence_interval.low, abs=tolerance)
-    assert mine["high"] == pytest.approx(theirs.confidence_interval.high, abs=tolerance)
-    assert mine["stderr"] == pytest.approx(theirs.standard_error, rel=0.05)
-
-
-def test_interval_holds_the_true_difference_as_often_as_it_says():
-    truth, trials, held = 1.5, 200, 0
-    for trial in range(trials):
-        generator = np.random.default_rng(trial)
-        difficulty = generator.normal(60, 20, 100)
-        baseline = difficulty + generator.normal(0, 4, 100)
-        candidate = difficulty + truth + generator.normal(0, 4, 100)
-        interval = paired_difference(baseline, candidate, IntervalConfig(bootstrap=1000, seed=trial))
-        held += interval["low"] <= truth <= interval["high"]
-    # Four standard deviations of a binomial with p = 0.94: a percentile interval over 100 samples is a little short.
-    assert abs(held - 0.94 * trials) < 4 * math.sqrt(trials * 0.94 * 0.06)
 
 
 def test_identical_reports_differ_by_nothing(tmp_path: Path):
@@ -97,13 +59,13 @@ def test_order_of_the_samples_does_not_matter(tmp_path: Path):
 
 
 def test_values_shares_and_direction(tmp_path: Path):
-    names = [f"s{index}" for index in range(4)]
+    names = [f"s{index}" for index in range(8)]
     first, second = (
         make_entry(
             tmp_path,
             "depth",
             name,
-            samples=pd.DataFrame({"sample": names, "RMSE": rmse, "δ < 1.25": accuracy}),
+            samples=pd.DataFrame({"sample": names, "RMSE": rmse * 2, "δ < 1.25": accuracy * 2}),
         )
         for name, rmse, accuracy in (
             ("a", [1.0, 1.0, 1.0, 1.0], [50.0, 50.0, 50.0, 50.0]),
@@ -112,11 +74,79 @@ def test_values_shares_and_direction(tmp_path: Path):
     )
     rmse, accuracy = compare(first, second, QUICK).to_dict("records")
     assert rmse["difference"] == pytest.approx(-0.475)
-    assert (rmse["better"], rmse["worse"], rmse["equal"], rmse["n"]) == (100, 0, 0, 4)
+    assert (rmse["better"], rmse["worse"], rmse["equal"], rmse["n"]) == (100, 0, 0, 8)
     assert rmse["verdict"] == "better"  # lower is better
-    assert rmse["stderr"] == pytest.approx(np.std([0.5, 0.5, 0.5, 0.4], ddof=1) / 2)
+    assert rmse["stderr"] == pytest.approx(np.std([0.5, 0.5, 0.5, 0.4] * 2, ddof=1) / 8**0.5)
     assert (accuracy["better"], accuracy["worse"], accuracy["equal"]) == (25, 25, 50)
     assert accuracy["verdict"] == "undecided"
+
+
+def frames_of(videos: int, gain: float, frames: int = 30) -> pd.DataFrame:
+    """Frames whose video decides the value: nearly no spread within, much between."""
+    names = [f"v{video:02d}/{frame:04d}" for video in range(videos) for frame in range(frames)]
+    generator = np.random.default_rng(videos)
+    levels = np.repeat(60 + generator.normal(gain, 8, videos), frames)
+    values = levels + generator.normal(0, 0.1, len(names))
+    return pd.DataFrame({"sample": names, "cluster": [name[:3] for name in names], "top-1": values, "top-5": 90.0})
+
+
+def test_frames_of_a_video_are_one_draw(tmp_path: Path):
+    """Thirty frames of each of five videos decide nothing; taken for independent they would."""
+    tables = [frames_of(5, 0.0).assign(**{"top-1": 60.0}), frames_of(5, 6.0)]
+    first, second = (make_entry(tmp_path, checkpoint=f"c{i}", samples=table) for i, table in enumerate(tables))
+    rows = compare(first, second, QUICK)
+    row = rows.iloc[0]
+    assert (row["n"], row["clusters"], row["verdict"]) == (150, 5, "undecided")
+    assert readable(rows)["n"][0] == "150 in 5 clusters, too few for a bootstrap"
+    alone = [
+        make_entry(tmp_path / "alone", checkpoint=f"c{i}", samples=table.drop(columns="cluster"))
+        for i, table in enumerate(tables)
+    ]
+    assert compare(*alone, QUICK)["verdict"][0] != "undecided"
+    assert row["stderr"] > 4 * compare(*alone, QUICK)["stderr"][0]
+
+
+def test_samples_of_one_video_are_not_compared(tmp_path: Path):
+    entries = [make_entry(tmp_path, checkpoint=name, samples=frames_of(1, 0)) for name in "ab"]
+    assert compare(*entries, QUICK)["reason"][0] == "30 samples are of one cluster; expected 2 clusters or more"
+
+
+def test_samples_whose_clusters_differ_are_not_compared(tmp_path: Path):
+    tables = [frames_of(6, 0), frames_of(6, 0)]
+    tables[1].loc[3, "cluster"] = "v05"
+    entries = [make_entry(tmp_path, checkpoint=f"c{i}", samples=table) for i, table in enumerate(tables)]
+    assert compare(*entries, QUICK)["reason"][0] == "1 samples are of another cluster, for example v00/0003"
+
+
+def segmented(gain: float, classes: str = "abc") -> pd.DataFrame:
+    """Images with hits and unions of each class."""
+    generator = np.random.default_rng(3)
+    unions = generator.integers(100, 900, (40, len(classes)))
+    share = np.clip(np.linspace(0.2, 0.7, len(classes)) + gain + generator.normal(0, 0.03, unions.shape), 0, 1)
+    hits = (share * unions).astype(int)
+    columns = ratio_columns("mIoU", list(classes), hits, unions)
+    return pd.DataFrame({"sample": [f"image {number}" for number in range(40)], **columns})
+
+
+def segmentation_entry(root: Path, checkpoint: str, table: pd.DataFrame) -> Entry:
+    entry = make_entry(root, checkpoint=checkpoint, samples=table)
+    return edited(entry, metrics=(Metric("mIoU"),), scores=(score_samples(table, "mIoU"),))
+
+
+def test_miou_draws_images_not_classes(tmp_path: Path):
+    first, second = (segmentation_entry(tmp_path, str(gain), segmented(gain)) for gain in (0.0, 0.02))
+    row = compare(first, second, QUICK).iloc[0]
+    assert (row["metric"], row["n"], row["clusters"], row["verdict"]) == ("mIoU", 40, 40, "better")
+    assert row["difference"] == pytest.approx(second.report.scores[0].value - first.report.scores[0].value)
+    error = first.report.scores[0].stderr
+    assert error is not None
+    assert 0 < error < np.std([20, 45, 70], ddof=1) / 3**0.5 / 5  # the spread between classes
+
+
+def test_miou_of_other_classes_is_not_compared(tmp_path: Path):
+    first = segmentation_entry(tmp_path, "a", segmented(0.0))
+    second = segmentation_entry(tmp_path, "b", segmented(0.0, "abcd"))
+    assert compare(first, second, QUICK)["reason"][0] == "the values of single samples are of other classes"
 
 
 def test_samples_may_be_called_like_missing_values_and_numbers(tmp_path: Path):
@@ -199,7 +229,10 @@ def test_what_changes_no_number_may_differ(tmp_path: Path):
         (lambda table: pd.concat([table, table[:1]]), "'val/0000.jpg' is there twice"),
         (lambda table: table.drop(columns="sample"), "expected a column sample, found top-1, top-5"),
         (lambda table: table.assign(**{"top-1": "high"}), "column top-1 holds text"),
-        (lambda table: table.assign(**{"top-1": table["top-1"] + 1}), "mean of top-1 is 73, expected the report's 72"),
+        (
+            lambda table: table.assign(**{"top-1": table["top-1"] + 1}),
+            "the samples give top-1 73, expected the report's 72",
+        ),
         (lambda table: table.assign(sample=["", *table["sample"][1:]]), "expected a name for every sample"),
         (lambda table: table[["sample"]], "only the baseline has values"),
     ],
@@ -223,7 +256,7 @@ def test_a_missing_sample_is_never_left_out_silently(tmp_path: Path):
 def test_one_sample_has_no_interval(tmp_path: Path):
     entries = [make_entry(tmp_path, checkpoint=name, n=1) for name in "ab"]
     # The builder's standard error of one sample is not a number; that is not what is looked at here.
-    assert "1 samples have a value; expected 2 or more" in compare(*entries, QUICK)["reason"].iloc[0]
+    assert "1 samples have a value; expected 2 clusters or more" in compare(*entries, QUICK)["reason"].iloc[0]
 
 
 def test_first_against_each_other_within_a_way_to_measure(tmp_path: Path):

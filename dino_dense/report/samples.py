@@ -1,0 +1,96 @@
+"""The table of single samples beside a report: what a score is made of, and what is compared.
+
+Columns: `sample`, its unique name; `cluster`, the name of what was drawn with it (a video, an original, a landmark),
+without which every sample is a draw of its own; and for each metric either a column of its name, whose mean over the
+rows with a value is the score, or pairs of columns `METRIC hits CLASS` and `METRIC union CLASS`, whose sums over the
+rows give the score as the mean of 100 * hits / union over the classes (mIoU is that).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dino_dense.report.record import Score
+from dino_dense.report.sampling import Numbers, Value, cluster_sums, mean_ratio_value, mean_value, standard_error
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SAMPLE, CLUSTER = "sample", "cluster"
+
+
+class Terms(NamedTuple):
+    """What each of n samples adds to the sums that a metric is a function of."""
+
+    rows: Numbers
+    """[n, D]"""
+    value: Value
+    """Sums [..., D] -> the metric."""
+    counted: npt.NDArray[np.bool_]
+    """[n]: whether the sample has a value."""
+
+
+def metric_terms(samples: pd.DataFrame, metric: str) -> Terms | None:
+    """The terms of a metric in a table of samples; None where the table does not have it.
+
+    Raises:
+        ValueError: a column of hits without its union, or the reverse.
+    """
+    if metric in samples:
+        values = samples[metric].to_numpy(np.float64)
+        counted = ~np.isnan(values)
+        rows = np.stack([np.where(counted, values, 0.0), counted.astype(np.float64)], axis=1)
+        return Terms(rows, mean_value, counted)
+    names = class_columns(list(samples.columns), metric)
+    if not names:
+        return None
+    columns = [_column(metric, part, name) for part in ("hits", "union") for name in names]
+    missing = [column for column in columns if column not in samples]
+    if missing:
+        raise ValueError(
+            f"the samples of {metric} have no column {missing[0]!r}; expected hits and union of each class"
+        )
+    return Terms(samples[columns].to_numpy(np.float64), mean_ratio_value, np.ones(len(samples), bool))
+
+
+def class_columns(columns: Sequence[str], metric: str) -> list[str]:
+    """Names of the classes that columns of this metric have hits or unions of, in order."""
+    prefixes = tuple(_column(metric, part, "") for part in ("hits", "union"))
+    return list(dict.fromkeys(c.removeprefix(p) for c in columns for p in prefixes if c.startswith(p)))
+
+
+def ratio_columns(
+    metric: str, classes: Sequence[str], hits: npt.NDArray, unions: npt.NDArray
+) -> dict[str, npt.NDArray]:
+    """Columns of a metric that is a mean of ratios, from hits and unions [n, K] of n samples and K classes."""
+    parts = (("hits", hits), ("union", unions))
+    return {_column(metric, part, name): counts[:, k] for part, counts in parts for k, name in enumerate(classes)}
+
+
+def clusters_of(samples: pd.DataFrame) -> list[str]:
+    """The cluster of each row; its own name where the table has none."""
+    return samples[CLUSTER if CLUSTER in samples else SAMPLE].astype(str).tolist()
+
+
+def score_samples(samples: pd.DataFrame, metric: str) -> Score:
+    """A metric's value, the number of samples that have one, and its standard error over clusters.
+
+    Raises:
+        ValueError: the table does not have the metric.
+    """
+    terms = metric_terms(samples, metric)
+    if terms is None:
+        raise ValueError(f"no values of {metric} in columns {', '.join(samples.columns)}")
+    clusters = [cluster for cluster, counted in zip(clusters_of(samples), terms.counted, strict=True) if counted]
+    sums = cluster_sums(terms.rows[terms.counted], clusters)
+    # A mean is taken in the order of the rows, so that no score depends on the clusters, not by rounding either.
+    value = float(samples[metric].mean() if metric in samples else terms.value(sums.sum(axis=0)))
+    return Score(metric, value, int(terms.counted.sum()), standard_error(sums, terms.value))
+
+
+def _column(metric: str, part: str, name: str) -> str:
+    return f"{metric} {part} {name}"
