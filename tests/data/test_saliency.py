@@ -9,6 +9,7 @@ from PIL import Image
 from data import DataError
 from data.masks import write_mask
 from data.saliency import FOLDER_PAIRS, MaskedImage, detect_layout, load_saliency, object_masks
+from data.sample import sample_data
 
 SIZE = (20, 30)  # height, width
 
@@ -167,3 +168,9 @@ def test_ids_are_read_as_they_are(tmp_path: Path):
     write_mask(tmp_path / "masks" / "a.png", disc(7))
     image = MaskedImage("a", tmp_path / "images" / "a.jpg", tmp_path / "masks" / "a.png", has_ids=True)
     assert sorted(np.unique(image.read()[1])) == [0, 7]
+
+
+def test_frames_of_a_davis_tree_name_their_video():
+    frames = load_saliency(sample_data().davis, year=2017)
+    assert {frame.video for frame in frames} == {frame.name.split("/")[0] for frame in frames}
+    assert len({frame.video for frame in frames}) < len(frames)

@@ -65,7 +65,7 @@ def make_entry(
     table = make_samples(metrics, means[: len(metrics)], n, seed) if samples is None else samples
     scores = [
         Score(name, float(column.mean()), int(column.count()), float(column.std()) / column.count() ** 0.5)
-        for name, column in table.select_dtypes("number").items()
+        for name, column in table[[metric.name for metric in metrics if metric.name in table]].items()
     ]
     facts: dict[str, Any] = {
         "task": task,

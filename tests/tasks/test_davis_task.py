@@ -146,6 +146,20 @@ def test_ground_truth_scores_100_and_needs_no_backbone(tree: Path, tmp_path: Pat
     assert report.checkpoint == {}
 
 
+def test_objects_of_a_video_are_one_draw(tree: Path, tmp_path: Path):
+    """The error of the mean over objects is that of videos drawn, by a plain jackknife."""
+    for path in (tree / "Annotations" / "480p").rglob("*.png"):
+        moved = np.roll(read_ids(path), 2 if path.parent.name == "one" else 6, axis=1)
+        write_mask(tmp_path / "masks" / path.parent.name / path.name, moved)
+    report = run(tree, tmp_path / "out", score=str(tmp_path / "masks"))
+    samples = pd.read_csv(tmp_path / "out" / "samples.csv")
+    assert samples["cluster"].tolist() == [name.rpartition("_")[0] for name in samples["sample"]]
+    left_out = [samples.loc[samples["cluster"] != video, "J-Mean"].mean() for video in samples["cluster"].unique()]
+    expected = np.sqrt((len(left_out) - 1) * np.var(left_out))
+    assert expected > 1
+    assert {score.metric: score.stderr for score in report.scores}["J-Mean"] == pytest.approx(expected)
+
+
 def test_scoring_says_which_file_is_wrong(tree: Path, tmp_path: Path):
     masks = tmp_path / "masks"
     shutil.copytree(tree / "Annotations" / "480p", masks)
