@@ -2,12 +2,19 @@
 
 The tree is a DAVIS-2016 one (DINO_DENSE_DAVIS) or the embedded videos; the predictions are its true masks, moved and
 eroded. Seconds hold all that `python -m tasks.davis --score` does to score: opening the tree, reading, J and F.
+
+Where other scorers are installed, whole processes are compared too, imports and pictures included. Name the folder of
+github.com/hkchengrex/vos-benchmark in VOS_BENCHMARK, that of github.com/davisvideochallenge/davis2017-evaluation in
+DAVIS_TOOLKIT, and a Python that has what they import in SCORERS_PYTHON.
 """
 
 import math
 import os
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -17,7 +24,7 @@ from PIL import Image
 
 from benchmarks.bench import Row, in_turn, publish
 from data.davis import load_davis
-from data.masks import write_mask
+from data.masks import read_ids, write_mask
 from data.sample import sample_data
 from tasks.scores.jf import score_folder
 
@@ -102,12 +109,64 @@ def ours(root: Path, year: int, folder: Path, workers: int) -> pd.DataFrame:
 def main() -> list[Row]:
     root, year = tree()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = Path(name) / "masks"
         make_predictions(root, year, folder)
         frames = sum(len(sequence) for sequence in load_davis(root, year))
         rows = [_row(root, year, folder, frames, workers) for workers in (1, 2)]
+        rows += whole_processes(root, year, folder, Path(name) / "processes")
     publish(rows)
     return rows
+
+
+def whole_processes(root: Path, year: int, folder: Path, work: Path) -> list[Row]:
+    """`tasks.davis --score` against each scorer that the environment names, on one tree of ids."""
+    python = os.environ.get("SCORERS_PYTHON", sys.executable)
+    tools = {
+        "vos-benchmark, two processes": ("VOS_BENCHMARK", "benchmark.py -g {truth} -m {masks} -n 2"),
+        "the official toolkit": (
+            "DAVIS_TOOLKIT",
+            "evaluation_method.py --task semi-supervised --davis_path {tree} --results_path {masks}",
+        ),
+    }
+    named = {name: (os.environ[variable], line) for name, (variable, line) in tools.items() if variable in os.environ}
+    if not named:
+        return []
+    truth, masks, out = work / "tree/Annotations/480p", work / "masks", work / "out"
+    frames = write_id_tree(root, year, folder, work)
+    ours = [sys.executable, "-m", "tasks.davis", "--data", str(work / "tree"), "--score", str(masks), "--out", str(out)]
+    rows = []
+    for name, (place, line) in named.items():
+        words = [python, *line.format(truth=truth, masks=masks, tree=work / "tree").split()]
+        plain_s, ours_s = in_turn(
+            partial(_run, words, place, masks), partial(_run, ours, Path(__file__).parents[1], out)
+        )
+        work_text = f"{frames} masks as a whole process, beside {name}"
+        rows.append(Row("scoring", work_text, plain_s, ours_s, "s", target=2 if "vos" in name else None))
+    return rows
+
+
+def write_id_tree(root: Path, year: int, folder: Path, work: Path) -> int:
+    """A DAVIS-2017 tree with the masks of `root` as ids, and the predictions as ids; the number of masks."""
+    sequences = load_davis(root, year)
+    lists = work / "tree/ImageSets/2017"
+    lists.mkdir(parents=True)
+    (lists / "val.txt").write_text("".join(f"{sequence.name}\n" for sequence in sequences))
+    for sequence in sequences:
+        for index, frame in enumerate(sequence.frames):
+            file = f"{sequence.name}/{frame.stem}.png"
+            write_mask(work / "tree/Annotations/480p" / file, sequence.read_mask(index))
+            write_mask(work / "masks" / file, read_ids(folder / file))
+            link = work / "tree/JPEGImages/480p" / sequence.name / frame.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(frame.resolve())
+    return sum(len(sequence) for sequence in sequences)
+
+
+def _run(words: Sequence[str], place: str | Path, results: Path) -> None:
+    """One process from start to end, with no results of an earlier one to reuse."""
+    for file in [*results.glob("*.csv"), *results.glob("*.json")]:
+        file.unlink()
+    subprocess.run(words, cwd=place, check=True, capture_output=True)
 
 
 def _row(root: Path, year: int, folder: Path, frames: int, workers: int) -> Row:
