@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from benchmarks.bench import Row, in_turn, publish
@@ -19,7 +19,6 @@ from dino_dense import distributed
 from dino_dense.pretrain.batches import MicroBatch
 from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.crops import prepare
-from dino_dense.pretrain.network import MultiCropNetwork
 from dino_dense.pretrain.optim import param_groups
 from dino_dense.pretrain.trainer import Trainer
 
@@ -76,7 +75,10 @@ class PlainLoop:
 
     def __init__(self, trainer: Trainer, dtype: torch.dtype | None = None) -> None:
         self.config, self.trainer, self.dtype = trainer.config, trainer, dtype
-        self.student, self.teacher = (copy.deepcopy(net) for net in (trainer.state.student, trainer.state.teacher))
+        state = copy.deepcopy(trainer.stepper.state)
+        dino = state.learner.parts()["dino"]
+        self.student = nn.Sequential(state.learner.student.backbone, dino.student_head)
+        self.teacher = nn.Sequential(state.teacher.backbone, dino.teacher_head)
         for module in [*self.student.modules(), *self.teacher.modules()]:
             if hasattr(module, "fused_attn"):
                 module.fused_attn = False
@@ -86,9 +88,9 @@ class PlainLoop:
     def step(self, batch: MicroBatch, step: int) -> float:
         config, trainer = self.config, self.trainer
         for group in self.optimizer.param_groups:
-            group["lr"] = trainer.lr[step]
+            group["lr"] = trainer.stepper.schedules.lr[step]
             if group["decay"]:
-                group["weight_decay"] = trainer.weight_decay[step]
+                group["weight_decay"] = trainer.stepper.schedules.weight_decay[step]
         crops = [prepare(views.to(DEVICE), batch.global_looks) for views in (batch.global_views, batch.local_views)]
         with torch.autocast(DEVICE.type, self.dtype, enabled=self.dtype is not None):
             with torch.no_grad():
@@ -105,13 +107,14 @@ class PlainLoop:
         self.optimizer.step()
         with torch.no_grad():
             self.center = config.center_momentum * self.center + (1 - config.center_momentum) * teacher.mean(0, True)
-            momentum = float(trainer.momentum[step])
+            momentum = float(trainer.stepper.schedules.momentum[step])
             for ours, theirs in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
                 ours.mul_(momentum).add_(theirs, alpha=1 - momentum)
         return float(loss.detach())
 
-    def _forward(self, network: MultiCropNetwork, crops: list[Tensor]) -> Tensor:
-        return network.head(torch.cat([network.backbone(group) for group in crops]))
+    def _forward(self, network: nn.Sequential, crops: list[Tensor]) -> Tensor:
+        backbone, head = network
+        return head(torch.cat([backbone(group) for group in crops]))
 
     def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         config = self.config
@@ -130,7 +133,7 @@ class PlainLoop:
 
 
 def step_of(trainer: Trainer, batch: MicroBatch, step: int) -> float:
-    return float(trainer.optimizer_step(step, [batch]).loss)
+    return float(trainer.stepper.run(step, [batch]).loss)
 
 
 def curves(dtype: str, config: PretrainConfig = CURVE, steps: int = CURVE_STEPS) -> float:

@@ -369,6 +369,34 @@ def all_reduce_mean(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum of `tensor` over the processes, written into `tensor`."""
+    if is_active():
+        import torch.distributed as dist
+
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def rank() -> int:
+    """This process's number among all of them; 0 without others."""
+    if not is_active():
+        return 0
+    import torch.distributed as dist
+
+    return dist.get_rank()
+
+
+def all_gather_with_gradient(tensor: Tensor) -> Tensor:
+    """`all_gather` whose gradient goes back to the process that a row came from, summed over the processes."""
+    if not is_active():
+        return tensor
+    import torch
+    from torch.distributed.nn.functional import all_gather as gather
+
+    return torch.cat(gather(tensor.contiguous()))
+
+
 def all_gather(tensor: Tensor) -> Tensor:
     """[N, ...] of every process (equal shapes) -> [size * N, ...], in rank order. Without gradient."""
     if not is_active():

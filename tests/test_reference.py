@@ -23,7 +23,7 @@ from dino_dense.objects.cuts import tokencut
 from dino_dense.objects.lost import lost
 from dino_dense.objects.segment import box_of
 from dino_dense.pretrain.head import DINOHead
-from dino_dense.pretrain.loss import DINOLoss
+from dino_dense.pretrain.objectives.dino import DINOLoss
 from dino_dense.pretrain.optim import scaled_lr
 from dino_dense.propagation.search import Neighborhood
 from dino_dense.training.schedules import cosine_schedule

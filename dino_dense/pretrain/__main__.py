@@ -6,6 +6,7 @@ from data.pretraining import open_pretraining_data
 from data.sample import sample_data
 from dino_dense import distributed
 from dino_dense.config import command_line
+from dino_dense.pretrain import objectives
 from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.trainer import Trainer
 
@@ -17,7 +18,8 @@ def main() -> int:
         The exit status: 0, also where SIGTERM ended the run early, as on a pre-empted machine: it is saved, and the
         last line says how to go on. 128 + the number of any other signal.
     """
-    config = command_line.parse(PretrainConfig, prog="python -m dino_dense.pretrain", description=__doc__ or "")
+    config_type = objectives.with_options(PretrainConfig)
+    config = command_line.parse(config_type, prog="python -m dino_dense.pretrain", description=__doc__ or "")
     with distributed.session(config.device) as (world, device):
         root = config.data or sample_data().images / "train"
         images = open_pretraining_data(root, config.frame_stride, config.frames_per_video)

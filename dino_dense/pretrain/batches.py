@@ -15,17 +15,15 @@ from torch.utils.data import Dataset, get_worker_info
 from dino_dense.arrays import Pixels
 from dino_dense.distributed import World
 from dino_dense.loaders import Hands, read_items
+from dino_dense.pretrain import streams
+from dino_dense.pretrain.bad_samples import BadSample
 from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.crops import MultiCrop, Picture, View
-from dino_dense.pretrain.faults import BadSample
 from dino_dense.pretrain.photometric import ROW
 from dino_dense.training.plan import Plan, PlanSampler, Position
 from dino_dense.training.seeds import derive_seed
 from dino_dense.training.signals import leave_signals_to_parent
 
-CROP_STREAM, DROP_PATH_STREAM, SUBSTITUTE_STREAM = 1, 2, 3
-"""First number of a seed's key, so that crops, drop path, substitutes and the plan's order (`seeds.ORDER`) never share
-random numbers."""
 SUBSTITUTES = 16
 """How many images are tried in the place of a bad one. With 1 % bad, that all of them are is a chance of 1e-32."""
 
@@ -107,7 +105,7 @@ class CropDataset(Dataset[MicroBatch]):
         size, and is the same in every process, whatever the workers and after every resume.
         """
         epoch, image = position.epoch, position.image
-        seed, chosen, reason = derive_seed(CROP_STREAM, self.seed, epoch, image), image, ""
+        seed, chosen, reason = derive_seed(streams.CROPS, self.seed, epoch, image), image, ""
         for attempt in range(SUBSTITUTES + 1):
             try:
                 views = self._crop(chosen, seed, pixels)
@@ -115,7 +113,7 @@ class CropDataset(Dataset[MicroBatch]):
                 if not self.skips or attempt == SUBSTITUTES:
                     raise
                 reason = reason or str(error)
-                seed = derive_seed(SUBSTITUTE_STREAM, self.seed, epoch, image, attempt)
+                seed = derive_seed(streams.SUBSTITUTES, self.seed, epoch, image, attempt)
                 chosen = seed % len(self.images)
             else:
                 break

@@ -8,7 +8,8 @@ import functools
 import math
 import random
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from dino_dense.arrays import Pixels
 from dino_dense.backbone.dino_vit import IMAGENET_MEAN, IMAGENET_STD
-from dino_dense.pretrain.config import PretrainConfig
-from dino_dense.pretrain.photometric import Look, apply_look, apply_looks, draw_look
+from dino_dense.pretrain.options import COUNT, NOT_NEGATIVE, SHARE, Ranges
+from dino_dense.pretrain.photometric import Look, PhotometricOptions, apply_look, apply_looks, draw_look
 
 BOX_TRIES = 10
 """Boxes drawn before the middle of the picture is taken (torchvision's RandomResizedCrop)."""
@@ -28,6 +29,36 @@ _LOG_RATIOS = tuple(math.log(ratio) for ratio in ASPECT_RATIOS)
 REDUCTION_GAP = 2.0
 """A picture is decoded at reduced size when every box still has this many times the pixels of its view on each side.
 Pillow's documentation of `reducing_gap` calls 2.0 close to fair resampling; `benchmarks/crops.py` says how close."""
+
+
+@dataclass(frozen=True)
+class CropOptions(PhotometricOptions):
+    """Crops"""
+
+    global_crop_size: int = 224
+    """Side of the two global crops (pixels). (main_dino)"""
+    local_crop_size: int = 96
+    """Side of the local crops (pixels). (main_dino)"""
+    local_crops_number: int = 8
+    """Local crops per image; 0 turns multi-crop off. (main_dino; the paper's best run has 10)"""
+    global_crops_scale: tuple[float, float] = (0.4, 1.0)
+    """Area of a global crop, as a share of the image; without local crops use (0.14, 1). (main_dino)"""
+    local_crops_scale: tuple[float, float] = (0.05, 0.4)
+    """Area of a local crop, as a share of the image. (main_dino)"""
+    flip_prob: float = 0.5
+    """Probability of a horizontal flip. (main_dino)"""
+
+    RANGES: ClassVar[Ranges] = {
+        **dict.fromkeys(("global_crop_size", "local_crop_size"), COUNT),
+        "local_crops_number": NOT_NEGATIVE,
+        **dict.fromkeys(("flip_prob", "global_crops_scale", "local_crops_scale"), SHARE),
+    }
+    RISING: ClassVar[tuple[str, ...]] = ("global_crops_scale", "local_crops_scale")
+
+    @property
+    def n_views(self) -> int:
+        """Crops per image: 2 global and the local ones."""
+        return 2 + self.local_crops_number
 
 
 class Picture(Protocol):
@@ -77,7 +108,7 @@ class MultiCrop:
     All randomness comes from the seed, through a generator of Python's, whose numbers are the same in every version.
     """
 
-    def __init__(self, config: PretrainConfig) -> None:
+    def __init__(self, config: CropOptions) -> None:
         self.config = config
         self.applies_looks = config.augment_on != "device"
         blur_1, blur_2, blur_local = config.blur_probs

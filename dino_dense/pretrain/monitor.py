@@ -1,14 +1,14 @@
-"""What a run tells its user: a CSV, TensorBoard events, a progress bar, a loss curve, and warnings of
-collapse."""
+"""The reports of a run to its user: a CSV, TensorBoard events, a progress bar, a loss curve, and warnings."""
 
 import csv
 import io
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any
 
 import pandas as pd
 import torch
@@ -18,44 +18,23 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from dino_dense.files import replacing, write_text
+from dino_dense.pretrain.objective import Watch
 from dino_dense.progress import progress
 
 LOG_FILE, CURVE_FILE, EVENTS_FOLDER = "log.csv", "loss.png", "tensorboard"
+LABELS = {"teacher_entropy": "teacher entropy", "kl": "KL(teacher, student)"}
+"""Columns in nats that the picture of the loss shows too -> their labels."""
 
 
-@dataclass(frozen=True)
-class LogRow:
-    """One row of log.csv: the state after `step` optimizer steps, means over the whole batch of that step."""
-
-    step: int
-    """Optimizer steps done, from 1."""
-    epoch: float
-    """Passes over the data done."""
-    loss: float
-    """nats"""
-    lr: float
-    wd: float
-    """Weight decay."""
-    momentum: float
-    """Of the teacher."""
-    teacher_temp: float
-    teacher_entropy: float
-    """h(Pt), nats in [0, ln K]."""
-    kl: float
-    """KL(Pt || Ps), nats: loss = teacher_entropy + kl."""
-    feature_std: float
-    """Spread of the teacher's features, 1 = even in all directions, 0 = all images alike. See
-    `feature_spectrum`."""
-    top_eigenvalue_share: float
-    """Share of the features' variance in one direction; 1 = they vary along one line."""
-    effective_rank: float
-    """Number of directions that the features use."""
-    images_per_s: float
-    """Images per second since the last row, over all processes."""
-    grad_norm: float
-    """Global gradient L2 norm before clipping."""
-    seconds: float
-    """Training time so far, over all parts of a resumed run."""
+COLUMNS_BEFORE = ("step", "epoch", "loss", "lr", "wd", "momentum")
+"""Of log.csv: optimizer steps done, from 1; passes over the data done; the weighted sum of the objectives; learning
+rate; weight decay; momentum of the teacher. Then come the columns of the objectives."""
+COLUMNS_AFTER = (
+    *("feature_std", "top_eigenvalue_share", "effective_rank"),
+    *("images_per_s", "grad_norm", "seconds"),
+)
+"""The spread of the teacher's features (`feature_spectrum`); images per second since the last row, over all processes;
+global L2 norm of the gradient before clipping; training time so far, over all parts of a resumed run."""
 
 
 def feature_spectrum(features: Tensor) -> tuple[float, float, float]:
@@ -78,92 +57,36 @@ def feature_spectrum(features: Tensor) -> tuple[float, float, float]:
     return spread, shares.max().item(), torch.special.entr(shares).sum().exp().item()
 
 
-Collapse = Literal["one prototype", "uniform", "idle student", "constant"]
-
-NEAR = 0.01
-"""How near to its limit a value counts as there, as a share of ln K. A stuck loss repeats ln K to 4 digits
-(dinov2 issue 407); healthy runs leave it by far more within the first thousand steps."""
-
-CAUSES: dict[Collapse, str] = {
-    "one prototype": (
-        "the teacher's entropy is near 0: every image gets one prototype with certainty, so centering is too "
-        "weak. Lower center_momentum (0.9; 0.999 collapses), use a larger batch_size, or raise "
-        "warmup_teacher_temp."
-    ),
-    "uniform": (
-        "the loss sits at ln K and so does the teacher's entropy: its output is uniform, sharpening is too "
-        "weak. Lower teacher_temp and warmup_teacher_temp (above 0.07 is unstable), lower lr, or "
-        "raise momentum_teacher."
-    ),
-    "idle student": (
-        "the loss sits at ln K though the teacher is not uniform: the student learns nothing. Raise lr or "
-        "shorten warmup_epochs, lower freeze_last_layer, or set norm_last_layer to false."
-    ),
-    "constant": (
-        "KL(teacher, student) is near 0: all crops of all images get the same output, the representation is "
-        "constant. Lower lr, raise momentum_teacher, lower teacher_temp, or use more varied images and "
-        "stronger crops."
-    ),
-}
-
-
-def diagnose(loss: float, entropy: float, kl: float, out_dim: int) -> Collapse | None:
-    """The kind of collapse that one step's numbers (nats) look like (paper, Sec. 5.3), or None."""
-    ln_k = math.log(out_dim)
-    near = NEAR * ln_k
-    if entropy <= near:
-        return "one prototype"
-    if abs(loss - ln_k) <= near:
-        return "uniform" if entropy >= ln_k - near else "idle student"
-    return "constant" if kl <= near else None
-
-
-class CollapseWatch:
-    """Warns when the same sign of collapse stays for `window` optimizer steps, once each time that it
-    appears.
-
-    Args:
-        out_dim: K.
-        quiet_steps: first steps, when student and teacher are still alike by construction, that do not count.
-        window: optimizer steps.
-    """
-
-    def __init__(self, out_dim: int, quiet_steps: int, window: int = 100) -> None:
-        self.out_dim, self.quiet_steps, self.window = out_dim, quiet_steps, window
-        self.sign: Collapse | None = None
-        self.since = 0
-        self.told = False
-
-    def update(self, step: int, loss: float, entropy: float, kl: float) -> str | None:
-        """The warning that this step gives rise to, in plain words."""
-        sign = diagnose(loss, entropy, kl, self.out_dim) if step > self.quiet_steps else None
-        if sign != self.sign:
-            self.sign, self.since, self.told = sign, step, False
-        if sign is None or self.told or step - self.since < self.window:
-            return None
-        self.told = True
-        return (
-            f"WARNING: collapse ({sign}) since step {self.since}: {CAUSES[sign]} "
-            f"[loss {loss:.4f}, ln K {math.log(self.out_dim):.4f}, entropy {entropy:.4f}, KL {kl:.4f}]"
-        )
-
-
 class Monitor:
     """Writes RUN/log.csv, RUN/tensorboard and RUN/loss.png, and shows progress. For the main process only.
+
+    A row has the state after a number of optimizer steps, means over the whole batch of the last of them.
 
     Args:
         run: the run folder.
         start_step: optimizer steps already done; what an earlier part of the run logged after it is dropped.
         last_step: optimizer steps at the end.
         batch_size: images per optimizer step.
-        watch: judges every logged row.
+        columns: what the objectives log.
+        watches: they judge every logged row.
+        levels: label -> value, horizontal lines in the picture of the loss.
     """
 
-    def __init__(self, run: Path, start_step: int, last_step: int, batch_size: int, watch: CollapseWatch) -> None:
-        self.run, self.batch_size, self.watch = run, batch_size, watch
-        self.seconds_before = _keep_rows(run / LOG_FILE, start_step)
+    def __init__(
+        self,
+        run: Path,
+        start_step: int,
+        last_step: int,
+        batch_size: int,
+        columns: Sequence[str],
+        watches: Sequence[Watch] = (),
+        levels: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        self.run, self.batch_size, self.watches, self.levels = run, batch_size, watches, levels
+        names = [*COLUMNS_BEFORE, *columns, *COLUMNS_AFTER]
+        self.seconds_before = _keep_rows(run / LOG_FILE, start_step, names)
         self.file = (run / LOG_FILE).open("a", newline="")
-        self.csv = csv.DictWriter(self.file, [field.name for field in fields(LogRow)])
+        self.csv = csv.DictWriter(self.file, names)
         self.events = SummaryWriter(str(run / EVENTS_FOLDER), purge_step=start_step + 1)
         self.bar = progress(last_step, initial=start_step, desc="pretrain", unit="step")
         self.started = self.logged_at = time.perf_counter()
@@ -174,24 +97,19 @@ class Monitor:
         self.bar.update()
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Record the values of one step: the fields of LogRow but the step and the times."""
+        """Record the values of one step: every column but the step and the times."""
         now = time.perf_counter()
         rate = (step - self.logged_step) * self.batch_size / max(now - self.logged_at, 1e-9)
-        row = LogRow(
-            step=step,
-            images_per_s=round(rate, 2),
-            seconds=round(self.seconds_before + now - self.started, 3),
-            **values,  # type: ignore[arg-type]
-        )
+        seconds = round(self.seconds_before + now - self.started, 3)
+        row = {"step": step, "images_per_s": round(rate, 2), "seconds": seconds, **values}
         self.logged_at, self.logged_step = now, step
-        self.csv.writerow(asdict(row))
+        self.csv.writerow(row)
         self.file.flush()
-        for name, value in asdict(row).items():
+        for name, value in row.items():
             if name != "step":
                 self.events.add_scalar(name, value, step)
-        self.bar.set_postfix_str(f"loss={row.loss:.4f}, img_s={rate:.1f}", refresh=False)
-        warning = self.watch.update(step, row.loss, row.teacher_entropy, row.kl)
-        if warning:
+        self.bar.set_postfix_str(f"loss={row['loss']:.4f}, img_s={rate:.1f}", refresh=False)
+        for warning in filter(None, (watch(step, row) for watch in self.watches)):
             self.say(warning)
             self.events.add_text("warning", warning, step)
 
@@ -209,40 +127,38 @@ class Monitor:
         self.bar.close()
         self.file.close()
         self.events.close()
-        draw_curve(self.run, self.watch.out_dim)
+        draw_curve(self.run, self.levels)
 
 
-def _keep_rows(path: Path, last_step: int) -> float:
+def _keep_rows(path: Path, last_step: int, names: Sequence[str]) -> float:
     """Cut a CSV log after `last_step`, or begin one; returns the seconds that its last row shows."""
-    names = [field.name for field in fields(LogRow)]
     rows: list[dict[str, Any]] = []
     if path.exists():
         with path.open(newline="") as file:
             # Rows are kept as text, so that no number changes; a last line cut short by a crash is dropped.
             rows = [row for row in csv.DictReader(file) if row["seconds"] and int(row["step"]) <= last_step]
     kept = io.StringIO(newline="")
-    writer = csv.DictWriter(kept, names)
+    writer = csv.DictWriter(kept, names, extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, kept.getvalue())
     return float(rows[-1]["seconds"]) if rows else 0.0
 
 
-def draw_curve(run: Path, out_dim: int) -> None:
-    """RUN/log.csv -> RUN/loss.png: loss, teacher entropy and KL by step, with ln K. Nothing without rows."""
+def draw_curve(run: Path, levels: Mapping[str, float]) -> None:
+    """RUN/log.csv -> RUN/loss.png: the loss and what the objectives log of it by step. Nothing without rows."""
     log = pd.read_csv(run / LOG_FILE)
     if log.empty:
         return
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for name, label in (
-        ("loss", "loss"),
-        ("teacher_entropy", "teacher entropy"),
-        ("kl", "KL(teacher, student)"),
-    ):
+    own = [name for name in log.columns if name.endswith("_loss")]
+    for name in ("loss", *(column for column in LABELS if column in log), *own):
+        label = LABELS.get(name, name.replace("_", " "))
         axes.plot(log["step"], log[name], label=label, marker="." if len(log) < 30 else None)
-    axes.axhline(math.log(out_dim), color="gray", linestyle=":", label=f"ln K = {math.log(out_dim):.3f}")
+    for label, value in levels.items():
+        axes.axhline(value, color="gray", linestyle=":", label=label)
     axes.set(xlabel="optimizer step", ylabel="nats", ylim=(0, None), title=run.name)
     axes.legend()
     with replacing(run / CURVE_FILE) as path:

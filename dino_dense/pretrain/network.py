@@ -1,55 +1,116 @@
-"""Student and teacher: a backbone and a head over crops of several sizes, with drop path keyed by sample.
+"""Student and teacher: a backbone over crops of several sizes, with drop path keyed by sample.
 
-Shapes: b images in the micro-batch, B in the global batch, V views, K prototypes, C features.
+Shapes: b images in the micro-batch, B in the global batch, V views, N patches of a global crop, C features.
 """
 
+import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dino_dense.backbone.dino_vit import DinoViT, build_module
 from dino_dense.backbone.grid import check_whole
-from dino_dense.pretrain.batches import DROP_PATH_STREAM
-from dino_dense.pretrain.config import PretrainConfig
-from dino_dense.pretrain.head import DINOHead
+from dino_dense.pretrain import streams
+from dino_dense.pretrain.crops import CropOptions
+from dino_dense.pretrain.objective import Views
+from dino_dense.pretrain.options import Options, Ranges
 from dino_dense.training import seeds
 from dino_dense.training.drop_path import replace_drop_path
 
 
-class MultiCropNetwork(nn.Module):
-    """Backbone and head. Crops of one size go through the backbone as one batch; packed, all crops do."""
+@dataclass(frozen=True)
+class NetworkOptions(Options):
+    """Network"""
 
-    def __init__(self, backbone: nn.Module, head: DINOHead, pack: bool = False) -> None:
+    arch: str = "vit_small_patch16_224"
+    """Backbone: vit_{micro,tiny,small,base}_patch{P}_{SIZE}, resnet50, or any timm name. (main_dino: ViT-S/16)"""
+    drop_path_rate: float = 0.1
+    """Stochastic depth of the student's last block, rising linearly from 0 with depth; in [0, 1). (main_dino)"""
+    compile: bool = False
+    """Compile the networks' blocks (torch.compile): slower to begin, faster from then on. Ours."""
+    pack: bool = False
+    """ViTs: take global and local crops through each block together, attention apart from each other; fewer and
+    larger products for a GPU. Not with compile. Ours."""
+
+    RANGES: ClassVar[Ranges] = {"drop_path_rate": (0, 0.99)}
+
+    def check(self) -> None:
+        """Compiled or packed, not both."""
+        super().check()
+        if self.compile and self.pack:
+            raise ValueError("compile and pack are both on: packing cannot be compiled, choose one")
+
+
+class MultiCropNetwork(nn.Module):
+    """A backbone. Crops of one size go through it as one batch; packed, all crops do.
+
+    Args:
+        backbone: a timm network without classifier.
+        pack: take all groups through each block together.
+        needs_patches: also give the patch tokens of the first group.
+    """
+
+    def __init__(self, backbone: nn.Module, pack: bool = False, needs_patches: bool = False) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.head = head
-        self.pack = pack
+        self.backbone: Any = backbone
+        self.pack, self.needs_patches = pack, needs_patches
+        self.mask_token: nn.Parameter | None = None
+        """[1, C]: what stands for a masked patch's embedding; 0 at first (iBOT, DINOv2)."""
+        self.before_group: Callable[[], None] = lambda: None
         self.before_packed: Callable[[Sequence[torch.Size]], None] = lambda sizes: None
 
-    def forward(self, groups: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Groups of normalised crops [N_i, 3, S_i, S_i] -> scores [ΣN, K] and backbone features [ΣN, C]."""
-        if self.pack and len(groups) > 1:
-            features = self._packed(groups)
-        else:
-            features = torch.cat([self.backbone(crops) for crops in groups])
-        return self.head(features), features
+    def add_mask_token(self) -> None:
+        """Have this network take masks."""
+        self.mask_token = nn.Parameter(torch.zeros(1, self.backbone.num_features))
 
-    def _packed(self, groups: Sequence[Tensor]) -> Tensor:
-        """The class tokens [ΣN, C] of all groups, whose tokens share every layer but attention."""
-        vit: Any = self.backbone
-        tokens = [vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(crops)))) for crops in groups]
+    def forward(self, groups: Sequence[Tensor], masks: Tensor | None = None) -> Views:
+        """Groups of normalized crops [N_i, 3, S_i, S_i], the global ones first -> features of them all.
+
+        Args:
+            masks: bool [N_0, N] on the CPU: patches of the first group to hide.
+        """
+        if self.pack and len(groups) > 1:
+            return self._packed(groups, masks)
+        cls, patches = [], None
+        for number, crops in enumerate(groups):
+            self.before_group()
+            if number == 0 and self.needs_patches:
+                tokens = self.backbone.norm(self.backbone.blocks(self._embed(crops, masks)))
+                cls.append(self.backbone.forward_head(tokens))
+                patches = tokens[:, self.backbone.num_prefix_tokens :]
+            else:
+                cls.append(self.backbone(crops))
+        return Views(torch.cat(cls), patches, masks, groups[0] if self.needs_patches else None)
+
+    def _embed(self, crops: Tensor, masks: Tensor | None) -> Tensor:
+        """[N_i, 3, S_i, S_i] -> the tokens that go into the first block, masked patches replaced."""
+        vit = self.backbone
+        embedded = vit.patch_embed(crops)  # [N_i, h, w, C]
+        if self.mask_token is not None and masks is not None:
+            hidden = masks.to(crops.device, non_blocking=True).view(*embedded.shape[:-1], 1)
+            embedded = torch.where(hidden, self.mask_token.to(embedded.dtype), embedded)
+        return vit.norm_pre(vit.patch_drop(vit._pos_embed(embedded)))
+
+    def _packed(self, groups: Sequence[Tensor], masks: Tensor | None) -> Views:
+        """All groups' tokens share every layer but attention."""
+        vit = self.backbone
+        tokens = [self._embed(crops, masks if number == 0 else None) for number, crops in enumerate(groups)]
         sizes = [part.shape[:2] for part in tokens]  # crops, tokens of a crop
         self.before_packed(sizes)
         packed = torch.cat([part.flatten(0, 1) for part in tokens])[None]  # [1, all tokens, C]
         with PackedAttention(sizes):
             packed = vit.blocks(packed)
         parts = packed[0].split([crops * length for crops, length in sizes])
-        firsts = [part.unflatten(0, size)[:, 0] for part, size in zip(parts, sizes, strict=True)]
-        return vit.norm(torch.cat(firsts))
+        by_crop = [part.unflatten(0, size) for part, size in zip(parts, sizes, strict=True)]
+        patches = vit.norm(by_crop[0][:, vit.num_prefix_tokens :]) if self.needs_patches else None
+        cls = vit.norm(torch.cat([part[:, 0] for part in by_crop]))
+        return Views(cls, patches, masks, groups[0] if self.needs_patches else None)
 
 
 class PackedAttention(TorchFunctionMode):
@@ -84,17 +145,17 @@ class DropPathKeys:
     The random numbers are a function of (seed, step, module, view, slot in the global batch).
     """
 
-    def __init__(self, network: MultiCropNetwork, config: PretrainConfig) -> None:
-        self.seed, self.n_views, self.batch_size = config.seed, config.n_views, config.batch_size
+    def __init__(self, network: MultiCropNetwork, n_views: int, batch_size: int, seed: int) -> None:
+        self.seed, self.n_views, self.batch_size = seed, n_views, batch_size
         self.modules = replace_drop_path(network.backbone)
         self.pending: list[Tensor] = []
-        network.backbone.register_forward_pre_hook(self._next_group)
+        network.before_group = self._next_group
         network.before_packed = self._all_groups
 
     def uniform(self, step: int) -> Tensor:
         """[modules, V, B] in [0, 1): the numbers of one step, equal in every process."""
         shape = (len(self.modules), self.n_views, self.batch_size)
-        return seeds.uniform(shape, DROP_PATH_STREAM, self.seed, step)
+        return seeds.uniform(shape, streams.DROP_PATH, self.seed, step)
 
     def arm(self, step: int, slots: Tensor, device: torch.device) -> None:
         """Prepare the masks of one micro-batch's two forwards: 2 global views, then the local ones."""
@@ -103,7 +164,7 @@ class DropPathKeys:
         numbers = self.uniform(step)[:, :, slots.cpu()].to(device, non_blocking=True)  # [modules, V, b]
         self.pending = [numbers[:, :2].flatten(1), numbers[:, 2:].flatten(1)]
 
-    def _next_group(self, _module: nn.Module, _inputs: object) -> None:
+    def _next_group(self) -> None:
         if self.modules:
             for module, numbers in zip(self.modules, self.pending.pop(0), strict=True):
                 module.uniform = numbers
@@ -114,56 +175,51 @@ class DropPathKeys:
             return
         parts = [part.repeat_interleave(length, dim=1) for part, (_, length) in zip(self.pending, sizes, strict=True)]
         self.pending = [torch.cat(parts, dim=1)[:, None]]  # [modules, 1, all tokens]
-        self._next_group(self.modules[0], None)
+        self._next_group()
 
 
-def build_student_and_teacher(config: PretrainConfig) -> tuple[MultiCropNetwork, MultiCropNetwork]:
-    """Both networks with the same weights, drawn from the seed; the teacher without drop path and without
-    gradient.
+def build_network(options: NetworkOptions, crops: CropOptions, *, needs_patches: bool = False) -> MultiCropNetwork:
+    """A student, its weights drawn from the global generator.
 
-    Raises ValueError for an unknown architecture, or a crop size that the patch size does not divide.
+    Raises ValueError for an unknown architecture, one that lacks what is wanted of it, or a crop size that the patch
+    size does not divide.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        student = _build(config, config.drop_path_rate)
-        teacher = _build(config, 0.0)
-    teacher.load_state_dict(student.state_dict())
-    teacher.requires_grad_(False)
-    return student, teacher
-
-
-def _build(config: PretrainConfig, drop_path_rate: float) -> MultiCropNetwork:
-    backbone = build_module(config.arch, drop_path_rate=drop_path_rate, img_size=config.global_crop_size)
-    _check_crop_sizes(backbone, config)
-    head = DINOHead(
-        in_dim=backbone.num_features,  # type: ignore[arg-type]
-        out_dim=config.out_dim,
-        hidden_dim=config.head_hidden_dim,
-        bottleneck_dim=config.head_bottleneck_dim,
-        n_layers=config.head_layers,
-        norm_last_layer=config.norm_last_layer,
-        use_bn=config.use_bn_in_head,
-    )
-    if config.pack and not isinstance(backbone, DinoViT):
+    arch = options.arch
+    backbone = build_module(arch, drop_path_rate=options.drop_path_rate, img_size=crops.global_crop_size)
+    _check_crop_sizes(backbone, arch, crops)
+    if options.pack and not isinstance(backbone, DinoViT):
+        raise ValueError(f"pack is on, but {arch} is none of the vit_{{SIZE}}_patch{{P}}_{{PIXELS}}: leave it off")
+    if needs_patches and not isinstance(backbone, DinoViT):
         raise ValueError(
-            f"pack is on, but {config.arch} is none of the vit_{{SIZE}}_patch{{P}}_{{PIXELS}}: leave it off"
+            f"one of the objectives learns patch tokens, but {arch} is none of the vit_{{SIZE}}_patch{{P}}_{{PIXELS}}: "
+            "choose such an --arch, or other --objectives"
         )
     if not hasattr(backbone, "blocks"):
         backbone = backbone.to(memory_format=torch.channels_last)  # what convolutions are fastest with
-    return MultiCropNetwork(backbone, head, config.pack)
+    return MultiCropNetwork(backbone, options.pack, needs_patches)
+
+
+def teacher_of(student: MultiCropNetwork) -> MultiCropNetwork:
+    """A copy without drop path and without gradient. Call it before `DropPathKeys` takes over the student."""
+    teacher = copy.deepcopy(student).requires_grad_(False)
+    for block in list(teacher.modules()):
+        for name, child in list(block.named_children()):
+            if isinstance(child, DropPath):
+                setattr(block, name, nn.Identity())
+    return teacher
 
 
 def compile_blocks(network: MultiCropNetwork) -> None:
     """Compile the backbone's repeated parts in place: one compilation serves all blocks, parameter names stay."""
-    body: Any = network.backbone
+    body = network.backbone
     parts = body.blocks if hasattr(body, "blocks") else body.children()
     for part in parts:
         part.compile(dynamic=False)
 
 
-def _check_crop_sizes(backbone: nn.Module, config: PretrainConfig) -> None:
+def _check_crop_sizes(backbone: nn.Module, arch: str, crops: CropOptions) -> None:
     patch = getattr(getattr(backbone, "patch_embed", None), "patch_size", None)
     if patch is None:
         return
     for name in ("global_crop_size", "local_crop_size"):
-        check_whole(name, getattr(config, name), patch[0], config.arch)
+        check_whole(name, getattr(crops, name), patch[0], arch)

@@ -1,11 +1,17 @@
 """Optimizers, parameter groups and the teacher's average as in the published script."""
 
-from typing import Any, Literal
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from timm.optim.lars import Lars
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
+
+from dino_dense.pretrain.options import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Options, Ranges
+from dino_dense.training.schedules import Schedule, cosine_schedule
 
 OptimizerName = Literal["adamw", "sgd", "lars"]
 
@@ -15,24 +21,125 @@ LR_REFERENCE_BATCH = 256
 """Images: the batch size for which the base learning rate is given (linear scaling rule, main_dino.py)."""
 
 
+@dataclass(frozen=True)
+class OptimizationOptions(Options):
+    """Optimization"""
+
+    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
+    """adamw (ViTs), sgd or lars (conv nets). (main_dino)"""
+    batch_size: int = 512
+    """Images per optimizer step, over all processes and micro-batches. (README: 8 GPUs x 64)"""
+    accumulate: int = 1
+    """Micro-batches per optimizer step in each process: the same step in less memory. Ours."""
+    epochs: int = 100
+    """Passes over the data; every schedule is laid out over them. (main_dino)"""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps; the schedules still span `epochs`. Ours."""
+    lr: float = 5e-4
+    """Highest learning rate for a batch of 256; scaled by batch_size / 256. (main_dino)"""
+    min_lr: float = 1e-6
+    """Learning rate at the end of the cosine; not scaled. (main_dino)"""
+    warmup_epochs: int = 10
+    """Epochs of linear learning-rate warm-up from 0. (main_dino)"""
+    weight_decay: float = 0.04
+    """Weight decay at the start; none on biases and other vectors. (main_dino)"""
+    weight_decay_end: float = 0.4
+    """Weight decay at the end of its cosine. (main_dino)"""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from each block of the backbone to the one below; 1: none. (dinov2: 0.9)"""
+    patch_embed_lr: float = 1.0
+    """Further factor on the learning rate of the patch embedding. (dinov2: 0.2)"""
+    momentum_teacher: float = 0.996
+    """Weight of the old teacher at the start, to 1 by a cosine; try 0.9995 with batches of 256. (main_dino)"""
+    clip_grad: float = 3.0
+    """Largest gradient L2 norm; 0 = no clipping. (main_dino)"""
+    clip_mode: Literal["tensor", "global"] = "tensor"
+    """tensor: each tensor's own norm, as published (utils.py); global: the norm over all tensors."""
+
+    on_not_finite: Literal["stop", "skip"] = "stop"
+    """A step whose loss or gradient is not finite: stop the run, or skip the step (which waits for the device in
+    every step); after 10 in a row it stops. Both report the batch's files. Ours."""
+
+    RANGES: ClassVar[Ranges] = {
+        **dict.fromkeys(("batch_size", "accumulate", "epochs", "max_steps"), COUNT),
+        "lr": POSITIVE,
+        **dict.fromkeys(("min_lr", "weight_decay", "weight_decay_end", "clip_grad", "warmup_epochs"), NOT_NEGATIVE),
+        **dict.fromkeys(("momentum_teacher", "layer_decay", "patch_embed_lr"), SHARE),
+    }
+
+    def check(self) -> None:
+        """The warm-up fits in the run."""
+        super().check()
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs is {self.warmup_epochs}, more than epochs = {self.epochs}: lower it")
+
+
+class Schedules(NamedTuple):
+    """A value for each optimizer step."""
+
+    lr: Schedule
+    weight_decay: Schedule
+    momentum: Schedule
+    """Of the teacher."""
+
+
+def build_schedules(options: OptimizationOptions, steps_per_epoch: int) -> Schedules:
+    """The cosines of main_dino.py over the whole run."""
+    peak, epochs = scaled_lr(options.lr, options.batch_size), options.epochs
+    return Schedules(
+        cosine_schedule(peak, options.min_lr, epochs, steps_per_epoch, options.warmup_epochs),
+        cosine_schedule(options.weight_decay, options.weight_decay_end, epochs, steps_per_epoch),
+        cosine_schedule(options.momentum_teacher, 1.0, epochs, steps_per_epoch),
+    )
+
+
 def scaled_lr(lr: float, batch_size: int) -> float:
     """The linear scaling rule: `lr` is for a batch of 256 images."""
     return lr * batch_size / LR_REFERENCE_BATCH
 
 
-def param_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Two groups: weights, decayed, and biases and other vectors, never decayed; nothing that is frozen."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+SPECIAL = re.compile(r"(^|\.)(cls_token|pos_embed|patch_embed|reg_token|register_tokens|storage_tokens|mask_token)")
+BLOCK = re.compile(r"(?:^|\.)blocks\.(?:\d+\.)?(\d+)\.")
+
+
+def lr_multiplier(name: str, depth: int, layer_decay: float, patch_embed_lr: float) -> float:
+    """Factor on the learning rate of a parameter of a ViT of `depth` blocks (DINOv2, utils/param_groups.py).
+
+    Block i: layer_decay^(depth - i); the patch embedding, position table and special tokens: layer_decay^(depth + 1),
+    the patch embedding times `patch_embed_lr`; all else, as norm and heads: 1.
+    """
+    if block := BLOCK.search(name):
+        return float(layer_decay ** (depth - int(block[1])))
+    if SPECIAL.search(name):
+        return float(layer_decay ** (depth + 1) * (patch_embed_lr if "patch_embed" in name else 1.0))
+    return 1.0
+
+
+def param_groups(module: nn.Module, lr_of: Callable[[str], float] = lambda name: 1.0) -> list[dict[str, Any]]:
+    """Groups of one learning rate each, weights, decayed, apart from biases and other vectors, never decayed.
+
+    Nothing that is frozen.
+
+    Args:
+        module: whose parameters.
+        lr_of: name of a parameter -> factor on its learning rate.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            (plain if parameter.ndim <= 1 or name.endswith(".bias") else decayed).append(parameter)
-    return [{"params": decayed, "decay": True}, {"params": plain, "decay": False, "weight_decay": 0.0}]
+            decayed = parameter.ndim > 1 and not name.endswith(".bias")
+            groups.setdefault((lr_of(name), decayed), []).append(parameter)
+    return [
+        {"params": parameters, "lr_scale": lr, "decay": decayed, **({} if decayed else {"weight_decay": 0.0})}
+        for (lr, decayed), parameters in sorted(groups.items(), key=lambda item: (-item[0][0], not item[0][1]))
+    ]
 
 
-def build_optimizer(name: OptimizerName, module: nn.Module) -> Optimizer:
+def build_optimizer(
+    name: OptimizerName, module: nn.Module, lr_of: Callable[[str], float] = lambda name: 1.0
+) -> Optimizer:
     """The optimizer over `module`'s trainable parameters; `set_schedule` gives it lr and weight decay."""
-    groups = param_groups(module)
+    groups = param_groups(module, lr_of)
     if name == "adamw":
         return AdamW(groups, fused=True)
     if name == "sgd":
@@ -41,18 +148,11 @@ def build_optimizer(name: OptimizerName, module: nn.Module) -> Optimizer:
 
 
 def set_schedule(optimizer: Optimizer, lr: float, weight_decay: float) -> None:
-    """Set this step's learning rate, and the weight decay of the decayed group only."""
+    """Set this step's learning rate, and the weight decay of the decayed groups only."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"]
         if group["decay"]:
             group["weight_decay"] = weight_decay
-
-
-def drop_last_layer_gradients(head: nn.Module) -> None:
-    """Freeze the head's last layer for this step: an optimizer skips what has no gradient."""
-    for name, parameter in head.named_parameters():
-        if "last_layer" in name:
-            parameter.grad = None
 
 
 @torch.no_grad()

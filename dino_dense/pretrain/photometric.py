@@ -18,7 +18,8 @@ import functools
 import math
 import random
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 
 from dino_dense.arrays import Pixels
-from dino_dense.pretrain.config import PretrainConfig
+from dino_dense.pretrain.options import SHARE, Options, Ranges
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 """The operations of the jitter, as numbered in `Look.order`."""
@@ -39,6 +40,31 @@ HUE_STEPS = 255
 """The hue's turn is a whole number of these, fractions dropped (torchvision's adjust_hue of a PIL image)."""
 BLUR_PASSES = 3
 """Box filters that make up PIL's Gaussian blur (the default of Pillow's ImagingGaussianBlur)."""
+
+
+@dataclass(frozen=True)
+class PhotometricOptions(Options):
+    """Color augmentation of the crops"""
+
+    jitter_prob: float = 0.8
+    """Probability of color jitter. (main_dino)"""
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    """Strength of the jitter of brightness, contrast, saturation, hue. (main_dino)"""
+    gray_prob: float = 0.2
+    """Probability of dropping the color. (main_dino)"""
+    blur_probs: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    """Probability of blur in global crop 1, global crop 2, and a local crop. (main_dino)"""
+    blur_radius: tuple[float, float] = (0.1, 2.0)
+    """Range of the blur's radius (pixels, PIL GaussianBlur), drawn uniformly. (utils.py)"""
+    solarize_prob: float = 0.2
+    """Probability of solarization, in global crop 2 only. (main_dino)"""
+    augment_on: Literal["auto", "loader", "device"] = "auto"
+    """Where color jitter, gray, blur and solarization are applied: in the loader processes, one view at a time on
+    8-bit pixels (as main_dino), or on the training device, a batch at a time. auto = device on CUDA, loader on the
+    CPU. Ours."""
+
+    RANGES: ClassVar[Ranges] = dict.fromkeys(("jitter_prob", "gray_prob", "blur_probs", "solarize_prob"), SHARE)
+    RISING: ClassVar[tuple[str, ...]] = ("blur_radius",)
 
 
 class Look(NamedTuple):
@@ -70,12 +96,12 @@ ROW = len(Look().row())
 _ORDER, _FACTORS, _GRAY, _BLUR, _SOLARIZE = slice(0, 4), slice(4, 8), 8, 9, 10  # columns of a table of looks
 
 
-def draw_look(config: PretrainConfig, blur_prob: float, solarize_prob: float, rng: random.Random) -> Look:
+def draw_look(options: PhotometricOptions, blur_prob: float, solarize_prob: float, rng: random.Random) -> Look:
     """Random parameters with the distributions of torchvision's ColorJitter and main_dino's transforms."""
-    look = _draw_jitter(config.jitter, rng) if rng.random() < config.jitter_prob else Look()
+    look = _draw_jitter(options.jitter, rng) if rng.random() < options.jitter_prob else Look()
     return look._replace(
-        gray=rng.random() < config.gray_prob,
-        blur=rng.uniform(*config.blur_radius) if rng.random() < blur_prob else 0.0,
+        gray=rng.random() < options.gray_prob,
+        blur=rng.uniform(*options.blur_radius) if rng.random() < blur_prob else 0.0,
         solarize=rng.random() < solarize_prob,
     )
 

@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
-from torch.amp import GradScaler
-from torch.optim import Optimizer
 
 from dino_dense.backbone.checkpoints import save_backbone
 from dino_dense.backbone.dino_vit import describe
@@ -14,29 +12,26 @@ from dino_dense.checkpoint import STATE_FILE, TEACHER_FILE, CheckpointError, Wei
 from dino_dense.config import schema
 from dino_dense.files import clear_unfinished, write_text
 from dino_dense.pretrain.config import FREE_ON_RESUME, PretrainConfig
-from dino_dense.pretrain.loss import DINOLoss
-from dino_dense.pretrain.network import MultiCropNetwork
+from dino_dense.pretrain.step import Learner, TrainingState
 from dino_dense.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
 
 CONFIG_FILE = "config.yaml"
 EARLIER_FILE = "earlier-{}.safetensors"
 """Training states before the last one: 1 is the youngest of them."""
 DAMAGED = ".damaged"
-"""What the name of a state ends with that could not be read and was passed over."""
+"""Suffix of a checkpoint that was unreadable and skipped."""
+EARLIER_NAMES = {
+    "student.head.": "objectives.dino.student_head.",
+    "teacher.head.": "objectives.dino.teacher_head.",
+    "loss.": "objectives.dino.loss.",
+    "optimizer.backbone.": "optimizer.student.backbone.",
+    "optimizer.head.": "optimizer.objectives.dino.student_head.",
+}
+"""How names began in states of the time when DINO was the only objective -> how they begin now."""
 
 
 class RunError(ValueError):
     """A run folder that cannot be used as asked. The message names it and says what to do."""
-
-
-class TrainingState(NamedTuple):
-    """Everything that changes during training, apart from the step."""
-
-    student: MultiCropNetwork
-    teacher: MultiCropNetwork
-    loss: DINOLoss
-    optimizer: Optimizer
-    scaler: GradScaler
 
 
 @dataclass(frozen=True)
@@ -103,7 +98,7 @@ def save_state(
         "architecture": body,
         "scaler": state.scaler.state_dict(),
         "world_size": world_size,
-        "statistics_over": _statistics_over(state.student, config, world_size),
+        "statistics_over": _statistics_over(state.learner, config, world_size),
     }
     save_backbone(run / TEACHER_FILE, state.teacher.backbone, extra=about)
     fresh = run / EARLIER_FILE.format(0)
@@ -118,12 +113,11 @@ def dump_state(path: Path, state: TrainingState, step: int) -> None:
 
 
 def _tensors(state: TrainingState) -> Weights:
-    tensors: Weights = {"loss.center": state.loss.center}
-    for network in ("student", "teacher"):
-        weights = getattr(state, network).state_dict()
-        tensors |= {f"{network}.{name}": weight for name, weight in weights.items()}
-    optimizer = optimizer_tensors(state.optimizer, state.student)
-    return tensors | {f"optimizer.{name}": value for name, value in optimizer.items()}
+    return {
+        **state.learner.state_dict(),  # student.backbone.*, objectives.NAME.*
+        **{f"teacher.{name}": weight for name, weight in state.teacher.state_dict().items()},
+        **{f"optimizer.{name}": value for name, value in optimizer_tensors(state.optimizer, state.learner).items()},
+    }
 
 
 def _rotate(run: Path, keep: int) -> None:
@@ -135,12 +129,13 @@ def _rotate(run: Path, keep: int) -> None:
         path.replace(run / EARLIER_FILE.format(number))
 
 
-def _statistics_over(student: nn.Module, config: PretrainConfig, world_size: int) -> int | None:
-    """Images that one batch normalisation sees; None in a network without."""
-    norms = [module for module in student.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    if not norms:
+def _statistics_over(learner: Learner, config: PretrainConfig, world_size: int) -> int | None:
+    """Images that batch normalization, or a loss that compares images, sees together; None where there is neither."""
+    norms = [module for module in learner.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    couples = {part.couples for part in learner.parts().values()} - {None}
+    if not norms and not couples:
         return None
-    alone = not isinstance(norms[0], nn.SyncBatchNorm)
+    alone = "process" in couples or (norms and not isinstance(norms[0], nn.SyncBatchNorm))
     return config.batch_size // config.accumulate // (world_size if alone else 1)
 
 
@@ -153,7 +148,7 @@ def load_state(run: Path, state: TrainingState, config: PretrainConfig, fingerpr
     """
     (tensors, metadata), file, damaged = _read_youngest(run)
     changes = _check_same_run(run, metadata, config, fingerprint)
-    changes += _check_same_world(run, metadata, _statistics_over(state.student, config, world_size), world_size)
+    changes += _check_same_world(run, metadata, _statistics_over(state.learner, config, world_size), world_size)
     try:
         _put_in_place(tensors, state)
     except (RuntimeError, KeyError) as error:
@@ -177,11 +172,19 @@ def _read_youngest(run: Path) -> tuple[tuple[Weights, dict[str, Any]], Path, lis
 
 
 def _put_in_place(tensors: Weights, state: TrainingState) -> None:
-    for network in ("student", "teacher"):
-        module: nn.Module = getattr(state, network)
-        module.load_state_dict(_under(tensors, f"{network}."))
-    state.loss.load_state_dict(_under(tensors, "loss."))
-    load_optimizer_tensors(state.optimizer, state.student, _under(tensors, "optimizer."))
+    if "loss.center" in tensors:
+        tensors = {_name_now(name): tensor for name, tensor in tensors.items()}
+    others = ("teacher.", "optimizer.")
+    state.learner.load_state_dict({name: value for name, value in tensors.items() if not name.startswith(others)})
+    state.teacher.load_state_dict(_under(tensors, "teacher."))
+    load_optimizer_tensors(state.optimizer, state.learner, _under(tensors, "optimizer."))
+
+
+def _name_now(name: str) -> str:
+    for before, now in EARLIER_NAMES.items():
+        if name.startswith(before):
+            return now + name.removeprefix(before)
+    return name
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -198,7 +201,8 @@ def _check_same_run(run: Path, metadata: dict[str, Any], config: PretrainConfig,
         for field in fields(config)
         if before.get(field.name, field.default) != now[field.name]
     }
-    changed = [text for name, text in differing.items() if name not in FREE_ON_RESUME]
+    free = FREE_ON_RESUME | config.unused
+    changed = [text for name, text in differing.items() if name not in free]
     if changed:
         raise RunError(
             f"{run}: cannot resume exactly, the settings differ: {'; '.join(changed)}. "
@@ -209,15 +213,16 @@ def _check_same_run(run: Path, metadata: dict[str, Any], config: PretrainConfig,
             f"{run}: cannot resume exactly, the images differ: {metadata['images']} then, {fingerprint} now. "
             "Name the same folder with --data, or start a new run with --out."
         )
-    return [text for name, text in differing.items() if name not in ("data", "out", "resume")]
+    return [text for name, text in differing.items() if name not in {"data", "out", "resume"} | config.unused]
 
 
 def _check_same_world(run: Path, metadata: dict[str, Any], statistics_over: int | None, world_size: int) -> list[str]:
-    """What differs and may; raises RunError where batch normalisation would see other batches."""
+    """What differs and may; raises RunError where batch normalization, or a loss, would see other batches."""
     before = metadata.get("statistics_over", statistics_over)
     if before != statistics_over:
         raise RunError(
-            f"{run}: cannot resume exactly, batch normalisation saw {before} images at a time, now {statistics_over}: "
+            f"{run}: cannot resume exactly, batch normalization or a loss that compares images saw {before} images at "
+            f"a time, now {statistics_over}: "
             "take the same number of processes and the same --accumulate, or start a new run with --out."
         )
     size = metadata.get("world_size", world_size)

@@ -23,6 +23,20 @@ def half_cosine(angle: float | Schedule, base: float = 1.0, final: float = 0.0) 
     return value if isinstance(value, np.ndarray) else float(value)
 
 
+def warmup_cosine(
+    base: float, final: float, total: int, warmup: int = 0, start: float = 0.0, *, freeze: int = 0
+) -> Schedule:
+    """0 for `freeze` steps, a linear warm-up from `start` to `base`, then half a cosine to `final`: [total].
+
+    The warm-up reaches `base` at its last step; the cosine starts at `base` and would reach `final` one step after the
+    last, so `final` itself is never used (DINO and DINOv2, reference files schedules.npz and dinov2_schedules.npz).
+    """
+    steps = total - warmup - freeze
+    progress = np.arange(steps, dtype=np.float64) / max(steps, 1)
+    rise = np.linspace(start, base, warmup)
+    return np.concatenate([np.zeros(freeze), rise, half_cosine(np.pi * progress, base, final)])
+
+
 def cosine_schedule(
     base: float,
     final: float,
@@ -31,15 +45,11 @@ def cosine_schedule(
     warmup_epochs: int = 0,
     warmup_start: float = 0.0,
 ) -> Schedule:
-    """A linear warm-up from `warmup_start` to `base`, then half a cosine from `base` to `final`, a value a step.
-
-    The warm-up reaches `base` at its last step; the cosine starts at `base` and would reach `final` one step
-    after the last, so `final` itself is never used (main_dino.py, utils.py; reference file schedules.npz).
+    """`warmup_cosine` over epochs (main_dino.py, utils.py).
 
     Raises ValueError when the warm-up is longer than the schedule.
     """
     total, warmup = epochs * steps_per_epoch, warmup_epochs * steps_per_epoch
     if not 0 <= warmup <= total:
         raise ValueError(f"a warm-up of {warmup_epochs} epochs does not fit in a schedule of {epochs} epochs")
-    progress = np.arange(total - warmup, dtype=np.float64) / max(total - warmup, 1)
-    return np.concatenate([np.linspace(warmup_start, base, warmup), half_cosine(np.pi * progress, base, final)])
+    return warmup_cosine(base, final, total, warmup, warmup_start)

@@ -22,7 +22,7 @@ import torch
 
 from dino_dense.checkpoint import read_tensors
 from dino_dense.config import command_line, schema
-from dino_dense.pretrain import batches, run_folder, trainer
+from dino_dense.pretrain import batches, run_folder, step
 from dino_dense.pretrain.__main__ import main as pretrain
 from dino_dense.training.plan import Plan
 from tests.pretrain.tiny_run import TINY, write_pictures
@@ -32,7 +32,7 @@ LIFE_SECONDS = 120.0
 """No life of a run this small takes as long; one that does hangs."""
 
 MOMENTS: dict[str, tuple[Any, str, float]] = {
-    "step": (trainer.Trainer, "optimizer_step", 0.03),
+    "step": (step.OptimizerStep, "run", 0.03),
     "save": (run_folder, "save_state", 0.03),
     "loader": (batches.CropDataset, "__getitem__", 0.02),
     "epoch change": (Plan, "order", 0.004),

@@ -20,9 +20,10 @@ from dino_dense.checkpoint import read_tensors
 from dino_dense.distributed import World
 from dino_dense.loaders import LostWorkerError
 from dino_dense.pretrain import optim
+from dino_dense.pretrain.bad_samples import BadSamplesError
 from dino_dense.pretrain.batches import pretraining_plan
-from dino_dense.pretrain.faults import BadSamplesError
-from dino_dense.pretrain.trainer import Trainer
+from dino_dense.pretrain.objective import Step
+from dino_dense.pretrain.step import OptimizerStep
 from dino_dense.training.gradients import DivergedError
 from tests.faults import broken
 from tests.pretrain.tiny_run import TINY, write_pictures
@@ -34,7 +35,7 @@ SHORT = {"max_steps": 6, "save_every": 2}
 
 @pytest.fixture(autouse=True)
 def without_a_curve(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dino_dense.pretrain.monitor.draw_curve", lambda run, out_dim: None)
+    monkeypatch.setattr("dino_dense.pretrain.monitor.draw_curve", lambda run, levels: None)
 
 
 def mode(name: str, size: tuple[int, int] = (48, 40)) -> broken.Break:
@@ -165,14 +166,14 @@ def test_a_loader_process_that_dies_is_reported_with_its_sample(pictures: Path, 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """Make the loss of some steps (0-based) NaN, as a bad batch would."""
-    inner = Trainer.forward_backward
+    inner = OptimizerStep.forward_backward
 
-    def poisoned(self: Trainer, batch: object, step: int, *args: object, **options: object):
-        if step in steps:
+    def poisoned(self: OptimizerStep, batch: object, step: Step, **options: object):
+        if step.number in steps:
             batch = batch._replace(global_views=batch.global_views * float("nan"))  # type: ignore[attr-defined]
-        return inner(self, batch, step, *args, **options)  # type: ignore[arg-type]
+        return inner(self, batch, step, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Trainer, "forward_backward", poisoned)
+    monkeypatch.setattr(OptimizerStep, "forward_backward", poisoned)
 
 
 def test_a_step_that_is_not_finite_is_reported_with_its_files(

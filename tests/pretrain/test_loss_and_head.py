@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dino_dense.pretrain.head import DINOHead
-from dino_dense.pretrain.loss import DINOLoss
+from dino_dense.pretrain.objectives.dino import DINOLoss
 
 
 def naive_loss(student: Tensor, teacher: Tensor, center: Tensor, temperature: float, views: int) -> Tensor:

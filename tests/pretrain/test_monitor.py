@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from dino_dense.pretrain.monitor import CollapseWatch, Monitor, diagnose, feature_spectrum
+from dino_dense.pretrain.collapse import CollapseWatch, diagnose
+from dino_dense.pretrain.monitor import Monitor, feature_spectrum
 
 K = 4096
 LN_K = math.log(K)
@@ -30,7 +31,8 @@ def test_diagnosis(loss: float, entropy: float, sign: str | None):
 
 
 def warnings(watch: CollapseWatch, rows: list[tuple[float, float, float]], every: int = 10) -> list[str]:
-    told = [watch.update((i + 1) * every, *row) for i, row in enumerate(rows)]
+    names = ("loss", "teacher_entropy", "kl")
+    told = [watch((i + 1) * every, dict(zip(names, row, strict=True))) for i, row in enumerate(rows)]
     return [text for text in told if text]
 
 
@@ -93,7 +95,7 @@ def test_spectrum_of_features_along_one_line():
 
 
 def log_rows(run: Path, start: int, end: int) -> None:
-    monitor = Monitor(run, start, end, 8, CollapseWatch(K, 0))
+    monitor = Monitor(run, start, end, 8, ["teacher_temp", "teacher_entropy", "kl"], [CollapseWatch(K, 0)])
     names = (
         "epoch loss lr wd momentum teacher_temp teacher_entropy kl grad_norm "
         "feature_std top_eigenvalue_share effective_rank"

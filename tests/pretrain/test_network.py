@@ -2,11 +2,12 @@
 
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from dino_dense.pretrain.network import DropPathKeys, build_student_and_teacher, compile_blocks
+from dino_dense.pretrain.network import DropPathKeys, MultiCropNetwork, build_network, compile_blocks, teacher_of
 from dino_dense.training.drop_path import KeyedDropPath
 from tests.pretrain.tiny_run import TINY
 
@@ -15,57 +16,86 @@ def crops(n: int, size: int, seed: int) -> torch.Tensor:
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
+def networks(**changes: Any) -> tuple[MultiCropNetwork, MultiCropNetwork]:
+    config = replace(TINY, **changes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        student = build_network(config, config)
+    return student, teacher_of(student)
+
+
+def keys_of(student: MultiCropNetwork) -> DropPathKeys:
+    return DropPathKeys(student, TINY.n_views, TINY.batch_size, TINY.seed)
+
+
 def test_networks_begin_equal_and_only_the_student_learns_and_drops_paths():
-    student, teacher = build_student_and_teacher(TINY)
+    student, teacher = networks()
     for (name, a), (other, b) in zip(student.state_dict().items(), teacher.state_dict().items(), strict=True):
         assert name == other
         assert torch.equal(a, b)
     assert not any(p.requires_grad for p in teacher.parameters())
-    DropPathKeys(student, TINY)
+    keys_of(student)
     rates = [1 - m.keep_prob for m in student.modules() if isinstance(m, KeyedDropPath)]
     assert rates == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.3, 0.3])  # linear with depth, two in each block
-    assert not DropPathKeys(teacher, TINY).modules
+    assert not keys_of(teacher).modules
 
 
 def test_weights_come_from_the_seed():
     torch.manual_seed(1)
-    a, _ = build_student_and_teacher(TINY)
+    a, _ = networks()
     torch.manual_seed(2)
-    b, _ = build_student_and_teacher(TINY)
-    c, _ = build_student_and_teacher(replace(TINY, seed=1))
+    b, _ = networks()
+    c, _ = networks(seed=1)
     weight = "backbone.blocks.0.attn.qkv.weight"
     assert torch.equal(a.state_dict()[weight], b.state_dict()[weight])
     assert not torch.equal(a.state_dict()[weight], c.state_dict()[weight])
 
 
-def test_scores_are_view_major_over_the_groups():
-    _, teacher = build_student_and_teacher(TINY)
+def test_features_are_view_major_over_the_groups():
+    _, teacher = networks()
     groups = [crops(4, 32, 0), crops(6, 16, 1)]
-    scores, features = teacher(groups)
-    assert scores.shape == (10, TINY.out_dim)
-    alone, _ = teacher([groups[1][2:3]])
-    torch.testing.assert_close(scores[6:7], alone, rtol=1e-4, atol=1e-5)
-    assert features.shape == (10, teacher.backbone.num_features)
+    views = teacher(groups)
+    assert views.cls.shape == (10, teacher.backbone.num_features)
+    assert views.patches is None
+    torch.testing.assert_close(views.cls[6:7], teacher([groups[1][2:3]]).cls, rtol=1e-4, atol=1e-5)
 
 
-def student_scores(slots: list[int], step: int = 3) -> torch.Tensor:
-    """[views, images, K] of the images at these slots of the batch, in one forward."""
-    student, _ = build_student_and_teacher(TINY)
-    keys = DropPathKeys(student, TINY)
+@pytest.mark.parametrize("pack", [False, True])
+def test_patch_tokens_are_those_of_the_global_crops(pack: bool):
+    student, _ = networks(drop_path_rate=0.0, pack=pack)
+    groups = [crops(4, 32, 0), crops(6, 16, 1)]
+    plain = student(groups).cls
+    student.needs_patches = True
+    views = student(groups)
+    torch.testing.assert_close(views.cls, plain, rtol=1e-4, atol=1e-5)
+    assert views.patches is not None
+    expected = student.backbone.forward_features(groups[0])[:, 1:]
+    torch.testing.assert_close(views.patches, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_without_patch_tokens_is_refused():
+    config = replace(TINY, arch="resnet18")
+    with pytest.raises(ValueError, match=r"learns patch tokens, but resnet18 .* choose such an --arch"):
+        build_network(config, config, needs_patches=True)
+
+
+def student_features(slots: list[int], step: int = 3) -> torch.Tensor:
+    """[views, images, C] of the images at these slots of the batch, in one forward."""
+    student, _ = networks()
+    keys = keys_of(student)
     keys.arm(step, torch.tensor(slots), torch.device("cpu"))
     groups = []
     for size, first, views in ((32, 0, 2), (16, 2, 2)):
         whole = torch.stack([crops(8, size, first + view) for view in range(views)])  # [views, B, ...]
         groups.append(whole[:, slots].flatten(0, 1))
-    scores, _ = student(groups)
-    return scores.unflatten(0, (4, len(slots)))
+    return student(groups).cls.unflatten(0, (4, len(slots)))
 
 
 def test_a_split_batch_drops_the_same_paths():
-    whole = student_scores(list(range(8)))
-    halves = torch.cat([student_scores([0, 1, 2, 3]), student_scores([4, 5, 6, 7])], dim=1)
+    whole = student_features(list(range(8)))
+    halves = torch.cat([student_features([0, 1, 2, 3]), student_features([4, 5, 6, 7])], dim=1)
     torch.testing.assert_close(halves, whole, rtol=1e-4, atol=1e-5)
-    other_step = student_scores(list(range(8)), step=4)
+    other_step = student_features(list(range(8)), step=4)
     assert (other_step - whole).abs().max() > 1e-3
 
 
@@ -86,52 +116,51 @@ def test_drop_path_without_numbers_is_an_error_not_a_silent_default():
 
 def test_a_crop_size_that_the_patch_does_not_divide_is_named_with_a_near_one():
     with pytest.raises(ValueError, match=r"local_crop_size is 18: expected a multiple of .* patch size 8, such as 16"):
-        build_student_and_teacher(replace(TINY, local_crop_size=18))
+        networks(local_crop_size=18)
 
 
-def test_packed_crops_give_the_same_scores_and_gradients():
+def test_packed_crops_give_the_same_features_and_gradients():
     results = []
     for pack in (False, True):
-        config = replace(TINY, pack=pack)
-        student, _ = build_student_and_teacher(config)
-        DropPathKeys(student, config).arm(3, torch.arange(8), torch.device("cpu"))
-        scores, features = student([crops(16, 32, 0), crops(16, 16, 1)])
-        scores.square().sum().backward()
-        results.append([scores, features, *(p.grad for p in student.parameters() if p.grad is not None)])
+        student, _ = networks(pack=pack)
+        keys_of(student).arm(3, torch.arange(8), torch.device("cpu"))
+        features = student([crops(16, 32, 0), crops(16, 16, 1)]).cls
+        (features[:, ::2].square().sum() / 100).backward()
+        results.append([features, *(p.grad for p in student.parameters() if p.grad is not None)])
     for plain, packed in zip(*results, strict=True):
         torch.testing.assert_close(packed, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_only_our_vits_can_be_packed():
     with pytest.raises(ValueError, match="pack is on, but resnet18"):
-        build_student_and_teacher(replace(TINY, arch="resnet18", pack=True))
+        networks(arch="resnet18", pack=True)
     with pytest.raises(ValueError, match="compile and pack are both on"):
         replace(TINY, pack=True, compile=True)
 
 
 def test_convolutions_are_channels_last():
-    student, _ = build_student_and_teacher(replace(TINY, arch="resnet18"))
+    student, _ = networks(arch="resnet18")
     weight = student.backbone.layer4[0].conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
-    vit, _ = build_student_and_teacher(TINY)
+    vit, _ = networks()
     assert vit.backbone.patch_embed.proj.weight.is_contiguous()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU (no g++)")
-def test_compiled_blocks_give_the_same_scores_and_gradients():
+def test_compiled_blocks_give_the_same_features_and_gradients():
     results = []
     for compiled in (False, True):
-        student, _ = build_student_and_teacher(TINY)
-        keys = DropPathKeys(student, TINY)
+        student, _ = networks()
+        keys = keys_of(student)
         if compiled:
             compile_blocks(student)
         for step in (3, 4):  # new masks are no new compilation's constants
             student.zero_grad()
             keys.arm(step, torch.arange(8), torch.device("cpu"))
-            scores, _ = student([crops(16, 32, 0), crops(16, 16, 1)])
-            scores.square().sum().backward()
-        results.append([scores, *(p.grad for p in student.parameters() if p.grad is not None)])
-        assert sorted(student.state_dict()) == sorted(build_student_and_teacher(TINY)[0].state_dict())
+            features = student([crops(16, 32, 0), crops(16, 16, 1)]).cls
+            (features[:, ::2].square().sum() / 100).backward()
+        results.append([features, *(p.grad for p in student.parameters() if p.grad is not None)])
+        assert sorted(student.state_dict()) == sorted(networks()[0].state_dict())
     for plain, ours in zip(*results, strict=True):
         assert (ours - plain).norm() <= 1e-5 * plain.norm()

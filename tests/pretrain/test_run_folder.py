@@ -21,7 +21,7 @@ SHORT = {"max_steps": 6, "save_every": 2}
 @pytest.fixture(autouse=True)
 def without_a_curve(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most of a short run's time goes into its picture."""
-    monkeypatch.setattr("dino_dense.pretrain.monitor.draw_curve", lambda run, out_dim: None)
+    monkeypatch.setattr("dino_dense.pretrain.monitor.draw_curve", lambda run, levels: None)
 
 
 def flip_a_byte(path: Path) -> None:
@@ -141,7 +141,7 @@ def test_other_batch_statistics_are_refused_and_other_freedoms_said(
     tmp_path: Path, train: Train, capsys: pytest.CaptureFixture[str]
 ):
     train(tmp_path / "norm", use_bn_in_head=True, max_steps=1)
-    with pytest.raises(RunError, match="batch normalisation saw 8 images at a time, now 4"):
+    with pytest.raises(RunError, match="compares images saw 8 images at a time, now 4"):
         train(tmp_path / "norm", use_bn_in_head=True, max_steps=2, accumulate=2, resume=True)
     train(tmp_path / "plain", max_steps=1)
     train(tmp_path / "plain", max_steps=2, accumulate=2, resume=True)

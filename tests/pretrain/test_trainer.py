@@ -14,11 +14,11 @@ from PIL import Image
 from data import DataError
 from data.pretraining import open_pretraining_data
 from dino_dense import load_backbone
-from dino_dense.checkpoint import read_tensors
+from dino_dense.checkpoint import read_tensors, write_tensors
 from dino_dense.config import command_line, schema
 from dino_dense.distributed import World
 from dino_dense.pretrain.config import PretrainConfig
-from dino_dense.pretrain.run_folder import RunError
+from dino_dense.pretrain.run_folder import EARLIER_NAMES, RunError
 from dino_dense.pretrain.trainer import Trainer
 from dino_dense.training.gradients import DivergedError
 from tests.pretrain.tiny_run import TINY, write_pictures
@@ -149,14 +149,16 @@ def test_micro_batches_give_the_curve_of_the_whole_batch(reference_run: Path, tm
     np.testing.assert_allclose(log["loss"], curve(reference_run)["loss"], atol=1e-4)
     np.testing.assert_allclose(log["grad_norm"], curve(reference_run)["grad_norm"], rtol=1e-2)
     ours, theirs = (read_tensors(run / "last.safetensors")[0] for run in (tmp_path / "run", reference_run))
-    torch.testing.assert_close(ours["loss.center"], theirs["loss.center"], rtol=0, atol=1e-4)
+    center = "objectives.dino.loss.center"
+    torch.testing.assert_close(ours[center], theirs[center], rtol=0, atol=1e-4)
 
 
 def test_the_run_folder_holds_what_others_read(reference_run: Path):
     tensors, metadata = read_tensors(reference_run / "last.safetensors")
-    starts = {".".join(name.split(".")[:2]) for name in tensors}
-    assert {"teacher.backbone", "teacher.head", "student.backbone", "student.head", "loss.center"} <= starts
-    assert any(name.startswith("optimizer.backbone.") for name in tensors)
+    starts = {".".join(name.split(".")[:3]).partition(".blocks")[0] for name in tensors}
+    heads = {"objectives.dino.student_head", "objectives.dino.teacher_head"}
+    assert {"teacher.backbone", "student.backbone", "optimizer.student.backbone", *heads} <= starts
+    assert "objectives.dino.loss.center" in tensors
     assert metadata["step"] == 15
     backbone = load_backbone(str(reference_run))
     for name, weight in backbone.module.state_dict().items():
@@ -173,7 +175,8 @@ def test_the_run_folder_holds_what_others_read(reference_run: Path):
 def test_the_last_layer_stays_as_it_is_in_the_first_epochs(tmp_path: Path, train: Train):
     def last_layer(steps: int) -> torch.Tensor:
         train(tmp_path / f"{steps}", max_steps=steps, freeze_last_layer=2)
-        return read_tensors(tmp_path / f"{steps}" / "last.safetensors")[0]["student.head.last_layer.weight_v"]
+        tensors, _ = read_tensors(tmp_path / f"{steps}" / "last.safetensors")
+        return tensors["objectives.dino.student_head.last_layer.weight_v"]
 
     first, end_of_frozen, later = (last_layer(steps) for steps in (1, 6, 8))
     assert torch.equal(first, end_of_frozen)
@@ -209,6 +212,24 @@ def test_resuming_on_other_pictures_is_an_error(reference_run: Path, tmp_path: P
     write_pictures(tmp_path / "others", 25)
     with pytest.raises(RunError, match=r"the images differ: 26 files .* then, 25 files .* now"):
         train(reference_run, open_pretraining_data(tmp_path / "others"), resume=True)
+
+
+def test_a_state_of_the_time_of_one_objective_resumes_bit_for_bit(reference_run: Path, tmp_path: Path, train: Train):
+    """Its names began otherwise, and its settings had no objectives."""
+    out = tmp_path / "run"
+    train(out, max_steps=5)
+    tensors, metadata = read_tensors(out / "last.safetensors")
+    before = {now: then for then, now in EARLIER_NAMES.items()}
+    renamed = {}
+    for name, tensor in tensors.items():
+        start = max((now for now in before if name.startswith(now)), key=len, default="")
+        renamed[before.get(start, "") + name.removeprefix(start)] = tensor
+    assert {"loss.center", "student.head.last_layer.weight_v", "optimizer.head.mlp.0.weight.exp_avg"} <= renamed.keys()
+    del metadata["config"]["objectives"]
+    write_tensors(out / "last.safetensors", renamed, metadata)
+    train(out, resume=True)
+    pd.testing.assert_frame_equal(curve(out), curve(reference_run), check_exact=True)
+    assert_same_state(out, reference_run)
 
 
 def test_resuming_where_there_is_nothing_is_an_error(tmp_path: Path, train: Train):

@@ -1,16 +1,30 @@
-"""What goes wrong while training: bad samples, steps that are not finite."""
+"""Pictures that cannot be read: replaced, listed, and counted."""
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from dino_dense.files import write_text
+from dino_dense.pretrain.options import SHARE, Options, Ranges
 
 BAD_SAMPLES_FILE = "bad_samples.csv"
 FIELDS = ("step", "sample", "replaced_by", "reason")
+
+
+@dataclass(frozen=True)
+class BadSampleOptions(Options):
+    """Pictures that cannot be read"""
+
+    on_bad_sample: Literal["skip", "raise"] = "skip"
+    """A picture that cannot be read: skip = another takes its place in the batch, drawn from the seed, and
+    bad_samples.csv lists it; raise = stop. Ours."""
+    max_bad_samples: float = 0.01
+    """Stop when more than this share of the images is bad. Ours."""
+
+    RANGES: ClassVar[Ranges] = {"max_bad_samples": SHARE}
 
 
 class BadSample(NamedTuple):
@@ -74,10 +88,3 @@ class BadSamples:
         writer.writeheader()
         writer.writerows(self.rows.values())
         write_text(self.path, text.getvalue())
-
-
-def report_step(run: Path, step: int, facts: dict[str, Any]) -> Path:
-    """RUN/not_finite-STEP.json: what is known of a step whose loss or gradient is not finite."""
-    path = run / f"not_finite-{step}.json"
-    write_text(path, json.dumps({"step": step, **facts}, indent=1) + "\n")
-    return path

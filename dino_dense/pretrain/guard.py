@@ -1,0 +1,149 @@
+"""Judges the steps of a run: numbers that are not finite stop it or skip the step, unreadable pictures are listed."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from dino_dense import distributed
+from dino_dense.checkpoint import STATE_FILE
+from dino_dense.distributed import World
+from dino_dense.files import write_text
+from dino_dense.pretrain import run_folder
+from dino_dense.pretrain.bad_samples import BadSample, BadSamples
+from dino_dense.pretrain.batches import ImageSource, MicroBatch
+from dino_dense.pretrain.config import PretrainConfig
+from dino_dense.pretrain.step import Measured, OptimizerStep
+from dino_dense.training.gradients import DivergedError
+from dino_dense.training.plan import Plan
+
+DUMP_FILE = "not_finite.safetensors"
+"""The training state when a step was found not to be finite: it may be some steps later."""
+MOST_SKIPPED = 10
+"""Steps in a row that may be skipped: more are no accident of a batch."""
+
+
+class Guard:
+    """Every process makes the same calls; the main process writes.
+
+    Args:
+        config, images, plan, world: of the run.
+        stepper: whose state is looked at.
+        start_step: optimizer steps already done.
+
+    Raises (in its methods): DivergedError, BadSamplesError.
+    """
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        images: ImageSource,
+        plan: Plan,
+        world: World,
+        stepper: OptimizerStep,
+        start_step: int,
+    ) -> None:
+        self.run, self.config, self.images, self.plan = Path(config.out), config, images, plan
+        self.world, self.stepper = world, stepper
+        self.step = start_step
+        """Optimizer steps done, the skipped ones too."""
+        most = config.max_bad_samples
+        self.bad_samples = BadSamples(self.run, start_step, len(images), most, writes=world.is_main)
+        self.bad: list[BadSample] = []
+        """Met since the last look."""
+        self.unchecked: list[tuple[int, Tensor]] = []
+        """Steps, and what must be finite of each, since the last look, which waits for the device."""
+        self.skipped = 0
+        """Steps in a row that were not finite and were skipped."""
+
+    def skips(self, number: int, measured: Measured) -> bool:
+        """Whether step `number` (0-based) is to change nothing, since its loss or gradient is not finite.
+
+        It is then reported; one too many in a row stops the run.
+        """
+        if self.config.on_not_finite != "skip":
+            return False
+        if distributed.all_reduce_mean(self._must_be_finite(measured).clone()).isfinite():
+            self.skipped = 0
+            return False
+        self.skipped += 1
+        report = self._report(number + 1, [measured.loss.item()])
+        if self.skipped > MOST_SKIPPED:
+            raise DivergedError(f"{self.run}: {self.skipped} steps in a row are not finite; the last: {report}")
+        if self.world.is_main:
+            print(f"WARNING: step {number + 1} is not finite and skipped: {report}", file=sys.stderr)
+        return True
+
+    def note(self, measured: Measured, micro_batches: Sequence[MicroBatch]) -> None:
+        """Remember a step that was just done for the next look."""
+        self.step += 1
+        self.bad += [bad for batch in micro_batches for bad in batch.bad]
+        if not self.skipped:
+            self.unchecked.append((self.step, self._must_be_finite(measured)))
+
+    def look(self) -> str | None:
+        """Look at all steps since the last look, all processes together; a line for the user about bad pictures."""
+        if self.unchecked:
+            steps, totals = zip(*self.unchecked, strict=True)
+            means = distributed.all_reduce_mean(torch.stack(totals))
+            finite = means.isfinite().tolist()
+            self.unchecked.clear()
+            if not all(finite):
+                first = finite.index(False)
+                self._stop(steps[first], means[first:].tolist(), "the loss or its gradient is")
+        name = self.images.name
+        rows = [(self.step, name(bad.image), name(bad.replaced_by), bad.reason) for bad in self.bad]
+        self.bad.clear()
+        rows = distributed.gather_objects(rows)
+        return self.bad_samples.add(rows) if rows else None
+
+    def check_weights(self) -> None:
+        """Weights that are not finite are not to be saved."""
+        if self._not_finite_weights():
+            self._stop(self.step, [], "some weights are")
+
+    def _must_be_finite(self, measured: Measured) -> Tensor:
+        # With loss scaling an overflowing gradient only skips the step.
+        scales = self.stepper.state.scaler.is_enabled()
+        return measured.loss if scales else measured.loss + measured.grad_norm
+
+    def _not_finite_weights(self) -> list[str]:
+        """Names of weights with a value that is not finite."""
+        learner, teacher = self.stepper.state[:2]
+        weights = [*learner.named_parameters(), *((f"teacher.{name}", w) for name, w in teacher.named_parameters())]
+        finite = torch.stack([weight.isfinite().all() for _, weight in weights]).tolist()
+        return [name for (name, _), fine in zip(weights, finite, strict=True) if not fine]
+
+    def _report(self, step: int, losses: list[float]) -> Path:
+        """RUN/not_finite-STEP.json: what is known of a step; and the state as it is."""
+        path = self.run / f"not_finite-{step}.json"
+        names = [self.images.name(image) for image in self.plan.images(step - 1)]
+        schedules = self.stepper.schedules
+        content = {
+            "step": step,
+            "files": names,
+            "mean_losses_from_this_step_on": [str(loss) for loss in losses],
+            "lr": float(schedules.lr[step - 1]),
+            "weight_decay": float(schedules.weight_decay[step - 1]),
+            "momentum": float(schedules.momentum[step - 1]),
+            "scale": self.stepper.state.scaler.get_scale(),
+            "not_finite_weights": self._not_finite_weights(),
+        }
+        if self.world.is_main:
+            write_text(path, json.dumps(content, indent=1) + "\n")
+            run_folder.dump_state(self.run / DUMP_FILE, self.stepper.state, self.step)
+        return path
+
+    def _stop(self, step: int, losses: list[float], subject: str) -> NoReturn:
+        kept = self.run / STATE_FILE
+        report = self._report(step, losses)
+        raise DivergedError(
+            f"{self.run}: stopped, {subject} not finite since step {step}. "
+            + (f"The last checkpoint, {kept}, is from before and kept. " if kept.exists() else "")
+            + f"{report} lists the files of that batch, {DUMP_FILE} is the state. "
+            "Try --dtype fp32, a lower --lr, a longer --warmup-epochs, or a smaller --clip-grad."
+        )

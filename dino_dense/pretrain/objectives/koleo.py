@@ -1,0 +1,88 @@
+"""KoLeo: class tokens of a view are pushed away from their nearest neighbors (arXiv 1806.03198; DINOv2).
+
+Shapes: V views, b images, n rows on this process, C channels.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dino_dense import distributed
+from dino_dense.pretrain.objective import Objective, Step, Terms, Views
+from dino_dense.pretrain.options import COUNT, NOT_NEGATIVE, Options, Ranges
+
+EPS = 1e-8
+"""Smallest norm, added to each component of a difference, and within the logarithm (DINOv2, loss/koleo_loss.py)."""
+
+
+@dataclass(frozen=True)
+class KoleoOptions(Options):
+    """Objective koleo: class tokens spread evenly"""
+
+    koleo_weight: float = 0.1
+    """Factor on the loss of each global view. (dinov2)"""
+    koleo_neighbors: Literal["all", "process"] = "all"
+    """Among which images of the micro-batch the nearest is looked for: all processes' (dinov3's distributed form), or
+    one process's own (dinov2), which makes the number of processes part of the run. Other micro-batches are not seen
+    in either case: --accumulate is part of the run, too."""
+    koleo_topk: int = 1
+    """Nearest neighbors of each image. (dinov3)"""
+
+    RANGES: ClassVar[Ranges] = {"koleo_weight": NOT_NEGATIVE, "koleo_topk": COUNT}
+
+
+def koleo_loss(x: Tensor, topk: int = 1, *, over_processes: bool = False) -> Tensor:
+    """-mean log of the distance of each row [n, C] to its `topk` nearest other rows, all of length 1; float32.
+
+    Kozachenko and Leonenko's estimate of the entropy, up to constants (arXiv 1806.03198, eq. 2).
+
+    Args:
+        x: two rows or more, over all processes with `over_processes`.
+        topk: at most the number of other rows.
+        over_processes: neighbors are among all processes' rows; gradients reach them, too.
+
+    Raises:
+        ValueError: too few rows.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        rows = F.normalize(x.float(), dim=-1, eps=EPS)
+        everyone = distributed.all_gather_with_gradient(rows) if over_processes else rows
+        if len(everyone) <= topk:
+            raise ValueError(
+                f"koleo compares each image with its {topk} nearest, but there are {len(everyone)} in a micro-batch: "
+                "raise --batch-size, or lower --accumulate or --koleo-topk"
+            )
+        with torch.no_grad():
+            first = distributed.rank() * len(rows) if over_processes else 0
+            similarity = rows @ everyone.T
+            similarity[torch.arange(len(rows)), first + torch.arange(len(rows))] = -1
+            nearest = similarity.topk(topk, dim=1).indices
+        pairs = rows.repeat_interleave(topk, dim=0), everyone[nearest.flatten()]
+        return -(F.pairwise_distance(*pairs, p=2, eps=EPS) + EPS).log().mean()
+
+
+class Koleo(Objective):
+    """The sum of both global views' losses, before the head."""
+
+    Options: ClassVar[type | None] = KoleoOptions
+
+    def __init__(self, options: Any, width: int) -> None:
+        super().__init__(options, width)
+        self.couples = options.koleo_neighbors
+
+    def forward(self, student: Views, teacher: Views, step: Step) -> Terms:
+        """Nats; below 0 when neighbors are further apart than 1."""
+        views = student.cls.chunk(self.options.n_views)[:2]
+        over_processes = self.couples == "all"
+        losses = [koleo_loss(view, self.options.koleo_topk, over_processes=over_processes) for view in views]
+        return Terms(torch.stack(losses).sum(), {}, {})
+
+    def weight(self, step: Step) -> float:
+        """As set."""
+        return float(self.options.koleo_weight)
+
+
+OBJECTIVE = Koleo

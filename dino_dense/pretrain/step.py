@@ -1,0 +1,237 @@
+"""One optimizer step: forward and backward over its micro-batches, then student, statistics and teacher move.
+
+Shapes: B images per step over all processes, b images in one micro-batch, V views, C features.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from dino_dense.backbone.cpu_attention import fast_attention
+from dino_dense.distributed import World
+from dino_dense.pretrain import objectives, optim
+from dino_dense.pretrain.batches import MicroBatch
+from dino_dense.pretrain.config import PretrainConfig
+from dino_dense.pretrain.crops import prepare
+from dino_dense.pretrain.network import DropPathKeys, MultiCropNetwork, build_network, compile_blocks, teacher_of
+from dino_dense.pretrain.objective import Objective, Step, Terms, Views
+from dino_dense.pretrain.optim import Schedules
+from dino_dense.training.batchnorm import synchronized
+from dino_dense.training.gradients import clip_gradients, gradients_in_step
+from dino_dense.training.precision import autocast, autocast_dtype, grad_scaler
+
+Means = Mapping[str, Mapping[str, Tensor]]
+"""Objective -> statistic -> its mean over the micro-batches of this process."""
+
+
+class Total(NamedTuple):
+    """The sum of all objectives' terms in one micro-batch."""
+
+    loss: Tensor
+    logged: Mapping[str, Tensor]
+    statistics: Means
+    """Objective -> its statistics."""
+
+
+class Learner(nn.Module):
+    """All that gradients reach: the student, and the objectives with their heads."""
+
+    def __init__(self, student: MultiCropNetwork, parts: nn.ModuleDict) -> None:
+        super().__init__()
+        self.student, self.objectives = student, parts
+
+    def parts(self) -> dict[str, Objective]:
+        """Name -> objective."""
+        return dict(self.objectives.items())  # type: ignore[arg-type]
+
+    def masks(self, step: Step, slots: Sequence[int], grid: tuple[int, int]) -> Tensor | None:
+        """The masks of the one objective that has any."""
+        drawn = (part.masks(step, slots, grid) for part in self.parts().values())
+        return next((masks for masks in drawn if masks is not None), None)
+
+    def forward(self, groups: Sequence[Tensor], teacher: Views, step: Step, masks: Tensor | None) -> Total:
+        """Groups of crops and the teacher's views -> the weighted sum of the objectives."""
+        views = self.student(groups, masks)
+        terms: dict[str, Terms] = {name: part(views, teacher, step) for name, part in self.parts().items()}
+        weighted = [self.parts()[name].weight(step) * term.loss for name, term in terms.items()]
+        logged = {column: value for term in terms.values() for column, value in term.logged.items()}
+        if len(terms) > 1:
+            logged |= {f"{name}_loss": term.loss.detach() for name, term in terms.items()}
+        return Total(torch.stack(weighted).sum(), logged, {name: term.statistics for name, term in terms.items()})
+
+    def columns(self) -> list[str]:
+        """The columns of the log that the objectives fill."""
+        own = [column for part in self.parts().values() for column in part.columns]
+        return own + ([f"{name}_loss" for name in self.parts()] if len(self.parts()) > 1 else [])
+
+
+class TrainingState(NamedTuple):
+    """Everything that changes during training, apart from the step."""
+
+    learner: Learner
+    teacher: MultiCropNetwork
+    optimizer: Optimizer
+    scaler: GradScaler
+
+    def averaged(self) -> tuple[nn.ModuleList, nn.ModuleList]:
+        """The teacher and its heads; and the parts of the learner that they are averages of, in the same order."""
+        parts = self.learner.parts().values()
+        heads = [(part.teacher_head, part.student_head) for part in parts]
+        pairs = [(teacher, student) for teacher, student in heads if teacher is not None and student is not None]
+        followers, leaders = zip((self.teacher, self.learner.student), *pairs, strict=True)
+        return nn.ModuleList(followers), nn.ModuleList(leaders)
+
+
+class Measured(NamedTuple):
+    """One step's numbers, still on the device; means over this process's share of the batch."""
+
+    loss: Tensor
+    grad_norm: Tensor
+    logged: Mapping[str, Tensor]
+    features: Tensor
+    """[2*b, C] over all micro-batches: the teacher's features of the global crops."""
+
+
+class OptimizerStep:
+    """Builds the networks from the seed, and takes steps with them.
+
+    Args:
+        config: all settings; dtype and augment_on are no longer auto.
+        schedules: a value for each step.
+        steps_per_epoch: optimizer steps.
+        world, device: from `distributed.session`.
+
+    Raises:
+        ValueError: the network does not fit the settings.
+    """
+
+    def __init__(
+        self, config: PretrainConfig, schedules: Schedules, steps_per_epoch: int, world: World, device: torch.device
+    ) -> None:
+        self.config, self.schedules, self.device = config, schedules, device
+        self.steps_per_epoch = steps_per_epoch
+        self.grid: tuple[int, int] | None = None
+        """Patches of a global crop (h, w), where an objective needs patch tokens."""
+        learner, teacher = self._build()
+        self.drop_path = DropPathKeys(learner.student, config.n_views, config.batch_size, config.seed)
+        if world.size > 1 and device.type == "cuda":  # PyTorch has no SyncBatchNorm on the CPU
+            learner, teacher = synchronized(learner), synchronized(teacher)
+        if config.compile:
+            compile_blocks(learner.student)
+            compile_blocks(teacher)
+        learner, teacher = learner.to(device), teacher.to(device)
+        optimizer = optim.build_optimizer(config.optimizer, learner, self._lr_of(learner))
+        self.state = TrainingState(learner, teacher, optimizer, grad_scaler(device, config.dtype))
+        self.followers, self.leaders = self.state.averaged()
+        self.forward: nn.Module = learner
+        if world.size > 1:
+            self.forward = DistributedDataParallel(learner, gradient_as_bucket_view=True)
+
+    def _lr_of(self, learner: Learner) -> Callable[[str], float]:
+        """Name of a parameter -> factor on its learning rate."""
+        decay, patch_embed = self.config.layer_decay, self.config.patch_embed_lr
+        if decay == patch_embed == 1:
+            return lambda name: 1.0
+        blocks = getattr(learner.student.backbone, "blocks", None)
+        if blocks is None:
+            raise ValueError(
+                f"layer_decay is {decay} and patch_embed_lr {patch_embed}, but {self.config.arch} has no blocks: set 1"
+            )
+        return lambda name: optim.lr_multiplier(name, len(blocks), decay, patch_embed)
+
+    def _build(self) -> tuple[Learner, MultiCropNetwork]:
+        """All networks with the first weights of the seed."""
+        config = self.config
+        needs_patches = any(objectives.get(name).needs_patches for name in config.objectives)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            student = build_network(config, config, needs_patches=needs_patches)
+            parts = objectives.build(config.objectives, config, int(student.backbone.num_features))
+        learner = Learner(student, parts)
+        if needs_patches:
+            side = config.global_crop_size // student.backbone.shape.patch_size
+            self.grid = (side, side)
+            if any(type(part).masks is not Objective.masks for part in learner.parts().values()):
+                student.add_mask_token()
+        teacher = teacher_of(student)
+        for part in learner.parts().values():
+            part.connect(learner.parts(), teacher)
+        return learner, teacher
+
+    def moment(self, number: int) -> Step:
+        """The step of that number (0-based)."""
+        return Step(number, number // self.steps_per_epoch)
+
+    def run(
+        self,
+        number: int,
+        micro_batches: Sequence[MicroBatch],
+        is_skipped: Callable[[int, Measured], bool] = lambda number, measured: False,
+    ) -> Measured:
+        """Forward and backward over the micro-batches, then everything moves once, unless the step is skipped."""
+        learner, _, optimizer, scaler = self.state
+        step = self.moment(number)
+        optim.set_schedule(optimizer, float(self.schedules.lr[number]), float(self.schedules.weight_decay[number]))
+        optimizer.zero_grad(set_to_none=True)
+        last = len(micro_batches) - 1
+        totals, features = zip(
+            *(self.forward_backward(batch, step, is_last=i == last) for i, batch in enumerate(micro_batches)),
+            strict=True,
+        )
+        scaler.unscale_(optimizer)
+        grad_norm = clip_gradients(learner.parameters(), self.config.clip_grad, self.config.clip_mode)
+        for part in learner.parts().values():
+            part.hold_gradients(step)
+        mean = mean_of(totals)
+        measured = Measured(mean.loss, grad_norm, mean.logged, torch.cat(features))
+        if is_skipped(number, measured):
+            optimizer.zero_grad(set_to_none=True)
+            scaler.update()  # what was unscaled is done with; a scale that overflowed falls
+            return measured
+        scaler.step(optimizer)
+        scaler.update()
+        for name, part in learner.parts().items():
+            part.after_step(mean.statistics[name])
+        optim.update_teacher(self.followers, self.leaders, float(self.schedules.momentum[number]))
+        return measured
+
+    def forward_backward(self, batch: MicroBatch, step: Step, *, is_last: bool) -> tuple[Total, Tensor]:
+        """Add one micro-batch's gradients; give the terms without gradient, and the teacher's features [2*b, C]."""
+        groups = [
+            prepare(views.to(self.device, non_blocking=True), looks)
+            for views, looks in ((batch.global_views, batch.global_looks), (batch.local_views, batch.local_looks))
+            if len(views)
+        ]
+        self.drop_path.arm(step.number, batch.slots, self.device)
+        masks = self.state.learner.masks(step, batch.slots.tolist(), self.grid) if self.grid else None
+        config = self.config
+        attention = fast_attention(self.device, None if config.compile else autocast_dtype(config.dtype))
+        with gradients_in_step(self.forward, is_last=is_last):
+            with autocast(self.device, config.dtype), attention:
+                with torch.no_grad():
+                    teacher = self.state.teacher(groups[:1])
+                total = self.forward(groups, teacher, step, masks)
+            self.state.scaler.scale(total.loss / config.accumulate).backward()
+        return total._replace(loss=total.loss.detach()), teacher.cls
+
+
+def mean_of(totals: Sequence[Total]) -> Total:
+    """The means over micro-batches."""
+
+    def mean(values: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(values)).mean(dim=0)
+
+    first = totals[0]
+    return Total(
+        mean([total.loss for total in totals]),
+        {column: mean([total.logged[column] for total in totals]) for column in first.logged},
+        {
+            name: {key: mean([total.statistics[name][key] for total in totals]) for key in statistics}
+            for name, statistics in first.statistics.items()
+        },
+    )
