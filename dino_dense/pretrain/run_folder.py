@@ -195,11 +195,13 @@ def _check_same_run(run: Path, metadata: dict[str, Any], config: PretrainConfig,
     """What differs and may; raises RunError for what may not."""
     if not {"step", "config", "images", "scaler"} <= metadata.keys():
         raise RunError(f"{run / STATE_FILE}: not a training state. Start a new run with --out.")
-    before, now = metadata["config"], schema.to_plain(config)
+    now = schema.to_plain(config)
+    # A setting of later than the state had its default then.
+    before = {**schema.to_plain(type(config)()), **metadata["config"]}
     differing = {
-        field.name: f"{field.name} was {before.get(field.name)!r}, now {now[field.name]!r}"
+        field.name: f"{field.name} was {before[field.name]!r}, now {now[field.name]!r}"
         for field in fields(config)
-        if before.get(field.name, field.default) != now[field.name]
+        if before[field.name] != now[field.name]
     }
     free = FREE_ON_RESUME | config.unused
     changed = [text for name, text in differing.items() if name not in free]
