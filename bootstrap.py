@@ -32,7 +32,8 @@ def set_up() -> None:
     subprocess.check_call([sys.executable, "-m", "venv", str(ENVIRONMENT)])
     pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check"]
     subprocess.check_call([*pip, "install", "--quiet", "uv"])
-    install = [str(PYTHON), "-m", "uv", "pip", "install", "--quiet", "--python", str(PYTHON)]
+    # Compiled once here: some environments forbid Python to keep compiled files, and then every start compiles PyTorch.
+    install = [str(PYTHON), "-m", "uv", "pip", "install", "--quiet", "--compile-bytecode", "--python", str(PYTHON)]
     subprocess.check_call([*install, "--require-hashes", "-r", str(LOCK)])
     subprocess.check_call([*install, "--no-deps", "--editable", str(ROOT)])
     marker.write_text(wanted)
