@@ -5,10 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
-
-if TYPE_CHECKING:
-    from dino_dense.propagation.search import Neighborhood
+from typing import Literal, get_args
 
 Window = Literal["square", "circle", "open_circle"]
 
@@ -84,13 +81,6 @@ class PropagationProtocol:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected three numbers, R, G and B")
         if min(self.std) <= 0:
             raise ValueError(f"std is {self.std}: expected numbers above 0")
-
-    def neighborhood(self) -> Neighborhood:
-        """The constants of the search itself."""
-        from dino_dense.propagation.search import Neighborhood
-
-        unrestricted = 1 if self.window_on == "recent" else 0
-        return Neighborhood(self.radius, self.window, self.top_k, self.keep_ties, self.temperature, unrestricted)
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dino_dense.propagation.protocol import Window
+from dino_dense.propagation.protocol import PropagationProtocol, Window
 
 _SMALLEST_TILE = 8  # patches; below this the matrix products are too small to be fast
 _BYTES_PER_PAIR = 13  # float32 similarity; for ties a masked copy and weights; the mask
@@ -65,6 +65,14 @@ class Neighborhood:
         else:
             inside = dy**2 + dx**2 < self.radius**2
         return ~inside.flatten(2).flatten(0, 1)
+
+
+def neighborhood_of(protocol: PropagationProtocol) -> Neighborhood:
+    """The constants of the search itself."""
+    unrestricted = 1 if protocol.window_on == "recent" else 0
+    return Neighborhood(
+        protocol.radius, protocol.window, protocol.top_k, protocol.keep_ties, protocol.temperature, unrestricted
+    )
 
 
 Area = tuple[slice, slice]  # rows and columns of the patch grid

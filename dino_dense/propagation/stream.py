@@ -19,6 +19,7 @@ from dino_dense.propagation.protocol import PropagationProtocol
 from dino_dense.propagation.search import (
     ContextFrames,
     context_bytes,
+    neighborhood_of,
     tile_bytes,
     tile_sides,
     unit_features,
@@ -79,7 +80,7 @@ class LabelPropagator:
         """A context that begins with this frame: unit features [h, w, D] and labels [C, h, w]."""
         slots = 1 + self.protocol.context_frames
         shape = anchor.shape[-1], anchor.shape[0], anchor.shape[1]
-        neighborhood = self.protocol.neighborhood()
+        neighborhood = neighborhood_of(self.protocol)
         context = ContextFrames(shape, len(labels), slots, neighborhood, self.max_bytes, anchor.device)
         for _ in range(slots if self.protocol.pad_context else 1):
             context.add(anchor, labels)
@@ -108,7 +109,7 @@ def plan_memory(
     Raises:
         ValueError: it does not suffice for the context and one query at a time.
     """
-    slots, neighborhood = 1 + protocol.context_frames, protocol.neighborhood()
+    slots, neighborhood = 1 + protocol.context_frames, neighborhood_of(protocol)
     context = context_bytes(shape, channels, slots)
     least = context + tile_bytes((1, 1), shape, slots, neighborhood)
     if max_bytes < least:
