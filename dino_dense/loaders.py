@@ -91,8 +91,8 @@ class Hands:
         return [f"{words[state]} {self._name(item)}" for pid, item, state in self.table.tolist() if pid in pids]
 
 
-_RECENT: deque[Hands] = deque(maxlen=16)
-"""Of the loaders opened last. An error may come when its loader is closed already."""
+_RECENT: deque[Hands] = deque(maxlen=1)
+"""Of the loader opened last: an error may come when it is closed already, and each holds open files."""
 
 
 @atexit.register
@@ -179,7 +179,8 @@ def read_items(
         if isinstance(batch, Exception):
             raise batch
         yield batch
-    _RECENT.remove(hands)
+    if hands in _RECENT:
+        _RECENT.remove(hands)
 
 
 def _forget_ended() -> None:
