@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from tasks.harness.context import Context
 from torch import Tensor
 
 from benchmarks.bench import Row, publish, seconds_of
@@ -22,7 +23,6 @@ from data.davis import VideoSequence, load_davis, read_prediction
 from dino_dense import Backbone, load_backbone
 from dino_dense.propagation.frames import frame_size
 from tasks.davis import DavisConfig, run
-from tasks.harness.context import Context
 
 FRAMES = {16: 12, 8: 4}  # by patch size: so many that the benchmark takes minutes, few of them with a full context
 MEAN, STD = np.float32((0.485, 0.456, 0.406)), np.float32((0.228, 0.224, 0.225))  # dino/eval_video_segmentation.py

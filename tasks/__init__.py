@@ -5,21 +5,33 @@ from typing import TYPE_CHECKING
 from dino_dense.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from tasks.harness.context import Context, DataFacts
     from tasks.harness.options import RunOptions
     from tasks.harness.registry import get, names
-    from tasks.harness.runner import main, run_one
+    from tasks.harness.runner import main, measured, run_one
+    from tasks.harness.session import DataFacts, Session
     from tasks.harness.task import Outcome, Task, mean_scores
 else:
     __getattr__ = lazy_names(
         __name__,
         {
-            "tasks.harness.context": ("Context", "DataFacts"),
             "tasks.harness.options": ("RunOptions",),
             "tasks.harness.registry": ("get", "names"),
-            "tasks.harness.runner": ("main", "run_one"),
+            "tasks.harness.runner": ("main", "measured", "run_one"),
+            "tasks.harness.session": ("DataFacts", "Session"),
             "tasks.harness.task": ("Outcome", "Task", "mean_scores"),
         },
     )
 
-__all__ = ["Context", "DataFacts", "Outcome", "RunOptions", "Task", "get", "main", "mean_scores", "names", "run_one"]
+__all__ = [
+    "DataFacts",
+    "Outcome",
+    "RunOptions",
+    "Session",
+    "Task",
+    "get",
+    "main",
+    "mean_scores",
+    "measured",
+    "names",
+    "run_one",
+]

@@ -6,7 +6,7 @@ The descriptor is the class token beside the generalised mean of the patch token
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,11 +20,10 @@ from data.sample import sample_data
 from dino_dense import Metric, Picture
 from dino_dense.config import command_line
 from dino_dense.config.schema import idle_fields, path, runtime, selects
-from dino_dense.progress import tracked
 from tasks.harness import figures
-from tasks.harness.context import Context, DataFacts
 from tasks.harness.runner import main
-from tasks.harness.task import Outcome, Task, file_list_hash, mean_scores
+from tasks.harness.session import DataFacts, Session
+from tasks.harness.task import Outcome, Task, file_list_hash
 from tasks.images.attacks import AttackedImages, check_attacks
 from tasks.scores.retrieval import Indices, average_precision, positive_ranks, rankings
 
@@ -91,15 +90,15 @@ class CopydetectConfig:
 
 
 @dataclass(frozen=True)
-class _Copies:
+class Copies:
     """Originals, and attacked images of them."""
 
     facts: DataFacts
     originals: list[Path]
     further: Mapping[str, list[Path]]
     """Images that are neither, of the folders `distractors` and `whiten`; empty where there is none."""
-    images: Sequence[Image.Image]
-    """The attacked ones, Q."""
+    images: Callable[[int], Sequence[Image.Image]]
+    """Seed -> the attacked images, Q."""
     table: pd.DataFrame
     """Columns sample (unique) and attack, a row for each attacked image."""
     positives: list[list[int]]
@@ -108,16 +107,14 @@ class _Copies:
     """The attack whose means are the scores, or all."""
 
 
-def run(backbone: Backbone | None, config: CopydetectConfig, context: Context) -> Outcome:
+def measure(backbone: Backbone, copies: Copies, config: CopydetectConfig, session: Session) -> Outcome:
     """Describe, whiten, search, score."""
     import pandas as pd
 
-    assert backbone is not None
-    copies = open_copies(config, context.seed)
-    context.bind(copies.facts)
-    queries, database, note = _describe(backbone, copies, config, context)
+    images = copies.images(session.seed)
+    queries, database, note = _describe(backbone, copies, images, config, session)
     ranked = rankings(queries.to(backbone.device), database.to(backbone.device), top=config.top)
-    values, nearest = _score(ranked, copies.positives, len(database), context)
+    values, nearest = _score(ranked, copies.positives, len(database), session)
     # An original and all its copies are one draw.
     root = Path(copies.facts.root)
     clusters = [copies.originals[min(right)].relative_to(root).as_posix() for right in copies.positives]
@@ -125,19 +122,17 @@ def run(backbone: Backbone | None, config: CopydetectConfig, context: Context) -
     measured = scored if copies.headline == ALL_ATTACKS else scored.loc[scored["attack"] == copies.headline]
     headline = measured.drop(columns="attack")
     return Outcome(
-        scores=mean_scores(headline),
-        data=copies.facts,
         tables={"attacks": _per_attack(scored), "queries": scored},
         note=f"mAP over {copies.headline} attacks, {len(database)} images searched; each is in attacks.csv.{note}",
         samples=headline.reset_index(drop=True),
-        pictures=_draw(headline, nearest, copies, context) if context.world.is_main else (),
+        to_draw=(headline, nearest, images),
     )
 
 
 # --- Data --------------------------------------------------------------------------------------------------
 
 
-def open_copies(config: CopydetectConfig, seed: int) -> _Copies:
+def open_copies(config: CopydetectConfig) -> Copies:
     """The images that a config names.
 
     Raises:
@@ -152,21 +147,21 @@ def open_copies(config: CopydetectConfig, seed: int) -> _Copies:
             raise ValueError(f"{root}: is read as Copydays, where {', '.join(idle)} mean nothing. Leave them out.")
         copies = _open_copydays(root, further, config)
     else:
-        copies = _open_folder(root, further, config, seed)
+        copies = _open_folder(root, further, config)
     both = {path.resolve() for path in copies.originals} & {path.resolve() for path in further["distractors"]}
     if both:
         raise DataError(f"{min(both)}: an original, and a distractor too. Name another --distractors.")
     return copies
 
 
-def _open_copydays(root: Path, further: Mapping[str, list[Path]], config: CopydetectConfig) -> _Copies:
+def _open_copydays(root: Path, further: Mapping[str, list[Path]], config: CopydetectConfig) -> Copies:
     import pandas as pd
 
     found = load_copydays(root)
     paths = [copy.path for copy in found.copies]
     attacks = [copy.attack for copy in found.copies]
     headline = STRONG if STRONG in attacks else ALL_ATTACKS
-    return _Copies(
+    return Copies(
         facts=DataFacts(
             name="Copydays" if found.is_complete else f"Copydays (part: {len(found.originals)} originals)",
             root=str(root),
@@ -177,7 +172,7 @@ def _open_copydays(root: Path, further: Mapping[str, list[Path]], config: Copyde
         ),
         originals=found.originals,
         further=further,
-        images=UnlabelledImages(paths),
+        images=lambda seed: UnlabelledImages(paths),
         table=pd.DataFrame({"sample": [path.relative_to(root).as_posix() for path in paths], "attack": attacks}),
         positives=[copy.originals for copy in found.copies],
         headline=headline,
@@ -190,26 +185,26 @@ def published_dataset(found: Copydays, further: Mapping[str, list[Path]]) -> str
     return "Copydays strong, 10k distractors, whitened" if found.is_complete and same else None
 
 
-def _open_folder(root: Path, further: Mapping[str, list[Path]], config: CopydetectConfig, seed: int) -> _Copies:
+def _open_folder(root: Path, further: Mapping[str, list[Path]], config: CopydetectConfig) -> Copies:
     import pandas as pd
 
     originals = list_images(root)
     count = min(config.max_queries or len(originals), len(originals))
     chosen = np.unique(np.linspace(0, len(originals) - 1, count).round().astype(int)).tolist()
-    images = AttackedImages([originals[index] for index in chosen], chosen, config.attacks, seed)
+    attacked = [originals[index] for index in chosen]
     names = [originals[index].relative_to(root).as_posix() for index in chosen]
     rows = [(f"{attack}/{name}", attack) for attack in config.attacks for name in names]
-    return _Copies(
+    return Copies(
         facts=DataFacts(
             name=root.resolve().name if config.data else "embedded images",
             root=str(root),
-            n=len(images),
+            n=len(rows),
             unit="copies",
             sha256=_hash(root, originals, further, config),
         ),
         originals=originals,
         further=further,
-        images=images,
+        images=lambda seed: AttackedImages(attacked, chosen, config.attacks, seed),
         table=pd.DataFrame(rows, columns=["sample", "attack"]),
         positives=[[index] for _ in config.attacks for index in chosen],
         headline=ALL_ATTACKS,
@@ -227,7 +222,11 @@ def _hash(root: Path, files: Sequence[Path], further: Mapping[str, list[Path]], 
 
 
 def _describe(
-    backbone: Backbone, copies: _Copies, config: CopydetectConfig, context: Context
+    backbone: Backbone,
+    copies: Copies,
+    images: Sequence[Image.Image],
+    config: CopydetectConfig,
+    session: Session,
 ) -> tuple[Tensor, Tensor, str]:
     """Queries [Q, C], database [N, C] (originals, then distractors), and what to say about the whitening."""
     import torch
@@ -242,7 +241,7 @@ def _describe(
             backbone,
             paths,
             preprocessing,
-            world=context.world,
+            session=session,
             pieces=PIECES,
             batch_size=config.batch_size,
             workers=config.workers,
@@ -254,10 +253,10 @@ def _describe(
     if copies.further["distractors"]:
         database = torch.cat([database, of_files(copies.further["distractors"], "distractors")])
     queries = describe_all(
-        Transformed(copies.images, preprocessing.transform()),
-        len(copies.images),
-        lambda images: _joined(extract_pieces(backbone, images, PIECES)),
-        world=context.world,
+        Transformed(images, preprocessing.transform()),
+        len(images),
+        lambda batch: _joined(extract_pieces(backbone, batch, PIECES)),
+        session=session,
         batch_size=config.batch_size,
         workers=config.workers,
         label="copies",
@@ -281,14 +280,14 @@ def _joined(pieces: dict[str, Tensor]) -> Tensor:
 
 
 def _score(
-    ranked: Iterable[Indices], positives: Sequence[Sequence[int]], count: int, context: Context
+    ranked: Iterable[Indices], positives: Sequence[Sequence[int]], count: int, session: Session
 ) -> tuple[pd.DataFrame, list[Indices]]:
     """AP and recall@1 of each query, percent, and its first results; `count` images were searched."""
     import pandas as pd
 
     rows, nearest = [], []
     nothing = np.array([], np.int64)
-    bar = tracked(ranked, total=len(positives), unit="query", desc="searching", disable=not context.world.is_main)
+    bar = session.progress(ranked, "searching", unit="query", total=len(positives))
     for order, right in zip(bar, positives, strict=True):
         ranks = positive_ranks(order, np.array(right), nothing, count)
         rows.append((100 * average_precision(ranks, len(right)), 100.0 * bool((ranks == 0).any())))
@@ -302,16 +301,17 @@ def _per_attack(scored: pd.DataFrame) -> pd.DataFrame:
     return groups.mean().assign(queries=groups.size()).reset_index()
 
 
-def _draw(headline: pd.DataFrame, nearest: Sequence[Indices], copies: _Copies, context: Context) -> tuple[Picture, ...]:
+def draw(copies: Copies, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
     """Copies with their first results, worst and best first."""
+    headline, nearest, images = outcome.to_draw
     database = [*copies.originals, *copies.further["distractors"]]
     pictures = []
     for place, query in enumerate(figures.worst_and_best_first(headline["mAP"])[:STRIPS]):
         assert isinstance(query, int)
-        file = context.folder("strips") / f"{place}.jpg"
+        file = folder / "strips" / f"{place}.jpg"
         figures.result_strip(
             file,
-            np.asarray(copies.images[query]),
+            np.asarray(images[query]),
             [np.asarray(read_rgb(database[index])) for index in nearest[query]],
             [index in copies.positives[query] for index in nearest[query]],
         )
@@ -326,7 +326,9 @@ TASK = Task(
     source="DINO, arXiv 2104.14294, sec. 4.2.1; eval_copy_detection.py.",
     config=CopydetectConfig,
     metrics=METRICS,
-    run=run,
+    open=open_copies,
+    measure=measure,
+    draw=draw,
     # Mild attacks: contract tests know the truth by a coarse thumbnail, which a strong crop or a print changes.
     smoke=CopydetectConfig(image_size=64, attacks=("crop10", "jpeg20", "blur2"), max_queries=60),
     # No `pieces`: images are squashed as by no other task, so nothing can be shared.

@@ -18,15 +18,15 @@ from data import DataError
 from data.davis import VideoSequence, is_official_val, load_davis
 from data.masks import read_foreground, read_ids, write_mask
 from data.sample import sample_data
-from dino_dense import Metric, Picture, Score, distributed
+from dino_dense import Metric, Picture, Score
 from dino_dense.config import command_line
 from dino_dense.config.schema import path, runtime, selects
 from dino_dense.pipeline import Behind
-from dino_dense.progress import Progress, progress, tracked
+from dino_dense.progress import Progress
 from dino_dense.propagation.protocol import PropagationProtocol
 from tasks.harness import figures
-from tasks.harness.context import Context, DataFacts
 from tasks.harness.runner import main
+from tasks.harness.session import DataFacts, Session
 from tasks.harness.task import Outcome, Task, file_list_hash
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from dino_dense.arrays import Pixels
     from dino_dense.propagation.video import Frame, VideoPropagator
     from tasks.scores.jf import FrameScores
+
+    IndexedTable = tuple[int, pd.DataFrame]
 
 MIN_FRAMES = 3  # the first and the last are not scored
 FINISHERS = 1  # threads that write and score masks
@@ -85,7 +87,7 @@ class DavisConfig(PropagationProtocol):
 
 
 @dataclass(frozen=True)
-class _Videos:
+class Videos:
     """The sequences to measure, and what to call them."""
 
     sequences: list[VideoSequence]
@@ -96,47 +98,52 @@ class _Videos:
         return all(sequence.has_ground_truth for sequence in self.sequences)
 
 
-def run(backbone: Backbone | None, config: DavisConfig, context: Context) -> Outcome:
-    """Write the masks (unless `config.score` names some), then score them if there is ground truth."""
+def measure(backbone: Backbone, videos: Videos, config: DavisConfig, session: Session) -> Outcome:
+    """Write the masks, then score them if there is ground truth."""
+    masks, scored = _write_all_masks(backbone, videos.sequences, config, session)
+    session.wait()
+    return _outcome(masks, scored, videos, config, session, _masks_note(masks, backbone))
+
+
+def measure_files(videos: Videos, config: DavisConfig, session: Session) -> Outcome:
+    """Score the masks of the folder `config.score`."""
+    masks = Path(str(config.score))
+    return _outcome(masks, [], videos, config, session, f"Scored the masks in {masks}.")
+
+
+def _outcome(
+    masks: Path, scored: Sequence[IndexedTable], videos: Videos, config: DavisConfig, session: Session, note: str
+) -> Outcome:
+    """J and F of masks on disk; `scored` are the sequences that this process has scored already."""
     from tasks.scores.jf import summarise
 
-    videos = open_videos(config)
-    context.bind(videos.facts)
-    if config.score is None:
-        assert backbone is not None
-        masks, scored = _write_all_masks(backbone, videos.sequences, config, context)
-    else:
-        masks, scored = Path(config.score), []
-        if not masks.is_dir():
-            raise DataError(f"{masks}: no such folder of masks to score; expected SEQUENCE/FRAME.png in it.")
-    distributed.barrier()
     if not videos.scorable:
         unscored = [sequence.name for sequence in videos.sequences if not sequence.has_ground_truth]
-        note = (
-            f"Not scored: {len(unscored)} of {len(videos.sequences)} sequences have no ground truth beyond their "
-            f"first mask ({', '.join(unscored[:3])}{', ...' if len(unscored) > 3 else ''}). The masks are in {masks}."
+        names = f"{', '.join(unscored[:3])}{', ...' if len(unscored) > 3 else ''}"
+        return Outcome(
+            note=f"Not scored: {len(unscored)} of {len(videos.sequences)} sequences have no ground truth beyond their "
+            f"first mask ({names}). The masks are in {masks}."
         )
-        return Outcome((), videos.facts, note=note)
-    per_frame = _score_all(masks, videos.sequences, scored, context)
+    per_frame = _score_all(masks, videos.sequences, scored, session)
     objects = _per_object(per_frame)
-    pictures = _draw_all(masks, videos.sequences, objects, per_frame, context) if context.world.is_main else ()
     overall, per_sequence = summarise(per_frame)
     return Outcome(
         scores=_scores(overall, objects),
-        data=videos.facts,
         tables={
             "per_frame": per_frame,
             f"per-sequence_results-{config.split}": per_sequence,
             f"global_results-{config.split}": overall,
         },
-        note=f"Scored the masks in {masks}." if backbone is None else _masks_note(masks, backbone),
+        note=note,
         samples=objects,
-        pictures=pictures,
+        to_draw=masks,
     )
 
 
-def open_videos(config: DavisConfig) -> _Videos:
-    """The sequences that a config names; DataError if they cannot be used."""
+def open_videos(config: DavisConfig) -> Videos:
+    """The sequences that a config names; DataError if they, or the masks to score, cannot be used."""
+    if config.score is not None and not Path(config.score).is_dir():
+        raise DataError(f"{config.score}: no such folder of masks to score; expected SEQUENCE/FRAME.png in it.")
     root = Path(config.data) if config.data else sample_data().davis
     sequences = load_davis(
         root,
@@ -166,30 +173,30 @@ def open_videos(config: DavisConfig) -> _Videos:
         sha256=file_list_hash(root, files),
         dataset=f"DAVIS-{config.year} val" if is_complete else None,
     )
-    return _Videos(sequences, facts)
+    return Videos(sequences, facts)
 
 
 def _write_all_masks(
-    backbone: Backbone, sequences: Sequence[VideoSequence], config: DavisConfig, context: Context
-) -> tuple[Path, list[pd.DataFrame]]:
+    backbone: Backbone, sequences: Sequence[VideoSequence], config: DavisConfig, session: Session
+) -> tuple[Path, list[IndexedTable]]:
     """Propagate through every sequence that is not on disk yet; the processes share them out.
 
     Returns the folder, and J and F of what this process did and could score.
     """
-    masks = context.out / "masks"
+    masks = session.out / "masks"
     # Shared out before looking at what is done: the processes must agree, while folders appear.
-    mine = [s for s in sequences[context.world.rank :: context.world.size] if not (masks / s.name).is_dir()]
-    frames = sum(len(sequence) for sequence in mine)
+    mine = [(index, s) for index, s in session.share(sequences) if not (masks / s.name).is_dir()]
+    frames = sum(len(sequence) for _, sequence in mine)
     tables, said = [], set()
-    with progress(frames, unit="frame", desc="propagating", disable=not context.world.is_main) as bar:
-        for sequence in mine:
+    with session.bar(frames, "propagating", unit="frame") as bar:
+        for index, sequence in mine:
             bar.set_postfix_str(sequence.name)
             propagator = _propagator(backbone, sequence, config)
             text = _memory_text(propagator, config.max_memory)
-            if context.world.is_main and text not in said:
-                bar.write(text, file=sys.stderr)
+            if text not in said:
+                session.once(bar.write, text, file=sys.stderr)
                 said.add(text)
-            tables += _write_masks(propagator, sequence, context, bar)
+            tables += [(index, table) for table in _write_masks(propagator, sequence, session, bar)]
     return masks, tables
 
 
@@ -225,7 +232,7 @@ def _memory_text(propagator: VideoPropagator, limit: int) -> str:
 
 
 def _write_masks(
-    propagator: VideoPropagator, sequence: VideoSequence, context: Context, bar: Progress
+    propagator: VideoPropagator, sequence: VideoSequence, session: Session, bar: Progress
 ) -> list[pd.DataFrame]:
     """One sequence, whole or not at all: a folder is renamed into place when its last mask is written.
 
@@ -234,7 +241,7 @@ def _write_masks(
     """
     from tasks.scores.jf import score_frame, tabulate
 
-    unfinished = context.out / "masks" / f".{sequence.name}.unfinished"
+    unfinished = session.out / "masks" / f".{sequence.name}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     scores: dict[int, FrameScores] = {}
 
@@ -244,13 +251,13 @@ def _write_masks(
             scores[index] = score_frame(ids, sequence.read_mask(index), sequence.num_objects)
         bar.update()
 
-    context.folder("masks")
+    session.folder("masks")
     try:
         propagated = propagator.run(_frames(sequence))
         with Behind(workers=FINISHERS, backlog=BACKLOG) as behind, closing(propagated):
             for index, (_, ids) in enumerate(propagated):
                 behind.submit(finish, index, ids)
-        unfinished.rename(context.out / "masks" / sequence.name)
+        unfinished.rename(session.out / "masks" / sequence.name)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     indices = sorted(scores)  # threads finish in any order
@@ -259,21 +266,22 @@ def _write_masks(
 
 
 def _score_all(
-    masks: Path, sequences: Sequence[VideoSequence], scored: list[pd.DataFrame], context: Context
+    masks: Path, sequences: Sequence[VideoSequence], scored: Sequence[IndexedTable], session: Session
 ) -> pd.DataFrame:
     """J and F of every object and frame: what was scored on the way, and the other sequences' masks on disk."""
     import pandas as pd
 
     from tasks.scores.jf import score_folder
 
-    tables = {str(table["sequence"].iat[0]): table for table in distributed.gather_objects(scored)}
-    left = [sequence for sequence in sequences if sequence.name not in tables]
-    mine = left[context.world.rank :: context.world.size]
-    reading = score_folder(masks, mine)
-    quiet = not (context.world.is_main and mine)
-    found = list(tracked(reading, total=len(mine), unit="sequence", desc="scoring", disable=quiet))
-    tables |= {str(table["sequence"].iat[0]): table for table in distributed.gather_objects(found)}
-    return pd.concat([tables[sequence.name] for sequence in sequences], ignore_index=True)
+    tables = session.collect(scored)
+    done = {str(table["sequence"].iat[0]) for table in tables}
+    if left := [sequence for sequence in sequences if sequence.name not in done]:
+        mine = session.share(left)
+        reading = score_folder(masks, [sequence for _, sequence in mine], workers=FINISHERS)
+        shown = session.progress(reading, "scoring", unit="sequence", total=len(mine))
+        tables += session.collect((index, table) for (index, _), table in zip(mine, shown, strict=True))
+    by_name = {str(table["sequence"].iat[0]): table for table in tables}
+    return pd.concat([by_name[sequence.name] for sequence in sequences], ignore_index=True)
 
 
 def _per_object(per_frame: pd.DataFrame) -> pd.DataFrame:
@@ -293,24 +301,21 @@ def _per_object(per_frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns).reset_index(drop=True)
 
 
-def _draw_all(
-    masks: Path,
-    sequences: Sequence[VideoSequence],
-    objects: pd.DataFrame,
-    per_frame: pd.DataFrame,
-    context: Context,
-) -> tuple[Picture, ...]:
+def draw(videos: Videos, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
     """Of each sequence a strip (first, middle, last frame) and its J and F over time, worst and best first."""
+    objects = outcome.samples
+    if objects is None:
+        return ()
+    masks, per_frame = outcome.to_draw, outcome.tables["per_frame"]
     means = objects.groupby("cluster")["J&F-Mean"].mean()
-    by_name = {sequence.name: sequence for sequence in sequences}
+    by_name = {sequence.name: sequence for sequence in videos.sequences}
     ranked = figures.worst_and_best_first(means)
     pictures = []
     for place, label in enumerate(ranked):
         name = str(label)
         case = {0: " (worst)", 1: " (best)"}.get(place, "") if len(ranked) > 1 else ""
-        folder = context.folder("overlays")
-        figures.mask_strip(folder / f"{name}.jpg", _first_middle_last(masks, by_name[name]))
-        figures.object_curves(folder / f"{name}_curves.png", per_frame[per_frame["sequence"] == name])
+        figures.mask_strip(folder / "overlays" / f"{name}.jpg", _first_middle_last(masks, by_name[name]))
+        figures.object_curves(folder / "overlays" / f"{name}_curves.png", per_frame[per_frame["sequence"] == name])
         pictures += [
             Picture(f"overlays/{name}.jpg", f"{name}{case}: J&F {means[name]:.1f}; first, middle, last frame"),
             Picture(f"overlays/{name}_curves.png", f"{name}{case}: J and F of each object, frame by frame"),
@@ -366,7 +371,10 @@ TASK = Task(
     source="DINO, arXiv 2104.14294, sec. 4.2; eval_video_segmentation.py and davis2017-evaluation.",
     config=DavisConfig,
     metrics=METRICS,
-    run=run,
+    open=open_videos,
+    measure=measure,
+    draw=draw,
+    measure_files=measure_files,
     smoke=DavisConfig(short_side=192, max_frames=5),
     needs_backbone=lambda config: config.score is None,
     moved=own_clip,

@@ -21,14 +21,12 @@ from dino_dense import Metric, Picture
 from dino_dense.backbone.grid import fit
 from dino_dense.config import command_line
 from dino_dense.config.schema import path, runtime, selects
-from dino_dense.distributed import in_order, share_of
 from dino_dense.files import write_text
 from dino_dense.objects.protocol import CONFIDENCE, SegmentProtocol
-from dino_dense.progress import tracked
 from tasks.harness import figures
-from tasks.harness.context import Context, DataFacts
 from tasks.harness.runner import main
-from tasks.harness.task import Outcome, Task, file_list_hash, mean_scores
+from tasks.harness.session import DataFacts, Session
+from tasks.harness.task import Outcome, Task, file_list_hash
 from tasks.scores.boxes import HIT, box_iou, objects_found, risk_coverage
 
 if TYPE_CHECKING:
@@ -106,6 +104,15 @@ class Found(NamedTuple):
     segment: Segment
 
 
+class Images(NamedTuple):
+    """The images with objects that a config names."""
+
+    items: list[BoxedImage]
+    facts: DataFacts
+    without_objects: int
+    """Images that have none, which are left out."""
+
+
 class _Measured(NamedTuple):
     """One image: its row, its boxes, their masks in run lengths, and their confidences."""
 
@@ -115,17 +122,14 @@ class _Measured(NamedTuple):
     confidences: list[float]
 
 
-def run(backbone: Backbone | None, config: DiscoveryConfig, context: Context) -> Outcome:
+def measure(backbone: Backbone, images: Images, config: DiscoveryConfig, session: Session) -> Outcome:
     """Find a box in every image, and look whether it is around an object."""
     import pandas as pd
 
     from dino_dense.objects.maps_ahead import default_batch, maps_ahead
     from dino_dense.objects.segment import compared_maps
 
-    assert backbone is not None
-    images, facts, left_out = open_images(config)
-    context.bind(facts)
-    mine = share_of(images, context.world)
+    mine = session.share(images.items)
     found = maps_ahead(
         mine,
         lambda item: np.asarray(read_rgb(item[1].image)),
@@ -133,9 +137,9 @@ def run(backbone: Backbone | None, config: DiscoveryConfig, context: Context) ->
         lambda batch: compared_maps(backbone, batch, config, config.method),
         config.batch_size or default_batch(backbone),
     )
-    bar = tracked(found, total=len(mine), unit="image", desc=config.method, disable=not context.world.is_main)
-    measured = in_order(
-        [(place, _measure(maps, image, rgb, backbone.patch_size, config)) for (place, image), rgb, maps in bar]
+    shown = session.progress(found, config.method, total=len(mine))
+    measured = session.collect(
+        (index, _measure(maps, image, rgb, backbone.patch_size, config)) for (index, image), rgb, maps in shown
     )
     table = pd.DataFrame([found.row for found in measured])
     answered = table[table["confidence"] >= (config.min_confidence or 0)]
@@ -145,24 +149,19 @@ def run(backbone: Backbone | None, config: DiscoveryConfig, context: Context) ->
             f"{table['confidence'].max():.3f}"
         )
     samples = answered[["sample", "cluster", *(metric.name for metric in METRICS)]].reset_index(drop=True)
-    pictures: tuple[Picture, ...] = ()
-    if context.world.is_main:
-        chosen = [(images[place], measured[place]) for place in answered.index]
-        if config.export_coco:
-            write_text(context.folder() / "coco.json", json.dumps(to_coco(chosen)))
-        pictures = _draw(chosen, samples["Box-IoU"], context)
+    chosen = [(images.items[index], measured[index]) for index in answered.index]
+    if config.export_coco:
+        session.once(write_text, session.folder() / "coco.json", json.dumps(to_coco(chosen)))
     return Outcome(
-        scores=mean_scores(samples),
-        data=facts,
         tables={"images": table, "risk_coverage": risk_coverage(table)},
-        note=_note(backbone, config, table, len(table) - len(answered), left_out),
+        note=_note(backbone, config, table, len(table) - len(answered), images.without_objects),
         samples=samples,
-        pictures=pictures,
+        to_draw=chosen,
     )
 
 
-def open_images(config: DiscoveryConfig) -> tuple[list[BoxedImage], DataFacts, int]:
-    """The images with objects that a config names, and how many have none; DataError if they cannot be used."""
+def open_images(config: DiscoveryConfig) -> Images:
+    """The images with objects that a config names; DataError if they cannot be used."""
     root = Path(config.data) if config.data else sample_data().saliency
     layout = _layout(config, root) if config.data else "masks"
     listed, files = _read_boxes(config, root, layout)
@@ -186,7 +185,7 @@ def open_images(config: DiscoveryConfig) -> tuple[list[BoxedImage], DataFacts, i
         sha256=file_list_hash(root, [*(image.image for image in images), *files]),
         dataset=next(known, None) if config.data else None,
     )
-    return images, facts, len(listed) - total
+    return Images(images, facts, len(listed) - total)
 
 
 def find_objects(backbone: Backbone, rgb: Pixels, config: DiscoveryProtocol) -> list[Found]:
@@ -341,16 +340,17 @@ def _note(backbone: Backbone, config: DiscoveryConfig, table: pd.DataFrame, unan
     return " ".join(parts).strip()
 
 
-def _draw(chosen: Sequence[tuple[BoxedImage, _Measured]], values: pd.Series, context: Context) -> tuple[Picture, ...]:
+def draw(images: Images, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
     """The worst and best images: masks and boxes found (red), and beside them the true boxes (green)."""
     pictures = []
-    for label in figures.worst_and_best_first(values)[:PICTURES]:
-        image, measured = chosen[int(str(label))]
+    assert outcome.samples is not None
+    for label in figures.worst_and_best_first(outcome.samples["Box-IoU"])[:PICTURES]:
+        image, measured = outcome.to_draw[int(str(label))]
         rgb = np.asarray(read_rgb(image.image))
         ids = np.zeros(rgb.shape[:2], np.uint8)
         for number, mask in enumerate(measured.masks, start=1):
             ids[decode_mask(mask) > 0] = number
-        file = context.folder("overlays") / f"{image.name.replace('/', '_')}.jpg"
+        file = folder / "overlays" / f"{image.name.replace('/', '_')}.jpg"
         left, right = _with_boxes(rgb, measured.boxes, FOUND), _with_boxes(rgb, image.boxes, WANTED)
         figures.mask_strip(file, [(left, ids), (right, np.zeros_like(ids))])
         caption = f"{image.name}: IoU {measured.row['Box-IoU']:.1f} (found, truth)"
@@ -372,7 +372,9 @@ TASK = Task(
     source="LOST, arXiv 2109.14279; TokenCut, arXiv 2209.00383; MaskCut of CutLER, arXiv 2301.11320.",
     config=DiscoveryConfig,
     metrics=METRICS,
-    run=run,
+    open=open_images,
+    measure=measure,
+    draw=draw,
     smoke=DiscoveryConfig(max_images=12),
 )
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dino_dense import Picture
 from dino_dense.backbone.grid import check_whole
 from dino_dense.config import command_line
 from tasks.finetuning.config import FinetuneConfig
-from tasks.harness.context import Context
 from tasks.harness.figures import curves
 from tasks.harness.runner import main
-from tasks.harness.task import Outcome, Task, mean_scores
+from tasks.harness.session import Session
+from tasks.harness.task import Outcome, Task
 from tasks.images.labelled import LabelledSet, open_labelled
 from tasks.scores.classification import METRICS, hits
 
@@ -20,10 +21,9 @@ if TYPE_CHECKING:
 
     from dino_dense import Backbone
     from tasks.finetuning.loop import FineTuning
-    from tasks.finetuning.measure import Predictions
 
 
-def run(backbone: Backbone | None, config: FinetuneConfig, context: Context) -> Outcome:
+def measure(backbone: Backbone, images: LabelledSet, config: FinetuneConfig, session: Session) -> Outcome:
     """Train a copy of the backbone, from where an earlier run in this folder stopped, and test it.
 
     `checkpoints/` then holds model.safetensors (the last weights, which the scores are of), best.safetensors (those
@@ -40,11 +40,8 @@ def run(backbone: Backbone | None, config: FinetuneConfig, context: Context) -> 
     from tasks.finetuning.loop import FineTuning
     from tasks.finetuning.measure import CONFUSION_CLASSES, confusion, per_class
 
-    assert backbone is not None
-    images = open_labelled(config.data)
     check_whole("crop", config.crop, backbone.patch_size, backbone.name)
-    fine_tuning = FineTuning(backbone, config, images, context)
-    context.bind(images.facts)
+    fine_tuning = FineTuning(backbone, config, images, session)
     predictions = fine_tuning.train()
     samples = hits(predictions.ranking, torch.tensor(images.test.labels), images.test_names)
     log = pd.DataFrame(fine_tuning.log)
@@ -52,12 +49,10 @@ def run(backbone: Backbone | None, config: FinetuneConfig, context: Context) -> 
     if len(images.test.class_names) <= CONFUSION_CLASSES:
         tables["confusion"] = confusion(predictions, images.test)
     return Outcome(
-        scores=mean_scores(samples),
-        data=images.facts,
         tables=tables,
         note=_note(log, fine_tuning),
         samples=samples,
-        pictures=_pictures(predictions, images, log, context) if context.world.is_main else (),
+        to_draw=(predictions, log),
     )
 
 
@@ -77,12 +72,12 @@ def _note(log: pd.DataFrame, fine_tuning: FineTuning) -> str:
     return note
 
 
-def _pictures(
-    predictions: Predictions, images: LabelledSet, log: pd.DataFrame, context: Context
-) -> tuple[Picture, ...]:
+def draw(images: LabelledSet, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
+    """The test images with the largest loss, the classes that are taken for others, and the curves."""
     from tasks.finetuning.figures import draw_confusion, draw_hardest
 
-    folder = context.folder("pictures")
+    predictions, log = outcome.to_draw
+    folder = folder / "pictures"
     shown = draw_confusion(folder / "confusion.png", predictions, images.test)
     hardest = draw_hardest(folder / "hardest.png", predictions, images.test)
     curves(folder / "curves.png", log.set_index("epoch")[["train_loss", "test_loss", "top-1"]], "epoch")
@@ -101,7 +96,9 @@ TASK = Task(
     source="DINO, arXiv 2104.14294, sec. 4.3 and Tab. 6; DeiT's recipe as dino issues 31, 81, 144 and 171 give it.",
     config=FinetuneConfig,
     metrics=METRICS,
-    run=run,
+    open=open_labelled,
+    measure=measure,
+    draw=draw,
     smoke=FinetuneConfig(
         epochs=1,
         max_steps=12,

@@ -15,14 +15,14 @@ from dino_dense import Picture
 from dino_dense.config import command_line
 from dino_dense.config.schema import path, runtime
 from tasks.harness import figures
-from tasks.harness.context import Context
 from tasks.harness.runner import main
-from tasks.harness.task import Outcome, Task, mean_scores
+from tasks.harness.session import Session
+from tasks.harness.task import Outcome, Task
 from tasks.images.labelled import LabelledSet, open_labelled
+from tasks.images.options import ImageFeatureOptions
 from tasks.scores.classification import METRICS, hits
 
 if TYPE_CHECKING:
-    import pandas as pd
     from torch import Tensor
 
     from dino_dense import Backbone
@@ -32,7 +32,7 @@ HEADLINE_K = 20  # the best k in the paper, and the one it reports
 
 
 @dataclass(frozen=True)
-class KnnConfig:
+class KnnConfig(ImageFeatureOptions):
     """Which images, and the constants of the vote"""
 
     data: str | None = path()
@@ -41,23 +41,13 @@ class KnnConfig:
     """Neighbours that vote (eval_knn.py --nb_knn). The headline is 20 where listed, else the first."""
     temperature: float = 0.07
     """Votes weigh exp(cosine / temperature) (eval_knn.py --temperature)."""
-    resize: int = 256
-    """Short side the image is resized to, bicubic, pixels (eval_knn.py)."""
-    crop: int = 224
-    """Side of the centre crop, pixels (eval_knn.py); a multiple of the patch size."""
-    fast_decode: bool = False
-    """Decode large JPEGs at a half, a quarter or an eighth of their size where that suffices: faster, and pixels differ
-    a little from the published protocol's."""
     batch_size: int = runtime(64)
     """Images extracted at once; does not change the result."""
-    workers: int = runtime(0)
-    """Processes that read images beside the main one."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.k or min(self.k) < 1 or self.temperature <= 0:
             raise ValueError(f"k {self.k} and temperature {self.temperature} must be positive.")
-        if self.crop > self.resize:
-            raise ValueError(f"crop {self.crop} is larger than resize {self.resize}; expected at most that.")
 
 
 def knn_votes(
@@ -93,16 +83,17 @@ def knn_votes(
         yield count, votes.argsort(dim=1, descending=True, stable=True)
 
 
-def run(backbone: Backbone | None, config: KnnConfig, context: Context) -> Outcome:
+def measure(backbone: Backbone, images: LabelledSet, config: KnnConfig, session: Session) -> Outcome:
     """Extract (or find) the features of both folders, and vote."""
     import pandas as pd
     import torch
 
-    assert backbone is not None
-    images = open_labelled(config.data)
-    context.bind(images.facts)
-    train = _features(backbone, images.train.paths, "train features", config, context)
-    test = _features(backbone, images.test.paths, "test features", config, context)
+    from tasks.images.features import CLS, square_features
+
+    train, test = (
+        square_features(backbone, part.paths, config, session, batch_size=config.batch_size, label=label)[CLS]
+        for part, label in ((images.train, "train features"), (images.test, "test features"))
+    )
     possible = [count for count in config.k if count <= len(train)] or [len(train)]
     targets = torch.tensor(images.test.labels)
     ranked = knn_votes(
@@ -122,44 +113,26 @@ def run(backbone: Backbone | None, config: KnnConfig, context: Context) -> Outco
     if left_out:
         note += f" There are {len(train)} training images, so k = {', '.join(map(str, left_out))} is left out."
     return Outcome(
-        scores=mean_scores(samples[headline]),
-        data=images.facts,
         tables={"knn": table},
         note=note,
         samples=samples[headline],
-        pictures=_draw(train, test, images, samples[headline], context) if context.world.is_main else (),
+        to_draw=(train, test),
     )
 
 
-def _features(backbone: Backbone, paths: Sequence[Path], label: str, config: KnnConfig, context: Context) -> Tensor:
-    """Class tokens [N, C] of the middle squares."""
-    from tasks.images.features import CLS, Preprocessing, image_features
-
-    return image_features(
-        backbone,
-        paths,
-        Preprocessing(config.resize, config.crop, fast_decode=config.fast_decode),
-        world=context.world,
-        also=context.pieces,
-        batch_size=config.batch_size,
-        workers=config.workers,
-        label=label,
-    )[CLS]
-
-
-def _draw(
-    train: Tensor, test: Tensor, images: LabelledSet, samples: pd.DataFrame, context: Context
-) -> tuple[Picture, ...]:
+def draw(images: LabelledSet, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
     """Test images with their nearest training images, a wrong one and a right one in turn."""
     import torch.nn.functional as F
 
+    (train, test), samples = outcome.to_draw, outcome.samples
+    assert samples is not None
     right = samples.index[samples["top-1"] > 0]
     chosen = [figures.spread(list(part), STRIPS // 2) for part in (samples.index.difference(right), right) if len(part)]
     pictures = []
     for query in [index for pair in zip_longest(*chosen) for index in pair if index is not None]:
         similarity = F.normalize(train, dim=1) @ F.normalize(test[query], dim=0)
         found = similarity.topk(min(STRIP_RESULTS, len(train))).indices.tolist()
-        file = context.folder("strips") / f"{query}.jpg"
+        file = folder / "strips" / f"{query}.jpg"
         figures.result_strip(
             file,
             np.asarray(read_rgb(images.test.paths[query])),
@@ -177,7 +150,9 @@ TASK = Task(
     source="DINO, arXiv 2104.14294, sec. 4.1; eval_knn.py.",
     config=KnnConfig,
     metrics=METRICS,
-    run=run,
+    open=open_labelled,
+    measure=measure,
+    draw=draw,
     smoke=KnnConfig(resize=64, crop=64),
     pieces=lambda config, backbone: frozenset({"cls1"}),
 )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dino_dense import Picture
 from dino_dense.config import command_line
-from tasks.harness.context import Context
+from tasks.harness import figures
 from tasks.harness.runner import main
-from tasks.harness.task import Outcome, Task, mean_scores
-from tasks.images.labelled import open_labelled
+from tasks.harness.session import Session
+from tasks.harness.task import Outcome, Task
+from tasks.images.labelled import LabelledSet, open_labelled
 from tasks.images.linear_config import LinearConfig
 from tasks.scores.classification import METRICS, hits
 
@@ -35,17 +38,14 @@ def pieces_of(config: LinearConfig, backbone: Backbone) -> tuple[str, ...]:
     return (*cls_pieces(blocks), *(("mean",) if mean else ()))
 
 
-def run(backbone: Backbone | None, config: LinearConfig, context: Context) -> Outcome:
+def measure(backbone: Backbone, images: LabelledSet, config: LinearConfig, session: Session) -> Outcome:
     """Train every candidate, choose the best, and report it."""
     from tasks.images.linear_probe import LinearProbe
 
-    assert backbone is not None
-    images = open_labelled(config.data)
     pieces = pieces_of(config, backbone)
-    context.bind(images.facts)
-    probe = LinearProbe(backbone, config, context, images, pieces)
+    probe = LinearProbe(backbone, config, session, images, pieces)
     fit = probe.by_lbfgs if config.solver == "lbfgs" else probe.by_sgd
-    candidates, scores_of, pictures = fit()
+    candidates, scores_of, curve = fit()
     best = int(candidates["selection"].to_numpy().argmax())  # the first of equals
     scores = scores_of(best)
     samples = hits(scores.topk(min(5, scores.shape[1])).indices, probe.test.labels, images.test_names)
@@ -59,8 +59,16 @@ def run(backbone: Backbone | None, config: LinearConfig, context: Context) -> Ou
         note += " Accuracy after the last epoch; eval_linear.py reports its best epoch's."
     if kind == "C" and not chosen["converged"]:
         note += " L-BFGS stopped before it converged."
-    tables = {"candidates": candidates}
-    return Outcome(mean_scores(samples), images.facts, tables, note, samples, pictures)
+    return Outcome(samples=samples, tables={"candidates": candidates}, note=note, to_draw=curve)
+
+
+def draw(images: LabelledSet, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
+    """The learning curve of the chosen head; nothing of logistic regressions."""
+    if outcome.to_draw is None:
+        return ()
+    figures.curves(folder / "curve.png", outcome.to_draw.rows, "epoch")
+    caption = f"Linear head, learning rate {outcome.to_draw.rate:g} after scaling: training loss, accuracy"
+    return (Picture("curve.png", caption),)
 
 
 TASK = Task(
@@ -69,7 +77,9 @@ TASK = Task(
     source="DINO, arXiv 2104.14294, sec. 4.1; eval_linear.py; grid and logistic regression as in dinov2.",
     config=LinearConfig,
     metrics=METRICS,
-    run=run,
+    open=open_labelled,
+    measure=measure,
+    draw=draw,
     smoke=LinearConfig(features="cached", resize=64, crop=64, epochs=20, batch_size=256),
     pieces=lambda config, backbone: frozenset(pieces_of(config, backbone)),
 )

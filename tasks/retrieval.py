@@ -16,11 +16,11 @@ from data.sample import sample_data
 from dino_dense import Picture
 from dino_dense.config import command_line
 from dino_dense.config.schema import constant, idle_fields, path, runtime, selects
-from dino_dense.progress import tracked
 from tasks.harness import figures
-from tasks.harness.context import Context, DataFacts
 from tasks.harness.runner import main
-from tasks.harness.task import Outcome, Task, file_list_hash, mean_scores
+from tasks.harness.session import DataFacts, Session
+from tasks.harness.task import Outcome, Task, file_list_hash
+from tasks.images.options import ImageFeatureOptions
 from tasks.scores.retrieval import METRICS, Indices, first_relatives, positive_ranks, query_scores, rankings
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ PUBLISHED = {"roxford5k": "Revisited Oxford", "rparis6k": "Revisited Paris"}
 
 
 @dataclass(frozen=True)
-class RetrievalConfig:
+class RetrievalConfig(ImageFeatureOptions):
     """Which images, and how they are described"""
 
     data: str | None = path()
@@ -60,29 +60,19 @@ class RetrievalConfig:
     """Cut the landmark out of the revisited queries, as its authors do (DINO does not)."""
     split: str = selects("auto", layout="classes")
     """Sub-folder of the class folders; auto: val or test where there is one, else the folder itself."""
-    resize: int = constant(256, layout="classes")
-    """Short side that images by class are resized to, bicubic, pixels (eval_knn.py)."""
-    crop: int = constant(224, layout="classes")
-    """Side of the centre crop of images by class, pixels (eval_knn.py); a multiple of the patch size."""
-    fast_decode: bool = constant(False, layout="classes")
-    """Decode large JPEGs at a half, a quarter or an eighth of their size where that suffices: faster, and pixels differ
-    a little from the published protocol's."""
     batch_size: int = runtime(64)
     """Images extracted at once, of one size each time; does not change the result."""
-    workers: int = runtime(0)
-    """Processes that read images beside the main one."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.scales or min(self.scales) <= 0 or max(self.scales) > 4:
             raise ValueError(f"scales are {self.scales}: expected one or more, above 0 and at most 4.")
         if self.image_size < 1:
             raise ValueError(f"image_size is {self.image_size}: expected 1 pixel or more.")
-        if not 1 <= self.crop <= self.resize:
-            raise ValueError(f"crop is {self.crop}: expected 1 to resize, {self.resize}.")
 
 
 @dataclass(frozen=True)
-class _Search:
+class Search:
     """Queries, the images they are compared with, and what answers them."""
 
     facts: DataFacts
@@ -95,35 +85,40 @@ class _Search:
     """The protocol whose means are the scores."""
     classes: list[str] | None = None
     """Class of each query."""
+    landmarks: Revisited | None = None
+    """Of the layout with that name."""
 
 
-def run(backbone: Backbone | None, config: RetrievalConfig, context: Context) -> Outcome:
-    """Describe queries and database, rank, and score every protocol that the data have."""
-    assert backbone is not None
+def open_search(config: RetrievalConfig) -> Search:
+    """The queries and images that a config names.
+
+    Raises:
+        DataError, OSError: they cannot be used.
+        ValueError: an option is set that says nothing about these images.
+    """
     root = Path(config.data) if config.data else sample_data().images
-    layout = _layout(config, root)
-    if layout == "revisited":
-        landmarks = load_revisited(root)
-        search = _revisited_search(landmarks, config)
-        context.bind(search.facts)
-        queries, database = _describe_revisited(backbone, landmarks, config, context)
+    if _layout(config, root) == "revisited":
+        return _revisited_search(load_revisited(root), config)
+    return class_search(root, config)
+
+
+def measure(backbone: Backbone, search: Search, config: RetrievalConfig, session: Session) -> Outcome:
+    """Describe queries and database, rank, and score every protocol that the data have."""
+    if search.landmarks is not None:
+        queries, database = _describe_revisited(backbone, search.landmarks, config, session)
     else:
-        search = class_search(root, config)
-        context.bind(search.facts)
-        queries = database = _describe_classes(backbone, search.database, config, context)
-    samples, nearest = _score(queries.to(backbone.device), database.to(backbone.device), search, context)
+        queries = database = _describe_classes(backbone, search.database, config, session)
+    samples, nearest = _score(queries.to(backbone.device), database.to(backbone.device), search, session)
     headline = samples[search.headline]
     unanswered = int(headline[HEADLINE].isna().sum())
     note = f"Protocol: {search.headline}; {len(headline)} queries, {len(search.database)} images to find them in."
     if unanswered:
         note += f" {unanswered} queries have no positive and are left out."
     return Outcome(
-        scores=mean_scores(headline),
-        data=search.facts,
         tables=_tables(samples, search),
         note=note,
         samples=headline,
-        pictures=_draw(headline, nearest, search, context) if context.world.is_main else (),
+        to_draw=nearest,
     )
 
 
@@ -140,7 +135,7 @@ def _layout(config: RetrievalConfig, root: Path) -> str:
     return layout
 
 
-def _revisited_search(landmarks: Revisited, config: RetrievalConfig) -> _Search:
+def _revisited_search(landmarks: Revisited, config: RetrievalConfig) -> Search:
     names = [path.stem for path in landmarks.queries]
     doubled = [name if names.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(names)]
     files = [landmarks.ground_truth, *landmarks.database, *landmarks.queries]
@@ -153,7 +148,9 @@ def _revisited_search(landmarks: Revisited, config: RetrievalConfig) -> _Search:
         dataset=published_dataset(landmarks, config),
     )
     groups = {name: _relevance(landmarks, *labels) for name, labels in DIFFICULTIES.items()}
-    search = _Search(facts, landmarks.queries, landmarks.database, doubled, groups, config.difficulty)
+    search = Search(
+        facts, landmarks.queries, landmarks.database, doubled, groups, config.difficulty, landmarks=landmarks
+    )
     if not any(len(groups[config.difficulty](query)[0]) for query in range(len(names))):
         raise DataError(
             f"{landmarks.ground_truth}: no query has an answer that counts as {config.difficulty}. Choose --difficulty."
@@ -177,7 +174,7 @@ def published_dataset(landmarks: Revisited, config: RetrievalConfig) -> str | No
     return f"{PUBLISHED[landmarks.name]}, {config.difficulty}" if landmarks.is_complete else None
 
 
-def class_search(root: Path, config: RetrievalConfig) -> _Search:
+def class_search(root: Path, config: RetrievalConfig) -> Search:
     """Every image against all others; those of its class are right."""
     evaluation = split_folder(root, VAL_FOLDERS) if root.is_dir() else None
     split = (evaluation.name if evaluation else "") if config.split == "auto" else config.split
@@ -201,14 +198,14 @@ def class_search(root: Path, config: RetrievalConfig) -> _Search:
     names = [path.relative_to(root).as_posix() for path in images.paths]
     classes = [images.class_names[label] for label in images.labels]
     protocol = "leave one out"
-    return _Search(facts, images.paths, images.paths, names, {protocol: of_query}, protocol, classes)
+    return Search(facts, images.paths, images.paths, names, {protocol: of_query}, protocol, classes)
 
 
 # --- Describing --------------------------------------------------------------------------------------------
 
 
 def _describe_revisited(
-    backbone: Backbone, landmarks: Revisited, config: RetrievalConfig, context: Context
+    backbone: Backbone, landmarks: Revisited, config: RetrievalConfig, session: Session
 ) -> tuple[Tensor, Tensor]:
     """Queries [Q, C] and database [N, C]"""
     from tasks.images.descriptors import Thumbnails, describe_all, multi_scale_cls
@@ -220,7 +217,7 @@ def _describe_revisited(
             Thumbnails(paths, config.image_size, cut, least),
             len(paths),
             lambda images: multi_scale_cls(backbone, images, config.scales),
-            world=context.world,
+            session=session,
             batch_size=config.batch_size,
             workers=config.workers,
             label=label,
@@ -231,26 +228,18 @@ def _describe_revisited(
     return queries, database
 
 
-def _describe_classes(backbone: Backbone, paths: Sequence[Path], config: RetrievalConfig, context: Context) -> Tensor:
+def _describe_classes(backbone: Backbone, paths: Sequence[Path], config: RetrievalConfig, session: Session) -> Tensor:
     """[N, C]"""
-    from tasks.images.features import CLS, Preprocessing, image_features
+    from tasks.images.features import CLS, square_features
 
-    return image_features(
-        backbone,
-        paths,
-        Preprocessing(config.resize, config.crop, fast_decode=config.fast_decode),
-        world=context.world,
-        also=context.pieces,
-        batch_size=config.batch_size,
-        workers=config.workers,
-    )[CLS]
+    return square_features(backbone, paths, config, session, batch_size=config.batch_size)[CLS]
 
 
 # --- Scoring -----------------------------------------------------------------------------------------------
 
 
 def _score(
-    queries: Tensor, database: Tensor, search: _Search, context: Context
+    queries: Tensor, database: Tensor, search: Search, session: Session
 ) -> tuple[dict[str, pd.DataFrame], list[Indices]]:
     """For each protocol a row a query, and for each query the first results of the headline's."""
     import pandas as pd
@@ -258,9 +247,7 @@ def _score(
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in search.groups}
     nearest = []
     ranked = rankings(queries, database)
-    for query, order in enumerate(
-        tracked(ranked, total=len(queries), unit="query", desc="ranking", disable=not context.world.is_main)
-    ):
+    for query, order in enumerate(session.progress(ranked, "ranking", unit="query", total=len(queries))):
         for name, relevance in search.groups.items():
             positive, junk = relevance(query)
             rows[name].append(query_scores(positive_ranks(order, positive, junk, len(database)), len(positive)))
@@ -283,7 +270,7 @@ def _first(order: Indices, junk: Indices) -> Indices:
     return head[~np.isin(head, junk)][:STRIP_RESULTS]  # a copy, not a view that keeps the whole order
 
 
-def _tables(samples: dict[str, pd.DataFrame], search: _Search) -> dict[str, pd.DataFrame]:
+def _tables(samples: dict[str, pd.DataFrame], search: Search) -> dict[str, pd.DataFrame]:
     """Means of every protocol, and of every class where there are classes."""
     import pandas as pd
 
@@ -302,13 +289,15 @@ def _tables(samples: dict[str, pd.DataFrame], search: _Search) -> dict[str, pd.D
     return tables
 
 
-def _draw(samples: pd.DataFrame, nearest: Sequence[Indices], search: _Search, context: Context) -> tuple[Picture, ...]:
+def draw(search: Search, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
     """Queries with their first results, worst and best first."""
+    samples, nearest = outcome.samples, outcome.to_draw
+    assert samples is not None
     answered = samples[HEADLINE].dropna()
     pictures = []
     for place, query in enumerate(figures.worst_and_best_first(answered)[:STRIPS]):
         assert isinstance(query, int)
-        file = context.folder("strips") / f"{place}.jpg"
+        file = folder / "strips" / f"{place}.jpg"
         positive = search.groups[search.headline](query)[0]
         figures.result_strip(
             file,
@@ -327,7 +316,9 @@ TASK = Task(
     source="DINO, arXiv 2104.14294, sec. 4.2; eval_image_retrieval.py and revisitop.",
     config=RetrievalConfig,
     metrics=METRICS,
-    run=run,
+    open=open_search,
+    measure=measure,
+    draw=draw,
     smoke=RetrievalConfig(resize=64, crop=64),
     pieces=lambda config, backbone: frozenset({"cls1"}),
 )

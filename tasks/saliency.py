@@ -20,17 +20,14 @@ from dino_dense import Metric, Picture
 from dino_dense.backbone.grid import fit
 from dino_dense.config import command_line
 from dino_dense.config.schema import path, runtime, selects
-from dino_dense.distributed import in_order, share_of
 from dino_dense.objects.protocol import CONFIDENCE, SegmentProtocol
-from dino_dense.progress import tracked
 from tasks.harness import figures
-from tasks.harness.context import Context, DataFacts
 from tasks.harness.runner import main
-from tasks.harness.task import Outcome, Task, file_list_hash, mean_scores
+from tasks.harness.session import DataFacts, Session
+from tasks.harness.task import Outcome, Task, file_list_hash
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    import pandas as pd
     from torch import Tensor
 
     from dino_dense import Backbone
@@ -95,6 +92,13 @@ class SaliencyMap(NamedTuple):
     segment: Segment
 
 
+class Images(NamedTuple):
+    """The images that a config names."""
+
+    items: list[MaskedImage]
+    facts: DataFacts
+
+
 class _Measured(NamedTuple):
     """One image: its row, F at each threshold [255], and the mask."""
 
@@ -103,7 +107,7 @@ class _Measured(NamedTuple):
     mask: dict[str, Any]
 
 
-def run(backbone: Backbone | None, config: SaliencyConfig, context: Context) -> Outcome:
+def measure(backbone: Backbone, images: Images, config: SaliencyConfig, session: Session) -> Outcome:
     """Find the object in every image, and compare it with the mask."""
     import pandas as pd
 
@@ -111,10 +115,7 @@ def run(backbone: Backbone | None, config: SaliencyConfig, context: Context) -> 
     from dino_dense.objects.segment import compared_maps
     from tasks.scores.saliency import f_at_best_threshold
 
-    assert backbone is not None
-    images, facts = open_images(config)
-    context.bind(facts)
-    mine = share_of(images, context.world)
+    mine = session.share(images.items)
     found = maps_ahead(
         mine,
         lambda item: item[1].read(),
@@ -122,29 +123,24 @@ def run(backbone: Backbone | None, config: SaliencyConfig, context: Context) -> 
         lambda batch: compared_maps(backbone, batch, config, config.method),
         config.batch_size or default_batch(backbone),
     )
-    bar = tracked(found, total=len(mine), unit="image", desc=config.method, disable=not context.world.is_main)
-    measured = in_order([(place, _measure(maps, image, given, config)) for (place, image), given, maps in bar])
+    shown = session.progress(found, config.method, total=len(mine))
+    measured = session.collect((index, _measure(maps, image, given, config)) for (index, image), given, maps in shown)
     table = pd.DataFrame([found.row for found in measured])
     best_f, threshold = f_at_best_threshold([found.curve for found in measured])
     table.insert(3, "max-F", 100 * best_f)
     masks = {found.row["sample"]: found.mask for found in measured}
     samples = table[["sample", "cluster", *(metric.name for metric in METRICS)]]
-    pictures: tuple[Picture, ...] = ()
-    if context.world.is_main:
-        if config.save_masks:
-            _save(masks, context)
-        pictures = _draw(images, masks, samples.set_index("sample")["IoU"], context)
+    if config.save_masks:
+        session.once(_save, masks, session.folder("masks"))
     return Outcome(
-        scores=mean_scores(samples),
-        data=facts,
         tables={"images": table},
         note=_note(backbone, config, threshold),
         samples=samples,
-        pictures=pictures,
+        to_draw=masks,
     )
 
 
-def open_images(config: SaliencyConfig) -> tuple[list[MaskedImage], DataFacts]:
+def open_images(config: SaliencyConfig) -> Images:
     """The images that a config names; DataError if they cannot be used."""
     root = Path(config.data) if config.data else sample_data().saliency
     images = load_saliency(root, config.layout, split=config.split, year=config.year, sequences=config.sequences)
@@ -162,7 +158,7 @@ def open_images(config: SaliencyConfig) -> tuple[list[MaskedImage], DataFacts]:
         sha256=file_list_hash(root, [file for image in images for file in (image.image, image.mask)]),
         dataset=_published_dataset(config, root, images),
     )
-    return images, facts
+    return Images(images, facts)
 
 
 def saliency_maps(
@@ -266,22 +262,22 @@ def _published_dataset(config: SaliencyConfig, root: Path, images: Sequence[Mask
     return next((name for name, count in SALIENCY_SETS.items() if name in folder and count == len(images)), None)
 
 
-def _save(masks: dict[str, dict[str, Any]], context: Context) -> None:
+def _save(masks: dict[str, dict[str, Any]], folder: Path) -> None:
     for name, mask in masks.items():
-        figures.save(context.folder("masks") / f"{name}.png", 255 * decode_mask(mask))
+        figures.save(folder / f"{name}.png", 255 * decode_mask(mask))
 
 
-def _draw(
-    images: Sequence[MaskedImage], masks: dict[str, dict[str, Any]], values: pd.Series, context: Context
-) -> tuple[Picture, ...]:
+def draw(images: Images, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
     """The worst and best images: what was found, and beside it the truth."""
-    by_name = {image.name: image for image in images}
+    assert outcome.samples is not None
+    masks, values = outcome.to_draw, outcome.samples.set_index("sample")["IoU"]
+    by_name = {image.name: image for image in images.items}
     pictures = []
     for place, label in enumerate(figures.worst_and_best_first(values)[:PICTURES]):
         name = str(label)
         case = {0: " (worst)", 1: " (best)"}.get(place, "") if len(values) > 1 else ""
         rgb, ids = by_name[name].read()
-        file = context.folder("overlays") / f"{name.replace('/', '_')}.jpg"
+        file = folder / "overlays" / f"{name.replace('/', '_')}.jpg"
         figures.mask_strip(file, [(rgb, decode_mask(masks[name])), (rgb, np.where(ids == VOID_ID, 0, ids))])
         pictures.append(Picture(f"overlays/{file.name}", f"{name}{case}: IoU {values[name]:.1f} (found, truth)"))
     return tuple(pictures)
@@ -293,7 +289,9 @@ TASK = Task(
     source="TokenCut, arXiv 2209.00383 (unsupervised_saliency_detection); DINO, arXiv 2104.14294, Fig. 4.",
     config=SaliencyConfig,
     metrics=METRICS,
-    run=run,
+    open=open_images,
+    measure=measure,
+    draw=draw,
     smoke=SaliencyConfig(max_images=12),
 )
 

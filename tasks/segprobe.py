@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dino_dense import Metric, Picture, Score
@@ -12,9 +13,11 @@ from dino_dense.config import command_line
 from dino_dense.config.schema import path, runtime, selects
 from dino_dense.probes.protocol import PixelProbe
 from tasks.harness import figures
-from tasks.harness.context import Context
 from tasks.harness.runner import main
+from tasks.harness.session import Session
 from tasks.harness.task import Outcome, Task
+from tasks.scores.segmentation import class_iou, pixel_accuracy
+from tasks.semantic.splits import LabelledSplits, draw_worst_and_best, evaluate, image_samples, open_splits, per_class
 
 if TYPE_CHECKING:
     from dino_dense import Backbone
@@ -35,50 +38,51 @@ class SegprobeConfig(PixelProbe):
     """Processes that read images beside the main one."""
 
 
-def run(backbone: Backbone | None, config: SegprobeConfig, context: Context) -> Outcome:
+def open_data(config: SegprobeConfig) -> LabelledSplits:
+    """The two splits that a config names; raises what `open_splits` raises."""
+    return open_splits(config.data, config.train_split, config.split)
+
+
+def measure(backbone: Backbone, splits: LabelledSplits, config: SegprobeConfig, session: Session) -> Outcome:
     """Train the layer, apply it to every image of the split, and score."""
     import numpy as np
 
     from dino_dense.probes.pixels import predict, train_head
     from dino_dense.report.samples import score_samples
-    from tasks.scores.segmentation import class_iou, pixel_accuracy
-    from tasks.semantic.splits import draw_worst_and_best, evaluate, image_samples, open_splits, per_class
 
-    assert backbone is not None
     check_whole("crop", config.crop, backbone.patch_size, backbone.name)
-    splits = open_splits(config.data, config.train_split, config.split)
-    context.bind(splits.facts)
     head, curve = train_head(
         backbone,
         config,
         splits.train,
         len(splits.class_names),
-        state=context.folder("head") / "last.safetensors",
-        world=context.world,
-        seed=context.seed,
+        state=session.folder("head") / "last.safetensors",
+        world=session.world,
+        seed=session.seed,
         workers=config.workers,
     )
     predict_one = partial(predict, backbone, head, config=config)
-    matrices, per_image = evaluate(predict_one, splits, context)
+    matrices, per_image = evaluate(predict_one, splits, session)
     matrix = matrices.sum(0)
     samples = image_samples(matrices, splits)
     errors = {name: score_samples(samples, name).stderr for name in ("mIoU", "accuracy")}
-    pictures: tuple[Picture, ...] = ()
-    if context.world.is_main:
-        figures.curves(context.folder() / "curve.png", curve.set_index("step")[["loss"]], "step")
-        worst_and_best = draw_worst_and_best(predict_one, splits, per_image, context)
-        pictures = (*worst_and_best, Picture("curve.png", "Loss of the linear layer"))
     return Outcome(
         scores=(
             Score("mIoU", float(np.nanmean(class_iou(matrix))), len(samples), errors["mIoU"]),
             Score("accuracy", pixel_accuracy(matrix), len(samples), errors["accuracy"]),
         ),
-        data=splits.facts,
         tables={"per_class": per_class(matrix, splits), "per_image": per_image, "curve": curve},
         note="mIoU is the mean over classes of one confusion matrix over all pixels; n counts the images.",
         samples=samples,
-        pictures=pictures,
+        to_draw=predict_one,
     )
+
+
+def draw(splits: LabelledSplits, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
+    """The images of lowest and highest mIoU, and the curve of the loss."""
+    figures.curves(folder / "curve.png", outcome.tables["curve"].set_index("step")[["loss"]], "step")
+    worst_and_best = draw_worst_and_best(outcome.to_draw, splits, outcome.tables["per_image"], folder)
+    return (*worst_and_best, Picture("curve.png", "Loss of the linear layer"))
 
 
 TASK = Task(
@@ -87,7 +91,9 @@ TASK = Task(
     source="Linear segmentation of DINOv3, arXiv 2508.10104, App. D; PASCAL VOC's mIoU.",
     config=SegprobeConfig,
     metrics=(Metric("mIoU"), Metric("accuracy")),
-    run=run,
+    open=open_data,
+    measure=measure,
+    draw=draw,
     smoke=SegprobeConfig(steps=60, crop=96, augment=False, lr=1e-2),
 )
 

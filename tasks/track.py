@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.clips import open_clip
@@ -12,11 +13,12 @@ from dino_dense import Picture
 from dino_dense.config import command_line
 from dino_dense.config.schema import path, runtime, selects
 from dino_dense.propagation.protocol import PropagationProtocol
-from tasks.harness.context import Context, DataFacts
 from tasks.harness.runner import run_command
+from tasks.harness.session import DataFacts, Session
 from tasks.harness.task import Command, Outcome, Task, file_list_hash
 
 if TYPE_CHECKING:
+    from data.clips import Clip
     from dino_dense import Backbone
 
 SUMMARY = "Follow objects through your own video: masks of its first frame in; masks and a film with them out."
@@ -52,16 +54,23 @@ class TrackConfig(PropagationProtocol):
                 raise ValueError(f"{name} is {value}: expected 1 or more")
 
 
-def run(backbone: Backbone | None, config: TrackConfig, context: Context) -> Outcome:
-    """Masks of a person's clip: PNGs, the overlay as mp4, COCO's JSON on request. There is nothing to score.
+@dataclass(frozen=True)
+class OwnClip:
+    """A person's clip, and the masks of its frames."""
+
+    clip: Clip
+    masks: OwnMasks
+    facts: DataFacts
+
+
+def open_own_clip(config: TrackConfig) -> OwnClip:
+    """The clip and the masks that a config names.
 
     Raises:
-        ValueError, DataError: the video or its masks are not named, or cannot be used.
+        ValueError, DataError: they are not named, or cannot be used.
     """
-    from dino_dense.propagation.video import pixel_note
-    from tasks.videos.clip_masks import carry_masks, find_masks, write_masks
+    from tasks.videos.clip_masks import find_masks
 
-    assert backbone is not None
     if config.video is None or config.mask is None:
         raise ValueError("which video, and which mask of its first frame? Give --video and --mask.")
     clip = open_clip(config.video, every=config.every, max_frames=config.max_frames)
@@ -74,20 +83,35 @@ def run(backbone: Backbone | None, config: TrackConfig, context: Context) -> Out
         unit="frames",
         sha256=file_list_hash(clip.path.parent, files),
     )
-    context.bind(facts)
-    film = context.out / f"{clip.name}_masks.mp4"
-    folder = context.out / "masks" / clip.name
-    note = f"{masks.said}. Masks are in {folder}, over the video in {film}.{pixel_note(backbone)}"
-    if not context.world.is_main:  # one stream, one process
-        return Outcome((), facts)
-    context.folder("masks")
-    if not folder.is_dir() or (config.coco and not (context.out / f"{clip.name}_masks.json").is_file()):
-        carried = carry_masks(
-            backbone, clip, masks, config, max_bytes=config.max_memory * 2**20, batch_size=config.batch_size
-        )
-        note += write_masks(carried, clip, folder, context.out, coco=config.coco)
-    strip = Picture(f"{clip.name}_masks.jpg", f"{clip.name}: first, middle, last frame")
-    return Outcome((), facts, note=note, pictures=(strip,))
+    return OwnClip(clip, masks, facts)
+
+
+def measure(backbone: Backbone, own: OwnClip, config: TrackConfig, session: Session) -> Outcome:
+    """Masks of a person's clip: PNGs, the overlay as mp4, COCO's JSON on request. There is nothing to score."""
+    from dino_dense.propagation.video import pixel_note
+
+    film = session.out / f"{own.clip.name}_masks.mp4"
+    masks = session.out / "masks" / own.clip.name
+    notes = [f"{own.masks.said}. Masks are in {masks}, over the video in {film}.{pixel_note(backbone)}"]
+    session.once(lambda: notes.append(_write(backbone, own, config, session)))  # one stream, one process
+    return Outcome(note="".join(notes))
+
+
+def _write(backbone: Backbone, own: OwnClip, config: TrackConfig, session: Session) -> str:
+    """Carry the masks and write all files, unless an earlier run did; what to say of them."""
+    from tasks.videos.clip_masks import carry_masks, write_masks
+
+    folder = session.folder("masks") / own.clip.name
+    if folder.is_dir() and not (config.coco and not (session.out / f"{own.clip.name}_masks.json").is_file()):
+        return ""
+    budget = config.max_memory * 2**20
+    carried = carry_masks(backbone, own.clip, own.masks, config, max_bytes=budget, batch_size=config.batch_size)
+    return write_masks(carried, own.clip, folder, session.out, coco=config.coco)
+
+
+def draw(own: OwnClip, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
+    """The strip that was written beside the masks."""
+    return (Picture(f"{own.clip.name}_masks.jpg", f"{own.clip.name}: first, middle, last frame"),)
 
 
 TRACK = Task(
@@ -96,7 +120,9 @@ TRACK = Task(
     source="DINO's label propagation (arXiv 2104.14294, sec. 4.2), as in tasks.davis.",
     config=TrackConfig,
     metrics=(),
-    run=run,
+    open=open_own_clip,
+    measure=measure,
+    draw=draw,
     smoke=TrackConfig(),
 )
 

@@ -11,8 +11,9 @@ import torch
 import tasks
 from dino_dense import Backbone, Report, load_backbone
 from dino_dense.config import schema
+from dino_dense.distributed import World
 from dino_dense.report.samples import clusters_of, metric_terms, score_samples
-from tasks import Context, Outcome, RunOptions, Task, run_one
+from tasks import DataFacts, Outcome, RunOptions, Session, Task, mean_scores, measured, run_one
 from tests.oracles import noise_backbone, oracle_backbone
 
 RANDOM = "random:vit_micro_patch8_64"
@@ -32,7 +33,8 @@ def oracle() -> Backbone:
 
 
 def run_smoke(task: Task, backbone: Backbone, out: Path) -> Outcome:
-    return task.run(backbone, task.smoke, Context(out=out, device=torch.device("cpu")))
+    session = Session(out=out, device=torch.device("cpu"))
+    return measured(task, backbone, task.open(task.smoke), task.smoke, session)
 
 
 def test_there_are_tasks():
@@ -58,6 +60,45 @@ def test_config_defaults_are_documented_and_survive_a_round_trip(task: Task):
 def test_without_data_it_takes_the_embedded_set(task: Task):
     assert task.config().data is None
     assert task.smoke.data is None
+
+
+def test_opening_touches_no_backbone_and_writes_nothing(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`open` gets neither a backbone nor a folder; it must not make itself any, in a new process no torch either."""
+    task.open(task.smoke)  # the embedded set is made when it is first asked for
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dino_dense.backbone.load.load_backbone", no_backbone)
+    monkeypatch.setattr(Backbone, "extract", no_backbone)
+    facts = task.open(task.smoke).facts
+    assert isinstance(facts, DataFacts)
+    assert "embedded" in facts.name
+    assert facts.n > 0
+    assert len(facts.sha256) == 64
+    assert facts.dataset is None
+    assert list(tmp_path.iterdir()) == []
+    assert task.open(task.smoke).facts == facts, "two looks at the same files"
+
+
+def no_backbone(*arguments: object, **options: object) -> None:
+    raise AssertionError("a backbone was used")
+
+
+def test_drawing_is_left_to_the_main_process(task: Task, oracle: Backbone, tmp_path: Path):
+    """A process that is not the main one measures the same numbers, and writes no picture."""
+    data = task.open(task.smoke)
+    outcome = measured(
+        task, oracle, data, task.smoke, Session(out=tmp_path / "other", device=torch.device("cpu"), world=_NotMain())
+    )
+    assert outcome.pictures == ()
+    assert outcome.scores == run_smoke(task, oracle, tmp_path / "main").scores
+    assert not [path for path in (tmp_path / "other").rglob("*") if path.suffix in (".jpg", ".png", ".csv")]
+
+
+class _NotMain(World):
+    """One process alone that does not write."""
+
+    @property
+    def is_main(self) -> bool:
+        return False
 
 
 def check_scores(task: Task, outcome: Outcome) -> None:
@@ -96,7 +137,6 @@ def test_smoke_run_gives_the_declared_metrics_twice_the_same_and_leaves_the_weig
         outcomes.append(run_smoke(task, backbone, tmp_path / attempt))
         check_scores(task, outcomes[-1])
     assert outcomes[0].scores == outcomes[1].scores
-    assert "embedded" in outcomes[0].data.name
     for picture in outcomes[0].pictures:
         assert (tmp_path / "first" / picture.file).is_file()
         assert picture.caption
@@ -128,7 +168,7 @@ def test_report_survives_json_and_names_everything(task: Task, tmp_path: Path):
 
 
 def broken(task: Task, damage: Callable[[Outcome], Outcome]) -> Task:
-    return dataclasses.replace(task, run=lambda *arguments: damage(task.run(*arguments)))
+    return dataclasses.replace(task, measure=lambda *arguments: damage(with_scores(task.measure(*arguments))))
 
 
 @pytest.mark.parametrize(
@@ -149,18 +189,25 @@ def test_the_contract_catches_wrong_scores(damage: Callable[[Outcome], Outcome],
 def test_the_contract_catches_a_task_that_does_not_look_at_the_features(oracle: Backbone, tmp_path: Path):
     """One that scores every backbone alike, or one that trains the weights it was lent."""
     outcome = run_smoke(tasks.get("knn"), oracle, tmp_path / "honest")
-    constant = dataclasses.replace(tasks.get("knn"), run=lambda *arguments: outcome)
+    constant = dataclasses.replace(tasks.get("knn"), measure=lambda *arguments: outcome)
     with pytest.raises(AssertionError):
         test_truth_scores_near_the_top_and_noise_well_below(constant, oracle, tmp_path)
 
     def training(backbone, *arguments):
         with torch.no_grad():
             next(backbone.module.parameters()).add_(1)
-        return tasks.get("knn").run(backbone, *arguments)
+        return tasks.get("knn").measure(backbone, *arguments)
 
-    careless = dataclasses.replace(tasks.get("knn"), run=training)
+    careless = dataclasses.replace(tasks.get("knn"), measure=training)
     with pytest.raises(AssertionError):
         test_smoke_run_gives_the_declared_metrics_twice_the_same_and_leaves_the_weights(careless, tmp_path)
+
+
+def with_scores(outcome: Outcome) -> Outcome:
+    """The outcome with the means that the runner would take."""
+    if outcome.scores or outcome.samples is None:
+        return outcome
+    return dataclasses.replace(outcome, scores=mean_scores(outcome.samples))
 
 
 def rescored(outcome: Outcome, change: Callable[[float], float]) -> Outcome:

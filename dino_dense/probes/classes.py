@@ -22,9 +22,12 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from dino_dense.checkpoint import read_tensors, write_tensors
+from dino_dense.distributed import World
 from dino_dense.progress import progress, tracked
 from dino_dense.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from dino_dense.training.schedules import half_cosine
+
+ALONE = World()
 
 INIT_STD = 0.01  # eval_linear.py
 SAVE_SECONDS = 60.0  # a long run loses at most this
@@ -121,20 +124,20 @@ def train_heads(
     evaluation: Evaluation,
     state: Path,
     *,
-    is_main: bool,
+    world: World = ALONE,
 ) -> pd.DataFrame:
     """Train on `batches(epoch)` for each epoch, going on from `state` where that file is.
 
     Args:
         state: file for the continuation of an interrupted run, written now and then.
-        is_main: whether this process writes that file and shows progress.
+        world: its main process writes that file and shows progress.
 
     Returns:
         A row an epoch and learning rate: epoch, lr, train_loss (nats), top-1 (percent).
     """
     done, log = heads.load(state) if state.is_file() else (0, [])
     saved = time.monotonic()
-    with progress(epochs, initial=done, unit="epoch", desc="linear heads", disable=not is_main) as bar:
+    with progress(epochs, initial=done, unit="epoch", desc="linear heads", disable=not world.is_main) as bar:
         for epoch in range(done, epochs):
             losses = [heads.step(*batch, cosine_factor(epoch, epochs)) for batch in batches(epoch)]
             mean = torch.stack(losses).mean(0).tolist()
@@ -144,7 +147,7 @@ def train_heads(
             log += [{"epoch": epoch + 1, "lr": lr, "train_loss": loss, "top-1": top} for lr, loss, top in rows]
             bar.set_postfix_str(f"best top-1 {max(reached):.1f}")
             bar.update()
-            if is_main and time.monotonic() - saved > SAVE_SECONDS:
+            if world.is_main and time.monotonic() - saved > SAVE_SECONDS:
                 heads.save(state, epoch + 1, log)
                 saved = time.monotonic()
     return pd.DataFrame(log)
@@ -168,7 +171,7 @@ def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
 
 
 def logistic_regressions(
-    train: Evaluation, strengths: Sequence[float], targets: Sequence[Tensor], *, show: bool
+    train: Evaluation, strengths: Sequence[float], targets: Sequence[Tensor], *, world: World = ALONE
 ) -> tuple[list[list[Tensor]], pd.DataFrame]:
     """Multinomial logistic regression by L-BFGS (scikit-learn), on features standardised channel by channel.
 
@@ -181,7 +184,7 @@ def logistic_regressions(
         For each C a list of class scores [M, K], one a target; and a table: C, iterations, converged.
     """
     scores, rows = [], []
-    for strength in tracked(strengths, unit="fit", desc="logistic regression", disable=not show):
+    for strength in tracked(strengths, unit="fit", desc="logistic regression", disable=not world.is_main):
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=MAX_ITERATIONS))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)

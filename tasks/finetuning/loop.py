@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dino_dense import Backbone, distributed
-from dino_dense.progress import Progress, progress
+from dino_dense.progress import Progress
 from dino_dense.training.batchnorm import synchronized
 from dino_dense.training.gradients import DivergedError, clip_gradients, gradients_in_step
 from dino_dense.training.precision import autocast, grad_scaler
@@ -27,7 +27,7 @@ from tasks.finetuning.config import FinetuneConfig
 from tasks.finetuning.measure import Predictions, predict
 from tasks.finetuning.network import Classifier, DropPathDraws
 from tasks.finetuning.recipe import build_mixer, build_optimizer, set_learning_rate
-from tasks.harness.context import Context
+from tasks.harness.session import Session
 from tasks.images.labelled import LabelledSet
 
 
@@ -39,23 +39,23 @@ class FineTuning:
         DataError: an unreadable image. DivergedError: a loss that is no number.
     """
 
-    def __init__(self, backbone: Backbone, config: FinetuneConfig, images: LabelledSet, context: Context) -> None:
-        self.backbone, self.config, self.images, self.context = backbone, config, images, context
-        self.plan = PairedPlan(len(images.train.paths), config, context.world, context.seed)
+    def __init__(self, backbone: Backbone, config: FinetuneConfig, images: LabelledSet, session: Session) -> None:
+        self.backbone, self.config, self.images, self.session = backbone, config, images, session
+        self.plan = PairedPlan(len(images.train.paths), config, session.world, session.seed)
         self.classes = images.train.class_names
         self._build_network()
-        self.mix = build_mixer(config, len(self.classes), context.seed)
+        self.mix = build_mixer(config, len(self.classes), session.seed)
         self.step = 0
         self.loss_sum, self.loss_steps = 0.0, 0
         self.log: list[dict[str, float]] = []
         self.predictions: Predictions | None = None
 
     def _build_network(self) -> None:
-        config, context, device = self.config, self.context, self.backbone.device
+        config, session, device = self.config, self.session, self.backbone.device
         body = copy.deepcopy(self.backbone.module).requires_grad_(True)
-        self.drop_path = DropPathDraws(body, config.drop_path, self.plan.batch_size, context.seed)
-        model = Classifier(body, len(self.classes), config.head_init_scale, context.seed).to(device)
-        if context.world.size > 1 and device.type == "cuda":  # PyTorch has no SyncBatchNorm on the CPU
+        self.drop_path = DropPathDraws(body, config.drop_path, self.plan.batch_size, session.seed)
+        model = Classifier(body, len(self.classes), config.head_init_scale, session.seed).to(device)
+        if session.world.size > 1 and device.type == "cuda":  # PyTorch has no SyncBatchNorm on the CPU
             model = synchronized(model)
         average = None
         if config.ema_decay is not None:
@@ -64,7 +64,7 @@ class FineTuning:
         scaler = grad_scaler(device, config.amp)
         self.state = files.State(model, average, optimizer, scaler)
         self.forward: nn.Module = model
-        if context.world.size > 1:
+        if session.world.size > 1:
             self.forward = DistributedDataParallel(model, gradient_as_bucket_view=True)
 
     @property
@@ -104,21 +104,20 @@ class FineTuning:
             return
         facts = files.load_state(self._file(files.STATE_FILE), self.state)
         self.step, self.loss_sum, self.loss_steps = facts["step"], facts["loss_sum"], facts["loss_steps"]
-        self.log = files.read_log(self.context.out / files.LOG_FILE, self.step)
+        self.log = files.read_log(self.session.out / files.LOG_FILE, self.step)
         self._measure_if_due()
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.plan.last_step
 
     def _progress(self) -> Progress:
-        batch, world = self.plan.batch_size, self.context.world
-        total, done = self.plan.last_step * batch, self.step * batch
-        return progress(total, initial=done, unit="image", desc="fine-tune", disable=not world.is_main)
+        batch = self.plan.batch_size
+        return self.session.bar(self.plan.last_step * batch, "fine-tune", initial=self.step * batch)
 
     def _micro_batches(self) -> Iterator[MicroBatch]:
         backbone, config = self.backbone, self.config
         transform = training_transform(config, backbone.mean, backbone.std)
-        dataset = TrainingImages(self.images.train, transform, self.context.seed)
+        dataset = TrainingImages(self.images.train, transform, self.session.seed)
         pin = backbone.device.type == "cuda"
         return training_loader(dataset, self.plan, self.step, config.workers, pin)
 
@@ -167,7 +166,7 @@ class FineTuning:
         kept = self._file(files.STATE_FILE)
         before = f"The state of {kept} is from before. " if kept.exists() else ""
         raise DivergedError(
-            f"{self.context.out}: stopped, the loss or its gradient is not finite in step {self.step + 1}. {before}"
+            f"{self.session.out}: stopped, the loss or its gradient is not finite in step {self.step + 1}. {before}"
             "Start again elsewhere with --amp off, a lower --lr, a longer --warmup-epochs, or --clip-grad 1."
         )
 
@@ -183,8 +182,7 @@ class FineTuning:
             self.log.append(self._row(self.predictions))
             if self.log[-1]["top-1"] > best:
                 self._save_model(files.BEST_FILE)
-            if self.context.world.is_main:
-                files.write_log(self.context.folder() / files.LOG_FILE, self.log)
+            self.session.once(files.write_log, self.session.folder() / files.LOG_FILE, self.log)
         self.loss_sum, self.loss_steps = 0.0, 0
 
     def _row(self, predictions: Predictions) -> dict[str, float]:
@@ -200,13 +198,11 @@ class FineTuning:
 
     def _predict(self) -> Predictions:
         micro = self.plan.batch_size // self.plan.shares
-        world = self.context.world
-        return predict(self.measured_network, self.backbone, self.images.test, self.config, micro, world)
+        return predict(self.measured_network, self.backbone, self.images.test, self.config, micro, self.session)
 
     def save(self) -> None:
         facts = {"step": self.step, "loss_sum": self.loss_sum, "loss_steps": self.loss_steps}
-        if self.context.world.is_main:
-            files.save_state(self.context.folder("checkpoints") / files.STATE_FILE, self.state, facts)
+        self.session.once(files.save_state, self._file(files.STATE_FILE), self.state, facts)
 
     def _save_model(self, name: str) -> None:
         backbone = self.backbone
@@ -218,8 +214,7 @@ class FineTuning:
             "mean": backbone.mean,
             "std": backbone.std,
         }
-        if self.context.world.is_main:
-            files.save_model(self.context.folder("checkpoints") / name, self.measured_network, facts)
+        self.session.once(files.save_model, self._file(name), self.measured_network, facts)
 
     def _file(self, name: str) -> Path:
-        return self.context.out / "checkpoints" / name
+        return self.session.folder("checkpoints") / name

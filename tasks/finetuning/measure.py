@@ -13,11 +13,10 @@ from torch.utils.data import Dataset
 
 from data.images import LabelledImages, read_rgb
 from dino_dense import Backbone, distributed
-from dino_dense.distributed import World
 from dino_dense.loaders import Hands, read_items
-from dino_dense.progress import progress
 from dino_dense.training.precision import autocast
 from tasks.finetuning.config import FinetuneConfig
+from tasks.harness.session import Session
 from tasks.images.features import Preprocessing
 from tasks.scores.classification import TOPS
 
@@ -54,7 +53,7 @@ class _TestImages(Dataset[tuple[Tensor, int]]):
 
 @torch.no_grad()
 def predict(
-    network: nn.Module, backbone: Backbone, images: LabelledImages, config: FinetuneConfig, batch: int, world: World
+    network: nn.Module, backbone: Backbone, images: LabelledImages, config: FinetuneConfig, batch: int, session: Session
 ) -> Predictions:
     """Look at every image once, all processes together.
 
@@ -64,14 +63,14 @@ def predict(
         batch: images a process looks at together.
     """
     items = list(zip(images.paths, images.labels, strict=True))
-    dataset = _TestImages(distributed.even_share(items, world), Preprocessing(config.resize, config.crop))
+    dataset = _TestImages(distributed.even_share(items, session.world), Preprocessing(config.resize, config.crop))
     hands = Hands(config.workers, lambda index: str(dataset.items[index][0]))
     loader = read_items(dataset, hands, batch_size=batch, generator=torch.Generator())
     device = backbone.device
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (backbone.mean, backbone.std))
     parts = []
     network.eval()
-    with progress(len(dataset), unit="image", desc="test", leave=False, disable=not world.is_main) as bar:
+    with session.bar(len(dataset), "test", leave=False) as bar:
         for pixels, labels in loader:
             with autocast(device, config.amp):
                 scores = network((pixels.to(device) - mean) / std).float()

@@ -7,6 +7,7 @@ with its error, and the rest goes on.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from dino_dense.progress import Progress, progress
 from dino_dense.report import check_out
 from tasks.harness.batch_options import BatchOptions
 from tasks.harness.jobs import run_jobs
-from tasks.harness.pairs import checkpoint_labels, pair_line, run_checkpoint
+from tasks.harness.pairs import checkpoint_labels, open_suite, pair_line, problems, run_checkpoint
 from tasks.harness.suites import load_suite
 
 if TYPE_CHECKING:
@@ -58,8 +59,12 @@ def run_batch(options: BatchOptions) -> list[Entry]:
         progress(total, unit="pair", desc="batch", disable=not world.is_main) as bar,
         _reporting(entries, total, options if world.is_main else None),
     ):
+        opened = open_suite(suite)
+        if world.is_main and (lines := problems(opened)):
+            count = f"{len(lines)} of {len(suite)} entries cannot be measured; the others are"
+            bar.write("\n  ".join([f"{count}:", *lines]), file=sys.stderr)
         for spec, label in zip(options.ckpt, checkpoint_labels(options.ckpt), strict=True):
-            for entry in run_checkpoint(spec, label, suite, options, device, world):
+            for entry in run_checkpoint(spec, label, suite, opened, options, device, world):
                 _note(entry, entries, bar if world.is_main else None)
     return entries
 

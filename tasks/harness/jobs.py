@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dino_dense import distributed
 from tasks.harness.batch_options import BatchOptions
-from tasks.harness.pairs import checkpoint_labels, failed_report, folder_name, run_checkpoint, run_options
+from tasks.harness.pairs import checkpoint_labels, failed_report, folder_name, open_suite, run_checkpoint, run_options
 from tasks.harness.suites import SuiteEntry, load_suite
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _job(options: BatchOptions, spec: str, label: str) -> list[Entry]:
     """What a job does: all entries on one checkpoint. Its pairs are on disk; the main process writes the report."""
     suite = load_suite(options.suite, options.data_root)
     device = distributed.resolve_device(options.device)
-    return list(run_checkpoint(spec, label, suite, options, device, distributed.World()))
+    return list(run_checkpoint(spec, label, suite, open_suite(suite), options, device, distributed.World()))
 
 
 def collect_entries(job: Any, spec: str, label: str, suite: Sequence[SuiteEntry], options: BatchOptions) -> list[Entry]:

@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +19,9 @@ from dino_dense.config import schema
 from dino_dense.files import write_text
 from dino_dense.report import environment
 from tasks.harness.batch_options import BatchOptions
-from tasks.harness.context import OtherRunError
 from tasks.harness.options import RunOptions
-from tasks.harness.runner import identity_of, open_backbone, run_one
+from tasks.harness.runner import Opened, identity_of, open_backbone, open_data, run_one
+from tasks.harness.session import OtherRunError
 from tasks.harness.suites import SuiteEntry
 
 if TYPE_CHECKING:
@@ -58,15 +58,32 @@ def _short_name(spec: str) -> str:
     return path.resolve().name.removesuffix(".safetensors").removesuffix(".pth")
 
 
+def open_suite(suite: Sequence[SuiteEntry]) -> dict[str, Opened | Exception]:
+    """The data of every entry by its label, before the first of them is measured; or the reason why they cannot be."""
+    opened: dict[str, Opened | Exception] = {}
+    for entry in suite:
+        try:
+            opened[entry.label] = open_data(entry.task, entry.config)
+        except Exception as error:  # a task of another package may raise anything; a row of the report will say it
+            opened[entry.label] = error
+    return opened
+
+
+def problems(opened: Mapping[str, Opened | Exception]) -> list[str]:
+    """A line on each entry whose data cannot be used."""
+    return [f"{label}: {error}" for label, error in opened.items() if isinstance(error, Exception)]
+
+
 def run_checkpoint(
     spec: str,
     label: str,
     suite: Sequence[SuiteEntry],
+    opened: Mapping[str, Opened | Exception],
     options: BatchOptions,
     device: torch.device,
     world: distributed.World,
 ) -> Iterator[Entry]:
-    """Every entry of the suite on one checkpoint, which is loaded once."""
+    """Every entry of the suite on one checkpoint, which is loaded once; `opened` is from `open_suite`."""
     from dino_dense.report import Entry
 
     run = run_options(spec, options)
@@ -90,8 +107,11 @@ def run_checkpoint(
             report = _finished(pair)
             distributed.barrier()  # every process has looked before any writes
             if report is None:
+                data = opened[entry.label]
+                if isinstance(data, Exception):
+                    raise data
                 pieces = _pieces_for(entry, suite, backbone)
-                report = _run_pair(entry, replace(run, out=str(pair)), device, world, backbone, pieces)
+                report = _run_pair(entry, replace(run, out=str(pair)), device, world, backbone, data, pieces)
             yield Entry(entry.label, label, report, pair)
         except Exception as error:
             report = failed_report(entry, spec, error, device, run)
@@ -122,12 +142,15 @@ def _run_pair(
     device: torch.device,
     world: distributed.World,
     backbone: Backbone | None,
+    opened: Opened,
     pieces: frozenset[str],
 ) -> Report:
     """One pair. What an unfinished run on other data left in its folder is thrown away: say, an image was mended."""
 
     def attempt() -> Report:
-        return run_one(entry.task, run, entry.config, device=device, world=world, backbone=backbone, pieces=pieces)
+        return run_one(
+            entry.task, run, entry.config, device=device, world=world, backbone=backbone, opened=opened, pieces=pieces
+        )
 
     try:
         return attempt()

@@ -12,6 +12,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,10 @@ from dino_dense.config import command_line, presets, schema
 from dino_dense.files import clear_unfinished, write_text
 from dino_dense.loaders import lost_workers_explained
 from dino_dense.report import Report, environment, peak_memory_mib, reset_peak_memory
-from tasks.harness.context import Context, check_same_run
 from tasks.harness.options import RunOptions
 from tasks.harness.registry import get
-from tasks.harness.task import Outcome, Task
+from tasks.harness.session import Session, claim
+from tasks.harness.task import Outcome, Task, mean_scores
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +67,25 @@ def run_command(task: Task, argv: Sequence[str] | None = None, *, presets: str =
     return 0
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A task's data, and lines on what was left out of them."""
+
+    data: Any
+    notices: tuple[str, ...] = ()
+
+
+def open_data(task: Task, config: Any) -> Opened:
+    """List and check the files of a task.
+
+    Raises:
+        ValueError, OSError: they cannot be used.
+    """
+    with notices.gathered() as lines:
+        data = task.open(config)
+    return Opened(data, tuple(lines))
+
+
 def run_one(
     task: Task,
     options: RunOptions,
@@ -74,39 +94,48 @@ def run_one(
     device: torch.device | None = None,
     world: distributed.World | None = None,
     backbone: Backbone | None = None,
+    opened: Opened | None = None,
     pieces: frozenset[str] = frozenset(),
 ) -> Report:
     """Run a task on a checkpoint and write its results.
 
     Args:
         backbone: the checkpoint, where it is loaded already (and on the device, in the dtype of `options`).
-        pieces: see `Context.pieces`.
+        opened: the data, where they are opened already.
+        pieces: see `Session.pieces`.
 
     Raises:
         ValueError, OSError: whatever of checkpoint, data or options cannot be used. Nothing is then written.
     """
     world = world or distributed.World()
-    if task.needs_backbone(config):
+    needs_backbone = task.needs_backbone(config)
+    if needs_backbone and backbone is None:
+        check_named(options)
+    opened = opened or open_data(task, config)
+    if needs_backbone:
         device = device or distributed.resolve_device(options.device, world.local_rank)
         seed_everything(options.seed)
         backbone = backbone or open_backbone(options, device)
     else:
         backbone = device = None
-    context = _open(task, options, config, backbone, device, world, pieces)
+    identity = {**identity_of(task, options, config, backbone), "data_sha256": opened.data.facts.sha256}
+    session = Session(_results_folder(task, options, config, backbone), world, device, options.seed, identity, pieces)
+    claim(session.out, identity)
+    session.once(clear_unfinished, session.out)
     reset_peak_memory(device)
     start = time.perf_counter()
     again = lost_workers_explained(then="Then give the same command again.")
     with notices.gathered() as lines, distributed.memory_explained(), again:
-        outcome = task.run(backbone, config, context)
+        outcome = measured(task, backbone, opened.data, config, session)
     report = Report(
         task=task.name,
         status="ok",
         metrics=task.metrics,
         scores=outcome.scores,
-        note=" ".join(part for part in (outcome.note, layer_note(options), *lines) if part).strip(),
+        note=" ".join(part for part in (outcome.note, layer_note(options), *opened.notices, *lines) if part).strip(),
         config=schema.to_plain(config),
         checkpoint=describe_checkpoint(backbone),
-        data=dataclasses.asdict(outcome.data),
+        data=dataclasses.asdict(opened.data.facts),
         environment=environment(device=device, dtype=options.dtype, seed=options.seed),
         seconds=time.perf_counter() - start,
         peak_memory_mib=peak_memory_mib(device),
@@ -115,9 +144,31 @@ def run_one(
         free=task.free_fields(),
         presets=presets.matching_protocols(task.name, config),
     )
-    if world.is_main:
-        _write(context, report, outcome, options, config)
+    session.once(_write, session, report, outcome, options, config)
     return report
+
+
+def measured(task: Task, backbone: Backbone | None, data: Any, config: Any, session: Session) -> Outcome:
+    """A task's outcome with its scores, and on the main process its pictures."""
+    if backbone is not None:
+        outcome = task.measure(backbone, data, config, session)
+    elif task.measure_files is not None:
+        outcome = task.measure_files(data, config, session)
+    else:
+        raise ValueError(f"{task.name}: measures nothing without a backbone. Give --ckpt.")
+    if not outcome.scores and outcome.samples is not None:
+        outcome = dataclasses.replace(outcome, scores=mean_scores(outcome.samples))
+    if session.world.is_main:
+        outcome = dataclasses.replace(outcome, pictures=tuple(task.draw(data, outcome, session.folder())))
+    return outcome
+
+
+def check_named(options: RunOptions) -> None:
+    """ValueError where no checkpoint is named."""
+    if options.ckpt is None:
+        raise ValueError(
+            "which checkpoint? Give --ckpt: a file or run folder, timm:NAME or random:vit_small_patch16_224."
+        )
 
 
 def open_backbone(options: RunOptions, device: torch.device) -> Backbone:
@@ -126,13 +177,11 @@ def open_backbone(options: RunOptions, device: torch.device) -> Backbone:
     Raises:
         ValueError, OSError: none is named, or it cannot be used (`load_backbone`).
     """
-    if options.ckpt is None:
-        raise ValueError(
-            "which checkpoint? Give --ckpt: a file or run folder, timm:NAME or random:vit_small_patch16_224."
-        )
     from dino_dense import load_backbone
     from dino_dense.training.precision import DTYPES
 
+    check_named(options)
+    assert options.ckpt is not None
     backbone = load_backbone(
         options.ckpt,
         arch=options.arch,
@@ -195,7 +244,7 @@ def seed_everything(seed: int) -> None:
 
 
 def identity_of(task: Task, options: RunOptions, config: Any, backbone: Backbone | None) -> dict[str, Any]:
-    """All that the results of a run depend on, but for its data (`Context.bind`)."""
+    """All that the results of a run depend on, but for its data."""
     runtime = schema.fields_of(task.config, "runtime")
     settings = {name: value for name, value in schema.to_plain(config).items() if name not in runtime}
     return {
@@ -209,31 +258,19 @@ def identity_of(task: Task, options: RunOptions, config: Any, backbone: Backbone
     }
 
 
-def _open(
-    task: Task,
-    options: RunOptions,
-    config: Any,
-    backbone: Backbone | None,
-    device: torch.device | None,
-    world: distributed.World,
-    pieces: frozenset[str],
-) -> Context:
-    """Choose the results folder, refusing one that holds another run's results."""
+def _results_folder(task: Task, options: RunOptions, config: Any, backbone: Backbone | None) -> Path:
+    """The folder that is asked for, or one named by the checkpoint and a hash of all that the results depend on."""
+    if options.out:
+        return Path(options.out)
     identity = identity_of(task, options, config, backbone)
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     label = re.sub(r"[^\w.-]+", "-", Path(options.ckpt or "masks").name.removesuffix(".safetensors"))
-    out = Path(options.out) if options.out else Path("runs") / task.name / f"{label}-{digest}"
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"{out}: results need a folder here, found a file. Choose another --out.")
-    check_same_run(out, identity)
-    if world.is_main:
-        clear_unfinished(out)
-    return Context(out, device, world, identity, pieces, options.seed)
+    return Path("runs") / task.name / f"{label}-{digest}"
 
 
-def _write(context: Context, report: Report, outcome: Outcome, options: RunOptions, config: Any) -> None:
+def _write(session: Session, report: Report, outcome: Outcome, options: RunOptions, config: Any) -> None:
     """The task's tables, the report, and config.yaml, which `--config` reads to repeat the run."""
-    out = context.folder()
+    out = session.folder()
     for name, table in outcome.tables.items():
         write_text(out / f"{name}.csv", table.to_csv(index=False))
     if outcome.samples is not None:

@@ -1,4 +1,4 @@
-"""A task is a value: how one measures a backbone, its config, its metrics, its data."""
+"""A task is a value: open the data, measure a backbone on them, draw; with its config and its metrics."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dino_dense.config import schema
 from dino_dense.report import Score
-from tasks.harness.context import Context, DataFacts
+from tasks.harness.session import OpenedData, Session
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from dino_dense import Backbone, Metric, Picture
 
+Config = TypeVar("Config")
+Data = TypeVar("Data", bound=OpenedData)
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a task returns."""
+    """The result of a measurement."""
 
-    scores: tuple[Score, ...]
-    data: DataFacts
+    scores: tuple[Score, ...] = ()
+    """Without any, the runner takes the means of `samples` (`mean_scores`)."""
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     """Further tables by file name without ending; the runner writes each as CSV."""
     note: str = ""
@@ -33,16 +36,24 @@ class Outcome:
     """What paired comparisons of two checkpoints draw from (`dino_dense.report.samples`): a row a sample, its unique
     name in `sample`; in `cluster` the video, original or landmark that it was drawn with, where there is one; a column
     a metric, named as the metric and in its unit, whose mean over the rows with a value is that metric's score."""
+    to_draw: Any = None
+    """For `draw`, beside the tables: features, masks, boxes."""
     pictures: tuple[Picture, ...] = ()
-    """Image files the task wrote under `context.folder(...)`; the first ones say most."""
+    """Image files of the results folder, added by the runner."""
 
 
-Run = Callable[["Backbone | None", Any, Context], Outcome]
+def no_pictures(data: Any, outcome: Outcome, folder: Path) -> Sequence[Picture]:
+    """Of a task that draws nothing."""
+    return ()
 
 
 @dataclass(frozen=True)
-class Task:
-    """One way to measure a backbone: a value, found by its module's name."""
+class Task(Generic[Config, Data]):
+    """One way to measure a backbone: a value, found by its module's name.
+
+    The runner opens the data, claims the results folder, measures, takes means, draws, and writes the report. All
+    processes open and measure; the main one alone draws.
+    """
 
     name: str
     """The module's name: `python -m tasks.NAME`."""
@@ -50,18 +61,26 @@ class Task:
     """One line, for help texts and tables."""
     source: str
     """The paper or script whose protocol this is."""
-    config: type
+    config: type[Config]
     """Frozen dataclass, every field defaulted and documented."""
     metrics: tuple[Metric, ...]
     """Declared metrics; the first is the headline."""
-    run: Run
-    smoke: Any
+    open: Callable[[Config], Data]
+    """List and check the files that a config names: without a backbone, and writing nothing. DataError or ValueError
+    for what cannot be used."""
+    measure: Callable[[Backbone, Data, Config, Session], Outcome]
+    """The science."""
+    smoke: Config
     """A config that takes seconds on the embedded data."""
-    needs_backbone: Callable[[Any], bool] = lambda config: True
+    draw: Callable[[Data, Outcome, Path], Sequence[Picture]] = no_pictures
+    """Write image files below a folder; the first pictures say most."""
+    needs_backbone: Callable[[Config], bool] = lambda config: True
     """Whether a run with this config uses a backbone at all."""
+    measure_files: Callable[[Data, Config, Session], Outcome] | None = None
+    """In place of `measure` where no backbone is used: score what others made."""
     moved: Callable[[Sequence[str]], tuple[str, list[str]] | None] = lambda words: None
     """Of the words of a command line: the command of ours that does this now, and its words; None for this task."""
-    pieces: Callable[[Any, Backbone], frozenset[str]] = lambda config, backbone: frozenset()
+    pieces: Callable[[Config, Backbone], frozenset[str]] = lambda config, backbone: frozenset()
     """Pieces of image features (`_features`) that a run asks for, so that tasks on one data set share one pass."""
 
     def free_fields(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from dino_dense.arrays import Box
 from dino_dense.backbone.grid import fit
 from dino_dense.loaders import Hands, read_items
 from dino_dense.pipeline import gathered
-from dino_dense.progress import progress
+from tasks.harness.session import Session
 
 EIGENVALUE_FLOOR = 1e-5  # of the largest (the reference's PCA)
 WAITING_BATCHES = 4  # images of other sizes that may wait for their batch to fill, in batches
@@ -33,7 +33,7 @@ def describe_all(
     count: int,
     describe: Callable[[Tensor], Tensor],
     *,
-    world: distributed.World,
+    session: Session,
     batch_size: int,
     workers: int = 0,
     label: str = "descriptors",
@@ -46,11 +46,11 @@ def describe_all(
         describe: images [B, 3, H, W] -> descriptors [B, C].
         names: how messages call the images; by their numbers without.
     """
-    mine = distributed.even_share(range(count), world)
+    mine = distributed.even_share(range(count), session.world)
     found: dict[int, Tensor] = {}
     hands = Hands(workers, lambda index: str(names[index]) if names else f"{label}: image {index}")
     read = enumerate(read_items(dataset, hands, batch_size=None, sampler=mine))
-    with progress(len(mine), unit="image", desc=label, disable=not world.is_main) as bar:
+    with session.bar(len(mine), label) as bar:
         for batch in gathered(read, lambda placed: placed[1].shape, batch_size, WAITING_BATCHES * batch_size):
             places, images = zip(*batch, strict=True)
             found.update(zip(places, describe(torch.stack(images)), strict=True))

@@ -7,7 +7,7 @@ each after the final norm; "mean" is the mean of the last block's patch tokens, 
 import hashlib
 import json
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from dino_dense import Backbone, distributed
 from dino_dense.checkpoint import CheckpointError, read_tensors, write_tensors
 from dino_dense.files import WriteError, clear_unfinished
 from dino_dense.loaders import Hands, read_items
-from dino_dense.progress import progress
+from tasks.harness.session import Session
+from tasks.images.options import ImageFeatureOptions
 
 CLS = "cls1"
 GEM_POWER = 4.0  # eval_copy_detection.py
@@ -120,9 +121,8 @@ def image_features(
     paths: Sequence[Path],
     preprocessing: Preprocessing,
     *,
-    world: distributed.World,
+    session: Session,
     pieces: Collection[str] = (CLS,),
-    also: Iterable[str] = (),
     batch_size: int = 64,
     workers: int = 0,
     label: str = "features",
@@ -131,24 +131,46 @@ def image_features(
 
     They are read from the cache when it holds this checkpoint, these files (path, size, time of change) and this
     preprocessing; else extracted, by all processes together, and kept there. When something has to be extracted,
-    the pieces of `also` are too, for a later call.
+    the pieces of `session.pieces` are too, for a later call.
 
     Raises:
         DataError: an image cannot be read; the message names it.
         ValueError: a piece that the backbone does not have.
     """
-    files = {piece: _cache_file(backbone, paths, preprocessing, piece) for piece in {*pieces, *also}}
+    files = {piece: _cache_file(backbone, paths, preprocessing, piece) for piece in {*pieces, *session.pieces}}
     found = {piece: held for piece in set(pieces) if (held := _read(files[piece])) is not None}
     if distributed.any_true(len(found) < len(set(pieces))):
         lacking = [piece for piece in files if piece in pieces or not files[piece].is_file()]
         missing = sorted(set(distributed.gather_objects(lacking)))  # the same in every process, whatever its cache has
-        extracted = _extract(backbone, paths, preprocessing, missing, world, batch_size, workers, label)
-        if world.is_main:
-            for piece, features in extracted.items():
-                facts = {"checkpoint": backbone.sha256, "name": backbone.name, "piece": piece}
-                _keep(files[piece], {piece: features}, facts)
+        extracted = _extract(backbone, paths, preprocessing, missing, session, batch_size, workers, label)
+        for piece, features in extracted.items():
+            facts = {"checkpoint": backbone.sha256, "name": backbone.name, "piece": piece}
+            session.once(_keep, files[piece], {piece: features}, facts)
         found |= extracted
     return {piece: found[piece] for piece in pieces}
+
+
+def square_features(
+    backbone: Backbone,
+    paths: Sequence[Path],
+    options: ImageFeatureOptions,
+    session: Session,
+    *,
+    pieces: Collection[str] = (CLS,),
+    batch_size: int,
+    label: str = "features",
+) -> Pieces:
+    """`image_features` of the middle squares that a task's options ask for."""
+    return image_features(
+        backbone,
+        paths,
+        Preprocessing(options.resize, options.crop, fast_decode=options.fast_decode),
+        session=session,
+        pieces=pieces,
+        batch_size=batch_size,
+        workers=options.workers,
+        label=label,
+    )
 
 
 def _block(piece: str) -> int:
@@ -185,17 +207,17 @@ def _extract(
     paths: Sequence[Path],
     preprocessing: Preprocessing,
     pieces: Sequence[str],
-    world: distributed.World,
+    session: Session,
     batch_size: int,
     workers: int,
     label: str,
 ) -> Pieces:
-    mine = distributed.even_share(paths, world)
+    mine = distributed.even_share(paths, session.world)
     hands = Hands(workers, lambda index: str(mine[index]))
     loader = read_items(_Images(mine, preprocessing), hands, batch_size=batch_size)
     found: Pieces = {}
     done = 0
-    with progress(len(mine), unit="image", desc=label, disable=not world.is_main) as bar:
+    with session.bar(len(mine), label) as bar:
         for images in loader:
             for piece, features in extract_pieces(backbone, images, pieces).items():
                 if piece not in found:  # whole at once: a list to join at the end would be held twice

@@ -3,12 +3,21 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 from data.images import LabelledImages, labelled_splits
 from data.known_sets import CLASSIFICATION_SETS
 from data.sample import sample_data
-from tasks.harness.context import DataFacts
+from tasks.harness.session import DataFacts
 from tasks.harness.task import file_list_hash
+
+
+class NamesFolder(Protocol):
+    """A config that says where the images are."""
+
+    @property
+    def data(self) -> str | None:
+        """Folder with train/CLASS/* and val/CLASS/* (or test/); None: the embedded images."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class LabelledSet:
         )
 
 
-def open_labelled(data: str | None) -> LabelledSet:
+def open_labelled(config: NamesFolder) -> LabelledSet:
     """The folder named, or the embedded images; raises what `data.images.labelled_splits` raises."""
-    root = Path(data) if data else sample_data().images
-    return LabelledSet(root, data is not None, *labelled_splits(root))
+    root = Path(config.data) if config.data else sample_data().images
+    return LabelledSet(root, config.data is not None, *labelled_splits(root))

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dino_dense.config.schema import path, runtime
+from tasks.images.options import ImageFeatureOptions
 
 
 @dataclass(frozen=True)
-class LinearConfig:
+class LinearConfig(ImageFeatureOptions):
     """Which images, which features, and how the heads are trained"""
 
     data: str | None = path()
@@ -34,19 +35,11 @@ class LinearConfig:
     """Values of C for lbfgs, the inverse of the L2 penalty (range of dinov2's log_regression.py, which tries 45)."""
     select: Literal["val", "heldout"] = "val"
     """Where the best candidate is chosen: on the test images, as published, or on a tenth of the training ones."""
-    resize: int = 256
-    """Short side before the centre crop, bicubic, pixels (eval_linear.py)."""
-    crop: int = 224
-    """Side of the crops, pixels (eval_linear.py); a multiple of the patch size."""
-    fast_decode: bool = False
-    """Decode large JPEGs at a half, a quarter or an eighth of their size where that suffices: faster, and pixels differ
-    a little from the published protocol's."""
     extraction_batch: int = runtime(64)
     """Images extracted at once; does not change the result."""
-    workers: int = runtime(0)
-    """Processes that read images beside the main one."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("epochs", "batch_size", "extraction_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected 1 or more")
@@ -55,8 +48,6 @@ class LinearConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected one or more positive numbers")
         if self.blocks is not None and self.blocks < 1:
             raise ValueError(f"blocks is {self.blocks}: expected 1 or more")
-        if self.crop > self.resize:
-            raise ValueError(f"crop {self.crop} is larger than resize {self.resize}; expected at most that.")
 
     @property
     def is_cached(self) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from data.images import read_rgb
-from dino_dense import Backbone, Picture, distributed
+from dino_dense import Backbone, distributed
 from dino_dense.checkpoint import write_tensors
 from dino_dense.loaders import Hands, read_items
 from dino_dense.probes.classes import (
@@ -26,9 +27,8 @@ from dino_dense.probes.classes import (
     train_heads,
 )
 from dino_dense.training.seeds import derive_seed
-from tasks.harness import figures
-from tasks.harness.context import Context
-from tasks.images.features import Preprocessing, extract_pieces, image_features
+from tasks.harness.session import Session
+from tasks.images.features import extract_pieces, square_features
 from tasks.images.labelled import LabelledSet
 from tasks.images.linear_config import LinearConfig
 
@@ -36,8 +36,17 @@ HELD_OUT = 0.1  # share of each class's training images that `select: heldout` c
 REFERENCE_BATCH = 256  # that a learning rate is given for
 
 
-Fit = tuple[pd.DataFrame, Callable[[int], Tensor], tuple[Picture, ...]]
-"""A table of candidates, the scores [N, K] of the test images by a candidate's row, and pictures."""
+Fit = tuple[pd.DataFrame, Callable[[int], Tensor], "Curve | None"]
+"""A table of candidates, the scores [N, K] of the test images by a candidate's row, and a learning curve."""
+
+
+class Curve(NamedTuple):
+    """How the chosen head learned."""
+
+    rate: float
+    """Learning rate after scaling."""
+    rows: pd.DataFrame
+    """Columns train_loss and top-1 over the epochs."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class LinearProbe:
 
     backbone: Backbone
     config: LinearConfig
-    context: Context
+    session: Session
     images: LabelledSet
     pieces: tuple[str, ...]
 
@@ -62,11 +71,11 @@ class LinearProbe:
         train = Evaluation(self._cached(self.images.train.paths, "train features")[kept], labels[kept])
         test = self.test
         scores, table = logistic_regressions(
-            train, self.config.strengths, [test.features, selection.features], show=self.context.world.is_main
+            train, self.config.strengths, [test.features, selection.features], world=self.session.world
         )
         table["selection"] = [_top1(pair[1], selection.labels) for pair in scores]
         table["top-1"] = [_top1(pair[0], test.labels) for pair in scores]
-        return table, lambda row: scores[row][0], ()
+        return table, lambda row: scores[row][0], None
 
     def by_sgd(self) -> Fit:
         """A head a learning rate, and the learning curve of the best."""
@@ -74,28 +83,26 @@ class LinearProbe:
         kept, selection = self._selection()
         rates = [lr * config.batch_size / REFERENCE_BATCH for lr in config.lrs]
         shape = (self.test.features.shape[1], len(self.images.train.class_names))
-        heads = HeadGrid(rates, *shape, config.momentum, self.context.seed).to(self.backbone.device)
+        heads = HeadGrid(rates, *shape, config.momentum, self.session.seed).to(self.backbone.device)
         batches = self._cached_batches(kept) if config.is_cached else self._augmented_batches(kept)
-        is_main = self.context.world.is_main
-        state = self.context.folder("head") / "last.safetensors"
-        distributed.barrier()  # all go on from the same state: the folder is made before any looks
-        curves = train_heads(heads, batches, config.epochs, selection, state, is_main=is_main)
+        state = self.session.folder("head") / "last.safetensors"
+        self.session.wait()  # all go on from the same state: the folder is made before any looks
+        curves = train_heads(heads, batches, config.epochs, selection, state, world=self.session.world)
         table = pd.DataFrame({"lr": config.lrs, "lr_scaled": rates})
         table["selection"] = heads.accuracies(selection).tolist()
         table["top-1"] = heads.accuracies(self.test).tolist()
-        pictures: tuple[Picture, ...] = ()
-        if is_main:
-            best = int(table["selection"].to_numpy().argmax())
-            self._save_head(heads, best)
-            pictures = (self._draw(curves, rates[best]),)
-        return table, lambda row: heads.predict(self.test.features, row), pictures
+        best = int(table["selection"].to_numpy().argmax())
+        self.session.once(self._save_head, heads, best)
+        chosen = curves[(curves["lr"] - rates[best]).abs() <= 1e-6 * rates[best]]
+        curve = Curve(rates[best], chosen.set_index("epoch")[["train_loss", "top-1"]])
+        return table, lambda row: heads.predict(self.test.features, row), curve
 
     def _selection(self) -> tuple[Tensor, Evaluation]:
         """Indices of the images to train on, and the images to choose on."""
         labels = torch.tensor(self.images.train.labels)
         if self.config.select == "val":
             return torch.arange(len(labels)), self.test
-        kept, held = hold_out(labels, HELD_OUT, self.context.seed)
+        kept, held = hold_out(labels, HELD_OUT, self.session.seed)
         if not len(held):
             raise ValueError(
                 f"{self.images.root}: no class has {round(1 / HELD_OUT)} training images, so none can be held out; "
@@ -109,16 +116,13 @@ class LinearProbe:
 
     def _cached(self, paths: Sequence[Path], label: str) -> Tensor:
         """Joined pieces [N, D] of the middle squares."""
-        config, context = self.config, self.context
-        found = image_features(
+        found = square_features(
             self.backbone,
             paths,
-            Preprocessing(config.resize, config.crop, fast_decode=config.fast_decode),
-            world=context.world,
+            self.config,
+            self.session,
             pieces=self.pieces,
-            also=context.pieces,
-            batch_size=config.extraction_batch,
-            workers=config.workers,
+            batch_size=self.config.extraction_batch,
             label=label,
         )
         return torch.cat([found[piece] for piece in self.pieces], dim=1)
@@ -126,17 +130,17 @@ class LinearProbe:
     def _cached_batches(self, kept: Tensor) -> Callable[[int], Iterator[Batch]]:
         features = self._cached(self.images.train.paths, "train features")[kept]
         labels = torch.tensor(self.images.train.labels)[kept]
-        return shuffled_batches(features, labels, self.config.batch_size, self.backbone.device, self.context.seed)
+        return shuffled_batches(features, labels, self.config.batch_size, self.backbone.device, self.session.seed)
 
     def _augmented_batches(self, kept: Tensor) -> Callable[[int], Iterator[Batch]]:
         """Batches of fresh crops. The processes share out the extraction, then train the same heads alike."""
         labels, paths = torch.tensor(self.images.train.labels), self.images.train.paths
-        world, size = self.context.world, self.config.batch_size
+        world, size = self.session.world, self.config.batch_size
 
         def batches(epoch: int) -> Iterator[Batch]:
-            chosen = [part.tolist() for part in kept[epoch_order(len(kept), self.context.seed, epoch)].split(size)]
+            chosen = [part.tolist() for part in kept[epoch_order(len(kept), self.session.seed, epoch)].split(size)]
             mine = [distributed.even_share(part, world) for part in chosen]
-            crops = _Crops(paths, self.config.crop, self.context.seed, epoch)
+            crops = _Crops(paths, self.config.crop, self.session.seed, epoch)
             hands = Hands(self.config.workers, lambda index: str(paths[index]))
             loader = read_items(crops, hands, batch_sampler=mine)
             for part, pixels in zip(chosen, loader, strict=True):
@@ -157,13 +161,7 @@ class LinearProbe:
         """The chosen head, for other programs: weight [K, D] and bias [K]; class names in the metadata."""
         tensors = {"weight": heads.weight[best].T, "bias": heads.bias[best, 0]}
         facts = {"classes": self.images.train.class_names, "pieces": list(self.pieces)}
-        write_tensors(self.context.folder("head") / "best.safetensors", tensors, facts)
-
-    def _draw(self, curves: pd.DataFrame, best: float) -> Picture:
-        chosen = curves[(curves["lr"] - best).abs() <= 1e-6 * best]
-        path = self.context.folder() / "curve.png"
-        figures.curves(path, chosen.set_index("epoch")[["train_loss", "top-1"]], "epoch")
-        return Picture(path.name, f"Linear head, learning rate {best:g} after scaling: training loss, accuracy")
+        write_tensors(self.session.folder("head") / "best.safetensors", tensors, facts)
 
 
 class _Crops(Dataset):

@@ -3,13 +3,14 @@
 Shapes: K classes, H x W pixels of an image.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-import torch
 from PIL import Image
 
 from data.sample import sample_data
@@ -21,14 +22,16 @@ from data.segmentation import (
     embedded_segmentation,
     load_voc_class_masks,
 )
-from dino_dense import Picture, distributed
+from dino_dense import Picture
 from dino_dense.arrays import Pixels
-from dino_dense.progress import tracked
 from dino_dense.report.samples import ratio_columns
 from tasks.harness import figures
-from tasks.harness.context import Context, DataFacts
+from tasks.harness.session import DataFacts, Session
 from tasks.harness.task import file_list_hash
 from tasks.scores.segmentation import Counts, class_iou, confusion, pixel_accuracy
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PICTURES = 6
 
@@ -71,25 +74,27 @@ def open_splits(data: str | None, train_split: str, split: str) -> LabelledSplit
     return LabelledSplits(train, val, names, facts)
 
 
-def evaluate(predict: Predict, splits: LabelledSplits, context: Context) -> tuple[Counts, pd.DataFrame]:
+def evaluate(predict: Predict, splits: LabelledSplits, session: Session) -> tuple[Counts, pd.DataFrame]:
     """Each image's confusion matrix [N, K, K], and its own scores; the processes share the images."""
-    classes = len(splits.class_names)
-    numbers = list(range(len(splits.val)))
-    matrices = []
-    mine = distributed.even_share(numbers, context.world)
-    for index in tracked(mine, unit="image", desc="segmenting", disable=not context.world.is_main):
-        picture, ids = splits.val[index].read()
-        matrices.append(torch.from_numpy(confusion(predict(picture), ids, classes)))
-    gathered = distributed.all_gather(torch.stack(matrices).to(context.device))[: len(numbers)].cpu().numpy()
+    import pandas as pd
+
+    def measured(pair: LabelledPixels) -> Counts:
+        picture, ids = pair.read()
+        return confusion(predict(picture), ids, len(splits.class_names))
+
+    share = session.progress(session.share(splits.val), "segmenting")
+    matrices = session.collect((index, measured(pair)) for index, pair in share)
     rows = [
         (pair.name, float(np.nanmean(class_iou(m))), pixel_accuracy(m))
-        for pair, m in zip(splits.val, gathered, strict=True)
+        for pair, m in zip(splits.val, matrices, strict=True)
     ]
-    return gathered, pd.DataFrame(rows, columns=["image", "mIoU", "accuracy"])
+    return np.stack(matrices), pd.DataFrame(rows, columns=["image", "mIoU", "accuracy"])
 
 
 def image_samples(matrices: Counts, splits: LabelledSplits) -> pd.DataFrame:
     """What each image adds to mIoU and accuracy over all pixels, from confusion matrices [N, K, K]."""
+    import pandas as pd
+
     hits = np.diagonal(matrices, axis1=1, axis2=2)
     unions = matrices.sum(1) + matrices.sum(2) - hits
     right, pixels = hits.sum(1, keepdims=True), matrices.sum((1, 2))[:, None]
@@ -103,13 +108,15 @@ def image_samples(matrices: Counts, splits: LabelledSplits) -> pd.DataFrame:
 
 def per_class(matrix: Counts, splits: LabelledSplits) -> pd.DataFrame:
     """A row a class: its name, IoU and accuracy in percent, and its splits."""
+    import pandas as pd
+
     there = matrix.sum(1)
     accuracy = np.divide(100 * np.diag(matrix), there, out=np.full(len(there), np.nan), where=there > 0)
     return pd.DataFrame({"class": splits.class_names, "IoU": class_iou(matrix), "accuracy": accuracy, "pixels": there})
 
 
 def draw_worst_and_best(
-    predict: Predict, splits: LabelledSplits, per_image: pd.DataFrame, context: Context
+    predict: Predict, splits: LabelledSplits, per_image: pd.DataFrame, folder: Path
 ) -> tuple[Picture, ...]:
     """The images of lowest and highest mIoU: the prediction, then the truth."""
     pictures = []
@@ -119,7 +126,7 @@ def draw_worst_and_best(
         pair = pairs[name]
         image, truth = pair.read()
         frame = np.asarray(image)
-        path = context.folder("overlays") / f"{pair.name}.jpg"
+        path = folder / "overlays" / f"{pair.name}.jpg"
         truth = np.where(truth == VOID, 0, truth)
         figures.mask_strip(path, [(frame, predict(image)), (frame, truth.astype(np.uint8))])
         pictures.append(Picture(f"overlays/{path.name}", f"{name}: mIoU {means[name]:.1f}; prediction, then truth"))

@@ -189,10 +189,10 @@ def test_a_run_is_the_protocol_written_out(tmp_path: Path):
         pieces = extract_pieces(backbone, transform(image)[None], ["cls1", "gem"])
         return torch.cat([pieces["cls1"], pieces["gem"]], dim=1)[0]
 
-    copies = open_copies(config, seed=0)
+    copies = open_copies(config)
     database = [describe(Image.open(path)) for path in copies.originals]
     expected = []
-    for image, (right,) in zip(copies.images, copies.positives, strict=True):
+    for image, (right,) in zip(copies.images(0), copies.positives, strict=True):
         query = describe(image)
         order = sorted(range(8), key=lambda index: -float(F.cosine_similarity(query, database[index], dim=0)))
         rank = order.index(right)

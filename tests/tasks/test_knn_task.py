@@ -15,8 +15,7 @@ from PIL import Image
 
 from data import DataError
 from dino_dense import Report, load_backbone
-from dino_dense.distributed import World
-from tasks import RunOptions, get, run_one
+from tasks import RunOptions, Session, get, run_one
 from tasks.images.features import CLS, Preprocessing, image_features
 from tasks.knn import KnnConfig, knn_votes
 from tasks.linear import LinearConfig
@@ -194,5 +193,5 @@ def test_student_features_are_not_the_teachers(tmp_path: Path):
     found = {}
     for name in networks:
         backbone = load_backbone(str(tmp_path / "full.pth"), network=name)
-        found[name] = image_features(backbone, paths, Preprocessing(32, 32), world=World())[CLS]
+        found[name] = image_features(backbone, paths, Preprocessing(32, 32), session=Session(Path()))[CLS]
     assert not torch.equal(found["teacher"], found["student"])

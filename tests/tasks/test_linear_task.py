@@ -55,7 +55,7 @@ def test_a_grid_is_as_many_heads_trained_one_by_one(blobs: Evaluation, tmp_path:
     rates = [1e-3, 0.03, 0.5]
     grid = HeadGrid(rates, 5, 3, 0.9, seed=0)
     batches = shuffled_batches(*blobs, 32, torch.device("cpu"), seed=0)
-    log = train_heads(grid, batches, 7, blobs, tmp_path / "state", is_main=True)
+    log = train_heads(grid, batches, 7, blobs, tmp_path / "state")
     for index, lr in enumerate(rates):
         alone = one_head(blobs, lr, 7, 32)
         torch.testing.assert_close(grid.weight[index].T, alone.weight, rtol=1e-4, atol=1e-6)
@@ -73,7 +73,7 @@ def test_a_stopped_grid_goes_on_exactly(blobs: Evaluation, tmp_path: Path, monke
         return HeadGrid([0.01, 0.1], 5, 3, 0.9, seed=0)
 
     whole = grid()
-    log = train_heads(whole, batches, 6, blobs, tmp_path / "whole", is_main=True)
+    log = train_heads(whole, batches, 6, blobs, tmp_path / "whole")
 
     def stopping(epoch: int):
         if epoch == 4:
@@ -81,9 +81,9 @@ def test_a_stopped_grid_goes_on_exactly(blobs: Evaluation, tmp_path: Path, monke
         return batches(epoch)
 
     with pytest.raises(KeyboardInterrupt):
-        train_heads(grid(), stopping, 6, blobs, tmp_path / "state", is_main=True)
+        train_heads(grid(), stopping, 6, blobs, tmp_path / "state")
     resumed = grid()
-    again = train_heads(resumed, batches, 6, blobs, tmp_path / "state", is_main=True)
+    again = train_heads(resumed, batches, 6, blobs, tmp_path / "state")
     assert torch.equal(resumed.weight, whole.weight)
     pd.testing.assert_frame_equal(again, log)
 
@@ -96,11 +96,11 @@ def test_cosine_falls_from_one_to_zero():
 
 
 def test_logistic_regression_separates_and_two_classes_have_two_scores(blobs: Evaluation):
-    scores, table = logistic_regressions(blobs, [1e-6, 1.0], [blobs.features], show=False)
+    scores, table = logistic_regressions(blobs, [1e-6, 1.0], [blobs.features])
     assert (scores[1][0].argmax(1) == blobs.labels).double().mean() > 0.8
     assert table["converged"].all()
     two = Evaluation(blobs.features[blobs.labels < 2], blobs.labels[blobs.labels < 2])
-    ((found,),), _ = logistic_regressions(two, [1.0], [two.features], show=False)
+    ((found,),), _ = logistic_regressions(two, [1.0], [two.features])
     assert found.shape == (80, 2)
     assert (found.argmax(1) == two.labels).double().mean() > 0.8
 
@@ -212,7 +212,7 @@ def test_no_features_that_are_not_numbers_give_a_number(blobs: Evaluation):
     spoiled = Evaluation(blobs.features.clone(), blobs.labels)
     spoiled.features[3, 2] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
-        logistic_regressions(spoiled, [1.0], [blobs.features], show=False)
+        logistic_regressions(spoiled, [1.0], [blobs.features])
     backbone = load_backbone(RANDOM)
     backbone.module.norm.bias.data[0] = float("nan")
     with pytest.raises(ValueError, match="not finite numbers"):

@@ -21,8 +21,7 @@ from PIL import Image
 from data import DataError
 from data.revisited import load_revisited
 from dino_dense import Report, load_backbone
-from dino_dense.distributed import World
-from tasks import RunOptions, get, run_one
+from tasks import RunOptions, Session, get, run_one
 from tasks.images.descriptors import Thumbnails, describe_all, multi_scale_cls
 from tasks.retrieval import RetrievalConfig, class_search, published_dataset
 from tasks.scores import retrieval as scores
@@ -197,7 +196,7 @@ def test_images_of_one_size_are_described_together_and_come_in_order():
         batches.append(len(batch))
         return batch.mean((2, 3))
 
-    found = describe_all(images, 7, describe, world=World(), batch_size=3)  # type: ignore[arg-type]
+    found = describe_all(images, 7, describe, session=Session(Path()), batch_size=3)  # type: ignore[arg-type]
     assert found[:, 0].tolist() == list(range(7))
     assert batches == [3, 3, 1]
 

@@ -18,7 +18,7 @@ import tasks
 from data.images import read_rgb
 from dino_dense import Metric, Report, Score, load_backbone
 from dino_dense.backbone.checkpoints import save_backbone
-from tasks import DataFacts, Outcome, Task
+from tasks import Outcome, Task
 from tasks.harness import jobs, pairs, suites
 from tasks.harness.batch import main, run_batch
 from tasks.harness.batch_options import BatchOptions
@@ -178,12 +178,38 @@ def test_an_architecture_may_be_named(place: Path):
     assert [report.status for report in statuses] == ["ok", "failed"]
 
 
+def test_all_data_are_opened_before_the_first_task_and_all_that_is_wrong_is_said(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    knn, events = tasks.get("knn"), []
+
+    def opening(config: KnnConfig) -> object:
+        events.append(("open", config.data))
+        return knn.open(config)
+
+    def measuring(*arguments: object) -> Outcome:
+        events.append(("measure", arguments[2].data))  # type: ignore[attr-defined]
+        return knn.measure(*arguments)
+
+    monkeypatch.setattr(suites, "get", {"knn": replace(knn, open=opening, measure=measuring)}.get)
+    folders = ["set", "gone", "away"]
+    lines = [f"- {{task: knn, label: {name}, config: {{data: {place}/{name}, {SMALL}, k: [1]}}}}" for name in folders]
+    suite = write_suite(place / "suite.yaml", *lines)
+    entries = run_batch(BatchOptions(suite=suite, ckpt=(RANDOM,), out=str(place / "out"), device="cpu"))
+    assert [entry.report.status for entry in entries] == ["ok", "failed", "failed"]
+    assert events == [("open", f"{place}/{name}") for name in folders] + [("measure", f"{place}/set")]
+    said = capsys.readouterr().err
+    assert "2 of 3 entries cannot be measured; the others are" in said
+    assert f"gone: {place}/gone" in said
+    assert f"away: {place}/away" in said
+
+
 def test_an_error_nobody_foresaw_is_a_row_too(place: Path, monkeypatch: pytest.MonkeyPatch):
-    def breaking(backbone, config, context):
+    def breaking(backbone, images, config, session):
         raise ZeroDivisionError("in the science")
 
     knn = tasks.get("knn")
-    broken = Task("broken", "Breaks.", "none", KnnConfig, knn.metrics, breaking, KnnConfig())
+    broken = Task("broken", "Breaks.", "none", KnnConfig, knn.metrics, knn.open, breaking, KnnConfig())
     monkeypatch.setattr(suites, "get", {"broken": broken, "knn": knn}.get)
     suite = write_suite(
         place / "s.yaml", "- task: broken", f"- {{task: knn, config: {{data: {place}/set, {SMALL}, k: [1]}}}}"
@@ -375,10 +401,10 @@ def make_pair(root: Path, name: str) -> None:
 def test_scores_without_samples_still_make_a_page(place: Path, monkeypatch: pytest.MonkeyPatch):
     """A task of another package may be older than samples and pictures."""
 
-    def run(backbone, config, context):
-        return Outcome((Score("depth", 3.0, 2),), DataFacts("embedded", "x", 2, "images", "0" * 64))
+    def measure(backbone, images, config, session):
+        return Outcome((Score("depth", 3.0, 2),))
 
-    plain = Task("plain", "Plain.", "none", KnnConfig, (Metric("depth"),), run, KnnConfig())
+    plain = Task("plain", "Plain.", "none", KnnConfig, (Metric("depth"),), tasks.get("knn").open, measure, KnnConfig())
     monkeypatch.setattr(suites, "get", {"plain": plain}.get)
     suite = write_suite(place / "s.yaml", "- task: plain")
     run_batch(BatchOptions(suite=suite, ckpt=(RANDOM,), out=str(place / "out"), device="cpu"))

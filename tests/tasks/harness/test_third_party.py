@@ -19,7 +19,7 @@ import torch
 from data.images import list_images, read_rgb
 from data.sample import sample_data
 from dino_dense import Metric
-from tasks import DataFacts, Outcome, Task, mean_scores
+from tasks import DataFacts, Outcome, Task
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,26 @@ class CosineConfig:
     """Images."""
 
 
-def run(backbone, config, context):
+@dataclass(frozen=True)
+class Images:
+    paths: list
+    facts: DataFacts
+
+
+def open_images(config):
     paths = list_images(sample_data().images / "val")[: config.n]
-    pixels = torch.stack([torch.from_numpy(np.array(read_rgb(path).resize((64, 64)))) for path in paths])
+    return Images(paths, DataFacts("embedded images", "", len(paths), "images", "0" * 64))
+
+
+def measure(backbone, images, config, session):
+    pixels = torch.stack([torch.from_numpy(np.array(read_rgb(path).resize((64, 64)))) for path in images.paths])
     cls = backbone.extract(pixels.permute(0, 3, 1, 2) / 255, {"cls"}).cls
     cosine = torch.cosine_similarity(cls, cls[:1]).clamp(0, 1)
-    samples = pd.DataFrame({"sample": [path.name for path in paths], "cosine": 100 * cosine.double().numpy()})
-    facts = DataFacts("embedded images", "", len(paths), "images", "0" * 64)
-    return Outcome(mean_scores(samples), facts, samples=samples)
+    samples = pd.DataFrame({"sample": [path.name for path in images.paths], "cosine": 100 * cosine.double().numpy()})
+    return Outcome(samples=samples)
 
 
-TASK = Task("cosine", "Cosines.", "none", CosineConfig, (Metric("cosine"),), run, CosineConfig())
+TASK = Task("cosine", "Cosines.", "none", CosineConfig, (Metric("cosine"),), open_images, measure, CosineConfig())
 '''
 METADATA = "Metadata-Version: 2.1\nName: tiny-task\nVersion: 1.0\n"
 ENTRY_POINTS = "[dino_dense.tasks]\ncosine = tiny_task:TASK\n"

@@ -10,11 +10,12 @@ import torch
 
 from data.images import read_rgb
 from dino_dense import Backbone, load_backbone
-from dino_dense.distributed import World
+from tasks import Session
 from tasks.images import features
 from tasks.images.features import CLS, Preprocessing, extract_pieces, image_features
 
 RANDOM = "random:vit_micro_patch8_64"
+ALONE = Session(Path())
 
 
 def photo(path: Path, size: tuple[int, int]) -> Path:
@@ -45,10 +46,10 @@ def test_full_decoding_is_the_default_and_has_a_cache_of_its_own(tmp_path: Path)
     paths = [photo(tmp_path / f"{index}.jpg", (300 + index, 400)) for index in range(3)]
     backbone = load_backbone(RANDOM)
     plain, fast = (
-        image_features(backbone, paths, Preprocessing(64, 64, fast_decode=fast), world=World())[CLS]
+        image_features(backbone, paths, Preprocessing(64, 64, fast_decode=fast), session=ALONE)[CLS]
         for fast in (False, True)
     )
-    again = image_features(backbone, paths, Preprocessing(64, 64), world=World())[CLS]
+    again = image_features(backbone, paths, Preprocessing(64, 64), session=ALONE)[CLS]
     assert torch.equal(plain, again)
     assert not torch.equal(plain, fast)
     assert (plain - fast).norm() < 0.1 * plain.norm()
@@ -58,8 +59,8 @@ def test_full_decoding_is_the_default_and_has_a_cache_of_its_own(tmp_path: Path)
 def test_cached_features_are_mapped_from_their_file(tmp_path: Path):
     paths = [photo(tmp_path / f"{index}.jpg", (64, 64)) for index in range(3)]
     backbone = load_backbone(RANDOM)
-    extracted = image_features(backbone, paths, Preprocessing(64, 64), world=World(), batch_size=2)[CLS]
-    cached = image_features(backbone, paths, Preprocessing(64, 64), world=World())[CLS]
+    extracted = image_features(backbone, paths, Preprocessing(64, 64), session=ALONE, batch_size=2)[CLS]
+    cached = image_features(backbone, paths, Preprocessing(64, 64), session=ALONE)[CLS]
     assert torch.equal(extracted, cached)
     lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
     spans = [line[0].split("-") for line in lines if line[-1].endswith("-cls1.safetensors")]
@@ -70,7 +71,7 @@ def test_processes_extract_the_same_pieces_whatever_their_caches_hold(tmp_path: 
     """Else each would gather another piece at the same moment, and one's features would be kept as another's."""
     paths = [photo(tmp_path / f"{index}.jpg", (64, 64)) for index in range(3)]
     backbone = load_backbone(RANDOM)
-    image_features(backbone, paths, Preprocessing(64, 64), world=World(), pieces=["cls2"])
+    image_features(backbone, paths, Preprocessing(64, 64), session=ALONE, pieces=["cls2"])
     asked = []
 
     def spy(backbone: Backbone, images: torch.Tensor, pieces: Collection[str]) -> dict[str, torch.Tensor]:
@@ -79,5 +80,6 @@ def test_processes_extract_the_same_pieces_whatever_their_caches_hold(tmp_path: 
 
     monkeypatch.setattr(features, "extract_pieces", spy)
     monkeypatch.setattr("dino_dense.distributed.gather_objects", lambda mine: [*mine, "mean", "cls2", CLS])
-    image_features(backbone, paths, Preprocessing(64, 64), world=World(), pieces=["mean"], also=["cls2", CLS])
+    session = Session(Path(), pieces=frozenset({"cls2", CLS}))
+    image_features(backbone, paths, Preprocessing(64, 64), session=session, pieces=["mean"])
     assert asked == [sorted(["mean", "cls2", CLS])]

@@ -1,21 +1,23 @@
-"""The runner lends a task its results folder, its processes and its seed."""
+"""The runner lends a task its results folder, its share of the work and its seed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from dino_dense import distributed
 from dino_dense.files import write_text
+from dino_dense.progress import Progress, progress, tracked
 from dino_dense.report import PAIRS_FILE, TASK_FILE
 
 if TYPE_CHECKING:
     import torch
 
 IDENTITY_FILE = TASK_FILE
+Item = TypeVar("Item")
 
 
 class OtherRunError(ValueError):
@@ -39,30 +41,29 @@ class DataFacts:
     """The published data set this is, complete and unchanged; None for any other data."""
 
 
+class OpenedData(Protocol):
+    """The files that a task's `open` listed and checked."""
+
+    @property
+    def facts(self) -> DataFacts:
+        """Which data these are."""
+
+
 @dataclass(frozen=True)
-class Context:
-    """What the runner lends a task."""
+class Session:
+    """One run of a task, as its `measure` sees it. Every process has one; they measure their shares alike."""
 
     out: Path
+    """The results folder, claimed for this run."""
+    world: distributed.World = field(default_factory=distributed.World)
     device: torch.device | None = None
     """None where a run computes nothing with PyTorch."""
-    world: distributed.World = field(default_factory=distributed.World)
-    identity: dict[str, Any] = field(default_factory=dict)
-    """What makes these results these: they are kept apart from those of any other run."""
-    pieces: frozenset[str] = frozenset()
-    """Further pieces of image features (`_features`) that later tasks will ask for: extracted in one go."""
     seed: int = 0
     """Of every draw."""
-
-    def bind(self, data: DataFacts) -> None:
-        """Say which data the task's files are made from, before any is written or reused.
-
-        Raises:
-            OtherRunError: the results folder holds files made from other data, or by something else.
-        """
-        self.identity["data_sha256"] = data.sha256
-        check_same_run(self.out, self.identity)
-        distributed.barrier()  # every process has looked before any writes
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """All that these results depend on: they are kept apart from those of any other run."""
+    pieces: frozenset[str] = frozenset()
+    """Further pieces of image features that later tasks will ask for: extracted in one go."""
 
     def folder(self, name: str = "") -> Path:
         """A folder for the task's files, made on first use, so that a run that fails early leaves nothing."""
@@ -72,9 +73,56 @@ class Context:
             write_text(self.out / IDENTITY_FILE, json.dumps(self.identity, indent=2) + "\n")
         return path
 
+    def share(self, items: Sequence[Item]) -> list[tuple[int, Item]]:
+        """This process's part of the items, each with its index among all."""
+        return distributed.share_of(items, self.world)
+
+    def collect(self, results: Iterable[tuple[int, Item]]) -> list[Item]:
+        """The results of all processes in the order of the items; each result comes with its item's index."""
+        return distributed.in_order(list(results))
+
+    def progress(
+        self, items: Iterable[Item], label: str, *, unit: str = "image", total: int | None = None
+    ) -> Iterator[Item]:
+        """The items, while the main process shows how many are done; `total` for those without a length."""
+        return tracked(items, desc=label, unit=unit, total=total, disable=not self.world.is_main)
+
+    def bar(
+        self, total: int | None, label: str, *, unit: str = "image", initial: int = 0, leave: bool = True
+    ) -> Progress:
+        """Progress that the caller moves, shown by the main process."""
+        quiet = not self.world.is_main
+        return progress(total, desc=label, unit=unit, initial=initial, leave=leave, disable=quiet)
+
+    def once(self, write: Callable[..., object], *arguments: Any, **options: Any) -> None:
+        """Call this on the main process alone."""
+        if self.world.is_main:
+            write(*arguments, **options)
+
+    def wait(self) -> None:
+        """Wait for every process."""
+        distributed.barrier()
+
+
+def claim(out: Path, identity: Mapping[str, Any]) -> None:
+    """Have every process look whether `out` is free for this run, before any writes.
+
+    Raises:
+        ValueError: see `check_same_run`.
+    """
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out}: results need a folder here, found a file. Choose another --out.")
+    check_same_run(out, identity)
+    distributed.barrier()
+
 
 def check_same_run(out: Path, identity: Mapping[str, Any]) -> None:
-    """Raise where `out` holds results that a run of this identity must not go on from."""
+    """Raise where `out` holds results that a run of this identity must not go on from.
+
+    Raises:
+        OtherRunError: they were made from other data, or by something else.
+        ValueError: nobody knows which run's results they are.
+    """
     before = out / IDENTITY_FILE
     if (out / PAIRS_FILE).is_file():
         raise ValueError(f"{out}: holds the report of a batch ({PAIRS_FILE}). Choose another --out.")
