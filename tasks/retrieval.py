@@ -257,7 +257,7 @@ def _score(
     return frames, nearest
 
 
-def _landmarks(search: _Search) -> list[str]:
+def _landmarks(search: Search) -> list[str]:
     """For each query the first one that shares a positive with it, in any protocol and over any others."""
     count = len(search.names)
     positives = [np.concatenate([of(query)[0] for of in search.groups.values()]) for query in range(count)]
