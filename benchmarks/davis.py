@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tasks.harness.context import Context
 from torch import Tensor
 
 from benchmarks.bench import Row, publish, seconds_of
@@ -22,7 +21,8 @@ from benchmarks.scoring import plain_f, plain_ids, plain_j, tree
 from data.davis import VideoSequence, load_davis, read_prediction
 from dino_dense import Backbone, load_backbone
 from dino_dense.propagation.frames import frame_size
-from tasks.davis import DavisConfig, run
+from tasks import Session, measured
+from tasks.davis import TASK, DavisConfig, open_videos
 
 FRAMES = {16: 12, 8: 4}  # by patch size: so many that the benchmark takes minutes, few of them with a full context
 MEAN, STD = np.float32((0.485, 0.456, 0.406)), np.float32((0.228, 0.224, 0.225))  # dino/eval_video_segmentation.py
@@ -122,7 +122,8 @@ def measure(patch: int) -> list[Row]:
 
 
 def ours(backbone: Backbone, config: DavisConfig, out: Path) -> float:
-    outcome = run(backbone, config, Context(out, torch.device("cpu")))
+    session = Session(out, device=torch.device("cpu"))
+    outcome = measured(TASK, backbone, open_videos(config), config, session)
     return outcome.scores[0].value
 
 
