@@ -10,7 +10,7 @@ PyTorch is imported where something is loaded: a command that loads nothing may 
 from __future__ import annotations
 
 import atexit
-import multiprocessing.util
+import multiprocessing
 import os
 import re
 import signal
@@ -64,11 +64,13 @@ class Hands:
         """A worker a row: process id, item, READING or READ."""
         self.option = option
         self.processes: dict[int, BaseProcess] = {}
-        """The workers by process id; known to the main process alone."""
+        """The workers by process id while the loader is open; known to the main process alone."""
+        self.exit_codes: dict[int, int | None] = {}
+        """Of the workers by process id, once the loader is closed."""
         self._name: Callable[[int], str] | None = name
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"table": self.table, "option": self.option, "processes": {}, "_name": None}
+        return {"table": self.table, "option": self.option, "processes": {}, "exit_codes": {}, "_name": None}
 
     @contextmanager
     def reading(self, item: int) -> Iterator[None]:
@@ -90,15 +92,31 @@ class Hands:
         assert self._name is not None
         return [f"{words[state]} {self._name(item)}" for pid, item, state in self.table.tolist() if pid in pids]
 
+    def exit_code(self, pid: int) -> int | None:
+        """Of a worker that has ended; None for one that runs, and for any other process."""
+        return self.processes[pid].exitcode if pid in self.processes else self.exit_codes.get(pid)
 
-_RECENT: deque[Hands] = deque(maxlen=1)
-"""Of the loader opened last: an error may come when it is closed already, and each holds open files."""
+    def close(self) -> None:
+        """End the workers that are left, and keep what messages need without an open file."""
+        for child in self.processes.values():
+            if child.is_alive():  # workers ignore torch's SIGTERM (`leave_signals_to_parent`)
+                child.kill()
+            child.join()
+        self.exit_codes = {pid: child.exitcode for pid, child in self.processes.items()}
+        self.processes = {}
+        self.table = self.table.clone()  # not in shared memory
+
+
+_OPEN: list[Hands] = []
+"""Of every loader that is read."""
+_BROKEN_OFF: deque[Hands] = deque(maxlen=8)
+"""Of loaders that were closed early: the signal that tells of a death may come after its loader is closed."""
 
 
 @atexit.register
 def _end_workers() -> None:
-    """What a traceback keeps alive is ended at exit: by SIGTERM, which workers ignore, and then waited for."""
-    if alive := [child for hands in _RECENT for child in hands.processes.values() if child.is_alive()]:
+    """What a traceback keeps open is ended at exit: by SIGTERM, which workers ignore, and then waited for."""
+    if alive := [child for hands in _OPEN for child in hands.processes.values() if child.is_alive()]:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise
         for child in alive:
             child.kill()
@@ -165,8 +183,6 @@ def read_items(
 
     from dino_dense.training.signals import leave_signals_to_parent
 
-    _forget_ended()
-    _RECENT.append(hands)
     single = options.get("batch_size", 1) is None
     loader: DataLoader[Any] = DataLoader(
         _Plain(items, hands, index),  # type: ignore[arg-type]
@@ -175,35 +191,39 @@ def read_items(
         worker_init_fn=set_up or leave_signals_to_parent,
         **options,
     )
-    for batch in _told(loader, hands):
-        if isinstance(batch, Exception):
-            raise batch
-        yield batch
-    if hands in _RECENT:
-        _RECENT.remove(hands)
-
-
-def _forget_ended() -> None:
-    """Let go of loaders whose workers have all ended: their shared memory and process handles are open files."""
-    for hands in [*_RECENT]:
-        if hands.processes and not any(child.is_alive() for child in hands.processes.values()):
-            _RECENT.remove(hands)
+    _OPEN.append(hands)
+    try:
+        for batch in _told(loader, hands):
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+    except BaseException:
+        _BROKEN_OFF.append(hands)
+        raise
+    finally:
+        hands.close()
+        _OPEN.remove(hands)
 
 
 def _told(loader: DataLoader[Any], hands: Hands) -> Generator[Any]:
     """The loader's batches; a worker that dies while one is read raises LostWorkerError."""
     others = set(multiprocessing.active_children())
     batches = iter(loader)
-    hands.processes |= {child.pid or 0: child for child in multiprocessing.active_children() if child not in others}
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except Exception as error:
-            _explain(error, DEATH_SECONDS)
-            raise
-        yield batch
+    hands.processes = {child.pid or 0: child for child in multiprocessing.active_children() if child not in others}
+    try:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except Exception as error:
+                _explain(error, DEATH_SECONDS)
+                raise
+            yield batch
+    finally:
+        # torch ends its workers when the iterator is forgotten, which a traceback may put off without end.
+        if shut_down := getattr(batches, "_shutdown_workers", None):
+            shut_down()
 
 
 @contextmanager
@@ -233,23 +253,24 @@ def _explain(error: Exception, wait: float) -> None:
     """Raise LostWorkerError if the error tells of a dead worker, or, within `wait` seconds, one is seen to be dead."""
     if _RAISED_IN_WORKER.match(str(error)):
         return
-    workers = {pid: child for hands in _RECENT for pid, child in hands.processes.items()}
     lost = _told_by(error)
     until = time.monotonic() + wait
     while not lost and time.monotonic() < until:
         try:
             time.sleep(_POLL_SECONDS)
-            lost = {pid for pid, child in workers.items() if child.exitcode}
+            lost = {pid for hands in _OPEN for pid, child in hands.processes.items() if child.exitcode}
         except RuntimeError as signaled:  # the signal that tells of the death comes now
             lost = _told_by(signaled)
     if not lost:
         return
-    phrases = [phrase for hands in reversed(_RECENT) for phrase in hands.of(lost)]
-    ends = [-(child.exitcode or 0) for pid, child in workers.items() if pid in lost]
-    hint = next((HINTS[signal.Signals(end)] for end in ends if end in HINTS), UNKNOWN)
+    loaders = [*reversed(_OPEN), *reversed(_BROKEN_OFF)]
+    phrases = [phrase for hands in loaders for phrase in hands.of(lost)]
+    signals = [-code for hands in loaders for pid in lost if (code := hands.exit_code(pid))]
+    hint = next((HINTS[signal.Signals(number)] for number in signals if number in HINTS), UNKNOWN)
+    option = next((hands.option for hands in loaders if hands.of(lost)), "--workers")
     raise LostWorkerError(
         f"loader process {', '.join(map(str, sorted(lost)))} died {', '.join(phrases) or 'before its first item'}. "
-        + hint.format(option=_RECENT[-1].option if _RECENT else "--workers")
+        + hint.format(option=option)
     ) from error
 
 

@@ -1,5 +1,6 @@
 """Loader processes: a lost process is explained however it is lost, and errors of items stay plain."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from dino_dense.distributed import World
 from dino_dense.loaders import Hands, LostWorkerError, lost_workers_explained, read_items
 from dino_dense.pretrain.trainer import Trainer
 from dino_dense.probes.pixels import PixelProbe, train_head
-from tasks import RunOptions, get, run_one
+from tasks import RunOptions, Session, get, run_one
 from tasks.finetuning.config import FinetuneConfig
 from tasks.images.descriptors import Thumbnails, describe_all
 from tasks.images.features import Preprocessing, image_features
@@ -135,6 +136,37 @@ def batches_until_the_signal() -> Iterator[None]:
     yield
 
 
+def test_of_two_open_loaders_each_names_its_own_item():
+    """The one opened first loses its process; then, in a second try, the one opened last."""
+    for deaths, option in (((5, None), "--first"), ((None, 5), "--second")):
+        first, second = (
+            read_items(
+                Numbers(kill_at(-1 if death is None else death, signal.SIGKILL)),
+                Hands(1, lambda index, label=label: f"{label} {index}", label),  # type: ignore[misc]
+                batch_size=1,
+            )
+            for label, death in zip(("--first", "--second"), deaths, strict=True)
+        )
+        with pytest.raises(LostWorkerError, match=rf"(reading|after) {option} \d.*fewer {option}"):
+            for _ in zip(first, second, strict=True):
+                pass
+
+
+def test_workers_are_gone_when_a_loop_is_left():
+    """Though one of them reads a slow picture, and though the traceback of the error is kept."""
+
+    def slow(index: int) -> None:
+        if index == 1:
+            time.sleep(600)
+        elif index == 0:
+            raise ValueError("0.jpg: cut short")
+
+    with pytest.raises(ValueError, match="cut short") as kept:
+        list(read_items(Numbers(slow), Hands(2, name), batch_size=1))
+    assert not multiprocessing.active_children()
+    assert kept.tb is not None
+
+
 FAULTY = """
 import time
 from torch.utils.data import Dataset
@@ -238,7 +270,7 @@ def pretraining(root: Path, _backbone: Backbone) -> None:
 
 def features(root: Path, backbone: Backbone) -> None:
     paths = sorted((root / "train").rglob("*.png"))
-    image_features(backbone, paths, Preprocessing(32, 32), world=World(), workers=1)
+    image_features(backbone, paths, Preprocessing(32, 32), session=Session(out=root), workers=1)
 
 
 def thumbnails(root: Path, backbone: Backbone) -> None:
@@ -247,7 +279,7 @@ def thumbnails(root: Path, backbone: Backbone) -> None:
         Thumbnails(paths, 32),
         len(paths),
         lambda x: x.mean((2, 3)),
-        world=World(),
+        session=Session(out=root),
         batch_size=2,
         workers=1,
         names=paths,

@@ -16,7 +16,7 @@ from dino_dense.backbone.architectures import Hints, Positions, Recognized, reco
 from dino_dense.backbone.dino_vit import VIT_NAME, DinoViT, build_module, describe, rebuild
 from dino_dense.backbone.layouts import Chosen, NoNetworkError, choose_network, tensors_of
 from dino_dense.backbone.names import to_published_names, without_heads
-from dino_dense.backbone.unpickle import StandIn, read_pickled, stand_ins
+from dino_dense.backbone.unpickle import StandIn, Unpickled, objects_named, read_pickled
 from dino_dense.checkpoint import (
     STATE_FILE,
     TEACHER_FILE,
@@ -75,17 +75,20 @@ def load_file(
             of the matched, missing, unexpected and reshaped names.
     """
     path = find_weights(Path(path), network)
+    metadata: dict[str, Any] = {}
     if path.suffix == ".safetensors":
-        content, metadata = read_tensors(path)
+        weights, metadata = read_tensors(path)
+        read = Unpickled(weights)
     else:
-        content, metadata = read_pickled(path), {}
+        read = read_pickled(path)
     expected = _expected_names(arch, metadata)
-    chosen = _choose(content, path, network, expected[:3])
-    hints = replace(hints_of(path, content, chosen.tool), heads=heads, positions=positions)
-    weights = without_heads(to_published_names(chosen.weights), set(expected))
-    recognized = _body(weights, metadata, arch, hints, path)
-    module, weights = recognized.module, recognized.weights
-    check_fit(module, weights, path, arch)
+    with objects_named(path, read.objects):
+        chosen = _choose(read.content, path, network, expected[:3])
+        hints = replace(hints_of(path, read.content, chosen.tool), heads=heads, positions=positions)
+        weights = without_heads(to_published_names(chosen.weights), set(expected))
+        recognized = _body(weights, metadata, arch, hints, path)
+        module, weights = recognized.module, recognized.weights
+        check_fit(module, weights, path, arch)
     module.load_state_dict(weights, strict=True)
     broken = [name for name, weight in module.named_parameters() if not weight.isfinite().all()]
     if broken:
@@ -139,13 +142,6 @@ def _choose(content: Any, path: Path, network: str, expected: Sequence[str]) -> 
     except NoNetworkError as error:
         raise CheckpointError(f"{path}: {error}") from None
     if not without_heads(to_published_names(chosen.weights)):
-        objects = sorted(set(stand_ins(content)))
-        if objects:
-            raise CheckpointError(
-                f"{path}: no backbone weights in it, and it holds the Python object {objects[0]}, which could run code "
-                "when read and was not run. Expected tensors. If you trust its author, load it yourself, keep the "
-                "state dict and save that."
-            )
         keys = ", ".join(list(map(str, content if isinstance(content, Mapping) else ()))[:6])
         raise CheckpointError(f"{path}: no backbone weights in it; its entries are {keys or 'none'}.")
     return chosen

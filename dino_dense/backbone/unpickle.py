@@ -11,7 +11,8 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,6 @@ from dino_dense.checkpoint import CheckpointError, first_line
 class StandIn:
     """In place of an object of any other class; subclasses have its name. Keeps its state, does nothing."""
 
-    qualified = ""
-    """Module and name of the class or function that it stands for."""
     state: Any = None
     """What the pickle would have put into the object."""
 
@@ -54,15 +53,25 @@ class StandIn:
         return id(self)
 
 
-def read_pickled(path: Path) -> Any:
-    """The content of a `.pth` file, objects but tensors and plain containers replaced by `StandIn`s.
+@dataclass(frozen=True)
+class Unpickled:
+    """What a `.pth` file holds."""
+
+    content: Any
+    """Tensors and plain containers; a `StandIn` for each object of another class."""
+    objects: tuple[str, ...] = ()
+    """Module and name of each class and function that a stand-in took the place of, in the order of the file."""
+
+
+def read_pickled(path: Path) -> Unpickled:
+    """The content of a `.pth` file.
 
     Raises:
         CheckpointError: no checkpoint, or damaged.
     """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # DINO's files hold one
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return Unpickled(torch.load(path, map_location="cpu", weights_only=True))
     except (pickle.UnpicklingError, UnicodeDecodeError, AttributeError, TypeError) as error:
         return _read_tensors_only(path, error)
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, IndexError) as error:
@@ -73,10 +82,27 @@ def read_pickled(path: Path) -> Any:
         raise CheckpointError(f"{path}: cut short or not a checkpoint ({first_line(error)}). Copy it again.") from None
 
 
-def _read_tensors_only(path: Path, refusal: Exception) -> Any:
+@contextmanager
+def objects_named(path: Path, objects: Sequence[str]) -> Iterator[None]:
+    """A CheckpointError of the block also names a Python object of the file that was not rebuilt."""
+    try:
+        yield
+    except CheckpointError as error:
+        if not objects:
+            raise
+        raise CheckpointError(
+            f"{path}: holds the Python object {objects[0]}, which was not rebuilt, since that could run code. "
+            f"Without it: {str(error).removeprefix(f'{path}: ')} If you trust its author, load the file yourself, keep "
+            "the state dict and save that."
+        ) from None
+
+
+def _read_tensors_only(path: Path, refusal: Exception) -> Unpickled:
+    objects: list[str] = []
     try:
         with path.open("rb") as file:
-            return _from_zip(path) if zipfile.is_zipfile(file) else _from_legacy(path)
+            content = _from_zip(path, objects) if zipfile.is_zipfile(file) else _from_legacy(path, objects)
+        return Unpickled(content, tuple(dict.fromkeys(objects)))
     except _NotTorchError:
         raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged ({first_line(refusal)}).") from None
     except Exception as error:  # a pickle of any program may fail in any way
@@ -108,13 +134,17 @@ class _TensorsOnly(pickle.Unpickler):
     Args:
         file: of the pickle.
         storage: (key, dtype, count) -> the numbers of that storage.
+        objects: takes the names of what a stand-in is used for.
     """
 
     def __init__(
-        self, file: io.BufferedIOBase | io.BytesIO, storage: Callable[[str, torch.dtype, int], Tensor]
+        self,
+        file: io.BufferedIOBase | io.BytesIO,
+        storage: Callable[[str, torch.dtype, int], Tensor],
+        objects: list[str],
     ) -> None:
         super().__init__(file, encoding="latin-1")
-        self.storage = storage
+        self.storage, self.objects = storage, objects
 
     def find_class(self, module: str, name: str) -> Any:
         """A function or class of ours for what a tensor is made of, else a stand-in of its own."""
@@ -126,7 +156,8 @@ class _TensorsOnly(pickle.Unpickler):
         dtype = getattr(torch, name, None) if module == "torch" else None
         if isinstance(dtype, torch.dtype):
             return dtype
-        return type(name, (StandIn,), {"qualified": f"{module}.{name}"})
+        self.objects.append(f"{module}.{name}")
+        return type(name, (StandIn,), {})
 
     def persistent_load(self, pid: Any) -> _Storage:
         """A storage, by the reference that torch writes: ("storage", type, key, device, count)."""
@@ -178,7 +209,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
 }
 
 
-def _from_zip(path: Path) -> Any:
+def _from_zip(path: Path, objects: list[str]) -> Any:
     """A file of today: an archive with data.pkl and one entry a storage."""
     with zipfile.ZipFile(path) as archive:
         entries = [name for name in archive.namelist() if name.endswith("data.pkl")]
@@ -196,13 +227,13 @@ def _from_zip(path: Path) -> Any:
                 storages[key] = torch.frombuffer(numbers, dtype=torch.uint8) if numbers else torch.zeros(0).byte()
             return storages[key].view(dtype)
 
-        return _TensorsOnly(io.BytesIO(archive.read(entries[0])), storage).load()
+        return _TensorsOnly(io.BytesIO(archive.read(entries[0])), storage, objects).load()
 
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
-def _from_legacy(path: Path) -> Any:
+def _from_legacy(path: Path, objects: list[str]) -> Any:
     """A file as PyTorch wrote before 1.6: pickles in a row, then the storages' numbers in the order of their keys."""
 
     def no_storage(key: str, dtype: torch.dtype, count: int) -> Tensor:
@@ -215,15 +246,15 @@ def _from_legacy(path: Path) -> Any:
 
     with path.open("rb") as file:
         try:
-            magic = _TensorsOnly(file, no_storage).load()
+            magic = _TensorsOnly(file, no_storage, objects).load()
         except Exception as error:
             raise _NotTorchError from error
         if magic != _LEGACY_MAGIC:
             raise _NotTorchError
         for _ in range(2):  # the version, and sizes of the writer's C types
-            _TensorsOnly(file, no_storage).load()
-        content = _TensorsOnly(file, storage).load()
-        for key in _TensorsOnly(file, no_storage).load():
+            _TensorsOnly(file, no_storage, objects).load()
+        content = _TensorsOnly(file, storage, objects).load()
+        for key in _TensorsOnly(file, no_storage, objects).load():
             count = int.from_bytes(file.read(8), "little")
             values = storages[str(key)]
             numbers = bytearray(file.read(count * values.element_size()))
@@ -233,12 +264,6 @@ def _from_legacy(path: Path) -> Any:
 
 
 # --- What is in a content ----------------------------------------------------------------------------------
-
-
-def stand_ins(content: Any) -> Iterator[str]:
-    """Names of the classes and functions that were replaced, as far as they are seen from the top."""
-    values = content.values() if isinstance(content, Mapping) else [content]
-    yield from (value.qualified for value in values if isinstance(value, StandIn))
 
 
 def module_state(module: StandIn) -> dict[str, Tensor]:
