@@ -16,8 +16,8 @@ from dino_dense import distributed
 from dino_dense.config import command_line
 from dino_dense.progress import Progress, progress
 from dino_dense.report import check_out
-from tasks.harness.batch_options import BatchOptions
 from tasks.harness.jobs import run_jobs
+from tasks.harness.options import BatchOptions
 from tasks.harness.pairs import checkpoint_labels, open_suite, pair_line, problems, run_checkpoint
 from tasks.harness.suites import load_suite
 

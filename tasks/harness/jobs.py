@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dino_dense import distributed
-from tasks.harness.batch_options import BatchOptions
+from tasks.harness.options import BatchOptions
 from tasks.harness.pairs import checkpoint_labels, failed_report, folder_name, open_suite, run_checkpoint, run_options
 from tasks.harness.suites import SuiteEntry, load_suite
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import re
@@ -18,8 +19,7 @@ from dino_dense import Report, distributed
 from dino_dense.config import schema
 from dino_dense.files import write_text
 from dino_dense.report import environment
-from tasks.harness.batch_options import BatchOptions
-from tasks.harness.options import RunOptions
+from tasks.harness.options import BatchOptions, MeasuringOptions, RunOptions
 from tasks.harness.runner import Opened, identity_of, open_backbone, open_data, run_one
 from tasks.harness.session import OtherRunError
 from tasks.harness.suites import SuiteEntry
@@ -163,8 +163,8 @@ def _run_pair(
 
 
 def run_options(spec: str, options: BatchOptions) -> RunOptions:
-    names = ("arch", "network", "heads", "positions", "layers", "norm", "device", "dtype", "seed")
-    return RunOptions(ckpt=spec, **{name: getattr(options, name) for name in names})
+    shared = {field.name: getattr(options, field.name) for field in dataclasses.fields(MeasuringOptions)}
+    return RunOptions(ckpt=spec, **shared)
 
 
 def _digest(entry: SuiteEntry, run: RunOptions, backbone: Backbone | None) -> str:

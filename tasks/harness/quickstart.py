@@ -15,7 +15,7 @@ from dino_dense.config import command_line, schema
 from dino_dense.config.schema import path
 from dino_dense.files import write_text
 from tasks.harness.batch import run_batch
-from tasks.harness.batch_options import BatchOptions
+from tasks.harness.options import BatchOptions
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,7 +21,7 @@ from dino_dense.backbone.checkpoints import save_backbone
 from tasks import Outcome, Task
 from tasks.harness import jobs, pairs, suites
 from tasks.harness.batch import main, run_batch
-from tasks.harness.batch_options import BatchOptions
+from tasks.harness.options import BatchOptions
 from tasks.harness.pairs import checkpoint_labels, folder_name
 from tasks.harness.suites import load_suite
 from tasks.knn import KnnConfig

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tasks import RunOptions, get, run_one
-from tasks.harness.batch_options import BatchOptions
+from tasks.harness.options import BatchOptions
 from tasks.harness.pairs import run_options
 from tasks.harness.runner import open_backbone
 
