@@ -217,7 +217,7 @@ CASES += [
     Case(task, kind, "", None, says, options, what="option")
     for task, kind, options, says in [
         ("knn", "classes", ("--resize", "60", "--crop", "60"), "patch size 8"),
-        ("knn", "classes", ("--crop", "99999"), "crop 99999 is larger"),
+        ("knn", "classes", ("--crop", "99999"), "crop is 99999: expected 1 to resize, 256"),
         ("knn", "classes", ("--k", "0"), "must be positive"),
         ("knn", "classes", ("--k", "x"), "k"),
         ("knn", "classes", ("--reszie", "64"), "Did you mean --resize?"),
