@@ -1,4 +1,4 @@
-"""Ten DINO crops of a JPEG: main_dino's PIL pipeline, beside drawing first, decoding small and batching the colours.
+"""Ten DINO crops of a JPEG: main_dino's PIL pipeline, beside drawing first, decoding small and batching the colors.
 
 Images a second of one core, by CPU time of one thread, files to crops. The pictures are those of the folder or tar file
 in DINO_DENSE_IMAGENET_FULL (JPEGs of ImageNet's size), else of the embedded data set.
@@ -301,7 +301,7 @@ def small_rows(paths: Sequence[Path], what: str) -> list[Row]:
     return [
         Row(
             "crops",
-            f"{work}: loader, colours on the device",
+            f"{work}: loader, colors on the device",
             slow,
             loader,
             unit,
@@ -342,7 +342,7 @@ def _looks_row(files: Files) -> Row:
             apply_looks(batch.local_views, batch.local_looks)
 
     one_by_one, at_once = rates(len(some), in_loader, batched, repeats=3)
-    work = "colours of 2x224 + 8x96: view by view in the loader, beside the device's batches run on the CPU"
+    work = "colors of 2x224 + 8x96: view by view in the loader, beside the device's batches run on the CPU"
     return Row("crops", work, one_by_one, at_once, "images/s a core", better="higher", note="why auto takes the loader")
 
 
@@ -358,7 +358,7 @@ def large_rows(paths: Sequence[Path]) -> list[Row]:
     work, unit = f"{len(paths)} JPEGs of {PHOTO[0]}x{PHOTO[1]}", "images/s a core"
     check = reduced_difference(reduced)
     return [
-        Row("crops", f"{work}: loader, colours on the device", slow, ours, unit, check=check, better="higher"),
+        Row("crops", f"{work}: loader, colors on the device", slow, ours, unit, check=check, better="higher"),
         Row("crops", f"{work}: decoded whole, beside reduced", undivided, ours, unit, check=check, better="higher"),
     ]
 

@@ -49,7 +49,7 @@ def _time() -> Row:
     # The order of sums differs with the block, so that two similarities alike to the last bit may change places.
     same = float((found.indices == expected.indices).double().mean())
     if difference > 1e-6 or same < 0.99:
-        raise AssertionError(f"similarities differ by {difference}, and {same:.2%} of the neighbours are the same")
+        raise AssertionError(f"similarities differ by {difference}, and {same:.2%} of the neighbors are the same")
     plain_s, ours_s = in_turn(
         lambda: bare(queries, database, K), lambda: nearest(queries, database, K), repeats=2, warm_up=False
     )
@@ -77,7 +77,7 @@ def _memory() -> Row:
         4 * queries * IMAGENET / 2**20,
         measured.mib,
         "MiB",
-        check=f"{same:.2%} of {CHECKED} queries' neighbours the same as from the whole product",
+        check=f"{same:.2%} of {CHECKED} queries' neighbors the same as from the whole product",
         note="plain was not run: its matrix of similarities alone. Ours holds the features, "
         f"{4 * IMAGENET * DIM / 2**20:.0f} MiB. It took {seconds:.0f} s; all {IMAGENET_QUERIES:,} queries take "
         f"{seconds * SHARE:.0f} s (extrapolated) and "
@@ -86,7 +86,7 @@ def _memory() -> Row:
 
 
 def _imagenet(count: int) -> tuple[float, float]:
-    """Seconds of the search, and the share of neighbours that the whole product has too."""
+    """Seconds of the search, and the share of neighbors that the whole product has too."""
     queries, database = features(count, 0), features(IMAGENET, 1)
     start = time.perf_counter()
     found = nearest(queries, database, K)

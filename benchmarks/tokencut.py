@@ -1,4 +1,4 @@
-"""TokenCut's eigenvector and its whole cut, beside the dense generalised solver of the published code.
+"""TokenCut's eigenvector and its whole cut, beside the dense generalized solver of the published code.
 
 Features are the keys of a ViT-S with random weights on the first frames of videos (a DAVIS-2016 tree, or the embedded
 set) at 480x832: 30 x 52 patches of 16 pixels, 60 x 104 of 8; and, harder for Lanczos, smooth features of 30 x 52.
@@ -38,7 +38,7 @@ def keys(patch_size: int, images: int) -> list[Tensor]:
 
 
 def smooth_features(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Features [C, h, w] that change slowly over the image, whose graph hangs together by neighbours.
+    """Features [C, h, w] that change slowly over the image, whose graph hangs together by neighbors.
 
     Lanczos takes more steps there, as eigenvalues lie nearer; the dense solver's time does not depend on it.
     """

@@ -23,7 +23,7 @@ from data.saliency import MaskedImage, object_masks
 from data.voc import voc_entries
 
 SMALLEST_PIECE = 1e-3  # of the image: smaller pieces of a mask are specks of its edge, not objects
-EIGHT_NEIGHBOURS = np.ones((3, 3), int)
+EIGHT_NEIGHBORS = np.ones((3, 3), int)
 
 SLACK, SLACK_PIXELS = 0.05, 2.0
 """How far a box may reach out of its image: a part of the side, and pixels; the larger counts."""
@@ -241,7 +241,7 @@ def _checked(path: Path, box: Box, *, may_be_flat: bool = False) -> Box:
 
 def _pieces(foreground: np.ndarray) -> list[np.ndarray]:
     """The 8-connected pieces of a mask [H, W] but for specks."""
-    pieces, _ = scipy.ndimage.label(foreground, EIGHT_NEIGHBOURS)
+    pieces, _ = scipy.ndimage.label(foreground, EIGHT_NEIGHBORS)
     sizes = np.bincount(pieces.ravel())[1:]
     return [pieces == 1 + index for index in np.flatnonzero(sizes >= SMALLEST_PIECE * foreground.size)]
 

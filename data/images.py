@@ -82,7 +82,7 @@ def image_size(path: Path | str) -> tuple[int, int]:
 def read_upright(path: Path | str) -> npt.NDArray[np.uint8]:
     """A person's own picture as it is meant to be seen, RGB [H, W, 3].
 
-    Turned as its EXIF tag says, 16-bit grey brought to 8 bits, transparency over white. Data sets are read by
+    Turned as its EXIF tag says, 16-bit gray brought to 8 bits, transparency over white. Data sets are read by
     `read_rgb`, which does none of this: published numbers were measured on pixels as stored, and masks lie on those.
 
     Raises what `read_rgb` raises; DataError for 32-bit pixels, which say not what is white.
@@ -95,8 +95,8 @@ def upright_rgb(image: Image.Image, path: Path | str) -> npt.NDArray[np.uint8]:
     """The current frame of an opened picture, as `read_upright` gives it."""
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I;16"):
-        grey = (np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
+        gray = (np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, axis=2)
     if upright.mode in WIDE_MODES:
         raise DataError(f"{path}: {image.mode} pixels, expected 8 or 16 bits. Convert it to 8 bits first.")
     if upright.has_transparency_data:
@@ -214,7 +214,7 @@ def names_fingerprint(names: Iterable[str]) -> str:
     return f"{len(names)} files {digest[:16]}"
 
 
-class UnlabelledImages(Sequence[Image.Image]):
+class UnlabeledImages(Sequence[Image.Image]):
     """Image files, read as RGB when indexed; raises what `read_rgb` raises."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -227,7 +227,7 @@ class UnlabelledImages(Sequence[Image.Image]):
         return read_rgb(self.paths[index])
 
 
-class LabelledImages(NamedTuple):
+class LabeledImages(NamedTuple):
     """Images and their classes."""
 
     paths: list[Path]
@@ -236,7 +236,7 @@ class LabelledImages(NamedTuple):
     class_names: list[str]
 
 
-def class_folders(root: Path | str, class_names: Sequence[str] | None = None) -> LabelledImages:
+def class_folders(root: Path | str, class_names: Sequence[str] | None = None) -> LabeledImages:
     """Images of a folder with one sub-folder per class.
 
     Args:
@@ -271,7 +271,7 @@ def class_folders(root: Path | str, class_names: Sequence[str] | None = None) ->
     say_left_out(root, left_out)
     if beside := images_in(root):
         say(f"{root}: {len(beside)} images are left out, as they lie beside the class folders ({beside[0].name}, ...).")
-    return LabelledImages(paths, labels, names)
+    return LabeledImages(paths, labels, names)
 
 
 def _check_distinct(folders: Sequence[Path]) -> None:
@@ -301,7 +301,7 @@ def split_folder(root: Path, names: Sequence[str]) -> Path | None:
     return next((folders[name] for name in names if name in folders), None)
 
 
-def labelled_splits(root: Path | str) -> tuple[LabelledImages, LabelledImages]:
+def labeled_splits(root: Path | str) -> tuple[LabeledImages, LabeledImages]:
     """ROOT/train and ROOT/val (or another of VAL_FOLDERS), each a folder of class folders, with train's classes.
 
     Raises FileNotFoundError for a missing split, and what `class_folders` raises.

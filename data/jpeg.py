@@ -1,6 +1,6 @@
 """JPEG files before they are decoded: their size, and whether they are whole (ITU-T T.81).
 
-OpenCV fills what a truncated file lacks with grey and only warns on stderr, so this is looked at first.
+OpenCV fills what a truncated file lacks with gray and only warns on stderr, so this is looked at first.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ class Header(NamedTuple):
     height: int
     width: int
     channels: int
-    """1 grey, 3 colour, 4 CMYK and its like."""
+    """1 gray, 3 color, 4 CMYK and its like."""
 
 
 def read_header(encoded: bytes) -> Header | None:

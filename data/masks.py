@@ -20,7 +20,7 @@ ID_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".pgm")
 
 
 def read_ids(path: str | Path, advice: str = "") -> Pixels:
-    """Raw ids uint8 [H, W] of a palette or greyscale file: the palette index, not its colour.
+    """Raw ids uint8 [H, W] of a palette or grayscale file: the palette index, not its color.
 
     Wider values and three equal channels are read too, as far as they are ids below 256.
 
@@ -38,8 +38,8 @@ def read_ids(path: str | Path, advice: str = "") -> Pixels:
     if pixels.ndim == 3:
         if mode == "CMYK" or (pixels != pixels[..., :1]).any():
             raise DataError(
-                f"{path}: a mask of mode {mode}, where ids need an 8-bit palette (P) or greyscale (L) PNG. "
-                f"Colours are not ids: convert the file, so that each pixel is a number{advice}"
+                f"{path}: a mask of mode {mode}, where ids need an 8-bit palette (P) or grayscale (L) PNG. "
+                f"Colors are not ids: convert the file, so that each pixel is a number{advice}"
             )
         pixels = pixels[..., 0]
     if pixels.size and (pixels.min() < 0 or pixels.max() > VOID_ID or (pixels != np.floor(pixels)).any()):
@@ -51,11 +51,11 @@ def read_ids(path: str | Path, advice: str = "") -> Pixels:
 
 
 def read_foreground(path: str | Path) -> Pixels:
-    """Foreground uint8 [H, W] in {0, 1} of a mask of any mode: 1 where the value or any colour is above 0."""
+    """Foreground uint8 [H, W] in {0, 1} of a mask of any mode: 1 where the value or any color is above 0."""
     mode, pixels = _decode_mask(Path(path))
     if pixels.ndim == 3:
-        colours = pixels.shape[-1] - mode.endswith("A")  # alpha says nothing about the object
-        pixels = pixels[..., :colours].max(axis=-1)
+        colors = pixels.shape[-1] - mode.endswith("A")  # alpha says nothing about the object
+        pixels = pixels[..., :colors].max(axis=-1)
     return (pixels > 0).astype(np.uint8)
 
 
@@ -74,7 +74,7 @@ def write_mask(path: str | Path, ids: Pixels) -> None:
 
 
 def _voc_palette() -> Pixels:
-    """PASCAL VOC's 256 label colours [256, 3]: an id's bits, three at a time, fill R, G, B from the top."""
+    """PASCAL VOC's 256 label colors [256, 3]: an id's bits, three at a time, fill R, G, B from the top."""
     ids = np.arange(256)
     palette = np.zeros((256, 3), np.uint8)
     for channel in range(3):

@@ -61,7 +61,7 @@ MASK_FOLDERS = (
 DEPTH = 2  # folders below the root that are looked into
 
 
-MASK_MODES = frozenset({"1", "L", "P", "LA", "I;16"})  # PIL modes that are no colour photograph's
+MASK_MODES = frozenset({"1", "L", "P", "LA", "I;16"})  # PIL modes that are no color photograph's
 MASK_COLORS = 0.9  # part of the pixels that a mask stored in color has in its two commonest colors, noise aside
 
 
@@ -221,15 +221,15 @@ def _pair_of_folders(root: Path) -> tuple[Path, Path]:
     named = _named_pair(folders)
     if named:
         return named
-    grey = [path for path in folders if _looks_like_masks(path)]
-    if len(folders) != 2 or len(grey) != 1:
+    gray = [path for path in folders if _looks_like_masks(path)]
+    if len(folders) != 2 or len(gray) != 1:
         known = " or ".join(f"{images}/ and {masks}/" for images, masks in FOLDER_PAIRS)
         found = ", ".join(path.relative_to(root).as_posix() for path in folders) or "none"
         raise DataError(
-            f"{root}: expected {known}, or one folder of colour images and one of grey masks; found folders with "
-            f"images: {found}, with grey ones: {len(grey)}"
+            f"{root}: expected {known}, or one folder of color images and one of gray masks; found folders with "
+            f"images: {found}, with gray ones: {len(gray)}"
         )
-    return next(path for path in folders if path not in grey), grey[0]
+    return next(path for path in folders if path not in gray), gray[0]
 
 
 def _named_pair(folders: Sequence[Path]) -> tuple[Path, Path] | None:
@@ -245,7 +245,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _looks_like_masks(folder: Path) -> bool:
-    """Whether the first file is no colour image, or has hardly more than two colors."""
+    """Whether the first file is no color image, or has hardly more than two colors."""
     first = next(path for path in sorted(folder.iterdir(), key=natural_key) if _is_image(path))
     try:
         with Image.open(first) as image:

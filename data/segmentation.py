@@ -1,7 +1,7 @@
 """Images with a class for every pixel, in the layout of PASCAL VOC.
 
 <root>/JPEGImages/<name>.jpg            or any other picture
-<root>/SegmentationClass/<name>.png     palette or greyscale: class ids, 255 is void
+<root>/SegmentationClass/<name>.png     palette or grayscale: class ids, 255 is void
 <root>/ImageSets/Segmentation/<split>.txt
 """
 
@@ -34,7 +34,7 @@ EMBEDDED_TRAIN = 40  # of the embedded pairs; the rest is for validation
 
 
 @dataclass(frozen=True)
-class LabelledPixels:
+class LabeledPixels:
     """One image and the class of each of its pixels."""
 
     image: Path
@@ -63,7 +63,7 @@ class LabelledPixels:
         return read_foreground(self.mask) if self.is_binary else read_ids(self.mask, CLASS_ADVICE)
 
 
-def load_voc_class_masks(root: Path | str, split: str) -> list[LabelledPixels]:
+def load_voc_class_masks(root: Path | str, split: str) -> list[LabeledPixels]:
     """The images of a split, in the order of its list.
 
     Raises:
@@ -73,10 +73,10 @@ def load_voc_class_masks(root: Path | str, split: str) -> list[LabelledPixels]:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; expected JPEGImages, SegmentationClass and ImageSets/Segmentation")
     entries = voc_entries(root, "Segmentation", split, "SegmentationClass", ID_SUFFIXES)
-    return [LabelledPixels(entry.image, entry.other) for entry in entries]
+    return [LabeledPixels(entry.image, entry.other) for entry in entries]
 
 
-def count_classes(train: Sequence[LabelledPixels], val: Sequence[LabelledPixels]) -> int:
+def count_classes(train: Sequence[LabeledPixels], val: Sequence[LabeledPixels]) -> int:
     """K, where ids go from 0 to K - 1 in the masks to train on. Every mask is read.
 
     Raises:
@@ -109,16 +109,16 @@ def count_classes(train: Sequence[LabelledPixels], val: Sequence[LabelledPixels]
     return highest + 1
 
 
-def class_names(pairs: Sequence[LabelledPixels], count: int) -> tuple[str, ...]:
+def class_names(pairs: Sequence[LabeledPixels], count: int) -> tuple[str, ...]:
     """VOC's names where there are as many classes and the images are named as VOC's; else class 0, class 1, ..."""
     is_voc = count == len(VOC_CLASSES) and all(VOC_NAME.fullmatch(pair.name) for pair in pairs)
     return VOC_CLASSES if is_voc else tuple(f"class {index}" for index in range(count))
 
 
-def embedded_segmentation(data: SampleData) -> tuple[list[LabelledPixels], list[LabelledPixels]]:
+def embedded_segmentation(data: SampleData) -> tuple[list[LabeledPixels], list[LabeledPixels]]:
     """Training and validation pairs of the embedded set: class 0 is the ground, 1 any object."""
     pairs = [
-        LabelledPixels(image, data.saliency / "masks" / f"{image.stem}.png", is_binary=True)
+        LabeledPixels(image, data.saliency / "masks" / f"{image.stem}.png", is_binary=True)
         for image in sorted((data.saliency / "images").glob("*.jpg"), key=natural_key)
     ]
     return pairs[:EMBEDDED_TRAIN], pairs[EMBEDDED_TRAIN:]

@@ -31,7 +31,7 @@ class VideoWriter:
     """Writes RGB frames to an mp4, each at its own time; the file is whole or not there.
 
     H.264 in yuv420p, which browsers play; its sides are even, so an odd one gets one more row or column of the same
-    colours. Without an H.264 encoder it is MPEG-4 part 2, and `note` says so.
+    colors. Without an H.264 encoder it is MPEG-4 part 2, and `note` says so.
 
     Args:
         path: the file.

@@ -68,8 +68,8 @@ def patch_maps(backbone: Backbone, rgb: Pixels, resolution: int = RESOLUTION) ->
 
 
 @dataclass(frozen=True)
-class PcaColours:
-    """A way from features to colours, the same for all images it was fitted on.
+class PcaColors:
+    """A way from features to colors, the same for all images it was fitted on.
 
     The first component of all patches, cut by Otsu's threshold, tells the foreground (DINOv2's pictures, arXiv
     2304.07193, Fig. 1); the three leading components of the foreground, each scaled to variance 1 and squeezed by a
@@ -82,13 +82,13 @@ class PcaColours:
     """[C], points to the foreground."""
     threshold: float
     """Of a patch's first component, from which on it is foreground."""
-    centre: Tensor
+    center: Tensor
     """[C] of the foreground."""
     axes: Tensor
     """[C, 3], divided by the standard deviation along each."""
 
     @classmethod
-    def fit(cls, maps: Iterable[Tensor]) -> "PcaColours":
+    def fit(cls, maps: Iterable[Tensor]) -> "PcaColors":
         """From the features [C, h, w] of one image or of several, of any size.
 
         Which side is the foreground is not in the features: it is the side with the lesser share of the patches at
@@ -106,17 +106,17 @@ class PcaColours:
             first, values, threshold = -first, -values, -threshold
             above = values > threshold
         foreground = patches[above] if int(above.sum()) >= _FEWEST else patches
-        centre, three = _components(foreground, 3)
-        return cls(mean, first, threshold, centre, three)
+        center, three = _components(foreground, 3)
+        return cls(mean, first, threshold, center, three)
 
     def foreground(self, features: Tensor) -> Mask:
         """Features [C, h, w] -> bool [h, w]."""
         values = (features.flatten(1).T.float() - self.mean) @ self.first
         return (values > self.threshold).view(features.shape[1:]).numpy()
 
-    def colours(self, features: Tensor) -> Pixels:
+    def colors(self, features: Tensor) -> Pixels:
         """Features [C, h, w] -> RGB [h, w, 3], the background black."""
-        values = (features.flatten(1).T.float() - self.centre) @ self.axes
+        values = (features.flatten(1).T.float() - self.center) @ self.axes
         rgb = (255 * (2 * values).sigmoid()).round().to(torch.uint8).view(*features.shape[1:], 3).numpy()
         return np.where(self.foreground(features)[..., None], rgb, np.uint8(0))
 
@@ -124,11 +124,11 @@ class PcaColours:
 def _components(patches: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Mean [C] and the leading components [C, count], each divided by its standard deviation.
 
-    A component's sign is free: here its largest loading is positive, so that colours are the same every time.
+    A component's sign is free: here its largest loading is positive, so that colors are the same every time.
     """
     mean = patches.mean(dim=0)
-    centred = (patches - mean).double()
-    variances, axes = torch.linalg.eigh(centred.T @ centred / len(patches))
+    centered = (patches - mean).double()
+    variances, axes = torch.linalg.eigh(centered.T @ centered / len(patches))
     leading = axes[:, -count:].flip(1)
     signs = leading.gather(0, leading.abs().argmax(dim=0, keepdim=True)).sign()
     spread = variances[-count:].flip(0).clamp_min(_FLAT).sqrt()
@@ -198,8 +198,8 @@ def grow(
     """
     grid = (features.shape[1], features.shape[2])
     row, column = patch_under(point, size, grid)
-    centred = features.float() - features.float().mean(dim=(1, 2), keepdim=True)
-    alike = similarity(centred, centred[:, row, column]).numpy()
+    centered = features.float() - features.float().mean(dim=(1, 2), keepdim=True)
+    alike = similarity(centered, centered[:, row, column]).numpy()
     pieces, _ = scipy.ndimage.label(alike > likeness)
     piece = pieces == pieces[row, column] if pieces[row, column] else np.zeros(grid, bool)
     piece[row, column] = True

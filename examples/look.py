@@ -3,7 +3,7 @@
     python examples/look.py                                   # random weights, on the embedded data
     python examples/look.py dino_deitsmall16_pretrain.pth     # any checkpoint that --ckpt takes
 
-Random weights follow colours and edges; trained ones follow objects. Pictures go to the folder `look`.
+Random weights follow colors and edges; trained ones follow objects. Pictures go to the folder `look`.
 """
 
 import sys
@@ -13,7 +13,7 @@ from data.clips import open_clip
 from data.davis import load_davis
 from data.sample import sample_data
 from dino_dense import load_backbone
-from dino_dense.maps import PcaColours, attention_maps, grow, match_map, patch_maps
+from dino_dense.maps import PcaColors, attention_maps, grow, match_map, patch_maps
 from dino_dense.propagation.protocol import PropagationProtocol
 from tasks.harness.figures import enlarge, grid, heat_over, overlay, save
 from tasks.videos.clip_masks import carry_masks, write_masks
@@ -31,8 +31,8 @@ def look(checkpoint: str, out: Path) -> None:
     save(out / "attention.png", grid([("image", rgb), *heads], columns=4))
 
     features = patch_maps(backbone, rgb, resolution=192)  # [C, h, w]
-    colours = PcaColours.fit([features]).colours(features)  # [h, w, 3]
-    save(out / "components.png", enlarge(colours, size))
+    colors = PcaColors.fit([features]).colors(features)  # [h, w, 3]
+    save(out / "components.png", enlarge(colors, size))
 
     mask = video.first_mask()  # ids [H, W]
     rows, columns = (mask == 1).nonzero()

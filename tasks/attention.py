@@ -20,7 +20,7 @@ from dino_dense.config import command_line, schema
 from dino_dense.maps import (
     MASS,
     RESOLUTION,
-    PcaColours,
+    PcaColors,
     attention_maps,
     mass_masks,
     patch_maps,
@@ -34,7 +34,7 @@ from tasks.harness.runner import open_backbone, seed_everything
 from tasks.harness.task import Command
 
 SUMMARY = "Look: attention, principal components, correspondence, of images and videos."
-FITTED = 32  # images or frames that colours are fitted on, at most
+FITTED = 32  # images or frames that colors are fitted on, at most
 Look = Callable[[Pixels], dict[str, Pixels]]
 
 
@@ -45,7 +45,7 @@ class AttentionConfig:
     input: str | None = schema.path()
     """An image, a folder of images, or a video."""
     kind: Literal["attention", "pca", "match"] = "attention"
-    """attention: of the class token, each head's; pca: three leading components of the patch tokens as colours, shared
+    """attention: of the class token, each head's; pca: three leading components of the patch tokens as colors, shared
     by all images of a folder or frames of a video; match: how like each patch is to the one at --query."""
     query: tuple[int, int] | None = None
     """Of match: a pixel x,y of the input (of a video's first frame, of a folder's first image)."""
@@ -92,12 +92,12 @@ def attention_look(backbone: Backbone, config: AttentionConfig) -> Look:
 
 
 def pca_look(backbone: Backbone, config: AttentionConfig, samples: Sequence[Pixels]) -> Look:
-    """Colours of the three leading components, fitted on the samples; and beside the image."""
-    fitted = PcaColours.fit(patch_maps(backbone, rgb, config.resolution) for rgb in samples)
+    """Colors of the three leading components, fitted on the samples; and beside the image."""
+    fitted = PcaColors.fit(patch_maps(backbone, rgb, config.resolution) for rgb in samples)
 
     def look(rgb: Pixels) -> dict[str, Pixels]:
-        colours = fitted.colours(patch_maps(backbone, rgb, config.resolution))
-        pca = figures.enlarge(colours, (rgb.shape[0], rgb.shape[1]))
+        colors = fitted.colors(patch_maps(backbone, rgb, config.resolution))
+        pca = figures.enlarge(colors, (rgb.shape[0], rgb.shape[1]))
         return {"pca_grid": figures.grid([("image", rgb), ("components 1, 2, 3", pca)], 2), "pca": pca}
 
     return look

@@ -1,6 +1,6 @@
 """Copy detection: find the original of an attacked picture, on INRIA Copydays or on any folder of images.
 
-The descriptor is the class token beside the generalised mean of the patch tokens (DINO, sec. 4.2.1).
+The descriptor is the class token beside the generalized mean of the patch tokens (DINO, sec. 4.2.1).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from data import DataError
 from data.copydays import STRONG, Copydays, is_copydays, load_copydays
-from data.images import UnlabelledImages, list_images, read_rgb
+from data.images import UnlabeledImages, list_images, read_rgb
 from data.sample import sample_data
 from dino_dense import Metric, Picture
 from dino_dense.config import command_line
@@ -64,7 +64,7 @@ class CopydetectConfig:
     """Folder of further images to search among (the paper: 10,000 of YFCC100M)."""
     whiten: str | None = path()
     """Folder of other images to learn a whitening from (the paper: 20,000 of YFCC100M)."""
-    centred_whitening: bool = False
+    centered_whitening: bool = False
     """Whiten by the covariance; eval_copy_detection.py uses the second moments about zero."""
     image_size: int = 224
     """Side that images are squashed to, bicubic, pixels; a multiple of the patch size (paper: 224 for ViT-B/16,
@@ -85,8 +85,8 @@ class CopydetectConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}: expected 1 or more.")
-        if self.centred_whitening and self.whiten is None:
-            raise ValueError("centred_whitening is set, but there is nothing to learn it from: expected whiten.")
+        if self.centered_whitening and self.whiten is None:
+            raise ValueError("centered_whitening is set, but there is nothing to learn it from: expected whiten.")
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _open_copydays(root: Path, further: Mapping[str, list[Path]], config: Copyde
         ),
         originals=found.originals,
         further=further,
-        images=lambda seed: UnlabelledImages(paths),
+        images=lambda seed: UnlabeledImages(paths),
         table=pd.DataFrame({"sample": [path.relative_to(root).as_posix() for path in paths], "attack": attacks}),
         positives=[copy.originals for copy in found.copies],
         headline=headline,
@@ -264,7 +264,7 @@ def _describe(
     if not copies.further["whiten"]:
         return queries, database, " Not whitened."
     others = of_files(copies.further["whiten"], "whitening")
-    whiten = fit_whitening(others, centred=config.centred_whitening)
+    whiten = fit_whitening(others, centered=config.centered_whitening)
     note = f" Whitened by {len(others)} images, {others.shape[1]} dimensions."
     return whiten(queries), whiten(database), note
 

@@ -1,6 +1,6 @@
 """DAVIS video object segmentation by label propagation: masks on disk, and the official J&F.
 
-The first mask is carried along the video by nearest neighbours among frozen patch tokens; nothing is trained.
+The first mask is carried along the video by nearest neighbors among frozen patch tokens; nothing is trained.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _outcome(
     masks: Path, scored: Sequence[IndexedTable], videos: Videos, config: DavisConfig, session: Session, note: str
 ) -> Outcome:
     """J and F of masks on disk; `scored` are the sequences that this process has scored already."""
-    from tasks.scores.jf import summarise
+    from tasks.scores.jf import summarize
 
     if not videos.scorable:
         unscored = [sequence.name for sequence in videos.sequences if not sequence.has_ground_truth]
@@ -126,7 +126,7 @@ def _outcome(
         )
     per_frame = _score_all(masks, videos.sequences, scored, session)
     objects = _per_object(per_frame)
-    overall, per_sequence = summarise(per_frame)
+    overall, per_sequence = summarize(per_frame)
     return Outcome(
         scores=_scores(overall, objects),
         tables={

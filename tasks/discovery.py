@@ -255,7 +255,7 @@ def _segments(compared: Tensor, config: DiscoveryProtocol) -> list[Segment]:
 
 def padded(rgb: Pixels, backbone: Backbone, config: DiscoveryProtocol) -> Tensor:
     """RGB [H, W, 3] as an image [3, h, w] in [0, 1] at the working size, its sides padded to a multiple of the patch
-    size: below and right, with what is 0 after normalisation."""
+    size: below and right, with what is 0 after normalization."""
     import torch
 
     from dino_dense.objects.segment import to_tensor, working_size
@@ -358,11 +358,11 @@ def draw(images: Images, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
     return tuple(pictures)
 
 
-def _with_boxes(rgb: Pixels, boxes: Sequence[Box], colour: tuple[int, int, int]) -> Pixels:
+def _with_boxes(rgb: Pixels, boxes: Sequence[Box], color: tuple[int, int, int]) -> Pixels:
     drawn = rgb.copy()
     for box in boxes:
         x0, y0, x1, y1 = (round(side) for side in box)
-        cv2.rectangle(drawn, (x0, y0), (x1 - 1, y1 - 1), colour, 2)
+        cv2.rectangle(drawn, (x0, y0), (x1 - 1, y1 - 1), color, 2)
     return drawn
 
 

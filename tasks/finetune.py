@@ -13,7 +13,7 @@ from tasks.harness.figures import curves
 from tasks.harness.runner import main
 from tasks.harness.session import Session
 from tasks.harness.task import Outcome, Task
-from tasks.images.labelled import LabelledSet, open_labelled
+from tasks.images.labeled import LabeledSet, open_labeled
 from tasks.scores.classification import METRICS, hits
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tasks.finetuning.loop import FineTuning
 
 
-def measure(backbone: Backbone, images: LabelledSet, config: FinetuneConfig, session: Session) -> Outcome:
+def measure(backbone: Backbone, images: LabeledSet, config: FinetuneConfig, session: Session) -> Outcome:
     """Train a copy of the backbone, from where an earlier run in this folder stopped, and test it.
 
     `checkpoints/` then holds model.safetensors (the last weights, which the scores are of), best.safetensors (those
@@ -72,12 +72,13 @@ def _note(log: pd.DataFrame, fine_tuning: FineTuning) -> str:
     return note
 
 
-def draw(images: LabelledSet, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
+def draw(images: LabeledSet, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
     """The test images with the largest loss, the classes that are taken for others, and the curves."""
     from tasks.finetuning.figures import draw_confusion, draw_hardest
 
     predictions, log = outcome.to_draw
     folder = folder / "pictures"
+    folder.mkdir(exist_ok=True)
     shown = draw_confusion(folder / "confusion.png", predictions, images.test)
     hardest = draw_hardest(folder / "hardest.png", predictions, images.test)
     curves(folder / "curves.png", log.set_index("epoch")[["train_loss", "test_loss", "top-1"]], "epoch")
@@ -96,7 +97,7 @@ TASK = Task(
     source="DINO, arXiv 2104.14294, sec. 4.3 and Tab. 6; DeiT's recipe as dino issues 31, 81, 144 and 171 give it.",
     config=FinetuneConfig,
     metrics=METRICS,
-    open=open_labelled,
+    open=open_labeled,
     measure=measure,
     draw=draw,
     smoke=FinetuneConfig(

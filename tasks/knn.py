@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification on frozen features (Wu et al. 2018, as DINO's eval_knn.py)."""
+"""Weighted k-nearest-neighbor classification on frozen features (Wu et al. 2018, as DINO's eval_knn.py)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import Session
 from tasks.harness.task import Outcome, Task
-from tasks.images.labelled import LabelledSet, open_labelled
+from tasks.images.labeled import LabeledSet, open_labeled
 from tasks.images.options import ImageFeatureOptions
 from tasks.scores.classification import METRICS, hits
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from dino_dense import Backbone
 
-STRIPS, STRIP_RESULTS = 6, 5  # pictures, and neighbours on each
+STRIPS, STRIP_RESULTS = 6, 5  # pictures, and neighbors on each
 HEADLINE_K = 20  # the best k in the paper, and the one it reports
 
 
@@ -38,7 +38,7 @@ class KnnConfig(ImageFeatureOptions):
     data: str | None = path()
     """Folder with train/CLASS/* and val/CLASS/* (or test/); without it, the embedded set."""
     k: tuple[int, ...] = (10, 20, 100, 200)
-    """Neighbours that vote (eval_knn.py --nb_knn). The headline is 20 where listed, else the first."""
+    """Neighbors that vote (eval_knn.py --nb_knn). The headline is 20 where listed, else the first."""
     temperature: float = 0.07
     """Votes weigh exp(cosine / temperature) (eval_knn.py --temperature)."""
     batch_size: int = runtime(64)
@@ -56,10 +56,10 @@ def knn_votes(
     """Classes ranked by the votes of the k nearest training images.
 
     Args:
-        train: features [N, C], any length (normalised here). train_labels: [N], ids in 0..classes-1.
+        train: features [N, C], any length (normalized here). train_labels: [N], ids in 0..classes-1.
         test: features [M, C]; the search is done on their device.
-        k: numbers of neighbours, each at most N.
-        temperature: a neighbour's vote is exp(cosine / temperature).
+        k: numbers of neighbors, each at most N.
+        temperature: a neighbor's vote is exp(cosine / temperature).
         classes: number of classes.
 
     Yields:
@@ -73,7 +73,7 @@ def knn_votes(
     from dino_dense.neighbors.exact import nearest
 
     if max(k) > len(train):
-        raise ValueError(f"k = {max(k)} neighbours, but there are only {len(train)} training images.")
+        raise ValueError(f"k = {max(k)} neighbors, but there are only {len(train)} training images.")
     similarity, found = nearest(F.normalize(test, dim=1), F.normalize(train, dim=1), max(k))  # [M, max k]
     labels = train_labels.to(test.device)[found]
     # exp(s / T) may overflow in float32 at small T; a factor common to a query's votes changes no ranking.
@@ -83,7 +83,7 @@ def knn_votes(
         yield count, votes.argsort(dim=1, descending=True, stable=True)
 
 
-def measure(backbone: Backbone, images: LabelledSet, config: KnnConfig, session: Session) -> Outcome:
+def measure(backbone: Backbone, images: LabeledSet, config: KnnConfig, session: Session) -> Outcome:
     """Extract (or find) the features of both folders, and vote."""
     import pandas as pd
     import torch
@@ -120,7 +120,7 @@ def measure(backbone: Backbone, images: LabelledSet, config: KnnConfig, session:
     )
 
 
-def draw(images: LabelledSet, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
+def draw(images: LabeledSet, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
     """Test images with their nearest training images, a wrong one and a right one in turn."""
     import torch.nn.functional as F
 
@@ -146,11 +146,11 @@ def draw(images: LabelledSet, outcome: Outcome, folder: Path) -> tuple[Picture, 
 
 TASK = Task(
     name="knn",
-    summary="Weighted k-nearest-neighbour classification of frozen class tokens (top-1).",
+    summary="Weighted k-nearest-neighbor classification of frozen class tokens (top-1).",
     source="DINO, arXiv 2104.14294, sec. 4.1; eval_knn.py.",
     config=KnnConfig,
     metrics=METRICS,
-    open=open_labelled,
+    open=open_labeled,
     measure=measure,
     draw=draw,
     smoke=KnnConfig(resize=64, crop=64),

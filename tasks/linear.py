@@ -11,7 +11,7 @@ from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import Session
 from tasks.harness.task import Outcome, Task
-from tasks.images.labelled import LabelledSet, open_labelled
+from tasks.images.labeled import LabeledSet, open_labeled
 from tasks.images.linear_config import LinearConfig
 from tasks.scores.classification import METRICS, hits
 
@@ -38,7 +38,7 @@ def pieces_of(config: LinearConfig, backbone: Backbone) -> tuple[str, ...]:
     return (*cls_pieces(blocks), *(("mean",) if mean else ()))
 
 
-def measure(backbone: Backbone, images: LabelledSet, config: LinearConfig, session: Session) -> Outcome:
+def measure(backbone: Backbone, images: LabeledSet, config: LinearConfig, session: Session) -> Outcome:
     """Train every candidate, choose the best, and report it."""
     from tasks.images.linear_probe import LinearProbe
 
@@ -62,7 +62,7 @@ def measure(backbone: Backbone, images: LabelledSet, config: LinearConfig, sessi
     return Outcome(samples=samples, tables={"candidates": candidates}, note=note, to_draw=curve)
 
 
-def draw(images: LabelledSet, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
+def draw(images: LabeledSet, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
     """The learning curve of the chosen head; nothing of logistic regressions."""
     if outcome.to_draw is None:
         return ()
@@ -77,7 +77,7 @@ TASK = Task(
     source="DINO, arXiv 2104.14294, sec. 4.1; eval_linear.py; grid and logistic regression as in dinov2.",
     config=LinearConfig,
     metrics=METRICS,
-    open=open_labelled,
+    open=open_labeled,
     measure=measure,
     draw=draw,
     smoke=LinearConfig(features="cached", resize=64, crop=64, epochs=20, batch_size=256),

@@ -17,7 +17,7 @@ from tasks.harness.runner import main
 from tasks.harness.session import Session
 from tasks.harness.task import Outcome, Task
 from tasks.scores.segmentation import class_iou, pixel_accuracy
-from tasks.semantic.splits import LabelledSplits, draw_worst_and_best, evaluate, image_samples, open_splits, per_class
+from tasks.semantic.splits import LabeledSplits, draw_worst_and_best, evaluate, image_samples, open_splits, per_class
 
 if TYPE_CHECKING:
     from dino_dense import Backbone
@@ -38,12 +38,12 @@ class SegprobeConfig(PixelProbe):
     """Processes that read images beside the main one."""
 
 
-def open_data(config: SegprobeConfig) -> LabelledSplits:
+def open_data(config: SegprobeConfig) -> LabeledSplits:
     """The two splits that a config names; raises what `open_splits` raises."""
     return open_splits(config.data, config.train_split, config.split)
 
 
-def measure(backbone: Backbone, splits: LabelledSplits, config: SegprobeConfig, session: Session) -> Outcome:
+def measure(backbone: Backbone, splits: LabeledSplits, config: SegprobeConfig, session: Session) -> Outcome:
     """Train the layer, apply it to every image of the split, and score."""
     import numpy as np
 
@@ -78,7 +78,7 @@ def measure(backbone: Backbone, splits: LabelledSplits, config: SegprobeConfig, 
     )
 
 
-def draw(splits: LabelledSplits, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
+def draw(splits: LabeledSplits, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
     """The images of lowest and highest mIoU, and the curve of the loss."""
     figures.curves(folder / "curve.png", outcome.tables["curve"].set_index("step")[["loss"]], "step")
     worst_and_best = draw_worst_and_best(outcome.to_draw, splits, outcome.tables["per_image"], folder)

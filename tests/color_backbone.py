@@ -6,7 +6,7 @@ from dino_dense import Backbone
 from dino_dense.propagation.protocol import PropagationProtocol
 from tests.oracles import NoiseReader, stub_backbone
 
-PROTOCOL = PropagationProtocol(short_side=None, rounding="nearest", radius=3, normalise="none")
+PROTOCOL = PropagationProtocol(short_side=None, rounding="nearest", radius=3, normalize="none")
 
 
 class ColorReader(NoiseReader):

@@ -1,6 +1,6 @@
 """Backbones whose features are the ground truth, or noise: what a measure must tell apart.
 
-They know the embedded data: an image is recognised by its thumbnail, whatever size a task gives it.
+They know the embedded data: an image is recognized by its thumbnail, whatever size a task gives it.
 """
 
 import zlib
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.davis import load_davis
-from data.images import labelled_splits, list_images, read_rgb
+from data.images import labeled_splits, list_images, read_rgb
 from data.masks import read_foreground
 from data.sample import sample_data
 from dino_dense import Backbone
@@ -101,7 +101,7 @@ def known_samples() -> Known:
     """What there is to know of the embedded set."""
     data = sample_data()
     thumbnails, answers = [], []
-    for split in labelled_splits(data.images):
+    for split in labeled_splits(data.images):
         thumbnails += [_thumbnail_of_file(path) for path in split.paths]
         answers += split.labels
     for path in list_images(data.saliency / "images"):

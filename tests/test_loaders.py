@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.pretraining import open_pretraining_data
-from data.segmentation import LabelledPixels
+from data.segmentation import LabeledPixels
 from dino_dense import Backbone, load_backbone
 from dino_dense.distributed import World
 from dino_dense.loaders import Hands, LostWorkerError, lost_workers_explained, read_items
@@ -301,7 +301,7 @@ def finetune(root: Path, _backbone: Backbone) -> None:
 
 def pixels(root: Path, backbone: Backbone) -> None:
     paths = sorted((root / "train").rglob("*.png"))
-    pairs = [LabelledPixels(path, root / "val" / "a" / "0.png", is_binary=True) for path in paths]
+    pairs = [LabeledPixels(path, root / "val" / "a" / "0.png", is_binary=True) for path in paths]
     config = PixelProbe(steps=3, batch_size=4, crop=32)
     train_head(backbone, config, pairs, 2, state=root / "state", world=World(), seed=0, workers=1)
 

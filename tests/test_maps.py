@@ -1,4 +1,4 @@
-"""Attention masks, component colours and likeness maps, against their definitions."""
+"""Attention masks, component colors and likeness maps, against their definitions."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from dino_dense import load_backbone
 from dino_dense.maps import (
-    PcaColours,
+    PcaColors,
     attention_maps,
     grow,
     mass_masks,
@@ -64,24 +64,24 @@ def scene(shift: int = 0) -> torch.Tensor:
     return features
 
 
-def test_component_colours_find_the_object_and_keep_to_its_parts():
-    fitted = PcaColours.fit([scene(0), scene(3)])
+def test_component_colors_find_the_object_and_keep_to_its_parts():
+    fitted = PcaColors.fit([scene(0), scene(3)])
     for shift in (0, 1, 3):
         truth = np.zeros((10, 12), bool)
         truth[3:7, 2 + shift : 8 + shift] = True
         assert (fitted.foreground(scene(shift)) == truth).all()
-        colours = fitted.colours(scene(shift)).astype(int)
-        assert (colours[~truth] == 0).all()
-        left, right = colours[4, 3 + shift], colours[4, 6 + shift]
+        colors = fitted.colors(scene(shift)).astype(int)
+        assert (colors[~truth] == 0).all()
+        left, right = colors[4, 3 + shift], colors[4, 6 + shift]
         assert abs(left[0] - right[0]) > 100  # red is the first component, which tells the parts apart
-        assert abs(left[0] - fitted.colours(scene(0)).astype(int)[4, 3, 0]) < 30
-    again = PcaColours.fit([scene(0), scene(3)])
-    assert (again.colours(scene(1)) == fitted.colours(scene(1))).all()
+        assert abs(left[0] - fitted.colors(scene(0)).astype(int)[4, 3, 0]) < 30
+    again = PcaColors.fit([scene(0), scene(3)])
+    assert (again.colors(scene(1)) == fitted.colors(scene(1))).all()
 
 
 @pytest.mark.parametrize("features", [torch.ones(8, 4, 5), torch.randn(8, 1, 1), torch.randn(2, 4, 4)])
-def test_component_colours_of_nothing_to_see(features: torch.Tensor):
-    assert PcaColours.fit([features]).colours(features).shape == (*features.shape[1:], 3)
+def test_component_colors_of_nothing_to_see(features: torch.Tensor):
+    assert PcaColors.fit([features]).colors(features).shape == (*features.shape[1:], 3)
 
 
 def test_likeness_is_the_cosine_and_finds_the_same_part_elsewhere():

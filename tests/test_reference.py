@@ -31,7 +31,7 @@ from tasks import RunOptions, get, run_one
 from tasks.davis import DavisConfig
 from tasks.knn import knn_votes
 from tasks.scores.classification import hits
-from tasks.scores.jf import score_sequence, summarise
+from tasks.scores.jf import score_sequence, summarize
 from tasks.scores.retrieval import average_precision, positive_ranks, query_scores
 from tasks.scores.saliency import accuracy, f_at_best_threshold, f_curve, iou
 from tests.davis_files import all_masks
@@ -55,7 +55,7 @@ def recipe_checkpoint(folder: Path, name: str) -> Path:
 
 
 def first_frame(size: tuple[int, int], input_mean: float) -> torch.Tensor:
-    """Frame 0, resized to (H, W), of the sequence whose normalised pixels have this mean: [1, 3, H, W] in [0, 1]."""
+    """Frame 0, resized to (H, W), of the sequence whose normalized pixels have this mean: [1, 3, H, W] in [0, 1]."""
     height, width = size
     for path in sorted(davis_root().glob("JPEGImages/480p/*/00000.jpg")):
         frame = cv2.cvtColor(cv2.resize(cv2.imread(str(path)), (width, height)), cv2.COLOR_BGR2RGB) / 255
@@ -72,7 +72,7 @@ def test_vit_features(tmp_path: Path):
         _, size, patch, sides = case.split("_")
         height, width = map(int, sides.split("x"))
         path = recipe_checkpoint(tmp_path, f"vit_{size}_patch{patch}_224")
-        backbone = load_backbone(str(path)).with_normalisation(IMAGENET_MEAN, VIDEO_STD)
+        backbone = load_backbone(str(path)).with_normalization(IMAGENET_MEAN, VIDEO_STD)
         image = first_frame((height, width), float(arrays[f"{case}.input_mean"]))
         check_features(backbone, image, arrays, case)
 
@@ -185,7 +185,7 @@ def test_davis_scores_of_the_stored_masks():
         table = score_sequence(masks, all_masks(sequence), sequence.num_objects, sequence=name)
         for metric in ("J", "F"):
             np.testing.assert_allclose(table[metric], arrays[f"{name}.{metric}"], rtol=0, atol=1e-9, err_msg=name)
-        overall, per_sequence = summarise(table)
+        overall, per_sequence = summarize(table)
         np.testing.assert_allclose(overall.to_numpy()[0], arrays[f"{name}.stats"], rtol=0, atol=1e-6, err_msg=name)
         assert per_sequence["Sequence"].tolist() == [f"{name}_1"]
 
@@ -263,7 +263,7 @@ def test_object_discovery_from_frames(tmp_path: Path):
     """Keys and attention of our backbone: the same keys, and the same masks of 60 % of the attention."""
     arrays = reference("object_discovery")
     backbone = load_backbone(str(recipe_checkpoint(tmp_path, "vit_small_patch16_224")))
-    backbone = backbone.with_normalisation(IMAGENET_MEAN, VIDEO_STD)
+    backbone = backbone.with_normalization(IMAGENET_MEAN, VIDEO_STD)
     for case in cases_of(arrays):
         keys, _, (height, width) = keys_of(arrays, case)
         path = davis_root() / "JPEGImages/480p" / str(arrays[f"{case}.seq"]) / f"{int(arrays[f'{case}.frame']):05d}.jpg"
@@ -333,7 +333,7 @@ def stated_frame(arrays: np.lib.npyio.NpzFile, case: str) -> torch.Tensor:
 
 def load_stated(path: Path, arrays: np.lib.npyio.NpzFile) -> Backbone:
     mean, std = (tuple(map(float, arrays[key])) for key in ("norm_mean", "norm_std"))
-    return load_backbone(str(path)).with_normalisation(mean, std)  # type: ignore[arg-type]
+    return load_backbone(str(path)).with_normalization(mean, std)  # type: ignore[arg-type]
 
 
 def close(found: object, expected: np.ndarray, tolerance: float, case: str) -> None:

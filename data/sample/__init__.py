@@ -59,7 +59,7 @@ class SampleConfig:
     train_per_class: int = 200
     val_per_class: int = 50
     image_size: int = 96
-    """Side of the labelled images, pixels."""
+    """Side of the labeled images, pixels."""
     val_sequences: int = len(VAL_SCENES)
     train_sequences: int = len(TRAIN_SCENES)
     frames: int = 22

@@ -1,8 +1,8 @@
 """Draws the pictures of the embedded data set: textured, deforming sprites on textured grounds.
 
 Every quantity of a picture comes from the generator it is given, so one seed gives one picture.
-Colour says nothing about the kind of an object: hue and lightness are random everywhere, the ground is often
-painted in the object's own colours, and only surface pattern and outline tell kinds apart.
+Color says nothing about the kind of an object: hue and lightness are random everywhere, the ground is often
+painted in the object's own colors, and only surface pattern and outline tell kinds apart.
 
 Shapes: canvas [H, W, 3] float32 RGB in [0, 1]; fields (textures, coordinates) [H, W] float32;
 masks [H, W] bool. Lengths are pixels, angles radians, time runs from 0 to 1 over a sequence.
@@ -21,12 +21,12 @@ Field = npt.NDArray[np.floating]
 Canvas = npt.NDArray[np.float32]
 Affine = npt.NDArray[np.float64]
 Palette = npt.NDArray[np.float32]
-"""[2, 3] CIE Lab: the dark and the light colour of one surface."""
+"""[2, 3] CIE Lab: the dark and the light color of one surface."""
 
 TAU = 2 * np.pi
 
 
-# --- Surface patterns: period 1 in (u, v), above 0 = light colour, below 0 = dark colour ------------------
+# --- Surface patterns: period 1 in (u, v), above 0 = light color, below 0 = dark color ------------------
 
 
 def _stripes(u: Field, v: Field, rng: np.random.Generator) -> Field:
@@ -97,7 +97,7 @@ PATTERNS: dict[str, Pattern] = {
     "spokes": _spokes,
     "lattice": _lattice,
 }
-_CENTRED = ("rings", "spokes")  # these have a middle, which belongs in the middle of the object
+_CENTERED = ("rings", "spokes")  # these have a middle, which belongs in the middle of the object
 
 
 # --- Outlines: radius over angle, at most about 1 ---------------------------------------------------------
@@ -131,23 +131,23 @@ KINDS: dict[str, tuple[str, str]] = {
 """Class name -> (surface pattern, outline)."""
 
 
-# --- Colour and ground ------------------------------------------------------------------------------------
+# --- Color and ground ------------------------------------------------------------------------------------
 
 
 def draw_palette(rng: np.random.Generator, near: Palette | None = None) -> Palette:
-    """Two colours of random hue, 32 to 48 units of lightness apart; with `near`, a small step from those."""
+    """Two colors of random hue, 32 to 48 units of lightness apart; with `near`, a small step from those."""
     if near is not None:
         return near + rng.normal(0, (3, 6, 6), (2, 3)).astype(np.float32)
     lightness, contrast = rng.uniform(48, 60), rng.uniform(16, 24)
     hue = rng.uniform(0, TAU)
     hues = np.array([hue, hue + rng.uniform(-1.2, 1.2)])
     chroma = rng.uniform(8, 26, 2)
-    colours = [[lightness - contrast, lightness + contrast], chroma * np.cos(hues), chroma * np.sin(hues)]
-    return np.array(colours, np.float32).T
+    colors = [[lightness - contrast, lightness + contrast], chroma * np.cos(hues), chroma * np.sin(hues)]
+    return np.array(colors, np.float32).T
 
 
 def paint(field: Field, palette: Palette) -> Canvas:
-    """Field in [0, 1] -> RGB canvas between the two colours of the palette."""
+    """Field in [0, 1] -> RGB canvas between the two colors of the palette."""
     lab = palette[0] + field[..., None] * (palette[1] - palette[0])
     return np.clip(cv2.cvtColor(lab.astype(np.float32), cv2.COLOR_LAB2RGB), 0, 1)
 
@@ -157,7 +157,7 @@ def pattern_field(name: str, size: tuple[int, int], period: float, rng: np.rando
     height, width = size
     y, x = np.mgrid[:height, :width].astype(np.float32)
     angle = rng.uniform(-0.15, 0.15)
-    shift = (0.0, 0.0) if name in _CENTRED else rng.uniform(0, 4, 2)
+    shift = (0.0, 0.0) if name in _CENTERED else rng.uniform(0, 4, 2)
     x, y = (x - (width - 1) / 2) / period, (y - (height - 1) / 2) / period
     u = x * np.cos(angle) + y * np.sin(angle) + shift[0]
     v = y * np.cos(angle) - x * np.sin(angle) + shift[1]
@@ -178,7 +178,7 @@ def ground_field(size: tuple[int, int], rng: np.random.Generator) -> Field:
 
 
 def relight(canvas: Canvas, gain: float, slope: tuple[float, float], warmth: float) -> Canvas:
-    """Scale by `gain`, by a ramp across the picture and by a colour temperature.
+    """Scale by `gain`, by a ramp across the picture and by a color temperature.
 
     `slope`: log of the gain at the right and at the lower edge. `warmth`: log of the gain of red and of 1 / blue.
     """
@@ -191,7 +191,7 @@ def relight(canvas: Canvas, gain: float, slope: tuple[float, float], warmth: flo
 
 
 def to_bytes(canvas: Canvas, noise: float, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Canvas -> uint8 RGB with Gaussian sensor noise (standard deviation `noise`, in grey levels)."""
+    """Canvas -> uint8 RGB with Gaussian sensor noise (standard deviation `noise`, in gray levels)."""
     grain = rng.standard_normal(canvas.shape, dtype=np.float32) * noise
     return np.clip(canvas * 255 + grain + 0.5, 0, 255).astype(np.uint8)
 
@@ -257,7 +257,7 @@ def _bounding_box(shape: tuple[int, ...], placed: Affine, reach: float) -> tuple
 def draw_sprite(canvas: Canvas, sprite: Sprite, placed: Affine, time: float = 0.0) -> Mask:
     """Draw the sprite into the canvas, in place, with a soft shadow; returns the mask of what it covers.
 
-    The mask is where the outline's own equation holds at the pixel's centre; only colours are antialiased.
+    The mask is where the outline's own equation holds at the pixel's center; only colors are antialiased.
     """
     mask = np.zeros(canvas.shape[:2], bool)
     box = _bounding_box(canvas.shape, placed, 1.6 * sprite.radius)

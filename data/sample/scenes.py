@@ -1,4 +1,4 @@
-"""What the pictures of the embedded data set show: labelled stills, image and mask pairs, and sequences.
+"""What the pictures of the embedded data set show: labeled stills, image and mask pairs, and sequences.
 
 Shapes: pictures [H, W, 3] uint8 RGB, label maps [H, W] uint8. Every picture has a generator of its own, seeded
 by its own numbers, so it does not depend on how many others are rendered.
@@ -22,8 +22,8 @@ _SHARE_LATER = 0.006  # of the later frames looked at: occluded, never gone
 # --- Stills -----------------------------------------------------------------------------------------------
 
 
-def _colours(rng: np.random.Generator) -> tuple[render.Palette, render.Palette]:
-    """Palettes of object and ground: alike in two images of three, so that colour cannot find the object."""
+def _colors(rng: np.random.Generator) -> tuple[render.Palette, render.Palette]:
+    """Palettes of object and ground: alike in two images of three, so that color cannot find the object."""
     surface = render.draw_palette(rng)
     return surface, render.draw_palette(rng, near=surface if rng.random() < 0.67 else None)
 
@@ -36,8 +36,8 @@ def _expose(canvas: render.Canvas, rng: np.random.Generator) -> Pixels:
 
 
 def still(kind: str, side: int, rng: np.random.Generator) -> Pixels:
-    """A labelled image [side, side, 3]: one object of the kind."""
-    surface, ground = _colours(rng)
+    """A labeled image [side, side, 3]: one object of the kind."""
+    surface, ground = _colors(rng)
     canvas = render.paint(0.25 + 0.5 * render.ground_field((side, side), rng), ground)
     radius = side * rng.uniform(0.42, 0.54)
     sprite = render.make_sprite(kind, radius, side * rng.uniform(0.1, 0.14), surface, rng)
@@ -49,7 +49,7 @@ def still(kind: str, side: int, rng: np.random.Generator) -> Pixels:
 def saliency_pair(rng: np.random.Generator, size: tuple[int, int] = (180, 240)) -> tuple[Pixels, Pixels]:
     """An image [H, W, 3] of one or two objects and their mask [H, W], 0 or 255; `size` is (H, W), pixels."""
     height, width = size
-    surface, ground = _colours(rng)
+    surface, ground = _colors(rng)
     canvas = render.paint(render.ground_field(size, rng), ground)
     mask = np.zeros(size, bool)
     for index in range(rng.integers(1, 3)):
@@ -65,15 +65,15 @@ def saliency_pair(rng: np.random.Generator, size: tuple[int, int] = (180, 240)) 
 
 @dataclass(frozen=True)
 class Scene:
-    """What happens in one sequence; positions, colours and paths come from the seed."""
+    """What happens in one sequence; positions, colors and paths come from the seed."""
 
     name: str
     objects: tuple[str, ...]
-    """Kinds of the labelled objects; object 1 is drawn first, so later ones pass in front."""
+    """Kinds of the labeled objects; object 1 is drawn first, so later ones pass in front."""
     distractors: int = 1
-    """Unlabelled objects in the colours of the scene, behind the labelled ones."""
+    """Unlabeled objects in the colors of the scene, behind the labeled ones."""
     occluders: int = 0
-    """Unlabelled objects in front of everything."""
+    """Unlabeled objects in front of everything."""
     pan: float = 30.0
     """Pixels the camera travels."""
     zoom: float = 1.1
@@ -85,7 +85,7 @@ class Scene:
     slope: float = 0.25
     """Side light, as the log of the gain at the edge; it swings to the other side."""
     warmth: float = 0.0
-    """Drift of the colour temperature, as the log of the gain of red and of 1 / blue."""
+    """Drift of the color temperature, as the log of the gain of red and of 1 / blue."""
     size: tuple[int, int] = (216, 384)
     """(height, width), pixels."""
 
@@ -151,19 +151,19 @@ def _actor(
 
 def _cast(scene: Scene, rng: np.random.Generator) -> tuple[list[Actor], render.Canvas]:
     """The actors, in drawing order, and the ground they move over."""
-    colours = render.draw_palette(rng)
+    colors = render.draw_palette(rng)
     slots = rng.permutation(np.linspace(0.18, 0.82, max(2, len(scene.objects))))
     named = [
-        _actor(scene, kind, label, render.draw_palette(rng, colours), float(slots[label - 1]), rng)
+        _actor(scene, kind, label, render.draw_palette(rng, colors), float(slots[label - 1]), rng)
         for label, kind in enumerate(scene.objects, start=1)
     ]
     others = [kind for kind in render.KINDS if kind not in scene.objects]
     extras = [
-        _actor(scene, str(rng.choice(others)), 0, render.draw_palette(rng, colours), rng.uniform(0.1, 0.9), rng)
+        _actor(scene, str(rng.choice(others)), 0, render.draw_palette(rng, colors), rng.uniform(0.1, 0.9), rng)
         for _ in range(scene.distractors + scene.occluders)
     ]
     size = (scene.size[0] + 2 * _MARGIN, scene.size[1] + 2 * _MARGIN)
-    ground = render.paint(render.ground_field(size, rng), render.draw_palette(rng, colours))
+    ground = render.paint(render.ground_field(size, rng), render.draw_palette(rng, colors))
     return extras[: scene.distractors] + named + extras[scene.distractors :], ground
 
 
@@ -197,7 +197,7 @@ class _Stage:
         return canvas, labels
 
     def is_clear(self) -> bool:
-        """Every labelled object is well visible in frame 0 and never quite gone later."""
+        """Every labeled object is well visible in frame 0 and never quite gone later."""
         for time, least in ((0.0, _SHARE_AT_FIRST), (0.3, 0.0), (0.6, 0.0), (1.0, _SHARE_LATER)):
             counts = np.bincount(self.shoot(time)[1].ravel(), minlength=len(self.scene.objects) + 1)
             if counts[1:].min() < max(least, _SHARE_LATER) * counts.sum():

@@ -147,7 +147,7 @@ class Backbone:
         self.dtype = dtype
         return self
 
-    def with_normalisation(self, mean: Triple, std: Triple) -> "Backbone":
+    def with_normalization(self, mean: Triple, std: Triple) -> "Backbone":
         """The same weights behind other pixel statistics (a protocol may differ from the training's)."""
         other = copy.copy(self)
         other.mean, other.std = mean, std

@@ -159,7 +159,7 @@ def build_module(
         num_heads: attention heads, where the name's own number is not the wanted one.
 
     Returns:
-        A module that maps normalised images [B, 3, H, W] to image features [B, C].
+        A module that maps normalized images [B, 3, H, W] to image features [B, C].
 
     Raises:
         ValueError: the name is unknown (with the nearest names).
@@ -188,7 +188,7 @@ def _widen_attention(body: DinoViT) -> None:
     """Draw queries and keys at 2 / sqrt(C) instead of the usual 0.02.
 
     In so narrow a network 0.02 makes every attention weight about 1 / N: the class token is the mean of the patches,
-    which says little but the mean colour, and training has nothing else to start from.
+    which says little but the mean color, and training has nothing else to start from.
     """
     channels = body.embed_dim
     for block in body.blocks:

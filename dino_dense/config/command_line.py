@@ -20,7 +20,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
 
 from dino_dense.config.presets import load_protocol, protocol_names
-from dino_dense.config.schema import at_home, field_docs, field_names, from_plain, frozen
+from dino_dense.config.schema import RENAMED, at_home, field_docs, field_names, from_plain, frozen, with_new_names
 from dino_dense.threads import let_threads_sleep
 
 DEBUG_VARIABLE = "DINO_DENSE_DEBUG"
@@ -122,7 +122,7 @@ def parse(
     for config_type in config_types:
         kinds |= _add_fields(parser, config_type, positional)
     kinds.pop(positional, None)
-    argv = _normalise(argv, kinds)
+    argv = _normalize(argv, kinds)
     if positional:
         argv = _words_first(argv)
     if presets and (names := protocol_names(presets)):
@@ -135,6 +135,7 @@ def parse(
         if preset is not None:  # under whatever else was said, here or in a recipe
             parser.set_defaults(load_protocol(presets, preset))
     values = parser.parse_args(argv)
+    _take_old_names(parser, values)
     try:
         built = tuple(
             config_type(**at_home(config_type, {name: frozen(values[name]) for name in field_names(config_type)}))
@@ -151,10 +152,10 @@ def from_recipe(config_type: type, values: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: an unknown key (with the nearest name), a value of the wrong type, or one the config refuses.
     """
-    from_plain(config_type, {name: None for name in values if name not in field_names(config_type)})
+    from_plain(config_type, {name: None for name in with_new_names(values) if name not in field_names(config_type)})
     parser = _Checker()
     _add_fields(parser, config_type)
-    checked = parser.parse_object(dict(values))
+    checked = parser.parse_object(with_new_names(values))
     return config_type(**at_home(config_type, {name: frozen(checked[name]) for name in field_names(config_type)}))
 
 
@@ -228,7 +229,21 @@ def _add_fields(parser: _Parser, config_type: type, positional: str = "") -> dic
             else:
                 placeholder = _placeholder(hint)
                 group.add_argument(f"--{name}", type=hint, default=defaults[name], help=help_text, metavar=placeholder)
+    for old, new in RENAMED.items():
+        if new in defaults:
+            parser.add_argument(f"--{old}", type=hints[new], default=SUPPRESS, help=SUPPRESS)
     return hints
+
+
+def _take_old_names(parser: _Parser, values: Any) -> None:
+    """Move values that were given by a field's old name to its new one, and say so."""
+    for old, new in RENAMED.items():
+        if old not in values:
+            continue
+        if values[new] not in (parser.get_default(new), values[old]):
+            parser.error(f"--{old} is the old name of --{new}; both are given. Leave --{old} out.")
+        print(f"{parser.prog}: {old} is now called {new}; the old name is accepted until version 0.2.", file=sys.stderr)
+        values[new] = values[old]
 
 
 def _first_line(config_type: type) -> str:
@@ -240,7 +255,7 @@ def _is_tuple(hint: Any) -> bool:
     return any(get_origin(option) is tuple for option in options)
 
 
-def _normalise(argv: list[str], kinds: Mapping[str, Any]) -> list[str]:
+def _normalize(argv: list[str], kinds: Mapping[str, Any]) -> list[str]:
     """Shell habits -> what the parser reads: --max-frames, a bare --resume, lists as a,b,c or said again and again."""
     result: list[str] = []
     argv = _join_repeats(argv, kinds)

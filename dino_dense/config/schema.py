@@ -17,6 +17,9 @@ from typing import Any, Literal, TypeVar
 import docstring_parser
 import yaml
 
+RENAMED = {"normalise": "normalize", "centred_whitening": "centered_whitening"}
+"""Old name -> name of a field. Command lines, files and reports may use the old ones until version 0.2."""
+
 T = TypeVar("T")
 Role = Literal["path", "selects", "runtime", "protocol"]
 
@@ -81,6 +84,11 @@ def moved(config_type: type, values: Mapping[str, Any], root: str) -> dict[str, 
     return _paths_mapped(config_type, at_home(config_type, values), lambda text: str(Path(root) / text))
 
 
+def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by the names of today: a run of an earlier version may say `normalise`."""
+    return {RENAMED.get(name, name): value for name, value in values.items()}
+
+
 def to_yaml(config: Any) -> str:
     """A config as YAML that `--config` reads back."""
     return yaml.safe_dump(to_plain(config), sort_keys=False)
@@ -98,7 +106,7 @@ def from_plain(config_type: type, values: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: a key is not a field (with the nearest name).
     """
-    names = [item.name for item in dataclasses.fields(config_type)]
+    names, values = field_names(config_type), with_new_names(values)
     for key in values:
         if key not in names:
             near = difflib.get_close_matches(key, names, n=1)

@@ -1,8 +1,8 @@
 """The fast bilateral solver: a coarse mask made to follow the edges of the image.
 
 Barron and Poole 2016 (arXiv 1511.03296), with the constants of TokenCut's saliency script. The pixels p of an image
-are splatted (S, [vertices, pixels]) onto the occupied cells of a grid in position and colour. The solver looks for
-the grid values y that minimise, with the target t and its confidence c,
+are splatted (S, [vertices, pixels]) onto the occupied cells of a grid in position and color. The solver looks for
+the grid values y that minimize, with the target t and its confidence c,
 
     lambda/2 * sum_ij W_ij (x_i - x_j)^2 + sum_i c_i (x_i - t_i)^2,   x = S' y,
 
@@ -40,7 +40,7 @@ class Grid(NamedTuple):
     splat: scipy.sparse.csr_matrix
     """[V, H*W], 1 where a pixel is in a cell."""
     blur: scipy.sparse.csr_matrix
-    """[V, V]: 2 an axis on the diagonal, 1 between neighbours along an axis."""
+    """[V, V]: 2 an axis on the diagonal, 1 between neighbors along an axis."""
 
 
 def refine(image: Pixels, target: Floats) -> Floats:
@@ -78,7 +78,7 @@ def binarise(solution: Floats, coarse: Mask) -> Mask:
 
 
 def make_grid(image: Pixels) -> Grid:
-    """Cells of an image RGB [H, W, 3] by x, y, luma and the two chromas, and who neighbours whom."""
+    """Cells of an image RGB [H, W, 3] by x, y, luma and the two chromas, and who neighbors whom."""
     height, width = image.shape[:2]
     yuv = image.reshape(-1, 3) @ RGB_TO_YUV.T + (0, CHROMA_ZERO, CHROMA_ZERO)
     rows, columns = np.divmod(np.arange(height * width), width)

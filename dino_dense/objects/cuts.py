@@ -64,7 +64,7 @@ class SecondEigenpair(NamedTuple):
     """How much larger the third smallest eigenvalue is."""
 
 
-# --- Normalised cut: TokenCut, MaskCut ---------------------------------------------------------------------
+# --- Normalized cut: TokenCut, MaskCut ---------------------------------------------------------------------
 
 
 def patch_graph(features: Tensor, tau: float, eps: float) -> Graph:
@@ -75,7 +75,7 @@ def patch_graph(features: Tensor, tau: float, eps: float) -> Graph:
 
 
 def second_eigenvector(graph: Graph, start: Floats | None = None) -> SecondEigenpair:
-    """The relaxed normalised cut of a graph with N >= 3 patches (Shi and Malik 2000).
+    """The relaxed normalized cut of a graph with N >= 3 patches (Shi and Malik 2000).
 
     Large graphs: with z = D^1/2 y, (D - A) y = v D y becomes M z = (1 - v) z for the symmetric M = D^-1/2 A D^-1/2,
     whose largest eigenvalue 1 belongs to z0 = D^1/2 1. What is largest beside it is found without a factorisation.
@@ -110,7 +110,7 @@ def by_lanczos(graph: Graph, start: Floats | None = None) -> tuple[Floats, Float
 
 
 def tokencut(features: Tensor, tau: float = 0.2, eps: float = 1e-5) -> Segment:
-    """The object as the side of the normalised cut with the extreme patch (Wang et al. 2022, object_discovery.py).
+    """The object as the side of the normalized cut with the extreme patch (Wang et al. 2022, object_discovery.py).
 
     The eigenvector is cut at its mean; the seed is the patch of largest absolute value, its side the foreground, the
     mask the 4-connected component of the seed. Nothing is found where all patches are joined alike (such a graph
@@ -148,7 +148,7 @@ def maskcut(features: Tensor, tau: float = 0.2, eps: float = 1e-5, masks: int = 
 
 
 def _cut(features: Tensor, tau: float, eps: float, *, corners: bool, start: Floats | None = None) -> Segment:
-    """One normalised cut of features [C, h, w]; see `tokencut`, `maskcut` (`corners`) and `second_eigenvector`."""
+    """One normalized cut of features [C, h, w]; see `tokencut`, `maskcut` (`corners`) and `second_eigenvector`."""
     check_finite(features)
     height, width = features.shape[-2:]
     graph = patch_graph(features, tau, eps)

@@ -16,7 +16,7 @@ def lost(features: Tensor, k: int = 100) -> Segment:
     seed's 4-connected component. Nothing is found where the seed's feature is zero.
 
     Args:
-        features: [C, h, w], not normalised.
+        features: [C, h, w], not normalized.
 
     Returns:
         Its confidence is the share of the other patches that are not joined to the seed.

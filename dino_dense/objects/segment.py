@@ -30,7 +30,7 @@ class Segment(NamedTuple):
     seed: int = -1
     """Patch the object grew from; -1 where there is none."""
     ncut: float = np.nan
-    """Normalised cut of the partition, 0 (two separate pieces) to 1 (no structure) or more; NaN for other methods."""
+    """Normalized cut of the partition, 0 (two separate pieces) to 1 (no structure) or more; NaN for other methods."""
     eigenvector: Floats | None = None
     """[h, w], the partition's relaxed solution, larger on the object; up to a factor."""
 

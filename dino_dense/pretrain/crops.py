@@ -202,11 +202,11 @@ def resize(pixels: Pixels, box: Box, into: Pixels) -> Pixels:
 
 
 def prepare(views: Tensor, looks: Tensor) -> Tensor:
-    """uint8 [N, 3, S, S] with their looks still to be applied [N, ROW], or [0, ROW] -> float32, normalised."""
-    return normalise(apply_looks(views, looks) if len(looks) else views)
+    """uint8 [N, 3, S, S] with their looks still to be applied [N, ROW], or [0, ROW] -> float32, normalized."""
+    return normalize(apply_looks(views, looks) if len(looks) else views)
 
 
-def normalise(views: Tensor) -> Tensor:
+def normalize(views: Tensor) -> Tensor:
     """[N, 3, S, S] in 0 to 255 -> float32 with ImageNet's mean and standard deviation, on the same device."""
     mean, std = _statistics(views.device)
     return views.contiguous().float().div_(255).sub_(mean).div_(std)

@@ -1,4 +1,4 @@
-"""The DINO projection head: an MLP, an L2-normalised bottleneck and a weight-normalised last layer."""
+"""The DINO projection head: an MLP, an L2-normalized bottleneck and a weight-normalized last layer."""
 
 import math
 from itertools import pairwise
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 INIT_STD = 0.02
-"""Standard deviation of the truncated normal that initialises the MLP (vision_transformer.py of the published
+"""Standard deviation of the truncated normal that initializes the MLP (vision_transformer.py of the published
 code)."""
 
 
@@ -22,7 +22,7 @@ class WeightNormLinear(nn.Module):
         super().__init__()
         self.weight_g = nn.Parameter(torch.ones(out_dim, 1), requires_grad=train_norm)
         self.weight_v = nn.Parameter(torch.empty(out_dim, in_dim))
-        # nn.Linear's own initialisation, which the published last layer keeps: it sets the length of v, and
+        # nn.Linear's own initialization, which the published last layer keeps: it sets the length of v, and
         # with it how fast gradient steps turn the rows.
         nn.init.kaiming_uniform_(self.weight_v, a=math.sqrt(5))
 
@@ -38,7 +38,7 @@ class DINOHead(nn.Module):
         in_dim: C, the backbone's feature size.
         out_dim: K, the number of prototypes.
         hidden_dim: width of the hidden layers.
-        bottleneck_dim: size of the L2-normalised bottleneck.
+        bottleneck_dim: size of the L2-normalized bottleneck.
         n_layers: linear layers in the MLP, at least 1.
         norm_last_layer: keep the rows of the last layer at norm 1 (g frozen).
         use_bn: a BatchNorm after every hidden linear layer.

@@ -40,9 +40,9 @@ global L2 norm of the gradient before clipping; training time so far, over all p
 def feature_spectrum(features: Tensor) -> tuple[float, float, float]:
     """Spread, top eigenvalue share and effective rank of features [N, C].
 
-    Spread: standard deviation per channel of the L2-normalised features, averaged and multiplied by √C, so
+    Spread: standard deviation per channel of the L2-normalized features, averaged and multiplied by √C, so
     that features spread evenly over the sphere give 1 (SimSiam, arXiv 2011.10566, Sec. 4.1). Effective rank:
-    exp of the entropy of the covariance's normalised eigenvalues (Roy & Vetterli, EUSIPCO 2007). Constant
+    exp of the entropy of the covariance's normalized eigenvalues (Roy & Vetterli, EUSIPCO 2007). Constant
     features: (0, 1, 1). Features that are not finite: NaN.
     """
     if not features.isfinite().all():  # of a step that is being skipped

@@ -1,11 +1,11 @@
-"""What a view looks like: colour jitter, grey, blur and solarization, drawn once and applied in either of two places.
+"""What a view looks like: color jitter, gray, blur and solarization, drawn once and applied in either of two places.
 
 Drawn per view (`draw_look`), they are a row of numbers (`Look`). A loader process applies them to 8-bit pixels with
 OpenCV (`apply_look`), or the training device applies them to all views of a batch at once (`apply_looks`). Both are the
 operations of main_dino.py, which uses PIL through torchvision, after resizing:
 
-    brightness, contrast, saturation    x -> p + f (x - p), cut to [0, 255], with p = 0, the mean grey level, the
-                                        pixel's own grey (PIL ImageEnhance); fractions are dropped, as in PIL
+    brightness, contrast, saturation    x -> p + f (x - p), cut to [0, 255], with p = 0, the mean gray level, the
+                                        pixel's own gray (PIL ImageEnhance); fractions are dropped, as in PIL
     hue                                 a turn of H in HSV by a share of the circle
     blur                                PIL's GaussianBlur(radius), see `blur_kernel`
 
@@ -33,7 +33,7 @@ from dino_dense.pretrain.options import SHARE, Options, Ranges
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 """The operations of the jitter, as numbered in `Look.order`."""
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)
-"""Grey = their product with RGB (ITU-R BT.601, as PIL's convert("L") has it)."""
+"""Gray = their product with RGB (ITU-R BT.601, as PIL's convert("L") has it)."""
 SOLARIZE_THRESHOLD = 128
 """Pixel values from here up are inverted (the default of PIL's solarize, which the published code uses)."""
 HUE_STEPS = 255
@@ -76,7 +76,7 @@ class Look(NamedTuple):
     contrast: float = 1.0
     saturation: float = 1.0
     hue: float = 0.0
-    """In [-0.5, 0.5], a share of the colour circle."""
+    """In [-0.5, 0.5], a share of the color circle."""
     gray: bool = False
     blur: float = 0.0
     """Radius (pixels); 0 = none."""
@@ -229,7 +229,7 @@ def _turn_hue_batch(views: Tensor, turns: Tensor) -> Tensor:
     red, green, blue = views.unbind(1)
     value = views.amax(dim=1)
     chroma = value - views.amin(dim=1)
-    divisor = chroma.clamp(min=1e-6)  # grey has no hue; any will do
+    divisor = chroma.clamp(min=1e-6)  # gray has no hue; any will do
     hue = torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4)
     hue = torch.where(value == red, (green - blue) / divisor, hue)
     turns = (turns * HUE_STEPS).trunc() / HUE_STEPS

@@ -173,7 +173,7 @@ def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
 def logistic_regressions(
     train: Evaluation, strengths: Sequence[float], targets: Sequence[Tensor], *, world: World = ALONE
 ) -> tuple[list[list[Tensor]], pd.DataFrame]:
-    """Multinomial logistic regression by L-BFGS (scikit-learn), on features standardised channel by channel.
+    """Multinomial logistic regression by L-BFGS (scikit-learn), on features standardized channel by channel.
 
     Args:
         train: labels 0..K-1, each of which occurs.

@@ -37,7 +37,7 @@ VOID = 255  # class id of pixels of no class: neither trained on nor scored (PAS
 LOG_EVERY = 10  # steps between rows of the learning curve
 
 
-class LabelledPicture(Protocol):
+class LabeledPicture(Protocol):
     """An image file with a class for every pixel."""
 
     @property
@@ -62,7 +62,7 @@ class LinearHead(nn.Sequential):
 class _Crops(Dataset):
     """Scaled, cropped and flipped training images, a function of the seed and the step."""
 
-    def __init__(self, pairs: Sequence[LabelledPicture], config: PixelProbe, seed: int) -> None:
+    def __init__(self, pairs: Sequence[LabeledPicture], config: PixelProbe, seed: int) -> None:
         self.pairs, self.config, self.seed = pairs, config, seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -101,7 +101,7 @@ def image_of(key: tuple[int, int]) -> int:
 def train_head(
     backbone: Backbone,
     config: PixelProbe,
-    pairs: Sequence[LabelledPicture],
+    pairs: Sequence[LabeledPicture],
     classes: int,
     *,
     state: Path,
@@ -176,7 +176,7 @@ class _FreshBatches:
     config: PixelProbe
     world: distributed.World
     seed: int
-    pairs: Sequence[LabelledPicture]
+    pairs: Sequence[LabeledPicture]
     workers: int
 
     def __call__(self, first_step: int) -> Batches:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from dino_dense.propagation.protocol import LabelEncoding, Normalise, Upsample, UpsampleTo, check_choice
+from dino_dense.propagation.protocol import LabelEncoding, Normalize, Upsample, UpsampleTo, check_choice
 
 
 def encode_labels(
@@ -41,23 +41,23 @@ def decode_labels(
     patch_size: int,
     size: tuple[int, int],
     upsample: Upsample = "bilinear",
-    normalise: Normalise = "minmax",
+    normalize: Normalize = "minmax",
     upsample_to: UpsampleTo = "frame",
 ) -> npt.NDArray[np.uint8]:
     """Soft labels [C, h, w] as ids uint8 [H, W] at ``size`` (H, W).
 
-    Scores are upsampled to the resized frame (h, w times ``patch_size``) or at once to ``size``, normalised,
+    Scores are upsampled to the resized frame (h, w times ``patch_size``) or at once to ``size``, normalized,
     and the channel of the highest score is the id; from the resized frame the ids go to ``size`` by nearest
-    neighbour (PIL).
+    neighbor (PIL).
     """
     check_choice("upsample", upsample, get_args(Upsample))
-    check_choice("normalise", normalise, get_args(Normalise))
+    check_choice("normalize", normalize, get_args(Normalize))
     check_choice("upsample_to", upsample_to, get_args(UpsampleTo))
     _, h, w = scores.shape
     pixels = (h * patch_size, w * patch_size) if upsample_to == "frame" else size
     align = {"align_corners": False} if upsample == "bilinear" else {}
     dense = F.interpolate(scores[None].float(), pixels, mode=upsample, **align)[0]
-    if normalise == "minmax":
+    if normalize == "minmax":
         dense = _scale_channels(dense)
     ids = dense.max(dim=0).indices.to(torch.uint8).cpu().numpy()  # argmax over so few channels is 30 times slower
     return np.array(Image.fromarray(ids).resize((size[1], size[0]), Image.Resampling.NEAREST))

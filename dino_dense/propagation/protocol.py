@@ -25,7 +25,7 @@ Upsample = Literal["bilinear", "nearest"]
 UpsampleTo = Literal["frame", "original"]
 
 
-Normalise = Literal["minmax", "none"]
+Normalize = Literal["minmax", "none"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class PropagationProtocol:
     """Scores from patch grid to pixels: bilinear (DINO, CRW) or nearest (DINOv3)."""
     upsample_to: UpsampleTo = "frame"
     """Where the argmax is taken: at the resized frame (DINO) or at the original size (CRW, DINOv3)."""
-    normalise: Normalise = "minmax"
+    normalize: Normalize = "minmax"
     """Scale each channel to [0, 1] over the frame before the argmax: minmax (DINO, DINOv3) or none (CRW)."""
 
     def __post_init__(self) -> None:
@@ -91,7 +91,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "label_encoding": get_args(LabelEncoding),
     "upsample": get_args(Upsample),
     "upsample_to": get_args(UpsampleTo),
-    "normalise": get_args(Normalise),
+    "normalize": get_args(Normalize),
 }
 
 

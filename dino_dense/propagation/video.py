@@ -132,7 +132,7 @@ class VideoPropagator:
             return frame.labels
         protocol = self.protocol
         channels = decode_labels(
-            soft, self.backbone.patch_size, self.size, protocol.upsample, protocol.normalise, protocol.upsample_to
+            soft, self.backbone.patch_size, self.size, protocol.upsample, protocol.normalize, protocol.upsample_to
         )
         ids: Pixels = self._ids[channels]
         return ids if frame.labels is None else np.where(frame.labels > 0, frame.labels, ids)
@@ -145,11 +145,11 @@ def pixel_statistics(backbone: Backbone, protocol: PropagationProtocol) -> Backb
     """
     if (backbone.mean, backbone.std) != (IMAGENET_MEAN, IMAGENET_STD):
         return backbone
-    return backbone.with_normalisation(protocol.mean, protocol.std)
+    return backbone.with_normalization(protocol.mean, protocol.std)
 
 
 def pixel_note(backbone: Backbone) -> str:
     """A sentence for a backbone that keeps its own pixel statistics; "" for the others."""
     if (backbone.mean, backbone.std) == (IMAGENET_MEAN, IMAGENET_STD):
         return ""
-    return f" Pixels were normalised as {backbone.name} was trained, mean {backbone.mean}, std {backbone.std}."
+    return f" Pixels were normalized as {backbone.name} was trained, mean {backbone.mean}, std {backbone.std}."

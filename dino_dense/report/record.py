@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
+from dino_dense.config.schema import with_new_names
 from dino_dense.files import write_text
 
 if TYPE_CHECKING:
@@ -211,6 +212,7 @@ class Report:
         record = json.loads(text)
         if record.get("schema", 0) > SCHEMA_VERSION:
             raise ValueError(f"report schema {record['schema']}; this version reads up to {SCHEMA_VERSION}.")
+        record["config"] = with_new_names(record.get("config", {}))
         record["metrics"] = tuple(Metric(**metric) for metric in record["metrics"])
         record["scores"] = tuple(
             Score(**{**score, "value": math.nan if score["value"] is None else score["value"]})

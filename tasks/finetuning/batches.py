@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import Compose
 
-from data.images import LabelledImages, read_rgb
+from data.images import LabeledImages, read_rgb
 from dino_dense.backbone.backbone import Triple
 from dino_dense.distributed import World
 from dino_dense.loaders import Hands, read_items
@@ -28,7 +28,7 @@ class MicroBatch(NamedTuple):
     """One forward's worth of images, on this process."""
 
     images: Tensor
-    """float32 [b, 3, S, S], normalised."""
+    """float32 [b, 3, S, S], normalized."""
     labels: Tensor
     """int64 [b]."""
     slots: Tensor
@@ -74,7 +74,7 @@ class PairedPlan(Plan):
 class TrainingImages(Dataset[tuple[Tensor, int, int]]):
     """A position in the plan -> the augmented image [3, S, S], its label, its slot."""
 
-    def __init__(self, images: LabelledImages, transform: Callable[[Image.Image], Tensor], seed: int) -> None:
+    def __init__(self, images: LabeledImages, transform: Callable[[Image.Image], Tensor], seed: int) -> None:
         self.images, self.transform, self.seed = images, transform, seed
 
     def __getitem__(self, position: Position) -> tuple[Tensor, int, int]:
@@ -84,7 +84,7 @@ class TrainingImages(Dataset[tuple[Tensor, int, int]]):
 
 
 def training_transform(config: FinetuneConfig, mean: Triple, std: Triple) -> Callable[[Image.Image], Tensor]:
-    """PIL image -> normalised crop [3, S, S], through timm as DeiT has it."""
+    """PIL image -> normalized crop [3, S, S], through timm as DeiT has it."""
     crop, _, finish = create_transform(
         input_size=config.crop,
         is_training=True,

@@ -100,7 +100,7 @@ class FinetuneConfig:
     resize: int = 256
     """Short side that a test image is resized to, bicubic, pixels (DeiT datasets.py)."""
     crop: int = 224
-    """Side of training crops and of the test images' centre crop, pixels; a multiple of the patch size."""
+    """Side of training crops and of the test images' center crop, pixels; a multiple of the patch size."""
     amp: Literal["off", "bf16", "fp16"] = "off"
     """Precision of training and its evaluation under autocast; --dtype is only for frozen backbones."""
     eval_every: int = 1

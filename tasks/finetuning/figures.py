@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
 
-from data.images import LabelledImages, read_rgb
+from data.images import LabeledImages, read_rgb
 from tasks.finetuning.measure import Predictions
 
 SHOWN_CLASSES = 100
@@ -20,7 +20,7 @@ COLUMNS = 6
 THUMBNAIL = 256  # pixels
 
 
-def draw_confusion(path: Path, predictions: Predictions, images: LabelledImages) -> int:
+def draw_confusion(path: Path, predictions: Predictions, images: LabeledImages) -> int:
     """Write the confusion matrix, rows in percent; of the classes with most mistakes where there are many.
 
     Returns:
@@ -49,7 +49,7 @@ def draw_confusion(path: Path, predictions: Predictions, images: LabelledImages)
     return len(names)
 
 
-def draw_hardest(path: Path, predictions: Predictions, images: LabelledImages) -> Sequence[int]:
+def draw_hardest(path: Path, predictions: Predictions, images: LabeledImages) -> Sequence[int]:
     """Write the test images with the largest loss, each with its class and what it is taken for.
 
     Returns:

@@ -28,7 +28,7 @@ from tasks.finetuning.measure import Predictions, predict
 from tasks.finetuning.network import Classifier, DropPathDraws
 from tasks.finetuning.recipe import build_mixer, build_optimizer, set_learning_rate
 from tasks.harness.session import Session
-from tasks.images.labelled import LabelledSet
+from tasks.images.labeled import LabeledSet
 
 
 class FineTuning:
@@ -39,7 +39,7 @@ class FineTuning:
         DataError: an unreadable image. DivergedError: a loss that is no number.
     """
 
-    def __init__(self, backbone: Backbone, config: FinetuneConfig, images: LabelledSet, session: Session) -> None:
+    def __init__(self, backbone: Backbone, config: FinetuneConfig, images: LabeledSet, session: Session) -> None:
         self.backbone, self.config, self.images, self.session = backbone, config, images, session
         self.plan = PairedPlan(len(images.train.paths), config, session.world, session.seed)
         self.classes = images.train.class_names

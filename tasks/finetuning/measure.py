@@ -11,7 +11,7 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from data.images import LabelledImages, read_rgb
+from data.images import LabeledImages, read_rgb
 from dino_dense import Backbone, distributed
 from dino_dense.loaders import Hands, read_items
 from dino_dense.training.precision import autocast
@@ -53,12 +53,12 @@ class _TestImages(Dataset[tuple[Tensor, int]]):
 
 @torch.no_grad()
 def predict(
-    network: nn.Module, backbone: Backbone, images: LabelledImages, config: FinetuneConfig, batch: int, session: Session
+    network: nn.Module, backbone: Backbone, images: LabeledImages, config: FinetuneConfig, batch: int, session: Session
 ) -> Predictions:
     """Look at every image once, all processes together.
 
     Args:
-        network: normalised images [b, 3, S, S] -> scores [b, K].
+        network: normalized images [b, 3, S, S] -> scores [b, K].
         backbone: for the device and the pixel statistics.
         batch: images a process looks at together.
     """
@@ -82,7 +82,7 @@ def predict(
     return Predictions(*gathered)
 
 
-def per_class(predictions: Predictions, images: LabelledImages) -> pd.DataFrame:
+def per_class(predictions: Predictions, images: LabeledImages) -> pd.DataFrame:
     """A row a class: n test images, how many are right (accuracy in percent), and what the others are taken for most.
 
     Classes without test images have no accuracy; classes without mistakes no other class.
@@ -105,7 +105,7 @@ def per_class(predictions: Predictions, images: LabelledImages) -> pd.DataFrame:
     )
 
 
-def confusion(predictions: Predictions, images: LabelledImages) -> pd.DataFrame:
+def confusion(predictions: Predictions, images: LabeledImages) -> pd.DataFrame:
     """A row a true class (column `class`), a column a guessed class: numbers of test images."""
     names = images.class_names
     counts = confusion_matrix(images.labels, predictions.ranking[:, 0].numpy(), labels=range(len(names)))

@@ -39,7 +39,7 @@ class Classifier(nn.Module):
             self.head.bias.zero_()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images [b, 3, H, W] -> scores [b, K]."""
+        """Normalized images [b, 3, H, W] -> scores [b, K]."""
         features = self.body.forward_features(images)
         return self.head(self.body.forward_head(features, pre_logits=True))
 

@@ -26,7 +26,7 @@ WIDEST = 8  # times its height
 FRAME_WIDTH = 6  # pixels
 GRID_TILE = 320  # pixels: the longer side of a tile
 CAPTION_HEIGHT = 22  # pixels
-RIGHT, WRONG, PLAIN = (0, 158, 115), (213, 94, 0), (255, 255, 255)  # green and red that the colour-blind tell apart
+RIGHT, WRONG, PLAIN = (0, 158, 115), (213, 94, 0), (255, 255, 255)  # green and red that the color-blind tell apart
 
 
 def overlay(frame: Pixels, ids: Pixels, opacity: float = 0.5) -> Pixels:
@@ -96,12 +96,12 @@ def result_strip(path: Path, query: Pixels, results: Sequence[Pixels], right: Se
 
     Images are RGB [H, W, 3] of any size; right ones have a green frame, wrong ones a red one.
     """
-    colours = [PLAIN, *(RIGHT if answer else WRONG for answer in right)]
+    colors = [PLAIN, *(RIGHT if answer else WRONG for answer in right)]
     tiles = []
-    for image, colour in zip([query, *results], colours, strict=True):
+    for image, color in zip([query, *results], colors, strict=True):
         width = _strip_width(image)
         tile = cv2.resize(image, (width, STRIP_HEIGHT), interpolation=cv2.INTER_AREA)
-        framed = np.full((STRIP_HEIGHT + 2 * FRAME_WIDTH, width + 2 * FRAME_WIDTH, 3), colour, np.uint8)
+        framed = np.full((STRIP_HEIGHT + 2 * FRAME_WIDTH, width + 2 * FRAME_WIDTH, 3), color, np.uint8)
         framed[FRAME_WIDTH:-FRAME_WIDTH, FRAME_WIDTH:-FRAME_WIDTH] = tile
         tiles.append(framed)
     save(path, np.hstack(tiles))
@@ -124,7 +124,7 @@ def _write_figure(path: Path, figure: Figure, dpi: int) -> None:
 
 
 def save(path: Path | str, rgb: Pixels) -> Path:
-    """Write RGB [H, W, 3] or grey [H, W] as the file's ending says, whole or not at all; the folder is made.
+    """Write RGB [H, W, 3] or gray [H, W] as the file's ending says, whole or not at all; the folder is made.
 
     Returns:
         The path.
@@ -154,7 +154,7 @@ def shrink(rgb: Pixels, size: tuple[int, int]) -> Pixels:
 
 
 def heat(values: npt.NDArray, size: tuple[int, int], low: float | None = None, high: float | None = None) -> Pixels:
-    """Values [h, w] as colours RGB [H, W, 3], dark for the lowest, yellow for the highest.
+    """Values [h, w] as colors RGB [H, W, 3], dark for the lowest, yellow for the highest.
 
     Args:
         low, high: the ends of the scale; default those of the values.

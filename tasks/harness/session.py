@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from dino_dense import distributed
+from dino_dense.config.schema import with_new_names
 from dino_dense.files import write_text
 from dino_dense.progress import Progress, progress, tracked
 from dino_dense.report import PAIRS_FILE, TASK_FILE
@@ -148,7 +149,7 @@ def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
     """What differs between two identities; what only the earlier one knows does not count yet."""
     if held.get("task") != wanted["task"]:
         return [f"of the task {held.get('task')}, not {wanted['task']}"]
-    flat = [{**record, **record.get("config", {})} for record in (held, wanted)]
+    flat = [{**record, **with_new_names(record.get("config", {}))} for record in (held, wanted)]
     keys = set(flat[1]) - {"config"}
     return [
         f"{key} was {_short(key, flat[0].get(key))}, now {_short(key, flat[1].get(key))}"

@@ -145,14 +145,14 @@ class Whitening:
         return ((features.double() - self.mean) @ self.axes).float()
 
 
-def fit_whitening(features: Tensor, *, centred: bool) -> Whitening:
+def fit_whitening(features: Tensor, *, centered: bool) -> Whitening:
     """Whitening learned from features [N, C] of images that are neither queries nor database.
 
     With d the eigenvalues of the second-moment matrix X'X / N, floored at 1e-5 of the largest, and V its axes,
     a feature x becomes (x - mean) V d^-1/2.
 
     Args:
-        centred: take the mean off before the second moments too, which makes them the covariance. The reference
+        centered: take the mean off before the second moments too, which makes them the covariance. The reference
             does not, so that its axes also carry the mean.
 
     Raises:
@@ -162,7 +162,7 @@ def fit_whitening(features: Tensor, *, centred: bool) -> Whitening:
         raise ValueError(f"whitening from {len(features)} features: expected 2 or more, all finite.")
     features = features.double()
     mean = features.mean(0)
-    spread = features - mean if centred else features
+    spread = features - mean if centered else features
     values, axes = torch.linalg.eigh(spread.T @ spread / len(features))
     values = values.clamp(min=EIGENVALUE_FLOOR * float(values.max()))
     return Whitening(mean, axes * values.pow(WHITENING_POWER))

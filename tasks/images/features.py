@@ -1,7 +1,7 @@
 """Image-level features of a frozen backbone, extracted once and kept on disk.
 
 A *piece* is one vector an image: "cls1" is the class token of the last block, "cls2" of the one before, and so on,
-each after the final norm; "mean" is the mean of the last block's patch tokens, "gem" their generalised mean.
+each after the final norm; "mean" is the mean of the last block's patch tokens, "gem" their generalized mean.
 """
 
 import hashlib
@@ -102,7 +102,7 @@ def extract_pieces(backbone: Backbone, images: Tensor, pieces: Collection[str]) 
     result: Pieces = {}
     if "patches" in want:
         last = features.patches[:, : backbone.embed_dim]  # blocks are in the order 1, 2, ...
-        result = {"mean": last.mean((-2, -1)), "gem": generalised_mean(last)}
+        result = {"mean": last.mean((-2, -1)), "gem": generalized_mean(last)}
     if "cls" in want:
         parts = features.cls.chunk(len(blocks), dim=1)
         result |= {f"cls{block}": part for block, part in zip(blocks, parts, strict=True)}
@@ -111,7 +111,7 @@ def extract_pieces(backbone: Backbone, images: Tensor, pieces: Collection[str]) 
     return {piece: result[piece] for piece in pieces}
 
 
-def generalised_mean(patches: Tensor, power: float = GEM_POWER, floor: float = GEM_FLOOR) -> Tensor:
+def generalized_mean(patches: Tensor, power: float = GEM_POWER, floor: float = GEM_FLOOR) -> Tensor:
     """GeM pooling [B, C, h, w] -> [B, C]: the power mean of values not under `floor` (Radenovic et al. 2018)."""
     return patches.clamp(min=floor).pow(power).mean((-2, -1)).pow(1 / power)
 

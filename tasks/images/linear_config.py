@@ -15,7 +15,7 @@ class LinearConfig(ImageFeatureOptions):
     """Folder with train/CLASS/* and val/CLASS/* (or test/); without it, the embedded set."""
     solver: Literal["sgd", "lbfgs"] = "sgd"
     """sgd (eval_linear.py), or lbfgs: logistic regression by scikit-learn, on cached features, each channel of which is
-    standardised (ours: C then means the same for every backbone)."""
+    standardized (ours: C then means the same for every backbone)."""
     features: Literal["augmented", "cached"] = "augmented"
     """augmented: random resized crop and flip, a forward pass an image and epoch (eval_linear.py); cached: the middle
     square, a forward pass an image (ours, for laptops)."""

@@ -29,7 +29,7 @@ from dino_dense.probes.classes import (
 from dino_dense.training.seeds import derive_seed
 from tasks.harness.session import Session
 from tasks.images.features import extract_pieces, square_features
-from tasks.images.labelled import LabelledSet
+from tasks.images.labeled import LabeledSet
 from tasks.images.linear_config import LinearConfig
 
 HELD_OUT = 0.1  # share of each class's training images that `select: heldout` chooses on
@@ -56,7 +56,7 @@ class LinearProbe:
     backbone: Backbone
     config: LinearConfig
     session: Session
-    images: LabelledSet
+    images: LabeledSet
     pieces: tuple[str, ...]
 
     @cached_property

@@ -193,7 +193,7 @@ def statistics(values: Sequence[float] | npt.NDArray[np.float64]) -> Statistics:
     )
 
 
-def summarise(per_frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def summarize(per_frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The two official tables from the rows of ``score_sequence`` (of one or many sequences together).
 
     Returns:
@@ -202,7 +202,7 @@ def summarise(per_frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         F-Mean.
     """
     if per_frame.empty:
-        raise ValueError("no scored frame: nothing to summarise")
+        raise ValueError("no scored frame: nothing to summarize")
     sequences, objects = [], []
     for (sequence, identity), rows in per_frame.groupby(["sequence", "object"], sort=False):
         region, contour = statistics(rows["J"].to_numpy()), statistics(rows["F"].to_numpy())
@@ -302,7 +302,7 @@ def _dilate(masks: Ids, radius: int) -> Ids:
 
 @lru_cache(maxsize=16)
 def _disk_rows(radius: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    """(half-width, rows that have it) of the pixels at most ``radius`` from the centre; narrow ones first."""
+    """(half-width, rows that have it) of the pixels at most ``radius`` from the center; narrow ones first."""
     widths: dict[int, list[int]] = {}
     for row in range(-radius, radius + 1):
         widths.setdefault(math.isqrt(radius**2 - row**2), []).append(row)

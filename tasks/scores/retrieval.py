@@ -25,7 +25,7 @@ def rankings(queries: Tensor, database: Tensor, *, top: int | None = None) -> It
     """For each query the database from most to least similar (cosine); of equals the first in the database leads.
 
     Args:
-        queries: [Q, C]; database: [N, C], on one device; any length (normalised here).
+        queries: [Q, C]; database: [N, C], on one device; any length (normalized here).
         top: only so many places.
 
     Yields:

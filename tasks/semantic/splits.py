@@ -16,7 +16,7 @@ from PIL import Image
 from data.sample import sample_data
 from data.segmentation import (
     VOID,
-    LabelledPixels,
+    LabeledPixels,
     class_names,
     count_classes,
     embedded_segmentation,
@@ -40,16 +40,16 @@ Predict = Callable[[Image.Image], Pixels]
 
 
 @dataclass(frozen=True)
-class LabelledSplits:
+class LabeledSplits:
     """The images to train on and to score, and the names of their K classes."""
 
-    train: list[LabelledPixels]
-    val: list[LabelledPixels]
+    train: list[LabeledPixels]
+    val: list[LabeledPixels]
     class_names: tuple[str, ...]
     facts: DataFacts
 
 
-def open_splits(data: str | None, train_split: str, split: str) -> LabelledSplits:
+def open_splits(data: str | None, train_split: str, split: str) -> LabeledSplits:
     """The two splits of a tree, or the embedded pairs without `data`; every training mask is read for its classes.
 
     Raises:
@@ -71,14 +71,14 @@ def open_splits(data: str | None, train_split: str, split: str) -> LabelledSplit
         unit="images",
         sha256=file_list_hash(root, files),
     )
-    return LabelledSplits(train, val, names, facts)
+    return LabeledSplits(train, val, names, facts)
 
 
-def evaluate(predict: Predict, splits: LabelledSplits, session: Session) -> tuple[Counts, pd.DataFrame]:
+def evaluate(predict: Predict, splits: LabeledSplits, session: Session) -> tuple[Counts, pd.DataFrame]:
     """Each image's confusion matrix [N, K, K], and its own scores; the processes share the images."""
     import pandas as pd
 
-    def measured(pair: LabelledPixels) -> Counts:
+    def measured(pair: LabeledPixels) -> Counts:
         picture, ids = pair.read()
         return confusion(predict(picture), ids, len(splits.class_names))
 
@@ -91,7 +91,7 @@ def evaluate(predict: Predict, splits: LabelledSplits, session: Session) -> tupl
     return np.stack(matrices), pd.DataFrame(rows, columns=["image", "mIoU", "accuracy"])
 
 
-def image_samples(matrices: Counts, splits: LabelledSplits) -> pd.DataFrame:
+def image_samples(matrices: Counts, splits: LabeledSplits) -> pd.DataFrame:
     """What each image adds to mIoU and accuracy over all pixels, from confusion matrices [N, K, K]."""
     import pandas as pd
 
@@ -106,7 +106,7 @@ def image_samples(matrices: Counts, splits: LabelledSplits) -> pd.DataFrame:
     return pd.DataFrame({"sample": names, "cluster": names, **columns})
 
 
-def per_class(matrix: Counts, splits: LabelledSplits) -> pd.DataFrame:
+def per_class(matrix: Counts, splits: LabeledSplits) -> pd.DataFrame:
     """A row a class: its name, IoU and accuracy in percent, and its splits."""
     import pandas as pd
 
@@ -116,7 +116,7 @@ def per_class(matrix: Counts, splits: LabelledSplits) -> pd.DataFrame:
 
 
 def draw_worst_and_best(
-    predict: Predict, splits: LabelledSplits, per_image: pd.DataFrame, folder: Path
+    predict: Predict, splits: LabeledSplits, per_image: pd.DataFrame, folder: Path
 ) -> tuple[Picture, ...]:
     """The images of lowest and highest mIoU: the prediction, then the truth."""
     pictures = []

@@ -18,7 +18,7 @@ from torch import Tensor
 from data.clips import Clip, is_video, open_clip
 from dino_dense import Backbone
 from dino_dense.arrays import Pixels
-from dino_dense.maps import LIKENESS, PcaColours, attention_maps, grow, patch_maps
+from dino_dense.maps import LIKENESS, PcaColors, attention_maps, grow, patch_maps
 from dino_dense.propagation.protocol import PropagationProtocol
 from tasks.harness import figures
 from tasks.videos.clip_masks import carry_masks, write_masks
@@ -128,5 +128,5 @@ class Studio:
         return figures.grid(tiles, 3)
 
     def pca(self, scene: Scene) -> Pixels:
-        """The leading components of the first frame as colours."""
-        return figures.enlarge(PcaColours.fit([scene.features]).colours(scene.features), scene.clip.size)
+        """The leading components of the first frame as colors."""
+        return figures.enlarge(PcaColors.fit([scene.features]).colors(scene.features), scene.clip.size)

@@ -152,9 +152,9 @@ def test_random_weights_follow_the_seed():
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_other_normalisation_shares_the_weights(backbone: Backbone):
+def test_other_normalization_shares_the_weights(backbone: Backbone):
     image = torch.rand(1, 3, 16, 16)
-    other = backbone.with_normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    other = backbone.with_normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     assert other.module is backbone.module
     by_hand = (image - torch.tensor(backbone.mean).view(3, 1, 1)) / torch.tensor(backbone.std).view(3, 1, 1)
     torch.testing.assert_close(other.extract(by_hand).patches, backbone.extract(image).patches)

@@ -26,7 +26,7 @@ class Config(Protocol):
     """What to do"""
 
     k: tuple[int, ...] = (10, 20)
-    """Neighbours."""
+    """Neighbors."""
     sequences: tuple[str, ...] | None = None
     """Names."""
     max_frames: int | None = None
@@ -202,7 +202,7 @@ class Reading:
     files: tuple[str, ...] = ()
     """Files."""
     k: int = 1
-    """Neighbours."""
+    """Neighbors."""
     names: tuple[str, ...] = ()
     """Names."""
 
@@ -228,3 +228,55 @@ def test_help_shows_positional_words_without_hyphens(capsys: pytest.CaptureFixtu
     text = capsys.readouterr().out
     assert text.startswith("usage: prog FILES ...")
     assert "--files" not in text
+
+
+# --- Names of the version before -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """Constants"""
+
+    normalize: Literal["minmax", "none"] = "minmax"
+    """Of each channel."""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    file = tmp_path / "old.yaml"
+    file.write_text("normalise: none\n")
+    return file
+
+
+def parse_renamed(*argv: str) -> Renamed:
+    return command_line.parse(Renamed, prog="prog", description="Does it.", argv=argv)
+
+
+def test_an_old_name_is_taken_and_said(recipe: Path, capsys: pytest.CaptureFixture[str]):
+    for words in (("--normalise", "none"), ("--normalise=none",), ("--config", str(recipe))):
+        assert parse_renamed(*words) == Renamed("none")
+        assert "normalise is now called normalize" in capsys.readouterr().err
+    assert parse_renamed("--normalize", "none") == Renamed("none")
+    assert capsys.readouterr().err == ""
+    assert schema.from_plain(Renamed, {"normalise": "none"}) == Renamed("none")
+    assert command_line.from_recipe(Renamed, {"normalise": "none"}) == Renamed("none")
+
+
+def test_an_old_and_a_new_name_that_differ_are_refused(recipe: Path, capsys: pytest.CaptureFixture[str]):
+    @dataclass(frozen=True)
+    class Three:
+        """Constants"""
+
+        normalize: Literal["minmax", "none", "sum"] = "minmax"
+        """Of each channel."""
+
+    with pytest.raises(SystemExit):
+        command_line.parse(Three, prog="prog", description="", argv=("--config", str(recipe), "--normalize", "sum"))
+    assert "Leave --normalise out" in capsys.readouterr().err
+
+
+def test_an_old_name_is_not_shown(capsys: pytest.CaptureFixture[str]):
+    for words in ("--help", "--print-config"):
+        with pytest.raises(SystemExit):
+            parse_renamed(words)
+    assert "normalise" not in capsys.readouterr().out

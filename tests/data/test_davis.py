@@ -57,7 +57,7 @@ def mask_path(root: Path, index: int, name: str = "bear") -> Path:
     return root / "Annotations" / "480p" / name / f"{index:05d}.png"
 
 
-def save_grey(path: Path, values: np.ndarray) -> None:
+def save_gray(path: Path, values: np.ndarray) -> None:
     Image.fromarray(values).save(path)
 
 
@@ -125,7 +125,7 @@ def test_a_test_split_has_only_the_first_mask(tree: Path) -> None:
 def test_in_2016_every_value_above_0_is_the_object(tree: Path) -> None:
     (tree / "ImageSets" / "2016").mkdir()
     (tree / "ImageSets" / "2016" / "val.txt").write_text("bear\n")
-    save_grey(mask_path(tree, 1), np.where(two_objects() > 0, 255, 0).astype(np.uint8))
+    save_gray(mask_path(tree, 1), np.where(two_objects() > 0, 255, 0).astype(np.uint8))
     (bear,) = load_davis(tree, year=2016)
     assert bear.num_objects == 1
     for index in (0, 1):
@@ -135,7 +135,7 @@ def test_in_2016_every_value_above_0_is_the_object(tree: Path) -> None:
 def test_void_of_later_masks_is_background(tree: Path) -> None:
     ids = two_objects()
     ids[0] = 255
-    save_grey(mask_path(tree, 1), ids)
+    save_gray(mask_path(tree, 1), ids)
     (bear,) = load_davis(tree, sequences=["bear"])
     np.testing.assert_array_equal(bear.read_mask(1), two_objects())
 
@@ -281,14 +281,14 @@ def no_frames(root: Path) -> None:
 
 
 def gaps(root: Path) -> None:
-    save_grey(mask_path(root, 0), (two_objects() * 2).astype(np.uint8))
+    save_gray(mask_path(root, 0), (two_objects() * 2).astype(np.uint8))
 
 
 def void(root: Path) -> None:
-    save_grey(mask_path(root, 0), np.where(two_objects() > 0, 255, 0).astype(np.uint8))
+    save_gray(mask_path(root, 0), np.where(two_objects() > 0, 255, 0).astype(np.uint8))
 
 
-def colours(root: Path) -> None:
+def colors(root: Path) -> None:
     Image.open(mask_path(root, 0)).convert("RGB").save(mask_path(root, 0))
 
 
@@ -321,13 +321,13 @@ def damaged_mask(root: Path) -> None:
             r"bear/00000\.png: no such file; .* mask of its first frame",
         ),
         (
-            lambda root: save_grey(mask_path(root, 0), np.ones((HEIGHT, WIDTH - 1), np.uint8)),
+            lambda root: save_gray(mask_path(root, 0), np.ones((HEIGHT, WIDTH - 1), np.uint8)),
             r"bear/00000\.png: 24x31 pixels .* has 24x32",
         ),
-        (lambda root: save_grey(mask_path(root, 0), 0 * two_objects()), r"bear/00000\.png: .* no object"),
+        (lambda root: save_gray(mask_path(root, 0), 0 * two_objects()), r"bear/00000\.png: .* no object"),
         (gaps, r"bear/00000\.png: object ids \[2, 4\] have gaps.*relabel them consecutively as 1\.\.2"),
         (void, r"bear/00000\.png: value 255 \(void.*year 2016.*void='background'"),
-        (colours, r"bear/00000\.png: a mask of mode RGB.*Colours are not ids"),
+        (colors, r"bear/00000\.png: a mask of mode RGB.*Colors are not ids"),
         (truncated_frame, r"bear/00000\.jpg: truncated JPEG"),
         (lambda root: frame_path(root, 0).write_bytes(b""), r"bear/00000\.jpg: not a JPEG"),
         (damaged_mask, r"bear/00000\.png: unreadable mask"),
@@ -358,14 +358,14 @@ def test_years_and_frame_counts_out_of_range(tree: Path) -> None:
 def test_void_of_the_first_mask_may_count_as_background(tree: Path) -> None:
     ids = two_objects()
     ids[0] = 255
-    save_grey(mask_path(tree, 0), ids)
+    save_gray(mask_path(tree, 0), ids)
     (bear,) = load_davis(tree, sequences=["bear"], void="background")
     np.testing.assert_array_equal(bear.first_mask(), two_objects())
 
 
 def test_later_frames_of_another_size_are_refused(tree: Path) -> None:
     frame_path(tree, 2).write_bytes(jpeg(height=HEIGHT + 1))
-    save_grey(mask_path(tree, 3), np.ones((HEIGHT, WIDTH + 1), np.uint8))
+    save_gray(mask_path(tree, 3), np.ones((HEIGHT, WIDTH + 1), np.uint8))
     (bear,) = load_davis(tree, sequences=["bear"])
     with pytest.raises(DataError, match=r"00002\.jpg: 25x32 pixels"):
         bear.read_frame(2)
@@ -410,7 +410,7 @@ def test_a_mask_cut_anywhere_is_refused_or_whole(tmp_path_factory: pytest.TempPa
 # ---- masks on disk
 
 
-def test_written_masks_hold_the_ids_and_show_the_voc_colours(tmp_path: Path) -> None:
+def test_written_masks_hold_the_ids_and_show_the_voc_colors(tmp_path: Path) -> None:
     ids = np.arange(256, dtype=np.uint8).reshape(16, 16)
     write_mask(tmp_path / "deep" / "er" / "00000.png", ids)
     np.testing.assert_array_equal(read_ids(tmp_path / "deep" / "er" / "00000.png"), ids)
@@ -418,8 +418,8 @@ def test_written_masks_hold_the_ids_and_show_the_voc_colours(tmp_path: Path) -> 
         assert image.mode == "P"
         shown = np.array(image.convert("RGB")).reshape(256, 3)
     np.testing.assert_array_equal(shown, PALETTE)
-    first_colours = [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128]]
-    assert PALETTE[:6].tolist() == first_colours
+    first_colors = [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128], [128, 0, 128]]
+    assert PALETTE[:6].tolist() == first_colors
     assert len(np.unique(PALETTE, axis=0)) == 256
 
 

@@ -11,9 +11,9 @@ from PIL import Image
 from data import DataError
 from data.files import IMAGE_SUFFIXES, natural_key
 from data.images import (
-    UnlabelledImages,
+    UnlabeledImages,
     class_folders,
-    labelled_splits,
+    labeled_splits,
     list_images,
     open_picture,
     read_rgb,
@@ -62,7 +62,7 @@ def test_every_8_bit_mode_comes_out_as_rgb(mode: str, tmp_path: Path):
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp"])
 @pytest.mark.parametrize("keep", [0, 10, 0.6])
-def test_a_truncated_file_is_an_error_that_names_it_never_a_grey_picture(suffix: str, keep: float, tmp_path: Path):
+def test_a_truncated_file_is_an_error_that_names_it_never_a_gray_picture(suffix: str, keep: float, tmp_path: Path):
     path = save(tmp_path / f"broken.{suffix}")
     whole = path.read_bytes()
     path.write_bytes(whole[: int(keep if keep > 1 else keep * len(whole))])
@@ -84,9 +84,9 @@ def test_16_bit_pictures_are_refused_not_clipped(tmp_path: Path):
         read_rgb(path)
 
 
-def test_unlabelled_images_read_what_was_written(tmp_path: Path):
+def test_unlabeled_images_read_what_was_written(tmp_path: Path):
     path = save(tmp_path / "sub" / "a.png")
-    images = UnlabelledImages([path])
+    images = UnlabeledImages([path])
     assert len(images) == 1
     np.testing.assert_array_equal(np.asarray(images[0]), PIXELS)
 
@@ -185,18 +185,18 @@ def test_class_folders_become_labels(split: Path):
 
 
 def test_an_evaluation_split_takes_the_training_classes(split: Path):
-    train, val = labelled_splits(split)
+    train, val = labeled_splits(split)
     assert val.class_names == train.class_names
     assert val.labels == [1]
     (split / "val").rename(split / "test")
-    assert labelled_splits(split)[1].labels == [1]
+    assert labeled_splits(split)[1].labels == [1]
 
 
 @pytest.mark.parametrize(("train", "val"), [("train", "valid"), ("training", "validation"), ("Train", "Test")])
 def test_splits_have_other_names_too(split: Path, train: str, val: str):
     (split / "train").rename(split / train)
     (split / "val").rename(split / val)
-    assert [len(part.paths) for part in labelled_splits(split)] == [3, 1]
+    assert [len(part.paths) for part in labeled_splits(split)] == [3, 1]
 
 
 LEFTOVERS = [
@@ -217,7 +217,7 @@ def test_leftovers_of_systems_are_no_classes_and_no_pictures(split: Path, caplog
         save(split / "train" / "seed.jpg")
         (split / name).parent.mkdir(parents=True, exist_ok=True)
         (split / "train" / "seed.jpg").rename(split / name)
-    train, _ = labelled_splits(split)
+    train, _ = labeled_splits(split)
     assert train.class_names == ["cat", "dog"]
     assert len(train.paths) == 3
     assert len(list_images(split / "train")) == 3
@@ -292,7 +292,7 @@ def test_a_link_without_end_is_refused(split: Path, target: str):
 def test_a_class_only_in_the_evaluation_split_is_named_with_the_nearest(split: Path):
     save(split / "val" / "dogs" / "1.png")
     with pytest.raises(DataError, match=r"dogs: a class that the training split does not have\. Did you mean dog\?"):
-        labelled_splits(split)
+        labeled_splits(split)
 
 
 def test_one_class_an_empty_class_and_no_classes(split: Path):
@@ -308,9 +308,9 @@ def test_one_class_an_empty_class_and_no_classes(split: Path):
 def test_a_missing_split_says_what_was_found(split: Path):
     (split / "val").rename(split / "evaluation")
     with pytest.raises(FileNotFoundError, match=r"expected train/ and val or .*test.*/ in it, found evaluation, train"):
-        labelled_splits(split)
+        labeled_splits(split)
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        labelled_splits(split / "nowhere")
+        labeled_splits(split / "nowhere")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -321,7 +321,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path):
         read_rgb(path)
 
 
-GREY = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (16, 1))
+GRAY = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (16, 1))
 
 
 MODES_OF = {
@@ -334,12 +334,12 @@ MODES_OF = {
 @pytest.mark.parametrize(("ending", "mode"), [(ending, mode) for ending in MODES_OF for mode in MODES_OF[ending]])
 def test_own_pictures_of_any_mode_are_rgb(tmp_path: Path, mode: str, ending: str):
     path = tmp_path / f"a.{ending}"
-    wide = Image.fromarray(GREY.astype(np.uint16) * 257)
-    (wide if mode == "I;16" else Image.fromarray(GREY).convert(mode)).save(path)
+    wide = Image.fromarray(GRAY.astype(np.uint16) * 257)
+    (wide if mode == "I;16" else Image.fromarray(GRAY).convert(mode)).save(path)
     rgb = read_upright(path)
     assert rgb.shape == (16, 64, 3)
     assert rgb.dtype == np.uint8
-    expected = np.asarray(Image.fromarray(GREY).convert("1").convert("L")) if mode == "1" else GREY
+    expected = np.asarray(Image.fromarray(GRAY).convert("1").convert("L")) if mode == "1" else GRAY
     assert np.abs(rgb.astype(int) - expected[..., None]).max() <= (3 if ending == "jpg" else 1)
 
 
@@ -353,19 +353,19 @@ def test_transparent_pixels_are_white(tmp_path: Path):
 def test_a_rotated_photograph_stands_upright_only_where_a_person_looks(tmp_path: Path):
     exif = Image.Exif()
     exif[0x0112] = 6  # shown a quarter turn clockwise
-    Image.fromarray(GREY).save(tmp_path / "a.jpg", exif=exif, quality=95)
-    assert np.abs(read_upright(tmp_path / "a.jpg")[..., 0].astype(int) - np.rot90(GREY, k=-1)).max() <= 3
+    Image.fromarray(GRAY).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    assert np.abs(read_upright(tmp_path / "a.jpg")[..., 0].astype(int) - np.rot90(GRAY, k=-1)).max() <= 3
     assert read_rgb(tmp_path / "a.jpg").size == (64, 16)
 
 
 def test_own_pictures_that_cannot_be_read(tmp_path: Path):
-    Image.fromarray(GREY.astype(np.float32)).save(tmp_path / "a.tif")
+    Image.fromarray(GRAY.astype(np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(DataError, match=r"a\.tif: F pixels, expected 8 or 16 bits"):
         read_upright(tmp_path / "a.tif")
     (tmp_path / "b.png").write_bytes(b"text")
     with pytest.raises(DataError, match=r"b\.png: not an image"):
         read_upright(tmp_path / "b.png")
-    Image.fromarray(GREY).resize((640, 640)).save(tmp_path / "c.png")
+    Image.fromarray(GRAY).resize((640, 640)).save(tmp_path / "c.png")
     (tmp_path / "c.png").write_bytes((tmp_path / "c.png").read_bytes()[:300])
     with pytest.raises(DataError, match=r"c\.png: cannot be read whole"):
         read_upright(tmp_path / "c.png")

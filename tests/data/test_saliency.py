@@ -77,7 +77,7 @@ def test_folders_that_are_no_pair(tmp_path: Path):
         load_saliency(tmp_path)
     write_image(tmp_path / "one" / "a.jpg")
     write_image(tmp_path / "two" / "a.jpg")
-    with pytest.raises(DataError, match=r"found folders with images: one, two, with grey ones: 0"):
+    with pytest.raises(DataError, match=r"found folders with images: one, two, with gray ones: 0"):
         load_saliency(tmp_path)
     (tmp_path / "one" / "a.jpg").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"one/a\.jpg: not an image"):

@@ -1,4 +1,4 @@
-"""The embedded data set: readable as real data, exact, repeatable, never half written, and not solved by colour."""
+"""The embedded data set: readable as real data, exact, repeatable, never half written, and not solved by color."""
 
 import json
 import shutil
@@ -53,24 +53,24 @@ def test_davis_tree_is_whole_and_its_masks_are_exact(small: SampleData) -> None:
 
 
 def test_sequences_move_and_change_their_light() -> None:
-    """Between neighbouring frames an object moves by less than the 12 patches that propagation searches."""
+    """Between neighboring frames an object moves by less than the 12 patches that propagation searches."""
     frames, labels = zip(*sample.sequence(sample.VAL_SCENES[0], 22, [0, 3, 0]), strict=True)
-    centres = np.array([np.argwhere(ids == 1).mean(axis=0) for ids in labels])
-    steps = np.linalg.norm(np.diff(centres, axis=0), axis=1)
+    centers = np.array([np.argwhere(ids == 1).mean(axis=0) for ids in labels])
+    steps = np.linalg.norm(np.diff(centers, axis=0), axis=1)
     assert 2 < np.median(steps) < 12
     assert steps.max() < 40
     assert frames[-1].mean() < 0.85 * frames[0].mean()
 
 
 def test_masks_hold_just_the_object() -> None:
-    """A white sprite on a black ground: the mask is what it colours, less the antialiased rim."""
+    """A white sprite on a black ground: the mask is what it colors, less the antialiased rim."""
     canvas = np.zeros((80, 80, 3), np.float32)
     sprite = Sprite(np.ones((75, 75, 3), np.float32), "flower", 25.0, (0.05, 0.03), 2.0, 0.3, 1.0)
     mask = draw_sprite(canvas, sprite, pose(40.3, 39.6, 0.4), 0.2)
-    coloured = canvas[..., 0] > 0
+    colored = canvas[..., 0] > 0
     assert mask.any()
-    assert coloured[mask].all()
-    assert cv2.dilate(mask.astype(np.uint8), np.ones((3, 3)))[coloured].all()
+    assert colored[mask].all()
+    assert cv2.dilate(mask.astype(np.uint8), np.ones((3, 3)))[colored].all()
 
 
 def test_images_and_saliency_are_whole(small: SampleData) -> None:
@@ -90,20 +90,20 @@ def test_video_is_the_first_sequence(small: SampleData) -> None:
     paths = sorted((small.davis / "JPEGImages/480p" / name).iterdir())
     assert len(frames) == len(paths)
     still = cv2.imread(str(paths[1]))[..., ::-1].astype(float)
-    assert np.abs(frames[1].asnumpy() - still).mean() < 12, "grey levels; both are lossy codings of one picture"
+    assert np.abs(frames[1].asnumpy() - still).mean() < 12, "gray levels; both are lossy codings of one picture"
 
 
-def _colour_histogram(path: Path) -> np.ndarray:
+def _color_histogram(path: Path) -> np.ndarray:
     lab = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2LAB)
     counts = cv2.calcHist([lab], [0, 1, 2], None, [6, 6, 6], [0, 256, 64, 192, 64, 192]).ravel()
     return np.sqrt(counts / counts.sum())
 
 
-def test_colour_does_not_separate_the_classes(small: SampleData) -> None:
-    """Nearest neighbour (Bhattacharyya) on colour histograms stays far from the 100 % of a perfect descriptor."""
+def test_color_does_not_separate_the_classes(small: SampleData) -> None:
+    """Nearest neighbor (Bhattacharyya) on color histograms stays far from the 100 % of a perfect descriptor."""
     train = sorted((small.images / "train").rglob("*.jpg"))
     val = sorted((small.images / "val").rglob("*.jpg"))
-    affinity = np.stack([_colour_histogram(p) for p in val]) @ np.stack([_colour_histogram(p) for p in train]).T
+    affinity = np.stack([_color_histogram(p) for p in val]) @ np.stack([_color_histogram(p) for p in train]).T
     nearest = [train[index].parent.name for index in affinity.argmax(axis=1)]
     assert np.mean([name == path.parent.name for name, path in zip(nearest, val, strict=True)]) < 0.35
 

@@ -19,7 +19,7 @@ from data.segmentation import (
 
 
 def make_tree(root: Path, masks: dict[str, dict[str, np.ndarray]]) -> Path:
-    """split -> name -> ids; pictures are the ids in grey, so that they can be learned."""
+    """split -> name -> ids; pictures are the ids in gray, so that they can be learned."""
     lists = root / "ImageSets" / "Segmentation"
     lists.mkdir(parents=True)
     (root / "JPEGImages").mkdir()
@@ -27,8 +27,8 @@ def make_tree(root: Path, masks: dict[str, dict[str, np.ndarray]]) -> Path:
         (lists / f"{split}.txt").write_text("\n".join(pairs) + "\n")
         for name, ids in pairs.items():
             write_mask(root / "SegmentationClass" / f"{name}.png", ids)
-            grey = np.where(ids == 255, 128, ids * 60).astype(np.uint8)
-            Image.fromarray(grey).convert("RGB").save(root / "JPEGImages" / f"{name}.jpg", quality=95)
+            gray = np.where(ids == 255, 128, ids * 60).astype(np.uint8)
+            Image.fromarray(gray).convert("RGB").save(root / "JPEGImages" / f"{name}.jpg", quality=95)
     return root
 
 
@@ -143,7 +143,7 @@ def test_masks_of_colors_get_advice_for_this_task(tmp_path: Path):
     ids = thing(0, 3)
     train = load(make_tree(tmp_path / "voc", {"train": {"a": ids}}), ids)
     Image.open(train[0].mask).convert("RGB").save(train[0].mask)
-    with pytest.raises(DataError, match=r"Colours are not ids: .* the id of its class \(0, 1, 2, \.\.\.") as error:
+    with pytest.raises(DataError, match=r"Colors are not ids: .* the id of its class \(0, 1, 2, \.\.\.") as error:
         train[0].read()
     assert "year" not in str(error.value)
 

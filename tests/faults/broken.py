@@ -29,7 +29,7 @@ def picture(path: Path, seed: int = 0) -> None:
 
 
 def mask(path: Path, ids: int = 1, scale: int = 1, size: tuple[int, int] = SIZE) -> None:
-    """Squares of ids 1..ids, times `scale`, as an 8-bit greyscale PNG."""
+    """Squares of ids 1..ids, times `scale`, as an 8-bit grayscale PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     values = np.zeros(size, np.uint8)
     for number in range(ids):
@@ -146,7 +146,7 @@ def float_mask(path: Path) -> None:
 
 
 def values(*found: int) -> Break:
-    """A greyscale mask of these values, in turn."""
+    """A grayscale mask of these values, in turn."""
     stripes = np.resize(np.repeat(np.array(found, np.uint8), 4), SIZE)
     return lambda path: Image.fromarray(stripes).save(path)
 

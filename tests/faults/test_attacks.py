@@ -196,7 +196,7 @@ def test_entities_that_grow_without_end(scene: Path):
 
 
 def test_a_decompression_bomb_is_not_unpacked(scene: Path):
-    """20,000 x 20,000 pixels of one colour: a small file of 1.2 GB."""
+    """20,000 x 20,000 pixels of one color: a small file of 1.2 GB."""
     Image.new("1", (20_000, 20_000)).save(scene / "bomb.png")
     assert (scene / "bomb.png").stat().st_size < 1_000_000
     assert_refused(DataError, r"bomb\.png: cannot be read whole", lambda: read_rgb("bomb.png"))

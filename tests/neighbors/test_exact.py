@@ -53,6 +53,6 @@ def test_groups_are_used_where_there_are_many_columns(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("k", [0, 4])
-def test_impossible_numbers_of_neighbours_are_refused(k: int):
+def test_impossible_numbers_of_neighbors_are_refused(k: int):
     with pytest.raises(ValueError, match=f"k is {k}: expected 1 to 3"):
         nearest(torch.eye(3), torch.eye(3), k)

@@ -36,7 +36,7 @@ ONE = ["........", "..aa....", "..aa....", "........", "........"]
 TWO = ["........", ".aa.....", ".aa..b..", "........", "........"]
 
 
-# --- Normalised cut ---
+# --- Normalized cut ---
 
 
 def naive_tokencut(features: torch.Tensor, tau: float, eps: float) -> tuple[np.ndarray, bool]:
@@ -82,8 +82,8 @@ def test_tokencut_finds_the_object_and_does_not_depend_on_the_length_of_features
 
 def test_large_graphs_have_the_same_eigenvector(monkeypatch: pytest.MonkeyPatch):
     generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(4, 16, generator=generator)[torch.arange(24 * 24) % 4]
-    features = (centres + torch.randn(centres.shape, generator=generator)).T.reshape(16, 24, 24)
+    centers = torch.randn(4, 16, generator=generator)[torch.arange(24 * 24) % 4]
+    features = (centers + torch.randn(centers.shape, generator=generator)).T.reshape(16, 24, 24)
     graph = patch_graph(features, 0.2, 1e-5)
     assert len(graph.joined) >= cuts.LANCZOS_FROM
     lanczos = second_eigenvector(graph)
@@ -278,7 +278,7 @@ def test_the_grid_against_a_loop():
     assert int(luma[0, 0] / SIGMA_LUMA) != int(luma[15, 15] / SIGMA_LUMA)
     dense = grid.blur.toarray()
     np.testing.assert_array_equal(dense, dense.T)
-    assert set(np.unique(dense)) <= {0, 1, 10}, "five axes: 2 each in the middle, 1 to a neighbour"
+    assert set(np.unique(dense)) <= {0, 1, 10}, "five axes: 2 each in the middle, 1 to a neighbor"
     assert (np.diag(dense) == 10).all()
 
 

@@ -29,7 +29,7 @@ from dino_dense.pretrain.crops import (
     View,
     allowed_reduction,
     draw_box,
-    normalise,
+    normalize,
     reduced_box,
     resize,
 )
@@ -202,10 +202,10 @@ def test_large_jpegs_are_decoded_at_reduced_size_with_nearly_the_same_crops(phot
     assert max(np.abs(a.astype(int) - b).mean() for a, b in zip(reduced, whole, strict=True)) < 3
 
 
-def test_normalise_uses_imagenet_statistics():
+def test_normalize_uses_imagenet_statistics():
     pixels = torch.tensor([0, 128, 255], dtype=torch.uint8).view(1, 3, 1, 1)
     expected = [(0 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225]
-    torch.testing.assert_close(normalise(pixels).flatten(), torch.tensor(expected))
+    torch.testing.assert_close(normalize(pixels).flatten(), torch.tensor(expected))
 
 
 def test_seeds_depend_on_every_part_of_the_key():
@@ -321,7 +321,7 @@ class CopiedFromTheHost(TorchFunctionMode):
 
 def test_only_the_first_batch_waits_for_the_device():
     views = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    first = normalise(views)
+    first = normalize(views)
     with CopiedFromTheHost() as copied:
-        assert torch.equal(normalise(views), first)
+        assert torch.equal(normalize(views), first)
     assert copied.count == 0

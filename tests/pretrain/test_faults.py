@@ -69,7 +69,7 @@ BAD: dict[str, broken.Break] = {
 GOOD: dict[str, broken.Break] = {
     "one.png": mode("RGB", (1, 1)),
     "one.jpg": mode("L", (1, 1)),
-    "grey.jpg": mode("L"),
+    "gray.jpg": mode("L"),
     "cmyk.jpg": mode("CMYK"),
     "palette.png": mode("P"),
     "alpha.png": mode("RGBA"),

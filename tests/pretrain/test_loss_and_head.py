@@ -1,4 +1,4 @@
-"""The loss against its definition written as loops; the head's normalisations."""
+"""The loss against its definition written as loops; the head's normalizations."""
 
 import pytest
 import torch

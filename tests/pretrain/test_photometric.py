@@ -1,4 +1,4 @@
-"""Colour jitter, grey, blur, solarization: PIL's pixels and torchvision's distributions, in loader and on device."""
+"""Color jitter, gray, blur, solarization: PIL's pixels and torchvision's distributions, in loader and on device."""
 
 import math
 import random
@@ -41,7 +41,7 @@ PIL_OPERATIONS = {
 
 @pytest.fixture(scope="module")
 def crop() -> Pixels:
-    """Colours, edges, gradients and noise, uint8 [96, 96, 3]."""
+    """Colors, edges, gradients and noise, uint8 [96, 96, 3]."""
     rng = np.random.default_rng(0)
     pixels = cv2.resize(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8), (96, 96), interpolation=cv2.INTER_CUBIC)
     for _ in range(12):

@@ -331,7 +331,7 @@ def test_labels_above_the_number_of_objects_are_refused() -> None:
         encode_labels(np.full((8, 8), 3, np.uint8), (2, 2), 2)
 
 
-def test_decoding_is_upsample_normalise_argmax_then_nearest() -> None:
+def test_decoding_is_upsample_normalize_argmax_then_nearest() -> None:
     scores = (
         torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 0.3, 0.1])[:, None, None]
     )
@@ -341,7 +341,7 @@ def test_decoding_is_upsample_normalise_argmax_then_nearest() -> None:
     columns = ((np.arange(61) + 0.5) * 56 / 61).astype(int)
     expected = scaled.argmax(0).numpy()[rows][:, columns]
     assert (decode_labels(scores, 8, (43, 61)) == expected).mean() > 0.999
-    plain = decode_labels(scores, 8, (40, 56), normalise="none")
+    plain = decode_labels(scores, 8, (40, 56), normalize="none")
     assert (plain == dense.argmax(0).numpy()).mean() > 0.999
     assert (plain != decode_labels(scores, 8, (40, 56))).any()
 

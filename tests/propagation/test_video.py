@@ -34,7 +34,7 @@ def carry(
     return [ids for _, ids in propagator.run(frames(labels))]
 
 
-@pytest.mark.parametrize("changes", [{}, {"normalise": "minmax", "upsample_to": "original"}, {"pad_context": True}])
+@pytest.mark.parametrize("changes", [{}, {"normalize": "minmax", "upsample_to": "original"}, {"pad_context": True}])
 def test_it_is_features_then_labels_then_masks(changes: dict):
     """The parts, one after the other, on whole frames of 6 x 8 patches."""
     protocol, backbone = replace(PROTOCOL, **changes), color_backbone()
@@ -44,7 +44,7 @@ def test_it_is_features_then_labels_then_masks(changes: dict):
         features = backbone.extract(to_float(rgb)).patches
         given = encode_labels(moving_mask(0, SIZE), (6, 8), 1, protocol.label_encoding) if index == 0 else None
         soft = propagator.step(features[0], given)
-        expected = decode_labels(soft, 8, SIZE, protocol.upsample, protocol.normalise, protocol.upsample_to)
+        expected = decode_labels(soft, 8, SIZE, protocol.upsample, protocol.normalize, protocol.upsample_to)
         assert (ids == (expected if index else moving_mask(0, SIZE))).all()
 
 
@@ -143,7 +143,7 @@ def test_too_little_memory_is_said_before_the_first_frame():
 
 def test_the_pixel_statistics_of_the_protocol_replace_those_of_imagenet():
     for mean, std in (((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5,) * 3, (0.5,) * 3)):
-        backbone = color_backbone().with_normalisation(mean, std)
+        backbone = color_backbone().with_normalization(mean, std)
         used = VideoPropagator(backbone, PROTOCOL, SIZE, [1]).backbone
         expected = (PROTOCOL.mean, PROTOCOL.std) if std == (0.229, 0.224, 0.225) else (mean, std)
         assert (used.mean, used.std) == expected

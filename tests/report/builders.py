@@ -34,7 +34,7 @@ def make_samples(metrics: Sequence[Metric], means: Sequence[float], n: int, seed
 
 
 def make_pictures(folder: Path, count: int, seed: int, size: tuple[int, int] = (320, 180)) -> tuple[Picture, ...]:
-    """Small JPEGs of random colours in blocks, width and height as given."""
+    """Small JPEGs of random colors in blocks, width and height as given."""
     generator = np.random.default_rng(seed)
     folder.joinpath("overlays").mkdir(parents=True, exist_ok=True)
     pictures = []

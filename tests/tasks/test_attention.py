@@ -53,7 +53,7 @@ def test_components_and_match(tmp_path: Path, image: Path):
     assert read_upright(tmp_path / "out" / "dog" / "match_over.png").shape == (64, 40, 3)
 
 
-def test_a_folder_is_looked_at_with_one_set_of_colours(tmp_path: Path):
+def test_a_folder_is_looked_at_with_one_set_of_colors(tmp_path: Path):
     folder = tmp_path / "many"
     for index, name in enumerate(("a.png", "sub/b.png")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -126,9 +126,9 @@ def skewed(count: int = 200, channels: int = 6) -> torch.Tensor:
     return torch.randn(count, channels, generator=generator) @ torch.randn(channels, channels, generator=generator) + 3
 
 
-def test_centred_whitening_gives_the_identity_covariance():
+def test_centered_whitening_gives_the_identity_covariance():
     features = skewed()
-    white = fit_whitening(features, centred=True)(features)
+    white = fit_whitening(features, centered=True)(features)
     torch.testing.assert_close(torch.cov(white.T, correction=0), torch.eye(6), atol=1e-4, rtol=0)
     torch.testing.assert_close(white.mean(0), torch.zeros(6), atol=1e-4, rtol=0)
 
@@ -138,26 +138,26 @@ def test_the_published_whitening_is_the_formula():
     train, other = skewed(), skewed(20) * 2
     values, axes = np.linalg.eigh(train.double().numpy().T @ train.double().numpy() / len(train))
     expected = (other.double().numpy() - train.double().numpy().mean(0)) @ axes / np.sqrt(values)
-    found = fit_whitening(train, centred=False)(other).double().numpy()
+    found = fit_whitening(train, centered=False)(other).double().numpy()
     np.testing.assert_allclose(found @ found.T, expected @ expected.T, rtol=1e-4, atol=1e-4)  # axes may be mirrored
-    moments = fit_whitening(train, centred=False)
-    uncentred = (train.double() @ moments.axes).numpy()
-    np.testing.assert_allclose(uncentred.T @ uncentred / len(train), np.eye(6), atol=1e-6)
+    moments = fit_whitening(train, centered=False)
+    uncentered = (train.double() @ moments.axes).numpy()
+    np.testing.assert_allclose(uncentered.T @ uncentered / len(train), np.eye(6), atol=1e-6)
 
 
 def test_directions_without_spread_are_not_blown_up():
     features = skewed()
     features[:, 0] = 0
-    whitening = fit_whitening(features, centred=True)
+    whitening = fit_whitening(features, centered=True)
     largest = torch.linalg.eigvalsh(torch.cov(features.double().T, correction=0)).max()
     assert whitening.axes.norm(dim=0).max() == pytest.approx(float((EIGENVALUE_FLOOR * largest) ** -0.5))
 
 
 def test_whitening_needs_numbers():
     with pytest.raises(ValueError, match="from 1 features: expected 2 or more"):
-        fit_whitening(torch.ones(1, 3), centred=True)
+        fit_whitening(torch.ones(1, 3), centered=True)
     with pytest.raises(ValueError, match="all finite"):
-        fit_whitening(torch.tensor([[1.0, float("nan")], [0, 1]]), centred=True)
+        fit_whitening(torch.tensor([[1.0, float("nan")], [0, 1]]), centered=True)
 
 
 # --- Whole runs ---
@@ -251,11 +251,11 @@ def test_whitening_is_learned_from_the_others(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr("tasks.copydetect.rankings", watching)
     run(root, tmp_path / "others_searched", attacks=ATTACKS, distractors=str(others))
-    for centred in (False, True):
-        run(root, tmp_path / f"{centred}", attacks=ATTACKS, whiten=str(others), centred_whitening=centred)
+    for centered in (False, True):
+        run(root, tmp_path / f"{centered}", attacks=ATTACKS, whiten=str(others), centered_whitening=centered)
     (queries, database), *whitened = seen
-    for centred, (white_queries, white_database) in zip((False, True), whitened, strict=True):
-        whiten = fit_whitening(database[6:], centred=centred)
+    for centered, (white_queries, white_database) in zip((False, True), whitened, strict=True):
+        whiten = fit_whitening(database[6:], centered=centered)
         torch.testing.assert_close(white_queries, whiten(queries))
         torch.testing.assert_close(white_database, whiten(database[:6]))
 
@@ -267,8 +267,8 @@ def test_whitening_is_part_of_the_run(tmp_path: Path):
     plain = run(root, tmp_path / "plain", attacks=ATTACKS)
     assert "Not whitened" in plain.note
     assert plain.data["sha256"] != report.data["sha256"]
-    centred = run(root, tmp_path / "centred", attacks=ATTACKS, whiten=str(others), centred_whitening=True)
-    assert centred.data["sha256"] == report.data["sha256"]
+    centered = run(root, tmp_path / "centered", attacks=ATTACKS, whiten=str(others), centered_whitening=True)
+    assert centered.data["sha256"] == report.data["sha256"]
     picture(200).save(others / "more.png")
     with pytest.raises(ValueError, match=r"holds the results of another run .*data_sha256"):
         run(root, tmp_path / "white", attacks=ATTACKS, whiten=str(others))
@@ -325,6 +325,6 @@ def test_the_published_data_are_whole_and_have_further_images():
 
 
 def test_bad_settings_are_refused():
-    for changes in ({"image_size": 0}, {"top": 0}, {"max_queries": 0}, {"centred_whitening": True}):
+    for changes in ({"image_size": 0}, {"top": 0}, {"max_queries": 0}, {"centered_whitening": True}):
         with pytest.raises(ValueError, match="expected"):
             CopydetectConfig(**changes)  # type: ignore[arg-type]

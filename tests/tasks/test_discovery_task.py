@@ -147,7 +147,7 @@ def test_hard_objects(tmp_path: Path):
     assert "without an object, which are left out: 1." in report.note
 
 
-def test_images_are_padded_with_what_is_zero_after_normalisation():
+def test_images_are_padded_with_what_is_zero_after_normalization():
     reader = RedGreenReader()
     backbone = red_green_backbone(reader)
     backbone.mean = (0.1, 0.2, 0.3)
@@ -220,8 +220,8 @@ def test_export_is_read_by_pycocotools(tmp_path: Path):
 def test_unsure_images_can_be_left_out(tmp_path: Path):
     """One with an object, one with two alike, one with nothing but a box in its annotation."""
     root = write_voc(tmp_path / "VOC", {name: [entry(RED_BOX)] for name in ("clear", "empty", "two")})
-    for name, colours in {"clear": (True, False), "empty": (False, False)}.items():
-        Image.fromarray(picture(*colours)[0]).save(root / "JPEGImages" / f"{name}.jpg", quality=95)
+    for name, colors in {"clear": (True, False), "empty": (False, False)}.items():
+        Image.fromarray(picture(*colors)[0]).save(root / "JPEGImages" / f"{name}.jpg", quality=95)
     report = run(root, tmp_path / "all")
     table = pd.read_csv(tmp_path / "all" / "images.csv").set_index("sample")
     assert table["confidence"].idxmax() == "clear"

@@ -23,7 +23,7 @@ from timm.layers.drop import DropPath
 from torch import nn
 
 from data import DataError
-from data.images import LabelledImages, read_rgb
+from data.images import LabeledImages, read_rgb
 from dino_dense import Report, load_backbone
 from dino_dense.backbone.dino_vit import build_module
 from dino_dense.checkpoint import read_tensors
@@ -41,8 +41,9 @@ from tasks.finetuning.loop import FineTuning
 from tasks.finetuning.measure import Predictions, confusion, per_class
 from tasks.finetuning.network import Classifier, DropPathDraws
 from tasks.finetuning.recipe import build_mixer, build_optimizer, parameter_groups, set_learning_rate
+from tasks.harness.task import no_pictures
 from tasks.images.features import Preprocessing
-from tasks.images.labelled import LabelledSet
+from tasks.images.labeled import LabeledSet
 from tests.tasks.test_knn_task import make_folder
 
 RANDOM = "random:vit_micro_patch8_64"
@@ -100,10 +101,8 @@ def run(
 ) -> Report:
     """The whole task; its pictures, which take longest, only where they are asked for."""
     config = replace(config, data=str(root), **changes)
-    with pytest.MonkeyPatch.context() as patch:
-        if not draw:
-            patch.setattr("tasks.finetune._pictures", lambda *arguments: ())
-        return run_one(get("finetune"), RunOptions(ckpt=ckpt, out=str(out), device="cpu"), config)
+    task = get("finetune") if draw else replace(get("finetune"), draw=no_pictures)
+    return run_one(task, RunOptions(ckpt=ckpt, out=str(out), device="cpu"), config)
 
 
 def same_run(a: Path, b: Path) -> None:
@@ -411,7 +410,7 @@ def test_plan_walks_through_the_images(n: int, batch: int, repeats: int, shares:
 def test_repeats_of_an_image_are_cut_apart(pictures: Path):
     paths = sorted((pictures / "train").rglob("*.png"))
     transform = training_transform(RICH, (0.0,) * 3, (1.0,) * 3)  # type: ignore[arg-type]
-    dataset = TrainingImages(LabelledImages(paths, [0] * len(paths), ["a", "b"]), transform, seed=0)
+    dataset = TrainingImages(LabeledImages(paths, [0] * len(paths), ["a", "b"]), transform, seed=0)
     position = Position(epoch=0, turn=0, image=1, slot=0)
     first, again, later = (dataset[p] for p in (position, position._replace(slot=3), position._replace(turn=1)))
     assert isinstance(first, tuple)
@@ -471,7 +470,7 @@ def test_the_new_layer_begins_small():
 def test_tables_count_every_image():
     rng = np.random.default_rng(0)
     labels, guesses = rng.integers(0, 4, 60), rng.integers(0, 5, 60)
-    images = LabelledImages([Path(str(i)) for i in range(60)], labels.tolist(), list("abcde"))
+    images = LabeledImages([Path(str(i)) for i in range(60)], labels.tolist(), list("abcde"))
     predictions = Predictions(torch.from_numpy(guesses)[:, None], torch.ones(60), torch.ones(60))
     table = per_class(predictions, images)
     matrix = confusion(predictions, images).set_index("class")
@@ -489,7 +488,7 @@ def test_tables_count_every_image():
 
 def test_many_classes_are_drawn_as_the_worst_hundred(tmp_path: Path):
     labels = np.arange(150)
-    images = LabelledImages([Path(str(i)) for i in labels], labels.tolist(), [f"c{i}" for i in labels])
+    images = LabeledImages([Path(str(i)) for i in labels], labels.tolist(), [f"c{i}" for i in labels])
     predictions = Predictions(torch.from_numpy(labels[::-1].copy())[:, None], torch.ones(150), torch.ones(150))
     assert draw_confusion(tmp_path / "confusion.png", predictions, images) == 100
     assert Image.open(tmp_path / "confusion.png").size[0] > 1000
@@ -498,16 +497,16 @@ def test_many_classes_are_drawn_as_the_worst_hundred(tmp_path: Path):
 # --- Presets ---
 
 
-def labelled(classes: int, train: int, test: int) -> LabelledSet:
+def labeled(classes: int, train: int, test: int) -> LabeledSet:
     names = [str(i) for i in range(classes)]
-    splits = [LabelledImages([Path("x")] * count, [0] * count, names) for count in (train, test)]
-    return LabelledSet(Path("x"), True, *splits)
+    splits = [LabeledImages([Path("x")] * count, [0] * count, names) for count in (train, test)]
+    return LabeledSet(Path("x"), True, *splits)
 
 
 def test_a_published_set_is_known_by_its_sizes():
-    assert labelled(10, 50_000, 10_000).published_name == "CIFAR-10"
-    assert labelled(10, 50_000, 9_999).published_name is None
-    assert labelled(100, 50_000, 10_000).published_name == "CIFAR-100"
+    assert labeled(10, 50_000, 10_000).published_name == "CIFAR-10"
+    assert labeled(10, 50_000, 9_999).published_name is None
+    assert labeled(100, 50_000, 10_000).published_name == "CIFAR-100"
 
 
 # --- What cannot be used ---

@@ -50,7 +50,7 @@ def test_small_temperature_does_not_overflow():
     assert ranking[:, 0].tolist() == [0, 1, 2, 3]
 
 
-def test_more_neighbours_than_images_is_refused():
+def test_more_neighbors_than_images_is_refused():
     with pytest.raises(ValueError, match="only 4 training images"):
         next(knn_votes(torch.eye(4), torch.arange(4), torch.eye(4), k=[5], temperature=0.07, classes=4))
 

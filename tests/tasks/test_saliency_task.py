@@ -30,7 +30,7 @@ from tests.oracles import NoiseReader, stub_backbone
 RANDOM = "random:vit_micro_patch8_64"
 SALIENCY = get("saliency")
 SIDE = 64  # pixels
-RED, GREEN, GREY = (230, 20, 20), (20, 230, 20), (90, 90, 90)
+RED, GREEN, GRAY = (230, 20, 20), (20, 230, 20), (90, 90, 90)
 
 
 class RedGreenReader(NoiseReader):
@@ -61,7 +61,7 @@ def picture(red: bool = True, green: bool = False, size: tuple[int, int] = (SIDE
         ids[8:32, 8:32] = 1
     if green:
         ids[40:56, 40:56] = 2
-    return np.array([GREY, RED, GREEN], np.uint8)[ids], ids
+    return np.array([GRAY, RED, GREEN], np.uint8)[ids], ids
 
 
 def save(root: Path, name: str, image: np.ndarray, mask: np.ndarray) -> None:

@@ -151,7 +151,7 @@ def run(root: Path, out: Path, **changes: object) -> Report:
 @pytest.mark.parametrize(
     "changes", [{"augment": False, "steps": 150}, {}, {"window": "slide"}], ids=["kept", "fresh", "slide"]
 )
-def test_grey_levels_are_learned(tmp_path: Path, changes: dict):
+def test_gray_levels_are_learned(tmp_path: Path, changes: dict):
     report = run(tree(tmp_path / "voc"), tmp_path / "out", **changes)
     assert report.scores[0].value > 80
     assert report.scores[0].n == 4  # images: what is drawn, not classes
@@ -199,6 +199,7 @@ def test_bad_trees_and_settings(tmp_path: Path):
     root = make_tree(tmp_path / "b", {"train": {"t": halves(0, 0)}, "val": {"v": halves(0, 0)}})
     with pytest.raises(DataError, match="one class only"):
         run(root, tmp_path / "out")
+    root = make_tree(tmp_path / "c", {"train": {"t": halves(0, 1)}, "val": {"v": halves(0, 1)}})
     with pytest.raises(ValueError, match="crop is 60: expected a multiple of"):
         run(root, tmp_path / "out", crop=60)
     for changes in ({"steps": 0}, {"scale": (2.0, 1.0)}, {"window": "slide", "stride": 600}):

@@ -22,7 +22,7 @@ from tasks.scores.jf import (
     score_frame,
     score_sequence,
     statistics,
-    summarise,
+    summarize,
 )
 from tests.davis_files import all_masks, all_predictions
 
@@ -173,7 +173,7 @@ def test_the_truth_scores_one_and_the_first_and_last_frame_are_left_out() -> Non
     assert table["frame"].tolist() == ["00001", "00002", "00003", "00004"] * 2
     assert table["object"].tolist() == [1] * 4 + [2] * 4
     assert (table[["J", "F"]] == 1).all(axis=None)
-    overall, _ = summarise(table)
+    overall, _ = summarize(table)
     assert overall.iloc[0].tolist() == [1, 1, 1, 0, 1, 1, 0]
 
 
@@ -209,7 +209,7 @@ def test_the_global_table_averages_over_objects_not_sequences() -> None:
         [(name, identity, frame, j, f) for name, identity, j, f in rows for frame in range(5)],
         columns=["sequence", "object", "frame", "J", "F"],
     )
-    overall, per_sequence = summarise(table)
+    overall, per_sequence = summarize(table)
     expected = {"J&F-Mean": 0.4, "J-Mean": 0.4, "J-Recall": 1 / 3, "J-Decay": 0.0}
     expected |= {"F-Mean": 0.4, "F-Recall": 1 / 3, "F-Decay": 0.0}
     assert list(overall.columns) == list(expected)
@@ -219,8 +219,8 @@ def test_the_global_table_averages_over_objects_not_sequences() -> None:
     assert per_sequence["J-Mean"].tolist() == pytest.approx([1.0, 0.2, 0.0])
 
 
-def test_nothing_to_summarise_is_an_error() -> None:
+def test_nothing_to_summarize_is_an_error() -> None:
     with pytest.raises(ValueError, match="no scored frame"):
-        summarise(pd.DataFrame(columns=["sequence", "object", "frame", "J", "F"]))
+        summarize(pd.DataFrame(columns=["sequence", "object", "frame", "J", "F"]))
     with pytest.raises(ValueError, match="no scored frame"):
         statistics([])

@@ -1,11 +1,11 @@
-"""Folders of labelled images, as the classification tasks take them."""
+"""Folders of labeled images, as the classification tasks take them."""
 
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from data.images import LabelledImages, labelled_splits
+from data.images import LabeledImages, labeled_splits
 from data.known_sets import CLASSIFICATION_SETS
 from data.sample import sample_data
 from tasks.harness.session import DataFacts
@@ -21,14 +21,14 @@ class NamesFolder(Protocol):
 
 
 @dataclass(frozen=True)
-class LabelledSet:
+class LabeledSet:
     """A folder with train/CLASS/* and val/CLASS/* (or test/)."""
 
     root: Path
     given: bool
     """Whether a user named it; else it is the embedded set."""
-    train: LabelledImages
-    test: LabelledImages
+    train: LabeledImages
+    test: LabeledImages
 
     @property
     def published_name(self) -> str | None:
@@ -54,7 +54,7 @@ class LabelledSet:
         )
 
 
-def open_labelled(config: NamesFolder) -> LabelledSet:
-    """The folder named, or the embedded images; raises what `data.images.labelled_splits` raises."""
+def open_labeled(config: NamesFolder) -> LabeledSet:
+    """The folder named, or the embedded images; raises what `data.images.labeled_splits` raises."""
     root = Path(config.data) if config.data else sample_data().images
-    return LabelledSet(root, config.data is not None, *labelled_splits(root))
+    return LabeledSet(root, config.data is not None, *labeled_splits(root))
