@@ -52,12 +52,12 @@ def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Map
     with replacing(path) as temporary:
         try:
             save_file(contiguous, temporary, metadata=header)
-        except SafetensorError as error:  # how it reports what the system said
+        except SafetensorError as error:  # safetensors wraps the system's errors so
             raise OSError(str(error)) from error
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
-    """SHA-256 over names, shapes, types and values, and a text; hexadecimal."""
+    """SHA-256 over names, shapes, types and values, after the text; hexadecimal."""
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -70,8 +70,8 @@ def read_tensors(path: Path | str) -> tuple[Weights, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError: the file is not safetensors, is cut short, holds other bytes than were written, or has a
-            later format than this code knows.
+        CheckpointError: the file is not safetensors, is cut short, differs from its checksum, or has a later format
+            than this code knows.
     """
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -82,7 +82,7 @@ def read_tensors(path: Path | str) -> tuple[Weights, dict[str, Any]]:
     text = header.get(METADATA_KEY, "{}")
     if header.get(CHECKSUM_KEY, "") not in ("", _digest(tensors, text)):
         raise CheckpointError(
-            f"{path}: damaged since it was written: its content has another SHA-256 than it says. Copy it again."
+            f"{path}: damaged since it was written: the SHA-256 of its content is not the stored one. Copy it again."
         )
     return tensors, _parse_metadata(path, text)
 
@@ -111,7 +111,7 @@ def sha256_of_file(path: Path | str) -> str:
 
 
 def sha256_of_weights(module: nn.Module) -> str:
-    """SHA-256 over names, shapes and values, for weights that no file holds."""
+    """SHA-256 over names, shapes and values, for weights that are in memory only."""
     return _digest(module.state_dict())
 
 

@@ -33,7 +33,7 @@ class Components(NamedTuple):
     mean: Tensor
     """[D]"""
     axes: Tensor
-    """[D, P], of length 1, the one of largest variance first; the largest loading of each is positive."""
+    """[D, P], of length 1, by falling variance; the largest loading of each is positive."""
     variances: Tensor
     """[P]"""
 
@@ -54,7 +54,7 @@ class Clusters(NamedTuple):
 
 
 def fit_scaling(features: Tensor) -> Scaling:
-    """From features [N, D] (scikit-learn's StandardScaler: the biased standard deviation).
+    """The scaling of features [N, D] (scikit-learn's StandardScaler: the biased standard deviation).
 
     Raises:
         ValueError: there is no feature, or a value is not finite.

@@ -1,6 +1,6 @@
-"""torch.distributed, or one plain process: the same calls work in both.
+"""torch.distributed, with calls that also work in a single process.
 
-PyTorch is imported where there are other processes or tensors: a command of one process may never need it.
+PyTorch is imported only for other processes and for tensors: a command of a single process may never need it.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 PATIENCE = 15.0
-"""Seconds after which a process that waits for the others says so."""
+"""Seconds until a process that waits for the others says so."""
 GIVE_UP = 600.0
-"""Seconds after which it gives up: on a cold machine, importing PyTorch may take minutes."""
+"""Seconds until it gives up: on a cold machine, importing PyTorch may take minutes."""
 _POLL_SECONDS = 0.05
 VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""Of the launcher (torchrun): all of them, or none."""
+"""Variables that the launcher (torchrun) sets: all of them, or none."""
 HOW_TO_LEAVE = f"For one process alone, leave the launcher's variables: env -u {' -u '.join(VARIABLES)} COMMAND."
 
 
@@ -51,14 +51,13 @@ _LOST = re.compile(
     r"[Cc]onnection (closed|reset|refused)|Broken pipe|[Tt]imed out|[Tt]imeout|[Ss]ocket|remote server|pair closure"
     r"|ncclRemoteError|remote process exiting"
 )
-"""What torch's messages say when a peer does not answer; it has no class of error for that with gloo, and most errors
-of NCCL tell of something else."""
+"""Matches torch's messages about a peer that does not answer. Neither gloo nor NCCL has an error class for this."""
 _NO_MEMORY = re.compile(r"not enough memory|can't allocate memory|CUDA out of memory|CUDA error: out of memory")
 
 
 @dataclass(frozen=True)
 class World:
-    """Where this process stands among its peers."""
+    """The number of this process, and how many there are."""
 
     rank: int = 0
     """0-based, over all machines."""
@@ -82,10 +81,11 @@ def check_device_name(name: str) -> None:
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     """ "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:N" -> this process's device.
 
-    Each process of a machine takes the CUDA device of its own number. Where it sees one device only, as under Slurm's
-    `--gpus-per-task=1`, it takes that.
+    Each process of a machine takes the CUDA device of its local rank. A process that sees a single device, as under
+    Slurm's `--gpus-per-task=1`, takes this device.
 
-    Raises ValueError for another name, for "cuda" where PyTorch sees no CUDA device, and for a number it does not see.
+    Raises:
+        ValueError: another name; "cuda" where PyTorch sees no CUDA device; or a number that PyTorch does not see.
     """
     check_device_name(name)
     import torch
@@ -120,14 +120,14 @@ def session(device: str) -> Iterator[tuple[World, torch.device]]:
 
 @contextmanager
 def joined(device: str) -> Iterator[World]:
-    """Join the other processes when started by torchrun (its WORLD_SIZE variable), else be alone.
+    """Join the other processes if torchrun started this one (its variable WORLD_SIZE); a single process otherwise.
 
-    Both backends are opened on CUDA, so that small host-side flags travel without a device synchronization.
+    On CUDA, gloo is opened beside NCCL, so that small flags of the host travel without a device synchronization.
 
     Raises:
         LostProcessError: another process ended in the middle of the work, or never came.
         OutOfMemoryError: the memory of the device or the machine does not suffice.
-        ValueError: the launcher's variables are not all there, or no numbers; or the device cannot be used.
+        ValueError: a variable of the launcher is missing or no number; or the device cannot be used.
     """
     world = world_of(os.environ)
     if world.size == 1:
@@ -144,7 +144,7 @@ def joined(device: str) -> Iterator[World]:
     except RuntimeError as error:
         if not _LOST.search(str(error)):
             raise
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the survivors: not before they have said why
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the survivors; the message comes first
         reason = str(error).strip().splitlines()[0][:160]
         raise LostProcessError(
             f"process {world.rank} of {world.size}: another process is gone ({reason}). Its own message says why. "
@@ -152,7 +152,7 @@ def joined(device: str) -> Iterator[World]:
             "--max-restarts N by itself)."
         ) from error
     finally:
-        # After a failure NCCL may wait in here for a peer for ever, and the message would not be printed.
+        # After a failure NCCL may wait here for a peer without end, and the message would not be printed.
         if is_active() and not (failed and here.type == "cuda"):
             import torch.distributed as dist
 
@@ -160,9 +160,10 @@ def joined(device: str) -> Iterator[World]:
 
 
 def world_of(variables: Mapping[str, str]) -> World:
-    """This process among its peers, as the launcher's variables say; alone without them, or where WORLD_SIZE is 1.
+    """Rank and size from the launcher's variables; a single process without them, or if WORLD_SIZE is 1.
 
-    Raises ValueError, naming the variable, where one lacks, is no number, or does not fit the others.
+    Raises:
+        ValueError: a variable is missing, is no number, or does not fit the others; the message names it.
     """
     if not variables.get("WORLD_SIZE"):
         return World()
@@ -188,10 +189,10 @@ def _number(variables: Mapping[str, str], name: str, least: int, most: int | Non
 
 @contextmanager
 def memory_explained() -> Iterator[None]:
-    """Memory that runs out becomes one paragraph.
+    """Turn an out-of-memory error of the block into a short message.
 
     Raises:
-        OutOfMemoryError: with what to lower.
+        OutOfMemoryError: the message says which options to lower.
     """
     try:
         yield
@@ -223,7 +224,7 @@ def _device_among_others(name: str, world: World) -> torch.device:
 
 
 def _join(world: World, here: torch.device) -> None:
-    """Meet the other processes under the addresses that torchrun or the launcher has set."""
+    """Meet the other processes at the addresses that torchrun or the launcher has set."""
     import torch.distributed as dist
 
     missing = [rank for rank in range(world.size) if rank != world.rank]
@@ -235,14 +236,15 @@ def _join(world: World, here: torch.device) -> None:
 
 
 def _open_store(world: World) -> Store:
-    """The processes' common store: torchrun's own, or at the launcher's address, where process 0 keeps it.
+    """The store that all processes share: torchrun's own, or process 0's at the launcher's address.
 
-    torchrun reuses its store after a restart, so stale addresses remain: keys carry the restart count. That count is
-    the same in every process of one machine only: over several, `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1` makes torchrun
-    start a new store each time.
+    torchrun reuses its store after a restart, so stale addresses remain: keys carry the restart count. The count is
+    equal in all processes of one machine only. Over several machines, `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1` makes
+    torchrun start a new store each time.
 
     Raises:
-        LostProcessError: process 0 did not come. ValueError: another program has its port.
+        LostProcessError: process 0 did not come.
+        ValueError: another program has its port.
     """
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore
@@ -272,7 +274,7 @@ def _open_store(world: World) -> Store:
 
 
 def _meet(store: Store, world: World, here: torch.device, missing: list[int]) -> None:
-    """Wait until every process has come; `missing` becomes empty on the way.
+    """Wait until every process has come. Ranks leave `missing` as they come.
 
     Raises:
         LostProcessError: some did not come.
@@ -296,7 +298,7 @@ def _meet(store: Store, world: World, here: torch.device, missing: list[int]) ->
 
 
 def _absent(store: Store, missing: list[int]) -> list[int]:
-    """The list itself, without the processes that have come."""
+    """`missing`, without the processes that have come since."""
     missing[:] = [rank for rank in missing if not store.check([f"device of {rank}"])]
     return missing
 
@@ -325,7 +327,7 @@ def _named(ranks: Sequence[int]) -> str:
 
 @contextmanager
 def _says_that_it_waits(world: World, missing: Sequence[int]) -> Iterator[None]:
-    """A line on standard error where the block takes more than PATIENCE seconds, and every minute after."""
+    """Print a line on standard error if the block takes more than PATIENCE seconds, and every minute after."""
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     begun, ended = time.monotonic(), threading.Event()
 
@@ -352,7 +354,7 @@ def _says_that_it_waits(world: World, missing: Sequence[int]) -> Iterator[None]:
 
 def is_active() -> bool:
     """Whether there are other processes to talk to."""
-    if "torch" not in sys.modules:  # without it, none was joined
+    if "torch" not in sys.modules:  # no process was joined without torch
         return False
     import torch.distributed as dist
 
@@ -388,7 +390,7 @@ def rank() -> int:
 
 
 def all_gather_with_gradient(tensor: Tensor) -> Tensor:
-    """`all_gather` whose gradient goes back to the process that a row came from, summed over the processes."""
+    """`all_gather` with gradient: a row's gradient, summed over the processes, returns to the process of the row."""
     if not is_active():
         return tensor
     import torch
@@ -410,9 +412,9 @@ def all_gather(tensor: Tensor) -> Tensor:
 
 
 def even_share(items: Sequence[Item], world: World) -> list[Item]:
-    """This process's items, as many as any other's: the last processes repeat the final item.
+    """This process's items. Every process gets the same number: the last processes repeat the final item.
 
-    Rows made from them and gathered by `all_gather` are those of `items`, in order, after `[: len(items)]`.
+    `all_gather` of a row for each item, cut by `[: len(items)]`, gives the rows of `items` in order.
     """
     share = -(-len(items) // world.size)
     return [items[min(index, len(items) - 1)] for index in range(world.rank * share, (world.rank + 1) * share)]
@@ -439,7 +441,7 @@ def barrier() -> None:
 
 
 def gather_objects(items: list[Item]) -> list[Item]:
-    """The items of every process, in rank order: each may have any number of them, that pickle can carry."""
+    """The items of every process, in rank order. A process may have any number of items that pickle can carry."""
     if not is_active():
         return items
     import torch.distributed as dist
@@ -450,10 +452,10 @@ def gather_objects(items: list[Item]) -> list[Item]:
 
 
 def share_of(items: Sequence[Item], world: World) -> list[tuple[int, Item]]:
-    """This process's items, every size-th one, with their places."""
+    """This process's items with their indices: every `size`-th item, from its rank on."""
     return list(enumerate(items))[world.rank :: world.size]
 
 
 def in_order(measured: list[tuple[int, Item]]) -> list[Item]:
-    """What all processes measured, in the order of the items; each gives (place, result)."""
+    """The results of all processes in the order of the items, from this process's (index, result) pairs."""
     return [result for _, result in sorted(gather_objects(measured), key=lambda pair: pair[0])]

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, flushed to the disk, then renamed."""
+"""Atomic files: written to a temporary folder beside the target, flushed to the disk, then renamed."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PARTIAL = ".partial"
-"""How the names of folders end in which a file is being written; they begin with a dot."""
+"""Suffix of the hidden temporary folder that a file is written in."""
 
 
 class WriteError(OSError):
@@ -21,11 +21,11 @@ class WriteError(OSError):
 
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` when the block ends without an error.
+    """A temporary path to write to. It replaces `path` when the block ends without an error.
 
-    Neither a reader, a kill nor a power cut ever meets half a file: the bytes are on the disk before the name
-    points to them, and the name is on the disk when this returns. After an error nothing is left, and what was
-    at `path` before still is.
+    No reader sees half a file, even after a kill or a power cut: the bytes are on the disk before the name points to
+    them, and the name is on the disk when this returns. After an error the temporary file is removed and the earlier
+    file at `path` remains.
 
     Raises:
         WriteError: the folder or the file cannot be written (full disk, read-only folder).
@@ -34,7 +34,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
     folder: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A folder, since libraries (safetensors) may write beside the path they are given, and die there.
+        # A folder, since libraries (safetensors) may write beside the given path, and die there.
         folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL))
         temporary = folder / "content"
         yield temporary
@@ -65,11 +65,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def clear_unfinished(folder: Path, *, older_than: float = 0.0) -> None:
-    """Remove what a killed process was writing.
+    """Remove temporary folders that killed processes left.
 
     Args:
-        folder: only one process writes to it now, or
-        older_than: what is younger (seconds) may be another's that still writes.
+        folder: no other process may write to it now, unless `older_than` is set.
+        older_than: seconds; a younger temporary folder stays, since another process may still write to it.
     """
     for path in folder.glob(f".*{PARTIAL}"):
         with contextlib.suppress(FileNotFoundError):
@@ -78,7 +78,7 @@ def clear_unfinished(folder: Path, *, older_than: float = 0.0) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have the disk hold a file's bytes, or a folder's names."""
+    """Flush a file's bytes, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Names of a package that cost nothing until they are used."""
+"""Names of a package that are imported on first use."""
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def lazy_names(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
-    """A package's `__getattr__` (PEP 562): it imports the module of a name when the name is first asked for.
+    """A package's `__getattr__` (PEP 562): imports the module of a name on the name's first use.
 
     Args:
         package: name of the package.

@@ -1,10 +1,10 @@
-"""Items read by worker processes, for every loop that reads pictures: a lost worker is explained.
+"""Worker processes that read items, for every loop over pictures; a worker's death is explained.
 
-torch's loader buries the message of a bad picture in the worker's traceback, and tells of a dead worker in many ways:
-a RuntimeError that comes with a signal, anywhere in the main thread, or whatever the read of a half delivered tensor
-raises (ConnectionResetError, EOFError, FileNotFoundError, ...).
+torch's loader buries the message of a bad picture in the worker's traceback. It reports a dead worker in many ways: a
+RuntimeError from a signal handler, anywhere in the main thread, or an error from reading a half-delivered tensor
+(ConnectionResetError, EOFError, FileNotFoundError, ...).
 
-PyTorch is imported where something is loaded: a command that loads nothing may never need it.
+PyTorch is imported when something is loaded: a command that loads nothing may never need it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader, Dataset
 
 DEATH_SECONDS = 5.0
-"""How long to wait, after a read from a worker has failed, for the worker's own end: its sockets close before it is
-gone, on a busy machine by a second and more."""
+"""Wait for a worker's exit after a read from it has failed: its sockets close first, on a busy machine a second or
+more before the process ends."""
 _POLL_SECONDS = 0.02
 _LOST_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 """torch/utils/data/dataloader.py and torch/csrc/DataLoader.cpp"""
@@ -39,7 +39,7 @@ SHARED_MEMORY = "The shared memory, /dev/shm, is full: take fewer {option}, or d
 DECODER = "A picture that crashes the decoder: remove it."
 UNKNOWN = "Out of memory (take fewer {option}), or a picture that crashes the decoder (remove it)."
 HINTS = {signal.SIGKILL: MEMORY, signal.SIGBUS: SHARED_MEMORY, signal.SIGSEGV: DECODER, signal.SIGABRT: DECODER}
-"""What to do, by the signal that ended the worker."""
+"""Advice, by the signal that ended the worker."""
 
 
 class LostWorkerError(OSError):
@@ -49,11 +49,11 @@ class LostWorkerError(OSError):
 
 
 class Hands:
-    """The item that each worker process has in hand, in shared memory: it says of which the worker died.
+    """The item that each worker process is reading, in shared memory, so that a death can name its item.
 
     Args:
         workers: number of worker processes.
-        name: how messages call item i.
+        name: item index -> its name in messages.
         option: the option that sets the number of workers.
     """
 
@@ -61,12 +61,12 @@ class Hands:
         import torch
 
         self.table = torch.full((workers, 3), -1).share_memory_()
-        """A worker a row: process id, item, READING or READ."""
+        """A row for each worker: process id, item, READING or READ."""
         self.option = option
         self.processes: dict[int, BaseProcess] = {}
-        """The workers by process id while the loader is open; known to the main process alone."""
+        """The workers by process id while the loader is open; in the main process only."""
         self.exit_codes: dict[int, int | None] = {}
-        """Of the workers by process id, once the loader is closed."""
+        """Exit codes of the workers by process id, once the loader is closed."""
         self._name: Callable[[int], str] | None = name
 
     def __getstate__(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Hands:
 
     @contextmanager
     def reading(self, item: int) -> Iterator[None]:
-        """Note the item while it is read, and that it was; outside of a worker process, nothing."""
+        """Record in a worker process that the item is being read, then that it was read."""
         import torch
         from torch.utils.data import get_worker_info
 
@@ -87,17 +87,17 @@ class Hands:
         self.table[worker.id, 2] = READ
 
     def of(self, pids: Collection[int]) -> list[str]:
-        """A phrase a lost worker, such as `while reading a.jpg`."""
+        """A phrase for each lost worker, such as `while reading a.jpg`."""
         words = {READING: "while reading", READ: "after reading"}
         assert self._name is not None
         return [f"{words[state]} {self._name(item)}" for pid, item, state in self.table.tolist() if pid in pids]
 
     def exit_code(self, pid: int) -> int | None:
-        """Of a worker that has ended; None for one that runs, and for any other process."""
+        """The exit code of a worker that has ended; None for a running worker or another process."""
         return self.processes[pid].exitcode if pid in self.processes else self.exit_codes.get(pid)
 
     def close(self) -> None:
-        """End the workers that are left, and keep what messages need without an open file."""
+        """End the remaining workers, and keep what messages need without open files."""
         for child in self.processes.values():
             if child.is_alive():  # workers ignore torch's SIGTERM (`leave_signals_to_parent`)
                 child.kill()
@@ -108,14 +108,14 @@ class Hands:
 
 
 _OPEN: list[Hands] = []
-"""Of every loader that is read."""
+"""The tables of all open loaders."""
 _BROKEN_OFF: deque[Hands] = deque(maxlen=8)
-"""Of loaders that were closed early: the signal that tells of a death may come after its loader is closed."""
+"""The tables of loaders that were closed early: the signal of a worker's death may come after its loader is closed."""
 
 
 @atexit.register
 def _end_workers() -> None:
-    """What a traceback keeps open is ended at exit: by SIGTERM, which workers ignore, and then waited for."""
+    """End the workers that a traceback keeps open at exit: torch would send SIGTERM, which they ignore, and wait."""
     if alive := [child for hands in _OPEN for child in hands.processes.values() if child.is_alive()]:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise
         for child in alive:
@@ -123,10 +123,10 @@ def _end_workers() -> None:
 
 
 class _Plain:
-    """A data set whose errors are values, and whose keys are noted.
+    """A data set that returns errors as values, and records the item being read.
 
     Args:
-        index: key -> number of the item, None where the data set notes its items itself.
+        index: key -> index of the item; None if the data set calls `hands.reading` itself.
     """
 
     def __init__(self, items: Dataset[Any], hands: Hands, index: Callable[[Any], int] | None) -> None:
@@ -167,17 +167,17 @@ def read_items(
     set_up: Callable[[int], None] | None = None,
     **options: Any,
 ) -> Generator[Any]:
-    """Batches of a data set through as many worker processes as `hands` has rows; 0 reads in this process.
+    """Batches of a data set, read by as many worker processes as `hands` has rows; 0 reads in this process.
 
     Args:
-        items: a map-style data set. Its ValueErrors and OSErrors arrive here as they were raised.
-        index: key -> number of the item, which `hands` names; None where the data set calls `hands.reading` itself.
-        collate: samples -> batch (torch's default without).
+        items: a map-style data set. Its ValueErrors and OSErrors arrive here unchanged.
+        index: key -> index of the item, which `hands` names; None if the data set calls `hands.reading` itself.
+        collate: samples -> batch; torch's default if None.
         set_up: runs first in each worker.
-        options: further ones of torch's DataLoader. `batch_size=None` gives the items as they are.
+        options: further options of torch's DataLoader. `batch_size=None` gives single items.
 
     Raises:
-        LostWorkerError: a worker died, however the loader told of it.
+        LostWorkerError: a worker died.
     """
     from torch.utils.data import DataLoader, default_collate, default_convert
 
@@ -221,17 +221,17 @@ def _told(loader: DataLoader[Any], hands: Hands) -> Generator[Any]:
                 raise
             yield batch
     finally:
-        # torch ends its workers when the iterator is forgotten, which a traceback may put off without end.
+        # torch ends its workers when the iterator is freed, and a traceback may keep the iterator alive.
         if shut_down := getattr(batches, "_shutdown_workers", None):
             shut_down()
 
 
 @contextmanager
 def lost_workers_explained(where: str = "", then: str = "") -> Iterator[None]:
-    """Whatever torch raises in the block because a loader process died becomes a LostWorkerError.
+    """Turn any error that torch raises in the block because a loader process died into a LostWorkerError.
 
-    torch raises it in the main thread wherever that is when the worker ends. `where` and `then` begin and end the
-    message: the run's folder, and how to go on.
+    torch raises it in the main thread, at any line. `where` (the run's folder) begins the message and `then` (how to
+    go on) ends it.
     """
     try:
         yield
@@ -250,7 +250,7 @@ def _join(where: str, message: str, then: str) -> str:
 
 
 def _explain(error: Exception, wait: float) -> None:
-    """Raise LostWorkerError if the error tells of a dead worker, or, within `wait` seconds, one is seen to be dead."""
+    """Raise LostWorkerError if the error names a dead worker, or if a worker is seen dead within `wait` seconds."""
     if _RAISED_IN_WORKER.match(str(error)):
         return
     lost = _told_by(error)
@@ -259,7 +259,7 @@ def _explain(error: Exception, wait: float) -> None:
         try:
             time.sleep(_POLL_SECONDS)
             lost = {pid for hands in _OPEN for pid, child in hands.processes.items() if child.exitcode}
-        except RuntimeError as signaled:  # the signal that tells of the death comes now
+        except RuntimeError as signaled:  # the signal of the death comes now
             lost = _told_by(signaled)
     if not lost:
         return
@@ -275,6 +275,6 @@ def _explain(error: Exception, wait: float) -> None:
 
 
 def _told_by(error: Exception) -> set[int]:
-    """Process ids of the workers that torch's loader calls dead."""
+    """Process ids of the workers that torch's loader reports dead."""
     match = _LOST_WORKER.search(str(error))
     return {int(pid) for pid in match[1].split(",")} if match else set()

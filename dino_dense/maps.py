@@ -1,4 +1,4 @@
-"""Maps to look at, from frozen features: attention, leading components, likeness to one patch.
+"""Maps to draw, from frozen features: attention, leading components, similarity to a patch.
 
 Shapes: an image RGB uint8 [H, W, 3] has h x w patches; features are [C, h, w].
 """
@@ -29,7 +29,7 @@ _FLAT = 1e-12  # variance; below it there is nothing to show
 def to_input(backbone: Backbone, rgb: Pixels, resolution: int = RESOLUTION) -> Tensor:
     """An image as the backbone takes it, [1, 3, H', W'] in [0, 1]: short side about `resolution` pixels.
 
-    Each side goes to the nearest multiple of the patch size, so that the shape stays but for half a patch.
+    Each side is rounded to a multiple of the patch size, so the aspect ratio changes by half a patch at most.
     """
     scale = resolution / min(rgb.shape[:2])
     size = (rgb.shape[0] * scale, rgb.shape[1] * scale)
@@ -37,18 +37,18 @@ def to_input(backbone: Backbone, rgb: Pixels, resolution: int = RESOLUTION) -> T
 
 
 def attention_maps(backbone: Backbone, rgb: Pixels, resolution: int = RESOLUTION) -> Tensor:
-    """How much the class token attends to each patch in the last block, [heads, h, w]; registers are left out.
+    """Attention of the class token to each patch in the last block, [heads, h, w], without registers.
 
     Raises:
-        ValueError: a network without a class token or attention (with what it has).
+        ValueError: the network has no class token or no attention; the message lists its features.
     """
     return attention_of(backbone, to_input(backbone, rgb, resolution))[0].cpu()
 
 
 def mass_masks(attention: Tensor, mass: float = MASS) -> Mask:
-    """The patches that hold `mass` of each map's attention [heads, h, w], most attended first (DINO, Fig. 4).
+    """The most attended patches that together hold `mass` of each map's attention [heads, h, w] (DINO, Fig. 4).
 
-    The last patch taken is the one that passes the mass. Bool [heads, h, w].
+    The patch that crosses the mass is included. Bool [heads, h, w].
     """
     flat = attention.flatten(1).double()
     values, order = (flat / flat.sum(dim=1, keepdim=True)).sort(dim=1, descending=True)
@@ -69,11 +69,11 @@ def patch_maps(backbone: Backbone, rgb: Pixels, resolution: int = RESOLUTION) ->
 
 @dataclass(frozen=True)
 class PcaColors:
-    """A way from features to colors, the same for all images it was fitted on.
+    """Maps features to colors, in the same way for all images it was fitted on.
 
-    The first component of all patches, cut by Otsu's threshold, tells the foreground (DINOv2's pictures, arXiv
-    2304.07193, Fig. 1); the three leading components of the foreground, each scaled to variance 1 and squeezed by a
-    sigmoid of twice its value (DINOv3's notebook), are red, green and blue; the background is black.
+    Otsu's threshold on the first component of all patches gives the foreground (DINOv2's pictures, arXiv 2304.07193,
+    Fig. 1). The three leading components of the foreground are red, green and blue: each is scaled to variance 1, and
+    doubled before a sigmoid (DINOv3's notebook). The background is black.
     """
 
     mean: Tensor
@@ -81,7 +81,7 @@ class PcaColors:
     first: Tensor
     """[C], points to the foreground."""
     threshold: float
-    """Of a patch's first component, from which on it is foreground."""
+    """A patch is foreground from this value of its first component on."""
     center: Tensor
     """[C] of the foreground."""
     axes: Tensor
@@ -89,10 +89,9 @@ class PcaColors:
 
     @classmethod
     def fit(cls, maps: Iterable[Tensor]) -> "PcaColors":
-        """From the features [C, h, w] of one image or of several, of any size.
+        """Fit on the features [C, h, w] of one or more images of any size.
 
-        Which side is the foreground is not in the features: it is the side with the lesser share of the patches at
-        the images' borders.
+        The sign of a component is arbitrary: the foreground is the side with fewer patches at the images' borders.
         """
         held = [features.float() for features in maps]
         patches = torch.cat([features.flatten(1) for features in held], dim=1).T  # [N, C]
@@ -124,7 +123,7 @@ class PcaColors:
 def _components(patches: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Mean [C] and the leading components [C, count], each divided by its standard deviation.
 
-    A component's sign is free: here its largest loading is positive, so that colors are the same every time.
+    The largest loading of each component is positive, so that colors are reproducible.
     """
     mean = patches.mean(dim=0)
     centered = (patches - mean).double()
@@ -143,7 +142,7 @@ def _at_border(features: Tensor) -> Tensor:
 
 
 def _otsu(values: Tensor) -> float:
-    """The threshold that parts values best (Otsu 1979), on 256 steps; midway in the gap it falls into."""
+    """Otsu's threshold (1979) on 256 steps, moved to the middle of the gap between values that it lies in."""
     low, high = float(values.min()), float(values.max())
     if high - low < _FLAT:
         return low
@@ -188,10 +187,10 @@ def match_map(features: Tensor, size: tuple[int, int], point: tuple[int, int], t
 def grow(
     features: Tensor, size: tuple[int, int], point: tuple[int, int], likeness: float = LIKENESS
 ) -> npt.NDArray[np.bool_]:
-    """The region around a clicked pixel (x, y): patches joined to its own whose features are alike, bool [H, W].
+    """The region of similar patches around a clicked pixel (x, y), bool [H, W].
 
-    From the features, less their mean over the image, which all patches share, the cosine with the clicked patch;
-    patches above `likeness` in one piece with it (4-connected). The map goes to pixels bilinearly and is cut there.
+    Features are centered by their mean over the image. The region holds the patches with a cosine to the clicked patch
+    above `likeness` that are 4-connected to it. The map is upsampled bilinearly and thresholded in pixels.
 
     Raises:
         ValueError: the pixel is not in the image.
@@ -203,7 +202,7 @@ def grow(
     pieces, _ = scipy.ndimage.label(alike > likeness)
     piece = pieces == pieces[row, column] if pieces[row, column] else np.zeros(grid, bool)
     piece[row, column] = True
-    # Only the piece and the patches around it count: other regions that are alike stay out.
+    # Only the component and the patches around it count: other similar regions stay out.
     near = scipy.ndimage.binary_dilation(piece)
     values = np.where(near, alike, -1).astype(np.float32)
     values[row, column] = 1

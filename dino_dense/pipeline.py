@@ -1,6 +1,6 @@
-"""Work beside the main thread: files read ahead of it, results finished behind it.
+"""Background threads: read files ahead of the main thread, and finish results behind it.
 
-Decoding, encoding and OpenCV let go of Python's lock, so that threads are enough.
+Decoding, encoding and OpenCV release Python's lock, so threads are enough.
 """
 
 import itertools
@@ -19,9 +19,9 @@ Result = TypeVar("Result")
 def read_ahead(
     read: Callable[[Item], Result], items: Iterable[Item], *, ahead: int, workers: int = 1
 ) -> Generator[Result]:
-    """``read(item)`` of each item in order, up to ``ahead`` of them (1 or more) begun before they are asked for.
+    """``read(item)`` for each item in order; up to ``ahead`` items (1 or more) are begun early.
 
-    What a read raises is raised where its result would have come.
+    An error of a read is raised in the order of its item.
     """
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers) as pool:
@@ -38,9 +38,9 @@ def read_ahead(
 
 
 def drawn_ahead(items: Iterable[Item], *, ahead: int) -> Generator[Item]:
-    """The items in order, drawn from the iterable by one other thread, up to ``ahead`` of them (1 or more) early.
+    """The items in order; another thread draws up to ``ahead`` items (1 or more) early from the iterable.
 
-    What the iterable raises is raised where its item would have come.
+    An error of the iterable is raised in the order of its item.
     """
     iterator, end = iter(items), object()
 
@@ -55,7 +55,7 @@ def drawn_ahead(items: Iterable[Item], *, ahead: int) -> Generator[Item]:
 
 
 def in_batches(items: Iterable[Item], key: Callable[[Item], object], size: int) -> Generator[list[Item]]:
-    """Runs of at most ``size`` consecutive items of one key, in order."""
+    """Runs of at most ``size`` consecutive items with the same key, in order."""
     batch: list[Item] = []
     for item in items:
         if batch and (len(batch) == size or key(item) != key(batch[0])):
@@ -67,9 +67,9 @@ def in_batches(items: Iterable[Item], key: Callable[[Item], object], size: int) 
 
 
 def gathered(items: Iterable[Item], key: Callable[[Item], object], size: int, most: int) -> Generator[list[Item]]:
-    """Batches of at most ``size`` items of one key, wherever they stand; the order is that in which they fill.
+    """Batches of at most ``size`` items with the same key, in the order in which batches fill.
 
-    Where ``most`` items wait, those of the commonest key go as they are.
+    When ``most`` items wait, the items of the most frequent key become a smaller batch.
     """
     waiting: dict[object, list[Item]] = {}
     count = 0
@@ -85,9 +85,9 @@ def gathered(items: Iterable[Item], key: Callable[[Item], object], size: int, mo
 
 
 class Behind:
-    """Calls that other threads do, at most ``backlog`` of them unfinished; leaving the `with` waits for all.
+    """Calls made by other threads, at most ``backlog`` unfinished at a time; leaving the `with` waits for all.
 
-    The first error of any is raised at the next `submit`, or when the `with` is left.
+    The first error is raised at the next `submit`, or at the end of the `with`.
     """
 
     def __init__(self, *, workers: int, backlog: int) -> None:
@@ -96,7 +96,7 @@ class Behind:
         self._failed: list[BaseException] = []
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> None:
-        """Have ``call(*arguments)`` done; waits while the backlog is full."""
+        """Queue ``call(*arguments)``; waits while the backlog is full."""
         self._free.acquire()
         self._raise_first()
         self._pool.submit(call, *arguments).add_done_callback(self._done)

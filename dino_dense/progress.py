@@ -1,7 +1,7 @@
-"""Progress on standard error: a bar on a terminal, a line now and then in a file.
+"""Progress on standard error: a bar on a terminal, occasional lines in a log file.
 
-A bar redraws itself ten times a second, which fills a log. Where standard error is no terminal, a stage prints a line
-with its rate and the time left every `LINE_SECONDS`, and nothing if it ends earlier.
+A bar redraws ten times a second, which would fill a log. If standard error is no terminal, a stage prints a line with
+its rate and the time left every `LINE_SECONDS`, and nothing if it ends earlier.
 """
 
 import sys
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Progress(Protocol):
-    """How far a stage is. Threads may share it."""
+    """The progress of a stage. Threads may share it."""
 
     def __enter__(self) -> Self: ...
 
@@ -28,7 +28,7 @@ class Progress(Protocol):
         """Count `n` more units as done."""
 
     def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
-        """Show this text behind the rate."""
+        """Show this text after the rate."""
 
     def write(self, s: str, file: TextIO | None = None) -> None:
         """Print a message (on standard output by default) without breaking the bar."""
@@ -50,10 +50,10 @@ def progress(
     """Show a stage that calls `update` itself.
 
     Args:
-        total: units in all, None where nobody knows.
+        total: number of units, None if unknown.
         desc: name of the stage.
         unit: name of a unit, singular.
-        initial: units that an earlier run did.
+        initial: units done by an earlier run.
         leave: keep the bar on a terminal when the stage is over.
         disable: show nothing, as in every process but the main one; `write` still prints.
         clock: seconds; for the lines of a log.
@@ -76,7 +76,7 @@ def tracked(
     disable: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[T]:
-    """Yield the items and show how many are done; `total` is their number where they have no length."""
+    """Yield the items and show how many are done; `total` is their number if they have no length."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     with progress(total, desc=desc, unit=unit, leave=leave, disable=disable, clock=clock) as bar:
@@ -122,7 +122,7 @@ class _Lines(Progress):
                 self._print(self.clock(), None)
 
     def _print(self, now: float, rate: float | None) -> None:
-        """One line; without a rate, that of the whole stage."""
+        """Print one line; without a rate, with the rate of the whole stage."""
         line = tqdm.format_meter(
             self.done,
             self.total,  # type: ignore[arg-type]  # the stubs want a number; the documentation allows None

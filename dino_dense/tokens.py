@@ -1,4 +1,4 @@
-"""What the tokens of a backbone look like without any label: effective rank, artifacts, positional leakage.
+"""Quality of a backbone's tokens without any label: effective rank, artifacts, positional leakage.
 
 Shapes: N embeddings, D features, n samples with q views, B images, h x w patch grid.
 """
@@ -30,7 +30,7 @@ def rank_me(embeddings: Tensor, eps: float = RANKME_EPS) -> float:
 
 
 def lidar(views: Tensor, delta: float = 1e-4, eps: float = 1e-8) -> float:
-    """LiDAR (arXiv 2312.04000): effective rank of what tells samples apart, whitened by what changes among their views.
+    """LiDAR (arXiv 2312.04000): effective rank of the between-sample scatter, whitened by the within-sample scatter.
 
     Args:
         views: [n, q, D], q augmented views of each of n samples.
@@ -58,7 +58,7 @@ def lidar(views: Tensor, delta: float = 1e-4, eps: float = 1e-8) -> float:
 
 
 def high_norm_tokens(norms: Tensor, spreads: float = OUTLIER_SPREADS) -> Tensor:
-    """Which tokens have an outlying norm, bool as `norms` (ours: no source gives a rule without a scale).
+    """Tokens with an outlying norm, bool in the shape of `norms` (ours: no source gives a rule without a scale).
 
     The log-norm is above the median by `spreads` robust standard deviations (1.4826 times the median deviation).
 
@@ -84,7 +84,7 @@ def cls_patch_cosine(cls: Tensor, patches: Tensor) -> tuple[float, float]:
 
 
 def position_components(blank: Tensor, count: int) -> Tensor:
-    """Directions in which the features of a blank image vary, [D, count] (INSID3 `models/insid3.py`).
+    """Leading directions of the features of a blank image, [D, count] (INSID3 `models/insid3.py`).
 
     Args:
         blank: patch tokens [D, h, w] of an image of one color.
@@ -95,7 +95,7 @@ def position_components(blank: Tensor, count: int) -> Tensor:
 
 
 def without_components(features: Tensor, components: Tensor) -> Tensor:
-    """Features [..., D, h, w] of length 1 without their part in the span of `components` [D, r], of length 1 again."""
+    """Unit features [..., D, h, w] minus their projection onto `components` [D, r], normalized again."""
     unit = F.normalize(features, dim=-3)
     inside = torch.einsum("dr,er,...ehw->...dhw", components, components, unit)
     return F.normalize(unit - inside, dim=-3)

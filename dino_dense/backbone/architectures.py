@@ -1,4 +1,4 @@
-"""From the names and shapes of weights to an empty body of their architecture, and their names in it.
+"""Recognize an architecture by the names and shapes of its weights; build the empty network and rename the weights.
 
 Weights come in the names of their authors (`names.to_published_names`).
 """
@@ -23,16 +23,16 @@ Positions = Literal["official", "hf"]
 
 @dataclass(frozen=True)
 class Hints:
-    """What is known of a network beside its weights."""
+    """Facts about a network that its weights do not show."""
 
     heads: int | None = None
-    """Attention heads that the user names."""
+    """Attention heads given by the user."""
     stated_heads: int | None = None
     """Attention heads by the file's own config."""
     tool: str = ""
-    """The tool that wrote the file, where its rule told."""
+    """The tool that wrote the file, if a rule of `layouts` recognized it."""
     positions: Positions = "official"
-    """Which rule resamples a position table: of its authors (DINO, DINOv2), or of transformers (plain bicubic)."""
+    """The rule that resamples a position table: its authors' (DINO, DINOv2), or transformers' (plain bicubic)."""
     rope_base: float | None = None
     """Base of DINOv3's periods by the file's own config."""
 
@@ -44,14 +44,14 @@ class Recognized:
     module: nn.Module
     weights: Tensors
     note: str = ""
-    """What was assumed and may be wrong, and how to say otherwise; "" where nothing was."""
+    """An assumption that may be wrong, and the option that overrides it; "" without an assumption."""
 
 
 def recognize(weights: Tensors, hints: Hints, path: Path | str) -> Recognized:
     """The architecture of weights, from their names and shapes.
 
     Raises:
-        CheckpointError: it is none of those that this project knows.
+        CheckpointError: this project does not know the architecture.
     """
     for fits, build in FAMILIES:
         if fits(weights):
@@ -78,7 +78,7 @@ def infer_vit_shape(
     """Read a ViT's architecture off its weights (published or timm names).
 
     Args:
-        heads: attention heads; channels / 64 without it, which is known for DINO's sizes alone.
+        heads: attention heads; default channels / 64, for DINO's sizes only.
 
     Raises:
         CheckpointError: a part is missing, the position table is not a square grid, or the number of heads is
@@ -164,7 +164,7 @@ def _recognize_vit(weights: Tensors, hints: Hints, path: Path | str) -> Recogniz
 
 
 def _heads(weights: Tensors, hints: Hints) -> tuple[int | None, str]:
-    """Attention heads, where something says them, and a line where only a sign does."""
+    """Attention heads (None if unknown), and a note if they are only inferred."""
     if hints.heads or hints.stated_heads:
         return hints.heads or hints.stated_heads, ""
     small = weights["cls_token"].shape[-1] == 384 if "cls_token" in weights else False
@@ -267,7 +267,7 @@ XCITS = {128: "nano", 192: "tiny", 384: "small", 512: "medium", 768: "large"}
 
 
 def _depths(weights: Tensors, pattern: str) -> tuple[int, ...]:
-    """How many blocks each stage has, by names of the form `pattern`: stage, block."""
+    """Number of blocks of each stage; `pattern` matches stage and block in a name."""
     blocks = {match.groups() for name in weights if (match := re.match(pattern, name))}
     stages = sorted({stage for stage, _ in blocks})
     return tuple(sum(own == stage for own, _ in blocks) for stage in stages)
@@ -320,4 +320,4 @@ FAMILIES: tuple[tuple[Callable[[Tensors], bool], Build], ...] = (
     (lambda weights: "stem.0.weight" in weights and "stages.0.blocks.0.conv_dw.weight" in weights, _recognize_convnext),
     (_is_resnet, _recognize_resnet),
 )
-"""How weights of a family are known by their names, and what makes its body."""
+"""For each family: the test that recognizes it by names, and the function that builds its network."""

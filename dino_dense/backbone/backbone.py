@@ -1,4 +1,4 @@
-"""The one interface through which every task sees a network: images in [0, 1] in, dense features out.
+"""The interface of every network to every task: images in [0, 1] in, dense features out.
 
 Shapes: B images, h x w patch grid, N = h*w patches, C channels, L layers.
 """
@@ -22,7 +22,7 @@ from dino_dense.checkpoint import sha256_of_weights
 Triple = tuple[float, float, float]
 
 READERS: tuple[type[Reader], ...] = (VitReader, EvaReader, StageReader)
-"""A family of networks each; the first that says it reads a network does."""
+"""One reader for each family of networks; the first whose `reads` is true is used."""
 
 
 def reader_of(module: nn.Module) -> Reader:
@@ -32,9 +32,9 @@ def reader_of(module: nn.Module) -> Reader:
 
 @dataclass(frozen=True)
 class Features:
-    """The features that were asked for. Several layers are joined along dimension 1, in the order asked.
+    """The requested features. Several layers are joined along dimension 1, in the requested order.
 
-    A feature that was not asked for raises ValueError.
+    A feature that was not requested raises ValueError.
     """
 
     by_kind: Mapping[str, Tensor]
@@ -60,14 +60,14 @@ class Features:
     def keys(self) -> Tensor:
         """[B, L*C, h, w], attention keys of the patches, heads joined.
 
-        As the key projection gives them: before a norm of keys and before rotary positions (RoPE). TokenCut and LOST
-        compare keys with each other, and rotary angles would make the same content at two places unlike.
+        They come from the key projection, before a norm of keys and before rotary positions (RoPE). TokenCut and LOST
+        compare keys with each other, and RoPE would make equal content at two positions differ.
         """
         return self["keys"]
 
     @property
     def queries(self) -> Tensor:
-        """[B, L*C, h, w], attention queries of the patches, heads joined, as the projection gives them."""
+        """[B, L*C, h, w], attention queries of the patches, heads joined, from the query projection."""
         return self["queries"]
 
     @property
@@ -77,8 +77,8 @@ class Features:
 
     @property
     def attention(self) -> Tensor:
-        """[B, L*heads, h, w], how much the class token attends to each patch, from queries and keys as they enter the
-        dot product (after their norms and RoPE). A head's values and those of the prefix tokens sum to 1."""
+        """[B, L*heads, h, w], attention of the class token to each patch, from queries and keys after their norms and
+        RoPE. In each head the attention to patches and to prefix tokens together sums to 1."""
         return self["attention"]
 
 
@@ -90,17 +90,17 @@ class Backbone:
         embed_dim: channels C.
         depth: number of layers that `layers` can name.
         num_heads: attention heads, 0 where there is no attention.
-        provides: which features `extract` can return.
+        provides: names of the features that `extract` can return.
         uniform_width: whether features of several layers may be joined.
         nonnegative_maps: whether the last map has no negative value.
-        name: architecture, with timm's tag where the weights are timm's.
-        spec: what the user asked for.
-        sha256: of the file, or of the weights where no file holds them.
+        name: architecture, with timm's tag if the weights are timm's.
+        spec: the user's name of the network or file.
+        sha256: of the file, or of the weights if no file holds them.
         weights_sha256: of the weights in use (a file may hold a teacher and a student).
-        module: the timm body itself, for fine-tuning only.
-        layers, norm: what `extract` reads where it is not told (`with_layers`): the last layer after the final norm.
-        notes: what was taken or assumed when the file was opened, for the person who gave it.
-        reader: what reads features out of it.
+        module: the timm network itself, for fine-tuning only.
+        layers, norm: defaults of `extract` (set by `with_layers`): the last layer, after the final norm.
+        notes: choices and assumptions made when the file was opened, for the user.
+        reader: reads the features of the network.
     """
 
     def __init__(
@@ -133,12 +133,12 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.module.parameters()).device
 
     @property
     def reader_version(self) -> str:
-        """Names the code that makes features of these weights; it changes when a number of theirs does."""
+        """Name and version of the code that extracts features. The version changes when any feature value does."""
         return f"{type(self.reader).__name__} {self.reader.version}"
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> "Backbone":
@@ -148,17 +148,17 @@ class Backbone:
         return self
 
     def with_normalization(self, mean: Triple, std: Triple) -> "Backbone":
-        """The same weights behind other pixel statistics (a protocol may differ from the training's)."""
+        """The same weights with other pixel statistics (a protocol may differ from the training)."""
         other = copy.copy(self)
         other.mean, other.std = mean, std
         return other
 
     def with_layers(self, layers: Sequence[int], norm: bool = True) -> "Backbone":
-        """The same weights, of which `extract` reads these layers where it is not told others.
+        """The same weights with these layers as the default of `extract`.
 
         Raises:
-            ValueError: there is no such layer, or layers other than the last cannot stand for the network, as their
-                maps have other sizes and widths.
+            ValueError: there is no such layer, or the maps of layers differ in size and width, so that only the last
+                layer can be the default.
         """
         self._check_layers(layers)
         if not self.uniform_width and any(layer % self.depth != self.depth - 1 for layer in layers):
@@ -182,7 +182,7 @@ class Backbone:
         Args:
             images: [B, 3, H, W], float RGB in [0, 1]; H and W multiples of `patch_size`. Normalized here.
             want: any of `provides`; see `Features` for each.
-            layers: which layers' features to return, joined along dimension 1 (-1 is the last); default `self.layers`.
+            layers: layers to return, joined along dimension 1 (-1 is the last); default `self.layers`.
             norm: whether patches and class tokens of each layer go through the final norm; default `self.norm`.
 
         Returns:

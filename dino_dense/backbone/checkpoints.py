@@ -1,6 +1,6 @@
-"""Checkpoint files to networks: published files, run folders, training tools' checkpoints, our own files.
+"""Open a checkpoint as a network: published files, run folders, training tools' checkpoints, our own files.
 
-Files from strangers are read without running code, and a file that does not fit entirely is an error.
+Unknown files are read without running code. A file with a missing or surplus weight is an error.
 """
 
 import json
@@ -29,7 +29,7 @@ from dino_dense.checkpoint import (
 
 
 def save_backbone(path: Path | str, module: nn.Module, *, extra: Mapping[str, Any] | None = None) -> None:
-    """Write a body as one file that `load_backbone` opens. `extra` is kept in the metadata (step, run, ...)."""
+    """Write a network as one file that `load_backbone` opens, with `extra` in its metadata (step, run, ...)."""
     metadata = {"architecture": describe(module), **(extra or {})}
     write_tensors(path, module.state_dict(), metadata)
 
@@ -39,14 +39,14 @@ def save_backbone(path: Path | str, module: nn.Module, *, extra: Mapping[str, An
 
 @dataclass(frozen=True)
 class LoadedFile:
-    """A body with its weights in place, and where they came from."""
+    """A network with its weights, and their origin."""
 
     module: nn.Module
     path: Path
     sha256: str
     metadata: dict[str, Any]
     notes: tuple[str, ...] = ()
-    """What was taken or assumed, for the person who gave the file."""
+    """Choices and assumptions, for the user."""
 
 
 def load_file(
@@ -57,22 +57,22 @@ def load_file(
     heads: int | None = None,
     positions: Positions = "official",
 ) -> LoadedFile:
-    """Open any checkpoint we know and put every weight in its place.
+    """Open a checkpoint of any known form, with every weight assigned.
 
     Args:
         path: our file or run folder; a published `.pth` of DINO, DINOv2, DINOv3, iBOT, MAE, MoCo v3, XCiT, ConvNeXt or
             ResNet; a folder or file of transformers; a training tool's checkpoint (`layouts.RULES`).
         arch: overrides the architecture read from the file; any name that `build_module` takes.
-        network: "auto" (the one that the tool's authors evaluate), "teacher", "student", or the prefix of the names
-            of one network, for files that hold several.
-        heads: attention heads, where the file does not say them.
-        positions: which rule resamples a position table to other sizes of images: "official" (DINO's and DINOv2's
-            authors'), or "hf" (transformers').
+        network: for files with several networks: "auto" (the network that the tool's authors evaluate), "teacher",
+            "student", or the common prefix of a network's parameter names.
+        heads: attention heads, if the file does not state them.
+        positions: rule that resamples the position table to other image sizes: "official" (DINO's and DINOv2's
+            authors), or "hf" (transformers).
 
     Raises:
-        FileNotFoundError: no such file, or a folder without a checkpoint in it.
-        CheckpointError: the file is damaged, of unknown architecture, or does not fit: then the message holds a table
-            of the matched, missing, unexpected and reshaped names.
+        FileNotFoundError: no such file, or no checkpoint in the folder.
+        CheckpointError: the file is damaged, of unknown architecture, or does not fit. If it does not fit, the message
+            has a table of the matched, missing, unexpected and reshaped names.
     """
     path = find_weights(Path(path), network)
     metadata: dict[str, Any] = {}
@@ -102,7 +102,7 @@ def load_file(
 
 
 def find_weights(path: Path, network: str = "teacher") -> Path:
-    """The weights file that a path names: itself, or the one in a run folder that holds this network."""
+    """The weights file of a path: the file itself, or the file of this network in a run folder."""
     if path.is_file():
         return path
     if not path.exists():
@@ -126,11 +126,11 @@ def find_weights(path: Path, network: str = "teacher") -> Path:
 
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-"""A folder of transformers or timm."""
+"""Names of weights files in a folder of transformers or timm."""
 
 
 def _choose(content: Any, path: Path, network: str, expected: Sequence[str]) -> Chosen:
-    """One network of the file's content; CheckpointError where there is none."""
+    """One network of the file's content; CheckpointError without one."""
     if not isinstance(content, Mapping | StandIn):
         raise CheckpointError(f"{path}: expected a state dict, found a {type(content).__name__}.")
     if any("flat_param" in name or name.endswith("ShardedTensor") for name in map(str, tensors_of(content))):
@@ -148,7 +148,7 @@ def _choose(content: Any, path: Path, network: str, expected: Sequence[str]) -> 
 
 
 def _expected_names(arch: str | None, metadata: Mapping[str, Any]) -> list[str]:
-    """Names of parameters that the network has, where its architecture is said beside the weights."""
+    """Names of the network's parameters, if `arch` or the metadata state its architecture."""
     try:
         with torch.device("meta"):
             if arch is not None:
@@ -159,7 +159,7 @@ def _expected_names(arch: str | None, metadata: Mapping[str, Any]) -> list[str]:
 
 
 def _body(weights: Weights, metadata: dict[str, Any], arch: str | None, hints: Hints, path: Path) -> Recognized:
-    """An empty body and the weights in its names."""
+    """An empty network, and the weights under its names."""
     if arch is not None and "dinov3" not in arch:
         return _in_names_of(_named_body(arch, weights, hints.heads), weights)
     if arch is None and "architecture" in metadata:
@@ -167,7 +167,7 @@ def _body(weights: Weights, metadata: dict[str, Any], arch: str | None, hints: H
         if hints.heads is not None and isinstance(description, dict):
             description = description | {"num_heads": hints.heads}
         try:
-            with torch.device("meta"):  # no memory before the weights are seen to fit
+            with torch.device("meta"):  # no memory before the weights are known to fit
                 empty = _in_names_of(rebuild(description), weights)
                 check_fit(empty.module, empty.weights, path)
             return Recognized(rebuild(description), empty.weights)
@@ -176,7 +176,7 @@ def _body(weights: Weights, metadata: dict[str, Any], arch: str | None, hints: H
         except ValueError as error:
             raise CheckpointError(f"{path}: {error} Give its architecture with --arch.") from None
     recognized = recognize(weights, hints, path)
-    if arch is not None:  # DINOv3's names are not timm's, so the body is ours
+    if arch is not None:  # DINOv3's names are not timm's, so the network class is ours
         named = getattr(getattr(recognized.module, "shape", None), "name", None)
         if named != arch.partition(".")[0].removesuffix("_qkvb"):
             check_fit(build_module(arch), recognized.weights, path, arch)
@@ -188,7 +188,7 @@ def _in_names_of(module: nn.Module, weights: Weights) -> Recognized:
 
 
 def _named_body(arch: str, weights: Weights, heads: int | None) -> nn.Module:
-    """The architecture asked for, with the position grid the file has (a name says little about it)."""
+    """The requested architecture with the position grid of the file (a name says little about it)."""
     match = VIT_NAME.fullmatch(arch.partition(".")[0])
     if match is None:
         return build_module(arch, num_heads=heads)
@@ -202,7 +202,7 @@ def _named_body(arch: str, weights: Weights, heads: int | None) -> nn.Module:
 
 
 def hints_of(path: Path, content: Any, tool: str) -> Hints:
-    """What a folder's config.json, or the options a training tool keeps in its file, say of the network."""
+    """Hints from a folder's config.json, or from the options that a training tool keeps in its file."""
     config = _config_beside(path)
     stated = config.get("num_attention_heads", config.get("num_heads"))
     args = content.get("args") if isinstance(content, Mapping) else None
@@ -217,7 +217,7 @@ def hints_of(path: Path, content: Any, tool: str) -> Hints:
 
 
 def pixels_of(path: Path) -> dict[str, Any]:
-    """Mean and deviation of the pixels that a folder's preprocessor_config.json or a published name state; {} without.
+    """Pixel mean and deviation from a folder's preprocessor_config.json or for a published name; {} if neither.
 
     DINOv3's satellite weights have their own (dinov3/README.md).
     """
@@ -244,7 +244,7 @@ def _json_beside(path: Path, name: str) -> dict[str, Any]:
 
 
 def check_fit(module: nn.Module, weights: Mapping[str, Tensor], path: Path | str, arch: str | None = None) -> None:
-    """Raise with a table of names unless every weight of the body is in the file, and nothing else is."""
+    """Raise with a table of names unless the file has exactly the weights of the network."""
     want = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     have = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     missing = sorted(want.keys() - have.keys())

@@ -1,4 +1,4 @@
-"""Attention in bfloat16 on a CPU, where PyTorch's own kernel is no faster than in float32.
+"""Fast attention in bfloat16 on a CPU. PyTorch's own kernel is no faster there in bfloat16 than in float32.
 
 Shapes: B images, H heads, N tokens, c channels of a head.
 """
@@ -13,22 +13,22 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 BLOCK = 128
-"""Queries whose similarities to all keys are held at once: few enough for the caches at thousands of tokens."""
+"""Queries in a block: small enough that their similarities to thousands of keys fit the caches."""
 MOST_TOKENS_TO_TRAIN = 512
-"""Above, what the backward pass keeps (B*H*N*N numbers a layer) is left to PyTorch's kernel, which keeps less."""
+"""With more tokens, training uses PyTorch's kernel: the blocked version keeps B*H*N*N numbers a layer for backward."""
 
 
 def fast_attention(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    """A context in which attention in this autocast type on this device is as fast as it can be."""
+    """A context with the fastest attention for this autocast type on this device."""
     return BlockedAttention() if device.type == "cpu" and dtype == torch.bfloat16 else nullcontext()
 
 
 class BlockedAttention(TorchFunctionMode):
-    """Within it, `scaled_dot_product_attention` of bfloat16 tensors on a CPU goes block by block of queries.
+    """A context in which `scaled_dot_product_attention` of bfloat16 CPU tensors computes block by block of queries.
 
-    PyTorch's flash kernel there (2.15) multiplies small float32 tiles; two large bfloat16 products and a softmax for
-    each block of queries use the processor's bfloat16 instructions. Everything else is untouched: other types,
-    devices, masks, and long inputs that need a gradient.
+    PyTorch's flash kernel for CPUs (2.15) multiplies small float32 tiles. Two large bfloat16 products and a softmax for
+    each block use the processor's bfloat16 instructions instead. All else goes to PyTorch: other types, devices, masks,
+    and long inputs that need a gradient.
     """
 
     def __torch_function__(
@@ -43,11 +43,11 @@ class BlockedAttention(TorchFunctionMode):
 def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(q k' / sqrt(c)) v for q, k, v [B, H, N, c], in their type.
 
-    Where no gradient is needed only BLOCK x N similarities of a head are held at once.
+    Without a gradient, only BLOCK x N similarities of a head are in memory at once.
     """
     q, k, v = (part.flatten(0, 1) for part in (query * query.shape[-1] ** -0.5, key, value))  # [B*H, N, c]
     k = k.transpose(1, 2)
-    with torch.autocast(query.device.type, enabled=False):  # which would run the softmax in float32
+    with torch.autocast(query.device.type, enabled=False):  # autocast would run the softmax in float32
         if torch.is_grad_enabled():
             out = torch.bmm(torch.bmm(q, k).softmax(dim=-1), v)
         else:

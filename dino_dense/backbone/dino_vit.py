@@ -1,4 +1,4 @@
-"""The networks themselves: timm bodies, and the one thing timm lacks, DINO's position interpolation.
+"""Build networks: timm's, and a ViT with DINO's position interpolation, which timm lacks.
 
 Shapes: B images, h x w patch grid, N = h*w patches, R register tokens, C channels.
 """
@@ -21,9 +21,8 @@ from dino_dense.backbone.dinov3 import DinoV3, RotaryShape
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# (channels, blocks). Heads are always channels / 64, as in DeiT and DINO (vision_transformer.py), which is
-# why a file's weights are enough to know them. "giant" is DINOv2's; "micro" is ours: small enough to train on a
-# laptop in minutes.
+# (channels, blocks). Heads are always channels / 64, as in DeiT and DINO (vision_transformer.py), so weights alone
+# determine them. "giant" is DINOv2's; "micro" is ours: small enough to train on a laptop in minutes.
 VIT_SIZES = {
     "micro": (128, 4),
     "tiny": (192, 12),
@@ -39,7 +38,7 @@ VIT_NAME = re.compile(r"vit_(?P<size>micro|tiny|small|base|large|giant)_patch(?P
 
 @dataclass(frozen=True)
 class ViTShape:
-    """All that is needed to build a DINO or DINOv2 vision transformer. Stored in every checkpoint we write."""
+    """The architecture of a DINO or DINOv2 vision transformer. Stored in every checkpoint we write."""
 
     embed_dim: int
     depth: int
@@ -53,16 +52,16 @@ class ViTShape:
     mlp_hidden: int | None = None
     """Channels of the hidden layer (both halves together for SwiGLU); None is 4 times embed_dim."""
     position_offset: float = 0.1
-    """Added to the grid before the scale factor is taken (DINO, DINOv2 without registers: 0.1; with: 0)."""
+    """Added to the grid sides in the scale factor (DINO, DINOv2 without registers: 0.1; with registers: 0)."""
     position_antialias: bool = False
     """Antialias when the position grid shrinks (DINOv2 with registers: true)."""
 
     @property
     def name(self) -> str:
-        """timm-style name when the size has one (`vit_small_patch16_224`), else the numbers.
+        """timm-style name if the size has one (`vit_small_patch16_224`), else the numbers.
 
-        Heads are in it where a head has not the usual 64 channels, and the rule of positions where it is not the
-        authors', as both change the features.
+        Other heads than channels / 64 and another position rule than the authors' change the features, so the name
+        then includes them.
         """
         sizes = {dims: size for size, dims in VIT_SIZES.items()}
         size = sizes.get((self.embed_dim, self.depth), f"c{self.embed_dim}d{self.depth}")
@@ -73,9 +72,9 @@ class ViTShape:
 
     @staticmethod
     def from_name(name: str, image_size: int | None = None) -> "ViTShape | None":
-        """Shape for a name such as `vit_small_patch16_224`, or None where the name is not of that form.
+        """Shape for a name such as `vit_small_patch16_224`; None for a name of another form.
 
-        A tag after a dot (`vit_small_patch16_224.dino`) names weights, not an architecture, and is left out.
+        A tag after a dot (`vit_small_patch16_224.dino`) names weights, not an architecture, and is ignored.
         """
         match = VIT_NAME.fullmatch(name.partition(".")[0])
         if match is None:
@@ -88,7 +87,7 @@ class ViTShape:
 
 
 class DinoViT(VisionTransformer):
-    """timm's ViT with DINO's position embedding: any input size, resampled as the reference resamples it.
+    """timm's ViT with DINO's position embedding, resampled to any input size as in the reference.
 
     The position table is [1, 1+N, C]: the class token has a position of its own, registers have none
     (dinov2/models/vision_transformer.py).
@@ -112,15 +111,15 @@ class DinoViT(VisionTransformer):
             num_classes=0,
         )
         self.shape = shape
-        # timm leaves the class token without a position here (no_embed_class), so that registers get none.
+        # With no_embed_class timm gives no position to registers, but none to the class token either.
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + shape.grid_size**2, shape.embed_dim))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def positions(self, height: int, width: int) -> Tensor:
         """Position embedding for an h x w patch grid, [1, 1+h*w, C].
 
-        The reference passes (h + 0.1) / sqrt(N) to `interpolate` as its scale factor, and bicubic sampling
-        uses that factor, not the ratio of the sizes, so the 0.1 moves every sample
+        The reference passes (h + 0.1) / sqrt(N) to `interpolate` as its scale factor. Bicubic sampling uses this
+        factor, not the ratio of the sizes, so the 0.1 moves every sample
         (dino/vision_transformer.py, interpolate_pos_encoding).
         """
         grid = self.shape.grid_size
@@ -150,13 +149,13 @@ class DinoViT(VisionTransformer):
 def build_module(
     name: str, *, drop_path_rate: float = 0.0, img_size: int | None = None, num_heads: int | None = None
 ) -> nn.Module:
-    """A body with random weights.
+    """A network with random weights.
 
     Args:
         name: `vit_{micro,tiny,small,base,large}_patch{P}_{SIZE}` for a DINO ViT, else any timm model name.
-        drop_path_rate: stochastic depth rate of the last block, in [0, 1); 0 where the body has no such thing.
-        img_size: side in pixels of the square image the position grid is made for; default from the name.
-        num_heads: attention heads, where the name's own number is not the wanted one.
+        drop_path_rate: stochastic depth rate of the last block, in [0, 1); 0 for a network without stochastic depth.
+        img_size: side in pixels of the square image that the position grid is for; default from the name.
+        num_heads: attention heads; default from the name.
 
     Returns:
         A module that maps normalized images [B, 3, H, W] to image features [B, C].
@@ -176,7 +175,7 @@ def build_module(
     if num_heads is not None:
         options["num_heads"] = num_heads
     if name.startswith("resnet"):
-        options["zero_init_last"] = False  # as torchvision's ResNets begin, which DINO trained
+        options["zero_init_last"] = False  # torchvision's initialization, which DINO used
     check_timm_name(name)
     try:
         return create_timm(name.partition(".")[0], pretrained=False, **options)
@@ -185,10 +184,10 @@ def build_module(
 
 
 def _widen_attention(body: DinoViT) -> None:
-    """Draw queries and keys at 2 / sqrt(C) instead of the usual 0.02.
+    """Initialize query and key weights with deviation 2 / sqrt(C) instead of the usual 0.02.
 
-    In so narrow a network 0.02 makes every attention weight about 1 / N: the class token is the mean of the patches,
-    which says little but the mean color, and training has nothing else to start from.
+    In such a narrow network 0.02 makes every attention weight about 1 / N. The class token is then the mean of the
+    patches, hardly more than the mean color, and training does not start.
     """
     channels = body.embed_dim
     for block in body.blocks:
@@ -207,15 +206,15 @@ def check_timm_name(name: str) -> None:
 
 
 def create_timm(name: str, *, pretrained: bool, **options: Any) -> nn.Module:
-    """timm.create_model without classifier, taking any image size where the body can.
+    """timm.create_model without classifier, for any image size if the network allows it.
 
-    timm pools DINOv3 and its like by the mean of the patches; here they give their class token.
+    timm pools DINOv3 and similar networks by the mean of the patches; here they return their class token.
     """
     for any_size in ({"dynamic_img_size": True}, {"strict_img_size": False}, {}):  # ViTs, Swin, and all others
         try:
             body: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **any_size, **options)
             break
-        except TypeError:  # the body has no such option
+        except TypeError:  # the network has no such option
             if not any_size:
                 raise
     norm_before_pooling = isinstance(body, Eva) and isinstance(body.fc_norm, nn.Identity)
@@ -229,7 +228,7 @@ def _example_names() -> list[str]:
 
 
 def describe(module: nn.Module) -> dict[str, Any]:
-    """What `rebuild` needs to make an empty body of the same architecture: plain JSON."""
+    """The architecture as plain JSON, for `rebuild`."""
     if isinstance(module, DinoViT):
         return {"body": "vit", **asdict(module.shape)}
     if isinstance(module, DinoV3):
@@ -239,13 +238,13 @@ def describe(module: nn.Module) -> dict[str, Any]:
 
 
 def rebuild(description: Any) -> nn.Module:
-    """The body that `describe` described, with random weights.
+    """The network of a `describe` result, with random weights.
 
-    A description comes out of a file, so it is not trusted: it names a body of ours or of timm's own, never one
-    that would be fetched, and no size beyond any ViT's.
+    A description comes from a file, so it is not trusted: it may name our networks and timm's own only, never a
+    download, and no size beyond the largest ViT's.
 
     Raises:
-        ValueError: it is none that `describe` writes.
+        ValueError: `describe` does not write such a description.
     """
     facts = dict(description) if isinstance(description, dict) else {}
     kind = facts.pop("body", None)
@@ -262,7 +261,7 @@ def rebuild(description: Any) -> nn.Module:
 
 
 def _checked_shape(shape: Shape) -> Shape:
-    """Raise ValueError for numbers that would only fill the memory; the largest ViT (22B) has 6144 x 48."""
+    """Raise ValueError for sizes that would only fill the memory; the largest ViT (22B) has 6144 x 48."""
     limits = {"embed_dim": 8192, "depth": 128, "patch_size": 128, "grid_size": 512, "num_heads": 256}
     limits |= {"registers": 1024, "mlp_hidden": 65536}
     for name, most in limits.items():

@@ -1,4 +1,4 @@
-"""DINOv3's vision transformer: timm's `Eva`, with the periods of its rotary positions kept in the checkpoint.
+"""DINOv3's vision transformer: timm's `Eva`, with its rotary periods in the state dict.
 
 Shapes: C channels, c channels of a head.
 """
@@ -27,7 +27,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class RotaryShape:
-    """All that is needed to build a DINOv3 vision transformer. Stored in every checkpoint we write."""
+    """The architecture of a DINOv3 vision transformer. Stored in every checkpoint we write."""
 
     embed_dim: int
     depth: int
@@ -40,11 +40,11 @@ class RotaryShape:
     qkv_bias: bool = True
     """Biases of queries and values."""
     key_bias: bool = False
-    """Biases of keys, which DINOv3 masks."""
+    """Biases of keys; DINOv3 masks them."""
 
     @property
     def name(self) -> str:
-        """timm-style name when the size has one (`vit_small_patch16_dinov3`), else the numbers."""
+        """timm-style name if the size has one (`vit_small_patch16_dinov3`), else the numbers."""
         sizes = {numbers: size for size, numbers in SIZES.items()}
         own = (self.embed_dim, self.depth, self.mlp_hidden, self.mlp)
         size = sizes.get(own, f"c{self.embed_dim}d{self.depth}")
@@ -54,7 +54,7 @@ class RotaryShape:
 class DinoV3(Eva):
     """A transformer with rotary positions as DINOv3 trains it. Its image feature is the class token.
 
-    `rope.periods` is part of the state: published files hold them rounded to bfloat16, which timm computes anew.
+    `rope.periods` is part of the state dict: published files have them rounded to bfloat16, timm would recompute them.
     """
 
     def __init__(self, shape: RotaryShape) -> None:
@@ -95,7 +95,7 @@ def periods_of(head_dim: int, base: float = ROPE_BASE) -> Tensor:
 
 
 def infer_rotary_shape(weights: dict[str, Tensor], heads: int | None) -> RotaryShape:
-    """Read the architecture off weights in DINOv3's names; `heads` where the file's periods do not say them.
+    """Infer the architecture from weights in DINOv3's names; `heads` if the file's periods do not determine them.
 
     Raises:
         KeyError: a part is missing.
@@ -143,7 +143,7 @@ def _eva_name(name: str) -> str:
 
 
 def _biases(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Biases of queries, keys and values as the layer applies them: times their mask (LinearKMaskedBias)."""
+    """Biases of queries, keys and values times their mask, as the layer applies them (LinearKMaskedBias)."""
     masked = {}
     for name, bias in weights.items():
         if name.endswith("attn.qkv.bias"):

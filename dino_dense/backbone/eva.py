@@ -16,7 +16,7 @@ from dino_dense.backbone.tokens import Projections, TokenReader, heads_of
 
 
 class EvaReader(TokenReader):
-    """A transformer that turns the queries and keys of patches by angles that stand for their positions (RoPE)."""
+    """A transformer with rotary positions (RoPE): queries and keys of patches are rotated by their position."""
 
     @staticmethod
     def reads(module: nn.Module) -> bool:
@@ -38,7 +38,7 @@ class EvaReader(TokenReader):
         return self.body.norm_pre(tokens), rope
 
     def call(self, index: int, tokens: Tensor, rope: Tensor | None) -> Tensor:
-        """One block: [B, P+N, C] -> [B, P+N, C]. "Mixed" rotary positions have angles of their own in each block."""
+        """One block: [B, P+N, C] -> [B, P+N, C]. "Mixed" rotary positions have different angles in each block."""
         own = rope[index] if rope is not None and self.body.rope_mixed else rope
         return self.body.blocks[index](tokens, rope=own)
 
@@ -55,7 +55,7 @@ class EvaReader(TokenReader):
         return Projections(*(heads_of(part, heads) for part in F.linear(x, attention.qkv.weight, bias).chunk(3, -1)))
 
     def compared(self, attention: Any, queries: Tensor, keys: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Queries and keys as they enter the dot product: after their norms and RoPE, one key head a query head."""
+        """Queries and keys of the dot product: after norms and RoPE, with a key head for each query head."""
         queries, keys = attention.q_norm(queries), attention.k_norm(keys)
         rope = options.get("rope")
         if rope is not None:
@@ -63,6 +63,6 @@ class EvaReader(TokenReader):
         return queries, keys.repeat_interleave(attention.num_heads // keys.shape[1], dim=1)
 
     def _turned(self, attention: Any, x: Tensor, rope: Tensor) -> Tensor:
-        """[B, heads, P+N, c] with the patches turned by their positions; prefix tokens have none."""
+        """[B, heads, P+N, c] with the patches rotated by their positions; prefix tokens have no position."""
         prefix, patches = x[:, :, : self.prefix], x[:, :, self.prefix :]
         return torch.cat([prefix, apply_rot_embed_cat(patches, rope, half=attention.rotate_half)], dim=2).type_as(x)

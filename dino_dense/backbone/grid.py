@@ -1,4 +1,4 @@
-"""From pixels to whole patches and back: the one rule for each way of rounding.
+"""Convert between pixels and whole patches, with one function for each way of rounding.
 
 Shapes: h x w patches of `patch` pixels a side; sizes are (height, width).
 """
@@ -37,11 +37,11 @@ class Fit(NamedTuple):
 def fit(size: tuple[float, float], patch: int, how: Rounding, *, least: int = 1) -> Fit:
     """The grid of whole patches for an image of `size` pixels (height, width), which may be fractions.
 
-    To resize to `Fit.size` keeps the shape but for the rounding; to crop takes "floor", to pad takes "ceil".
+    Resizing to `Fit.size` changes the aspect ratio by the rounding only. Use "floor" to crop and "ceil" to pad.
 
     Args:
-        how: how a side's number of patches is rounded.
-        least: patches that a side has at least.
+        how: rounding of the number of patches of a side.
+        least: smallest number of patches of a side.
     """
     rounded = ROUNDINGS[how]
     h, w = (max(least, rounded(side / patch)) for side in size)
@@ -51,7 +51,7 @@ def fit(size: tuple[float, float], patch: int, how: Rounding, *, least: int = 1)
 def to_pixels(box: tuple[int, int, int, int], patch: int, size: tuple[int, int]) -> tuple[float, float, float, float]:
     """A box of patches (x0, y0, x1, y1), ends not included, in the pixels of an image of `size` (height, width).
 
-    The last patches may reach beyond an image that was padded: the box ends with the image.
+    The last patches of a padded image may reach beyond it; the box is clipped to the image.
     """
     height, width = size
     x0, y0, x1, y1 = (float(side * patch) for side in box)

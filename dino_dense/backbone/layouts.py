@@ -1,6 +1,6 @@
-"""Where tools put a network in their checkpoints: one table of rules, and the choice of one network of a file.
+"""Find a network in a training tool's checkpoint: a table of rules, and the choice of one network of a file.
 
-Names are dotted, as in a state dict. Dicts in dicts become dotted names too.
+Names are dotted, as in a state dict. Nested dicts become dotted names too.
 """
 
 import re
@@ -15,14 +15,14 @@ from dino_dense.backbone.unpickle import StandIn, module_state
 Tensors = dict[str, Tensor]
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "parametrizations"})
-"""Parts of a name that DistributedDataParallel, torch.compile, FSDP and checkpointing put anywhere in it."""
+"""Parts of a name that DistributedDataParallel, torch.compile, FSDP and checkpointing insert anywhere."""
 
 CONTAINERS = ("state_dict", "model", "model_state_dict", "classy_state_dict", "base_model", "_method", "net", "network")
-"""Words in front of a network's prefix that say nothing of which network it is; of two equal prefixes the one whose
-word comes first here is taken."""
+"""Words before a network's prefix that do not tell networks apart. Of two prefixes that differ only in such a word,
+the word that is first in this list wins."""
 
 ENDS = ("vit", "_feature_blocks", "dinov2", "dinov2_with_registers", "dinov3_vit", "trunk", "base_model", "0")
-"""Words at the end of a prefix that say nothing either: task models of transformers, lightly's and VISSL's wrappers."""
+"""Words at the end of a prefix that do not tell networks apart: task models of transformers, lightly's and VISSL's."""
 
 NO_NETWORK = frozenset(
     (
@@ -46,26 +46,26 @@ ANCHORS = (
     "stages.0.layers.0.depthwise_conv.weight",  # transformers: ConvNeXt
     "stem.0.weight",  # timm: ConvNeXt
 )
-"""A parameter near the input of each kind of network; what stands before it is the network's prefix."""
+"""A parameter near the input of each kind of network; the part of its name before it is the network's prefix."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Where one tool keeps its networks. Prefixes are regular expressions, without containers and ends."""
+    """The networks in one tool's checkpoints. Prefixes are regular expressions, without containers and ends."""
 
     tool: str
     teacher: str | None
-    """Prefix of the averaged network."""
+    """Prefix of the moving-average network."""
     student: str | None
     """Prefix of the trained network."""
     taken: str = "only"
-    """"teacher" or "student": the one that the tool's authors evaluate; "only" where the tool has one network."""
+    """"teacher" or "student", as the tool's authors evaluate; "only" for a tool with a single network."""
     only: str | None = None
-    """Prefix of the network where the tool has one."""
+    """Prefix of the network of a tool with a single network."""
     when: str | None = None
-    """Some name of the file begins so, else the rule does not hold."""
+    """The rule applies only if some name of the file begins so."""
     unless: str | None = None
-    """No name of the file begins so."""
+    """The rule applies only if no name of the file begins so."""
 
 
 RULES = (
@@ -96,7 +96,7 @@ RULES = (
     Rule("a backbone inside a model", None, None, only=r"backbone|encoder"),
     Rule("a plain state dict", None, None, only=r""),
 )  # fmt: skip
-"""In order; the first that holds one of the file's networks decides."""
+"""In order; the first rule that matches a network of the file decides."""
 
 
 @dataclass(frozen=True)
@@ -104,17 +104,17 @@ class Chosen:
     """One network of a file."""
 
     weights: Tensors
-    """Under the tool's names, prefix and wrappers cut."""
+    """Under the tool's names, without prefix and wrappers."""
     prefix: str
-    """What stood before them."""
+    """The prefix that was cut."""
     tool: str
-    """Whose rule it is."""
+    """The tool of the rule."""
     note: str
-    """Which network it is and by which rule, for the person who gave the file; "" for a plain file."""
+    """The network and the rule that chose it, for the user; "" for a plain file."""
 
 
 class NoNetworkError(ValueError):
-    """A file without a network that is known, or without the one that was asked for."""
+    """A file without a known network, or without the requested network."""
 
 
 def choose_network(content: Any, network: str, anchors: Iterable[str] = ()) -> Chosen:
@@ -122,11 +122,12 @@ def choose_network(content: Any, network: str, anchors: Iterable[str] = ()) -> C
 
     Args:
         content: state dict, or dicts of dicts with a state dict somewhere inside.
-        network: "auto" (the one that the tool's authors evaluate), "teacher", "student", or the prefix of its names.
-        anchors: names of parameters of the network that is expected, beside `ANCHORS`.
+        network: "auto" (the network that the tool's authors evaluate), "teacher", "student", or the prefix of its
+            names.
+        anchors: parameter names of the expected network, in addition to `ANCHORS`.
 
     Raises:
-        NoNetworkError: no network is known by its names, or there is none of this kind.
+        NoNetworkError: no name is of a known network, or there is no network of this kind.
     """
     tensors = tensors_of(content)
     prefixes = _prefixes(tensors, [*ANCHORS, *anchors])
@@ -175,19 +176,19 @@ def _chosen(tensors: Tensors, prefixes: Mapping[str, str], prefix: str, tool: st
 
 
 def _at_the_top(tensors: Tensors) -> Tensors:
-    """Tensors that are in no dict in a dict."""
+    """Tensors outside of nested dicts."""
     return {name: value for name, value in tensors.items() if "/" not in name}
 
 
 def _dotted(tensors: Tensors) -> Tensors:
-    """Names without a dict in a dict are left as they are; of the others the boundary becomes a dot."""
+    """The tensors with the slash of nested dicts replaced by a dot in their names."""
     return {name.replace("/", "."): value for name, value in tensors.items()}
 
 
 def tensors_of(content: Any) -> Tensors:
-    """{name: tensor} of a content, wrappers cut out of the names; a slash stands where a dict was in a dict.
+    """{name: tensor} of a content, without wrappers in the names; a slash joins the keys of nested dicts.
 
-    Entries that hold no network (optimizers, schedules, options) are left out.
+    Entries without a network (optimizers, schedules, options) are skipped.
     """
     result: Tensors = {}
     for name, value in _walk(content, ""):
@@ -211,7 +212,7 @@ def _walk(content: Any, start: str) -> Iterable[tuple[str, Tensor]]:
 
 
 def _prefixes(tensors: Tensors, anchors: Iterable[str]) -> dict[str, str]:
-    """Prefix of each network in the file -> the same without containers and ends."""
+    """Prefix of each network in the file -> the prefix without containers and ends."""
     dotted = _dotted(tensors)
     prefixes: dict[str, str] = {}
     ends = tuple(f".{anchor}" for anchor in anchors)
@@ -239,7 +240,7 @@ def _bare(prefix: str) -> str:
 
 
 def _roles(rule: Rule, tensors: Tensors, prefixes: Mapping[str, str]) -> dict[str, str]:
-    """Which of the file's prefixes are the rule's teacher and student; {} where the rule does not hold."""
+    """The file's prefixes for the rule's teacher and student; {} if the rule does not apply."""
     names = _dotted(tensors)
     if rule.when is not None and not any(re.match(rule.when, name) for name in names):
         return {}

@@ -30,11 +30,11 @@ __all__ = ["Backbone", "Features", "build_module", "load_backbone"]
 
 
 HUBS = {"timm": "", "hf-hub": "hf-hub:", "hf_hub": "hf-hub:"}
-"""Prefix of a name -> what timm calls the place of its weights."""
+"""Prefix of a name -> timm's prefix for the source of weights."""
 
 
 def split_name(spec: str) -> tuple[str, str]:
-    """A name of a network that is no file: ("random", "timm" or "hf-hub", NAME); ("", "") for a path."""
+    """Split a network's name: ("random", "timm" or "hf-hub", NAME); ("", "") for a path."""
     kind, _, name = str(spec).partition(":")
     return (kind.replace("_", "-"), name) if name and (kind == "random" or kind in HUBS) else ("", "")
 
@@ -60,10 +60,10 @@ def load_backbone(
             pretrained weights, the only case that downloads; `random:NAME` for random weights.
         arch: overrides the architecture inferred from a file.
         seed: of random weights; unused otherwise.
-        network: which network of a file that holds several: "auto" (the one that the tool's authors evaluate),
-            "teacher", "student", or the prefix of its names.
-        heads: attention heads, where a file does not say them.
-        positions: which rule resamples a file's position table: "official" or "hf" (see `load_file`).
+        network: for files with several networks: "auto" (the network that the tool's authors evaluate), "teacher",
+            "student", or the prefix of its names.
+        heads: attention heads, if a file does not state them.
+        positions: rule that resamples a file's position table: "official" or "hf" (see `load_file`).
 
     Raises:
         FileNotFoundError: no such file.
@@ -103,7 +103,7 @@ def load_backbone(
 
 
 def _pixel_statistics(metadata: dict[str, Any], key: str, default: Triple, spec: str) -> Triple:
-    """What a fine-tuned file says of the pixels that its body expects; CheckpointError where that cannot be."""
+    """Pixel statistics from a fine-tuned file's metadata; CheckpointError for impossible values."""
     values = metadata.get(key, default)
     numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
     if not numbers or len(values) != 3 or not all(abs(value) <= 1 and (key == "mean" or value > 0) for value in values):
@@ -112,15 +112,15 @@ def _pixel_statistics(metadata: dict[str, Any], key: str, default: Triple, spec:
 
 
 def _with_heads(name: str, heads: int | None) -> str:
-    """The name with the heads that the user gave: the same weights give other features, which are kept by name."""
+    """The name with the user's heads: they change the features, and caches know features by name."""
     return name if heads is None else f"{name}_heads{heads}"
 
 
 def transformers_weights(name: str) -> Path | None:
-    """The weights file of a model of transformers on the Hugging Face hub, its configs beside it; None for timm's.
+    """The weights file of a transformers model from the Hugging Face hub, next to its configs; None for timm's models.
 
     Args:
-        name: OWNER/NAME, and @REVISION where it is not the newest.
+        name: OWNER/NAME, with @REVISION for another revision than the newest.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
@@ -141,7 +141,7 @@ def transformers_weights(name: str) -> Path | None:
         except EntryNotFoundError:
             return fetched("pytorch_model.bin")
     except (OSError, ValueError, HfHubHTTPError):
-        return None  # timm's own attempt says what is wrong
+        return None  # timm's own attempt explains the error
 
 
 def _pretrained(name: str, spec: str) -> Backbone:
@@ -150,7 +150,7 @@ def _pretrained(name: str, spec: str) -> Backbone:
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{spec}: its pretrained weights could not be had ({reason}). Check the name and the network, "
+            f"{spec}: its pretrained weights could not be loaded ({reason}). Check the name and the network, "
             f"or write random:{name} if random weights are what you want."
         ) from error
     facts: Any = module.pretrained_cfg
@@ -161,7 +161,7 @@ def _pretrained(name: str, spec: str) -> Backbone:
 
 
 def with_dino_positions(module: VisionTransformer, spec: str) -> DinoViT:
-    """The same weights in our body: DINO and DINOv2 numbers need their own position interpolation."""
+    """The same weights as a `DinoViT`: DINO's and DINOv2's numbers need their position interpolation."""
     weights = module.state_dict()
     body = rebuild({"body": "vit", **vars(infer_vit_shape(weights, spec))})
     weights = to_our_names(weights)

@@ -1,4 +1,4 @@
-"""How tools spell the parameters of the same network, as data; and the parts of a file that are no backbone."""
+"""Tables of parameter names: the spelling of each tool, and the parts of a file outside of the backbone."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -59,7 +59,7 @@ RESNET_PARTS = (
     (r"1\.(\w+)", r"bn1.\1"),
     *((rf"{index}\.(.*)", rf"layer{index - 3}.\1") for index in (4, 5, 6, 7)),
 )
-"""A ResNet as a list of its parts, as lightly's examples build it."""
+"""A ResNet as a list of its parts, as in lightly's examples."""
 
 DINO = (
     # DINOv2 trains in chunks, "blocks.<chunk>.<block>."; block numbers are global. (MobileNet's "blocks.0.0.bn1" stay.)
@@ -93,12 +93,12 @@ def to_published_names(weights: Mapping[str, Tensor]) -> Tensors:
 
 
 def without_heads(weights: Mapping[str, Tensor], own: Collection[str] = ()) -> Tensors:
-    """The backbone's weights alone; names of `own` are the backbone's whatever they look like (SAM has a `neck`)."""
+    """The backbone's weights only. Names in `own` always belong to the backbone (SAM has a `neck`)."""
     return {name: value for name, value in weights.items() if name in own or not NOT_BACKBONE.fullmatch(name)}
 
 
 def _renamed(name: str, renames: tuple[tuple[str, str], ...]) -> str:
-    """The name after every rename that fits it, in order."""
+    """The name after all matching renames, in order."""
     for pattern, new in renames:
         match = re.fullmatch(pattern, name)
         if match is not None:
@@ -107,7 +107,7 @@ def _renamed(name: str, renames: tuple[tuple[str, str], ...]) -> str:
 
 
 def _join_projections(weights: Tensors) -> Tensors:
-    """Queries, keys and values as one projection; a bias that is left out (DINOv3's keys) is 0."""
+    """Queries, keys and values as one projection; a missing bias (DINOv3's keys) is 0."""
     joined = {}
     for name, value in weights.items():
         stem, part, kind = name.rpartition(".q.")[0], ".attn.q." in name, name.rpartition(".")[2]

@@ -1,8 +1,8 @@
-"""What a family of networks must offer to be measured: the protocol of `Backbone`'s readers.
+"""The protocol of readers: a family of networks implements it to be measured.
 
 A family is one file (vit.py, eva.py, stages.py), with one entry in `backbone.READERS`.
 
-Shapes: B images, h x w patch grid, C channels, L layers that were asked for.
+Shapes: B images, h x w patch grid, C channels, L requested layers.
 """
 
 from collections.abc import Sequence
@@ -12,23 +12,23 @@ from torch import Tensor, nn
 
 Kind = Literal["patches", "cls", "keys", "queries", "values", "attention"]
 KINDS: frozenset[str] = frozenset(get_args(Kind))
-"""All that a reader may offer; `Features` describes each."""
+"""All kinds of features; `Features` describes each."""
 
 
 class Reader(Protocol):
     """Reads features out of one network.
 
     Attributes:
-        version: goes up with every change of a number that `read` returns; caches compare it.
+        version: raised with every change of a value that `read` returns; caches compare it.
         patch_size: pixels a feature cell spans; image sides are multiples of it.
         embed_dim: channels C of the last layer.
-        depth: number of layers that `layers` can name.
-        num_heads: attention heads of the last layer; 0 where it has no attention.
+        depth: number of layers; `layers` are numbers below it.
+        num_heads: attention heads of the last layer; 0 without attention.
         provides: the kinds of features that `read` can return.
-        uniform_width: whether class tokens and patches of all layers have the same channels and meaning, so that
-            those of several layers may be joined.
-        nonnegative_maps: whether no value of the last map is negative (it ends with a ReLU), so that every product of
-            two patches is positive.
+        uniform_width: whether class tokens and patches have the same channels and meaning in all layers, so that
+            several layers may be joined.
+        nonnegative_maps: whether the last map has no negative value (it ends with a ReLU), so that the product of any
+            two patches is not negative.
     """
 
     version: int
@@ -57,7 +57,7 @@ class Reader(Protocol):
             norm: whether the final norm is applied to patches and class tokens.
 
         Returns:
-            For each wanted kind its tensor, the layers joined along dimension 1 in the order asked.
+            A tensor for each wanted kind, the layers joined along dimension 1 in the requested order.
 
         Raises:
             ValueError: the network does not take images of this size, or has no such feature at such a layer.

@@ -1,4 +1,4 @@
-"""Reads any other network of timm, through timm's own reader of the maps between its layers.
+"""Reads any other timm network, with timm's own access to intermediate maps.
 
 Shapes: B images, h x w cells of the last map, C channels.
 """
@@ -12,28 +12,28 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-PROBE_SIDE = 64  # pixels, or more: the small image that the grid is measured on; many networks cannot take less
+PROBE_SIDE = 64  # pixels; the smallest image to measure the grid on: many networks refuse smaller images
 Size = tuple[int, int]
 REFUSALS = (AssertionError, RuntimeError, ValueError, IndexError, TypeError)
-"""How networks of timm answer an image of a size that they do not take."""
+"""Errors that timm's networks raise for an image size that they do not support."""
 
 
 class Maps(NamedTuple):
-    """What a network gives of some layers."""
+    """Outputs of some layers of a network."""
 
     final: Tensor
     """Its last output."""
     by_layer: dict[int, Tensor]
     """[B, C, h, w] each."""
     prefix: dict[int, Tensor]
-    """[B, P, C] each: tokens that stand for no place; empty for a network without a class token in every layer."""
+    """[B, P, C] each: prefix tokens; empty for a network without a class token in every layer."""
 
 
 class StageReader:
-    """A network of stages or of blocks that timm knows how to interrupt: ResNet, ConvNeXt, Swin, XCiT, BEiT.
+    """A network with stages or blocks of which timm can return intermediate maps: ResNet, ConvNeXt, Swin, XCiT, BEiT.
 
-    The grid is measured on an image, never computed from the network's description. A network of one fixed size is
-    resized by timm where it knows how (BEiT's and Swin's position biases, resampled as their authors do).
+    The grid is measured on an image, never computed from the network's description. timm resizes a network of fixed
+    image size if it can (position biases of BEiT and Swin, resampled as by their authors).
     """
 
     version = 2
@@ -60,11 +60,11 @@ class StageReader:
 
     @staticmethod
     def reads(module: nn.Module) -> bool:
-        """Whether the network is of this family: it is the last resort."""
+        """Whether the network is of this family; used after all other readers."""
         return True
 
     def _measure(self) -> None:
-        """Cell size, channels and sign of the last map, on a small image or, where that fails, one of native size."""
+        """Measure cell size, channels and sign of the last map, on a small image or else on one of native size."""
         side = self.patch_size * max(2, math.ceil(PROBE_SIDE / self.patch_size))
         try:
             last = self._last_map((side, side))
@@ -77,7 +77,7 @@ class StageReader:
         if self.fixed or side != last.shape[-1] * self.patch_size:
             side = self.native[1]
             last = self._last_map(self.native)
-        if side % last.shape[-1]:  # CrossViT (two sizes at once), Inception: cells are no whole pixels
+        if side % last.shape[-1]:  # CrossViT (two sizes at once), Inception: a cell is not a whole number of pixels
             self.provides, self.patch_size, self.fixed = frozenset({"cls"}), 1, False
             return
         self.patch_size = side // last.shape[-1]
@@ -121,7 +121,7 @@ class StageReader:
         return result
 
     def _body_of(self, size: Size, device: torch.device) -> Any:
-        """A copy of the network made for this image size; kept until another size is asked for."""
+        """A copy of the network for this image size, kept until another size is requested."""
         if self.resized is None or self.resized[:2] != (size, device):
             self.resized = None
             body = copy.deepcopy(self.body)
@@ -160,13 +160,13 @@ class StageReader:
         if not self.has_class_token:
             return Maps(final, dict(zip(asked, parts, strict=True)), {})
         maps, tokens = ([part[which] for part in parts] for which in (0, 1))
-        if norm and isinstance(body.norm, nn.Identity):  # a body that pools before its norm
+        if norm and isinstance(body.norm, nn.Identity):  # the network pools before its norm
             maps = [body.fc_norm(part.movedim(1, -1)).movedim(-1, 1) for part in maps]
             tokens = [body.fc_norm(part) for part in tokens]
         return Maps(final, dict(zip(asked, maps, strict=True)), dict(zip(asked, tokens, strict=True)))
 
     def _cls(self, body: Any, layer: int, maps: Maps) -> Tensor:
-        """[B, C]: the class token, else the network's own pooling after the last layer and the mean after others."""
+        """[B, C]: the class token; without one, the network's own pooling (last layer) or the mean (other layers)."""
         if self.has_class_token:
             return maps.prefix[layer][:, 0]
         if layer == self.depth - 1:
@@ -175,9 +175,9 @@ class StageReader:
 
 
 class _MapError(ValueError):
-    """Maps that cannot be used, of an image of a size that the network does take."""
+    """Unusable maps from an image size that the network supports."""
 
 
 def parameters_of(body: nn.Module, method: str) -> Sequence[str]:
-    """Names that a method takes; none where there is no such method."""
+    """Parameter names of a method; empty if there is no such method."""
     return list(inspect.signature(getattr(body, method)).parameters) if hasattr(body, method) else []

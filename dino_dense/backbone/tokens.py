@@ -1,4 +1,4 @@
-"""What plain transformers have in common: one row of tokens from the first block to the last.
+"""The shared reader of plain transformers, which pass one sequence of tokens from the first block to the last.
 
 Shapes: B images, h x w patch grid, N = h*w patches, P prefix tokens (class token, then registers), C channels,
 c channels of a head.
@@ -17,9 +17,9 @@ ATTENTION_KINDS = frozenset({"keys", "queries", "values", "attention"})
 
 
 class Projections(NamedTuple):
-    """Queries, keys and values as the layer's projection gives them, [B, heads, P+N, c] each.
+    """Queries, keys and values from the layer's projection, [B, heads, P+N, c] each.
 
-    Before a norm of queries and keys, and before rotary positions.
+    They precede the norms of queries and keys, and rotary positions.
     """
 
     queries: Tensor
@@ -28,10 +28,10 @@ class Projections(NamedTuple):
 
 
 class TokenReader:
-    """Reads a transformer of timm whose blocks pass one row of tokens on.
+    """Reads a timm transformer with one sequence of tokens through all blocks.
 
-    A family says how tokens begin (`embed`), how one block is called (`call`), how its attention projects its input
-    (`project`), and what of that enters the dot product (`compared`).
+    A family defines the first tokens (`embed`), the call of a block (`call`), the projections of its attention
+    (`project`), and the queries and keys of the dot product (`compared`).
     """
 
     version = 1
@@ -60,7 +60,7 @@ class TokenReader:
         raise NotImplementedError
 
     def embed(self, x: Tensor) -> tuple[Tensor, Any]:
-        """Images [B, 3, H, W] -> the tokens [B, P+N, C] that enter the first block, and what `call` needs beside."""
+        """Images [B, 3, H, W] -> the tokens [B, P+N, C] that enter the first block, and a further input of `call`."""
         raise NotImplementedError
 
     def call(self, index: int, tokens: Tensor, beside: Any) -> Tensor:
@@ -98,7 +98,7 @@ class TokenReader:
         grid: tuple[int, int],
         norm: bool,
     ) -> dict[str, Tensor]:
-        """Features of one layer, from the tokens that leave it and the inputs of its attention."""
+        """Features of one layer, from its output tokens and the inputs of its attention."""
         result = {}
         if want & ATTENTION_KINDS:
             result = self._of_attention(self.body.blocks[index].attn, *inputs[0], want, grid)
@@ -110,12 +110,12 @@ class TokenReader:
         return result
 
     def final_norm(self, tokens: Tensor) -> Tensor:
-        """The norm after the last block. A body that pools before its norm keeps the norm in `fc_norm`."""
+        """The norm after the last block; in `fc_norm` if the network pools before its norm."""
         body = self.body
         return body.norm(tokens) if not isinstance(body.norm, nn.Identity) else body.fc_norm(tokens)
 
     def _pooled(self, tokens: Tensor, index: int, norm: bool) -> Tensor:
-        """[B, C] of the tokens that leave a block of a body without class token: its own pooling, or the mean."""
+        """[B, C] for a network without class token: its own pooling after the last block, the mean after others."""
         body = self.body
         if not norm:
             return tokens[:, self.prefix :].mean(1)
@@ -147,9 +147,9 @@ def heads_of(x: Tensor, heads: int) -> Tensor:
 
 @contextmanager
 def inputs_of(layer: nn.Module | None) -> Iterator[list[tuple[Tensor, dict[str, Any]]]]:
-    """Collects the input and the named arguments of a layer's calls in this thread.
+    """Record the input and the keyword arguments of a layer's calls in this thread.
 
-    So the layer's input need not be computed again, whatever its block does before (a norm, nothing, ...).
+    The layer's input then need not be recomputed, whatever its block does first (a norm, nothing, ...).
     """
     inputs: list[tuple[Tensor, dict[str, Any]]] = []
     if layer is None:
@@ -169,7 +169,7 @@ def inputs_of(layer: nn.Module | None) -> Iterator[list[tuple[Tensor, dict[str, 
 
 
 def measured_patch(patch_embed: Any) -> int:
-    """Pixels a token spans, measured on an empty image: names and attributes of stems with convolutions mislead.
+    """Side of a token in pixels, measured on an empty image: attributes of convolutional stems can mislead.
 
     Raises:
         ValueError: the tokens form no square grid of whole pixels.

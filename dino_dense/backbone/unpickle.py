@@ -1,8 +1,8 @@
-"""Tensors out of a `.pth` file that somebody else wrote, without running a line of theirs.
+"""Read the tensors of an untrusted `.pth` file without running its code.
 
-PyTorch's restricted reader comes first. Where a trainer stored more (NumPy scalars, paths, dates, whole modules), the
-file is read again with every class and function that is not a tensor's replaced by an empty stand-in, which keeps what
-it was given and does nothing.
+PyTorch's restricted reader comes first. If a trainer stored more than tensors (NumPy scalars, paths, dates, whole
+modules), the file is read again: every other class and function is replaced by a stand-in, an object that only keeps
+its state.
 """
 
 import argparse
@@ -24,25 +24,25 @@ from dino_dense.checkpoint import CheckpointError, first_line
 
 
 class StandIn:
-    """In place of an object of any other class; subclasses have its name. Keeps its state, does nothing."""
+    """Replaces an object of any other class; subclasses have the class's name. Keeps its state, does nothing."""
 
     state: Any = None
-    """What the pickle would have put into the object."""
+    """The state that the pickle gives to the object."""
 
     def __new__(cls, *_: Any, **__: Any) -> "StandIn":
         return object.__new__(cls)
 
     def __init__(self, *_: Any, **__: Any) -> None:
-        """Takes what the class would take."""
+        """Accepts any arguments."""
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
     def __setitem__(self, *_: Any) -> None:
-        """An entry of a dict of another class: left out."""
+        """Ignores an entry of a dict subclass."""
 
     def append(self, *_: Any) -> None:
-        """An item of a list or set of another class: left out."""
+        """Ignores an item of a list or set subclass."""
 
     extend = add = update = append
 
@@ -55,22 +55,22 @@ class StandIn:
 
 @dataclass(frozen=True)
 class Unpickled:
-    """What a `.pth` file holds."""
+    """The content of a `.pth` file."""
 
     content: Any
     """Tensors and plain containers; a `StandIn` for each object of another class."""
     objects: tuple[str, ...] = ()
-    """Module and name of each class and function that a stand-in took the place of, in the order of the file."""
+    """Module and name of each class and function that a stand-in replaces, in the order of the file."""
 
 
 def read_pickled(path: Path) -> Unpickled:
     """The content of a `.pth` file.
 
     Raises:
-        CheckpointError: no checkpoint, or damaged.
+        CheckpointError: the file is no checkpoint, or is damaged.
     """
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # DINO's files hold one
+        with torch.serialization.safe_globals([argparse.Namespace]):  # in DINO's files
             return Unpickled(torch.load(path, map_location="cpu", weights_only=True))
     except (pickle.UnpicklingError, UnicodeDecodeError, AttributeError, TypeError) as error:
         return _read_tensors_only(path, error)
@@ -84,7 +84,7 @@ def read_pickled(path: Path) -> Unpickled:
 
 @contextmanager
 def objects_named(path: Path, objects: Sequence[str]) -> Iterator[None]:
-    """A CheckpointError of the block also names a Python object of the file that was not rebuilt."""
+    """Add the name of a Python object that was not rebuilt to a CheckpointError of the block."""
     try:
         yield
     except CheckpointError as error:
@@ -118,23 +118,23 @@ def _read_tensors_only(path: Path, refusal: Exception) -> Unpickled:
 
 
 class _NotTorchError(Exception):
-    """A pickle of something else."""
+    """A pickle that is no PyTorch checkpoint."""
 
 
 @dataclass(frozen=True)
 class _Storage:
-    """Numbers of a tensor in a row."""
+    """The flat values of tensors."""
 
     values: Tensor
 
 
 class _TensorsOnly(pickle.Unpickler):
-    """Builds tensors, dicts and lists; for all else stand-ins, so that no code of the file's author runs.
+    """Builds tensors, dicts and lists, and stand-ins for all else, so that no code of the file's author runs.
 
     Args:
-        file: of the pickle.
-        storage: (key, dtype, count) -> the numbers of that storage.
-        objects: takes the names of what a stand-in is used for.
+        file: the open pickle.
+        storage: (key, dtype, count) -> the values of the storage.
+        objects: receives the names of the replaced classes and functions.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class _TensorsOnly(pickle.Unpickler):
         self.storage, self.objects = storage, objects
 
     def find_class(self, module: str, name: str) -> Any:
-        """A function or class of ours for what a tensor is made of, else a stand-in of its own."""
+        """Our function or class for the parts of a tensor, else a new stand-in class."""
         known = _KNOWN.get((module, name))
         if known is not None:
             return known
@@ -160,14 +160,14 @@ class _TensorsOnly(pickle.Unpickler):
         return type(name, (StandIn,), {})
 
     def persistent_load(self, pid: Any) -> _Storage:
-        """A storage, by the reference that torch writes: ("storage", type, key, device, count)."""
+        """The storage of torch's reference ("storage", type, key, device, count)."""
         _, kind, key, _, count = pid[:5]
         dtype = kind if isinstance(kind, torch.dtype) else torch.uint8
         return _Storage(self.storage(str(key), dtype, int(count)))
 
 
 def _dtype_of(storage: str) -> torch.dtype:
-    """float32 for "FloatStorage" and so on; bytes where the storage has no type."""
+    """float32 for "FloatStorage" and so on; uint8 for a storage without type."""
     names = {"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64"}
     names |= {"Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool"}
     return getattr(torch, names.get(storage.removesuffix("Storage"), "uint8"))
@@ -176,7 +176,7 @@ def _dtype_of(storage: str) -> torch.dtype:
 def _rebuild(storage: _Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if offset < 0 or min(stride, default=0) < 0 or (0 not in size and last >= storage.values.numel()):
-        raise ValueError("a tensor reaches beyond its numbers")
+        raise ValueError("a tensor reaches beyond its storage")
     return storage.values.as_strided(tuple(size), tuple(stride), offset)
 
 
@@ -210,7 +210,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
 
 
 def _from_zip(path: Path, objects: list[str]) -> Any:
-    """A file of today: an archive with data.pkl and one entry a storage."""
+    """Read the current format: an archive of data.pkl and one entry for each storage."""
     with zipfile.ZipFile(path) as archive:
         entries = [name for name in archive.namelist() if name.endswith("data.pkl")]
         if len(entries) != 1:
@@ -234,7 +234,7 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 def _from_legacy(path: Path, objects: list[str]) -> Any:
-    """A file as PyTorch wrote before 1.6: pickles in a row, then the storages' numbers in the order of their keys."""
+    """Read the format before PyTorch 1.6: several pickles, then the storages' values in the order of their keys."""
 
     def no_storage(key: str, dtype: torch.dtype, count: int) -> Tensor:
         raise ValueError(f"unexpected storage {key}")
@@ -267,7 +267,7 @@ def _from_legacy(path: Path, objects: list[str]) -> Any:
 
 
 def module_state(module: StandIn) -> dict[str, Tensor]:
-    """The state dict of a whole pickled module, read off its parts; {} for any other object."""
+    """The state dict of a whole pickled module, collected from its parts; {} for any other object."""
     state = module.state if isinstance(module.state, Mapping) else {}
     tensors: dict[str, Tensor] = {}
     for kind in ("_parameters", "_buffers"):

@@ -1,4 +1,4 @@
-"""Reads timm's `VisionTransformer` and all that derive from it: DINO, DINOv2, DeiT, MAE, CLIP, SigLIP."""
+"""Reads timm's `VisionTransformer` and its subclasses: DINO, DINOv2, DeiT, MAE, CLIP, SigLIP."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from dino_dense.backbone.tokens import Projections, TokenReader, heads_of
 
 
 class VitReader(TokenReader):
-    """A vision transformer whose positions are added to the tokens before the first block."""
+    """A vision transformer that adds positions to the tokens before the first block."""
 
     @staticmethod
     def reads(module: nn.Module) -> bool:
@@ -40,5 +40,5 @@ class VitReader(TokenReader):
         return Projections(*(heads_of(part, attention.num_heads) for part in attention.qkv(x).chunk(3, dim=-1)))
 
     def compared(self, attention: Any, queries: Tensor, keys: Tensor, _: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Queries and keys as they enter the dot product: after their norms, where the body has them."""
+        """Queries and keys of the dot product: after their norms, if the network has them."""
         return attention.q_norm(queries), attention.k_norm(keys)

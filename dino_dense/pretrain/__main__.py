@@ -1,4 +1,4 @@
-"""Train a DINO backbone on a folder of images or videos; without --data, on images that it renders itself."""
+"""Train a DINO backbone on a folder of images or videos; without --data, on rendered images."""
 
 import signal
 
@@ -15,8 +15,8 @@ def main() -> int:
     """Parse, build, train.
 
     Returns:
-        The exit status: 0, also where SIGTERM ended the run early, as on a pre-empted machine: it is saved, and the
-        last line says how to go on. 128 + the number of any other signal.
+        The exit status: 0, also after an early end by SIGTERM (a preempted machine): the run is saved, and the last
+        line says how to resume. 128 + the number of any other signal.
     """
     config_type = objectives.with_options(PretrainConfig)
     config = command_line.parse(config_type, prog="python -m dino_dense.pretrain", description=__doc__ or "")

@@ -1,4 +1,4 @@
-"""A frozen network whose patch tokens the student's are compared with: the start of a run, or a file."""
+"""A frozen reference network for the student's patch tokens: the run's first weights, or a checkpoint."""
 
 import copy
 from typing import Any
@@ -10,18 +10,18 @@ from dino_dense.backbone.load import load_backbone
 from dino_dense.pretrain.objective import Views
 
 START = "start"
-"""Name of the run's own first weights."""
+"""Source name for the run's first weights."""
 
 
 class Anchor(nn.Module):
-    """Gives the patch tokens [2*b, N, D] of the global crops, without gradient; the grid is the student's.
+    """Returns patch tokens [2*b, N, D] of the global crops, without gradient, on the student's grid.
 
     Args:
-        source: start, or a checkpoint that `load_backbone` opens: its D may differ from the student's.
-        teacher: the run's teacher, with the seed's first weights.
+        source: `START`, or a checkpoint for `load_backbone`; its D may differ from the student's.
+        teacher: the run's teacher at its initial weights.
 
     Raises:
-        ValueError: a network without patch tokens. What `load_backbone` raises.
+        ValueError: the network has no patch tokens. Also the errors of `load_backbone`.
     """
 
     def __init__(self, source: str, teacher: nn.Module) -> None:
@@ -32,12 +32,12 @@ class Anchor(nn.Module):
             raise ValueError(f"{source}: its network has no patch tokens to compare with; name a vision transformer.")
 
     def train(self, mode: bool = True) -> "Anchor":
-        """It stays as it is in training, too."""
+        """Stay in evaluation mode."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, views: Views) -> Tensor:
-        """The tokens of `views.crops`."""
+        """Patch tokens of `views.crops`."""
         assert views.crops is not None
         tokens: Tensor = self.backbone.forward_features(views.crops)[:, self.backbone.num_prefix_tokens :]
         expected = views.tokens().shape[1]

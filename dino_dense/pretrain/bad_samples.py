@@ -1,4 +1,4 @@
-"""Pictures that cannot be read: replaced, listed, and counted."""
+"""Unreadable pictures: replaced, listed, and counted."""
 
 import csv
 import io
@@ -16,19 +16,19 @@ FIELDS = ("step", "sample", "replaced_by", "reason")
 
 @dataclass(frozen=True)
 class BadSampleOptions(Options):
-    """Pictures that cannot be read"""
+    """Unreadable pictures"""
 
     on_bad_sample: Literal["skip", "raise"] = "skip"
-    """A picture that cannot be read: skip = another takes its place in the batch, drawn from the seed, and
-    bad_samples.csv lists it; raise = stop. Ours."""
+    """For an unreadable picture: skip = replace it in the batch by a random other picture (drawn from the seed) and
+    list it in bad_samples.csv; raise = stop. Ours."""
     max_bad_samples: float = 0.01
-    """Stop when more than this share of the images is bad. Ours."""
+    """Stop if more than this share of the images is bad. Ours."""
 
     RANGES: ClassVar[Ranges] = {"max_bad_samples": SHARE}
 
 
 class BadSample(NamedTuple):
-    """An image that could not be read, and the one that took its place in the batch."""
+    """An unreadable image, and its replacement in the batch."""
 
     image: int
     """Index into the source."""
@@ -37,18 +37,18 @@ class BadSample(NamedTuple):
 
 
 class BadSamplesError(ValueError):
-    """More bad samples than a run may have."""
+    """More bad samples than the limit of the run."""
 
 
 class BadSamples:
-    """RUN/bad_samples.csv: each bad sample once, with the step that met it first.
+    """RUN/bad_samples.csv: each bad sample once, with the first step that read it.
 
     Args:
         run: the run folder.
-        start_step: optimizer steps already done; what an earlier part of the run met after it is dropped.
+        start_step: optimizer steps already done; later rows of an earlier part of the run are dropped.
         n_images: number of images in the source.
-        most: share of them that may be bad.
-        writes: whether this process is the one that writes the file.
+        most: largest share of bad images.
+        writes: whether this process writes the file.
     """
 
     def __init__(self, run: Path, start_step: int, n_images: int, most: float, *, writes: bool) -> None:
@@ -62,9 +62,10 @@ class BadSamples:
             self._write()
 
     def add(self, found: Sequence[tuple[int, str, str, str]]) -> str | None:
-        """List samples met since the last call, as rows of FIELDS; a line for the user where one is new.
+        """Add the bad samples since the last call, as rows of FIELDS. Returns a warning if there are new ones.
 
-        Raises BadSamplesError when too many are bad.
+        Raises:
+            BadSamplesError: too many images are bad.
         """
         new = [dict(zip(FIELDS, row, strict=True)) for row in sorted(found) if row[1] not in self.rows]
         if not new:

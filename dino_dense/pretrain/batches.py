@@ -25,51 +25,51 @@ from dino_dense.training.seeds import derive_seed
 from dino_dense.training.signals import leave_signals_to_parent
 
 SUBSTITUTES = 16
-"""How many images are tried in the place of a bad one. With 1 % bad, that all of them are is a chance of 1e-32."""
+"""Replacements tried for a bad image. If 1 % of the images are bad, all of them are with probability 1e-32."""
 
 
 class ImageSource(Protocol):
-    """What pretraining reads: any indexable set of pictures."""
+    """An indexable set of pictures to train on."""
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the pictures do: a run is only resumed on the pictures it began with."""
+        """Identifies the pictures: a run resumes only with the same pictures."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Picture: ...
 
     def name(self, index: int) -> str:
-        """What to call a picture in messages."""
+        """Name of a picture in messages."""
 
 
 class MicroBatch(NamedTuple):
-    """One forward's worth of images, on this process."""
+    """The images of one forward pass of this process."""
 
     global_views: Tensor
     """uint8 [2*b, 3, G, G], view-major, channels last in memory."""
     local_views: Tensor
-    """uint8 [n*b, 3, L, L], likewise; empty without local crops."""
+    """uint8 [n*b, 3, L, L], in the same order; empty without local crops."""
     global_looks: Tensor
-    """[2*b, ROW]: the looks to apply on the device (`looks.apply_looks`); [0, ROW] when the loader did."""
+    """[2*b, ROW]: photometric parameters to apply on the device; [0, ROW] if the loader has applied them."""
     local_looks: Tensor
-    """[n*b, ROW] or [0, ROW], likewise."""
+    """[n*b, ROW] or [0, ROW], the same for local views."""
     slots: Tensor
-    """int64 [b]: each image's number in the global batch."""
+    """int64 [b]: each image's slot in the global batch."""
     bad: list[BadSample]
-    """Images that could not be read; others are in their places."""
+    """Unreadable images, which other images have replaced."""
 
 
 def pretraining_plan(n_images: int, config: PretrainConfig, world: World) -> Plan:
-    """The run's plan; ValueError where the pictures do not fill one batch, or the batch does not divide evenly."""
+    """The run's plan; ValueError if the pictures do not fill a batch, or the batch does not divide evenly."""
     return Plan(n_images, config.batch_size, config.epochs, world, config.accumulate, config.seed, config.max_steps)
 
 
 class CropDataset(Dataset[MicroBatch]):
-    """Positions of a micro-batch -> its crops, each written once, into one tensor per resolution.
+    """Maps the positions of a micro-batch to its crops, written directly into one tensor per resolution.
 
-    Crops stay uint8 until they are on the training device: a quarter of the bytes to move between processes.
-    An unreadable picture is replaced, or raises its ValueError or OSError.
+    Crops stay uint8 up to the training device: a quarter of the bytes between processes. An unreadable picture is
+    replaced, or raises its ValueError or OSError.
     """
 
     def __init__(self, images: ImageSource, config: PretrainConfig, hands: Hands | None = None) -> None:
@@ -99,10 +99,10 @@ class CropDataset(Dataset[MicroBatch]):
         )
 
     def _read(self, position: Position, pixels: list[Pixels], bad: list[BadSample]) -> list[View]:
-        """Write the crops of one position; of another image where its own is bad.
+        """Write the crops of one position, from a replacement if its image is bad.
 
-        The image that takes its place, and its crops, are drawn from (seed, epoch, image) alone: the batch keeps its
-        size, and is the same in every process, whatever the workers and after every resume.
+        The replacement and its crops are drawn from (seed, epoch, image) only: the batch keeps its size, and does not
+        depend on workers, processes or resumes.
         """
         epoch, image = position.epoch, position.image
         seed, chosen, reason = derive_seed(streams.CROPS, self.seed, epoch, image), image, ""
@@ -130,7 +130,7 @@ class CropDataset(Dataset[MicroBatch]):
 
 
 def _empty_views(b: int, sizes: list[int]) -> Tensor:
-    """Room for views of one size, uint8 [V, b, S, S, 3]; in a worker it is the memory that the parent will read."""
+    """Empty views of one size, uint8 [V, b, S, S, 3]; in a worker, in memory shared with the parent process."""
     size = max(sizes, default=0)
     shape = (len(sizes), b, size, size, 3)
     if get_worker_info() is None or not math.prod(shape):
@@ -141,10 +141,11 @@ def _empty_views(b: int, sizes: list[int]) -> Tensor:
 def build_loader(
     images: ImageSource, plan: Plan, start_step: int, config: PretrainConfig, workers: int, pin_memory: bool
 ) -> Generator[MicroBatch]:
-    """The micro-batches of the whole run from `start_step` on: the workers never restart between epochs.
+    """The micro-batches from `start_step` to the end of the run. Workers do not restart between epochs.
 
     Raises:
-        LostWorkerError: a worker died. ValueError, OSError: an unreadable picture that is not replaced.
+        LostWorkerError: a worker died.
+        ValueError, OSError: an unreadable picture, with on_bad_sample = raise.
     """
     hands = Hands(workers, images.name, "--num-workers")
     return read_items(
@@ -155,13 +156,12 @@ def build_loader(
         batch_size=None,  # an item is a whole micro-batch
         sampler=PlanSampler(plan, start_step),
         pin_memory=pin_memory,
-        # The loader draws a seed for its workers; nothing here uses it, and the global generator is left
-        # alone.
+        # The loader draws a seed for its workers, which is unused; this keeps the global generator unchanged.
         generator=torch.Generator().manual_seed(config.seed),
     )
 
 
 def set_up_worker(worker: int) -> None:
-    """One thread a worker, as there are many of them; signals are the training process's business."""
+    """Use one thread, since there are many workers; leave signals to the training process."""
     cv2.setNumThreads(0)
     leave_signals_to_parent(worker)

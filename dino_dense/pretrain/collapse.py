@@ -1,4 +1,4 @@
-"""Signs of collapse in the numbers of one step, and their causes."""
+"""Signs of collapse in the logged values of a step, and their causes."""
 
 import math
 from collections.abc import Mapping
@@ -7,8 +7,8 @@ from typing import Literal
 Collapse = Literal["one prototype", "uniform", "idle student", "constant"]
 
 NEAR = 0.01
-"""How near to its limit a value counts as there, as a share of ln K. A stuck loss repeats ln K to 4 digits
-(dinov2 issue 407); healthy runs leave it by far more within the first thousand steps."""
+"""Tolerance around a limit value, as a share of ln K. A stuck loss repeats ln K to 4 digits (dinov2 issue 407);
+healthy runs move away by much more within the first thousand steps."""
 
 CAUSES: dict[Collapse, str] = {
     "one prototype": (
@@ -34,7 +34,7 @@ CAUSES: dict[Collapse, str] = {
 
 
 def diagnose(loss: float, entropy: float, kl: float, out_dim: int) -> Collapse | None:
-    """The kind of collapse that one step's numbers (nats) look like (paper, Sec. 5.3), or None."""
+    """The kind of collapse that the values (nats) of a step indicate (paper, Sec. 5.3), or None."""
     ln_k = math.log(out_dim)
     near = NEAR * ln_k
     if entropy <= near:
@@ -45,11 +45,11 @@ def diagnose(loss: float, entropy: float, kl: float, out_dim: int) -> Collapse |
 
 
 class CollapseWatch:
-    """Warns when the same sign of collapse stays for `window` optimizer steps, once each time that it appears.
+    """Warns once when the same sign of collapse lasts for `window` optimizer steps.
 
     Args:
         out_dim: K.
-        quiet_steps: first steps, when student and teacher are still alike by construction, that do not count.
+        quiet_steps: first steps to ignore: student and teacher are equal at the start.
         window: optimizer steps.
     """
 
@@ -60,7 +60,7 @@ class CollapseWatch:
         self.told = False
 
     def __call__(self, step: int, row: Mapping[str, float]) -> str | None:
-        """The warning that a row of the log gives rise to, in plain words; it has loss, teacher_entropy and kl."""
+        """A warning for a row of the log with loss, teacher_entropy and kl, or None."""
         loss, entropy, kl = row["loss"], row["teacher_entropy"], row["kl"]
         sign = diagnose(loss, entropy, kl, self.out_dim) if step > self.quiet_steps else None
         if sign != self.sign:

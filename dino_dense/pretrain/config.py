@@ -1,4 +1,4 @@
-"""Every setting of a pretraining run, in groups. Defaults are the published main_dino.py's, else the field says so.
+"""All settings of a pretraining run, in groups. Defaults are from the published main_dino.py unless noted.
 
 "main_dino" below is main_dino.py of https://github.com/facebookresearch/dino; "paper" is arXiv 2104.14294.
 """
@@ -21,9 +21,8 @@ from dino_dense.pretrain.options import COUNT, NOT_NEGATIVE, Ranges
 
 FREE_ON_RESUME = frozenset(
     {
-        # Where and how fast the same computation runs, what it prints and when it ends: none changes a step's
-        # mathematics, but for accumulate where there is BatchNorm: its statistics are a micro-batch's.
-        # The pictures are compared by number and names instead of by the path to them.
+        # Device, speed, output and length of the run. None changes the mathematics of a step, except accumulate with
+        # BatchNorm, whose statistics are over a micro-batch. Pictures are compared by number and names, not by path.
         *("data", "out", "resume", "device", "num_workers", "accumulate"),
         *("max_steps", "log_every", "save_every", "keep"),
         *("compile", "pack", "on_bad_sample", "max_bad_samples"),
@@ -51,27 +50,27 @@ class PretrainConfig(
     out: str = "runs/pretrain"
     """Run folder: checkpoints, config.yaml, log.csv, TensorBoard events, loss.png."""
     resume: bool | Literal["auto"] = False
-    """Continue the run in `out` from its last checkpoint, exactly. auto: where there is one, else begin it."""
+    """Continue the run in `out` exactly from its last checkpoint. auto: continue if there is one, else begin."""
     frame_stride: int = 1
-    """Of each video file, use every n-th frame (frames). Ours; 1 = all."""
+    """Use every n-th frame of each video file (frames). Ours; 1 = all."""
     frames_per_video: int | None = None
-    """Of each video file, use this many frames, evenly spaced, instead of every n-th. Ours."""
+    """Use this many evenly spaced frames of each video file, instead of every n-th. Ours."""
     objectives: tuple[str, ...] = ("dino",)
-    """The losses to add up: names of files in dino_dense/pretrain/objectives. Ours."""
+    """Losses to sum: names of files in dino_dense/pretrain/objectives. Ours."""
     seed: int = 0
     """Seed of weights, order, crops and drop path. (main_dino)"""
     device: str = "auto"
-    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
+    """auto (CUDA if available), cpu, cuda or cuda:N."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Autocast type. auto = fp16 with loss scaling on CUDA, as published (main_dino use_fp16), fp32 on the CPU."""
     num_workers: int | None = None
-    """Loader processes per training process. None: 10 (main_dino), at most its share of the CPU cores."""
+    """Loader processes per training process. None: 10 (main_dino), but no more than its share of the CPU cores."""
     log_every: int = 10
     """Optimizer steps between rows of log.csv. (main_dino prints every 10)"""
     save_every: int | None = None
-    """Optimizer steps between checkpoints. None: one at the end of each epoch. (main_dino)"""
+    """Optimizer steps between checkpoints. None: a checkpoint at the end of each epoch. (main_dino)"""
     keep: int = 2
-    """Training states kept: the newest, and older ones for when it cannot be read. Ours."""
+    """Training states to keep: the newest, and older ones in case it is unreadable. Ours."""
 
     RANGES: ClassVar[Ranges] = {
         **dict.fromkeys(("frame_stride", "frames_per_video", "log_every", "save_every", "keep"), COUNT),
@@ -79,7 +78,7 @@ class PretrainConfig(
     }
 
     def check(self) -> None:
-        """Each group's own rules, and the names of device and objectives."""
+        """Check each group's rules, and the names of device and objectives."""
         super().check()
         check_device_name(self.device)
         for name in self.objectives:
@@ -89,6 +88,6 @@ class PretrainConfig(
 
     @property
     def unused(self) -> frozenset[str]:
-        """Fields that steer an objective which is not among the chosen ones."""
+        """Fields of objectives that are not chosen."""
         others = [objectives.get(name).Options for name in objectives.names() if name not in self.objectives]
         return frozenset(field.name for group in others if group for field in fields(group))

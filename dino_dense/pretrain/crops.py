@@ -1,7 +1,7 @@
-"""Multi-crop augmentation: two global views, treated differently, and several local ones (main_dino.py).
+"""Multi-crop augmentation: two global views with different probabilities, and several local views (main_dino.py).
 
-A picture's size is read first, then all views are drawn, and only then is it decoded: at reduced size when no view
-would tell the difference.
+The picture's size is read first, then all views are drawn, and the picture is decoded last: at reduced size if this
+does not change the views noticeably.
 """
 
 import functools
@@ -22,12 +22,12 @@ from dino_dense.pretrain.options import COUNT, NOT_NEGATIVE, SHARE, Ranges
 from dino_dense.pretrain.photometric import Look, PhotometricOptions, apply_look, apply_looks, draw_look
 
 BOX_TRIES = 10
-"""Boxes drawn before the middle of the picture is taken (torchvision's RandomResizedCrop)."""
+"""Boxes drawn before falling back to a center crop (torchvision's RandomResizedCrop)."""
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 """Width / height of a box, drawn uniformly on a logarithmic scale (torchvision's default)."""
 _LOG_RATIOS = tuple(math.log(ratio) for ratio in ASPECT_RATIOS)
 REDUCTION_GAP = 2.0
-"""A picture is decoded at reduced size when every box still has this many times the pixels of its view on each side.
+"""Pictures are decoded at reduced size if the sides of every box keep this many times the pixels of its view.
 Pillow's documentation of `reducing_gap` calls 2.0 close to fair resampling; `benchmarks/crops.py` says how close."""
 
 
@@ -57,7 +57,7 @@ class CropOptions(PhotometricOptions):
 
     @property
     def n_views(self) -> int:
-        """Crops per image: 2 global and the local ones."""
+        """Crops per image: 2 global crops and the local crops."""
         return 2 + self.local_crops_number
 
 
@@ -66,14 +66,14 @@ class Picture(Protocol):
 
     @property
     def reductions(self) -> tuple[int, ...]:
-        """By what its sides can be divided in decoding, ascending from 1."""
+        """Supported divisors of the sides in decoding, ascending from 1."""
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels, undivided."""
 
     def decode(self, reduction: int = 1) -> Pixels:
-        """RGB uint8 [ceil(H / reduction), ceil(W / reduction), 3]; ValueError or OSError when it cannot be read."""
+        """RGB uint8 [ceil(H / reduction), ceil(W / reduction), 3]; ValueError or OSError if unreadable."""
 
 
 class Box(NamedTuple):
@@ -86,7 +86,7 @@ class Box(NamedTuple):
 
 
 class View(NamedTuple):
-    """Everything that is random about a view."""
+    """All random parameters of a view."""
 
     box: Box
     flip: bool
@@ -94,7 +94,7 @@ class View(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """What views of one kind have in common."""
+    """Parameters that all views of a kind share."""
 
     size: int
     scale: tuple[float, float]
@@ -103,9 +103,9 @@ class Kind(NamedTuple):
 
 
 class MultiCrop:
-    """A picture and a seed -> its views, global ones first.
+    """Draws and renders the views of a picture from a seed, global views first.
 
-    All randomness comes from the seed, through a generator of Python's, whose numbers are the same in every version.
+    All randomness comes from the seed, through Python's generator, which is the same in every version.
     """
 
     def __init__(self, config: CropOptions) -> None:
@@ -135,7 +135,7 @@ class MultiCrop:
     def render(self, picture: Picture, views: Sequence[View], into: Sequence[Pixels]) -> None:
         """Write each view's pixels uint8 [S, S, 3] (RGB): decoded, cropped, resized, flipped.
 
-        Looks are applied unless `augment_on` is "device". Raises what the picture's `decode` raises.
+        Photometric changes are applied unless `augment_on` is "device". Raises the errors of the picture's `decode`.
         """
         sizes = [kind.size for kind in self.kinds]
         reduction = allowed_reduction(picture.reductions, [view.box for view in views], sizes)
@@ -154,12 +154,12 @@ class MultiCrop:
 
 
 def draw_box(size: tuple[int, int], scale: tuple[float, float], rng: random.Random) -> Box:
-    """A box as torchvision's RandomResizedCrop.get_params draws it.
+    """A random box, as in torchvision's RandomResizedCrop.get_params.
 
     Args:
         size: (height, width) of the picture.
         scale: range of the box's area, as a share of the picture's, drawn uniformly.
-        rng: where the numbers come from.
+        rng: source of random numbers.
     """
     height, width = size
     for _ in range(BOX_TRIES):
@@ -174,13 +174,13 @@ def draw_box(size: tuple[int, int], scale: tuple[float, float], rng: random.Rand
 
 
 def allowed_reduction(reductions: Sequence[int], boxes: Sequence[Box], sizes: Sequence[int]) -> int:
-    """The largest reduction at which every box still has `REDUCTION_GAP` times its view's size (pixels), or 1."""
+    """The largest reduction with every box at least `REDUCTION_GAP` times its view's size (pixels), or 1."""
     room = min(min(box.height, box.width) / size for box, size in zip(boxes, sizes, strict=True))
     return max((reduction for reduction in reductions if room >= REDUCTION_GAP * reduction), default=1)
 
 
 def reduced_box(box: Box, reduction: int, pixels: Pixels) -> Box:
-    """The box in a picture decoded at reduced size: rounded to its grid, a quarter of a view's pixel at most."""
+    """The box in the reduced picture, rounded to its pixels: an error of at most a quarter of a view's pixel."""
     top, left = round(box.top / reduction), round(box.left / reduction)
     height = min(round(box.height / reduction), pixels.shape[0] - top)
     width = min(round(box.width / reduction), pixels.shape[1] - left)
@@ -190,9 +190,9 @@ def reduced_box(box: Box, reduction: int, pixels: Pixels) -> Box:
 def resize(pixels: Pixels, box: Box, into: Pixels) -> Pixels:
     """A box of uint8 [H, W, 3] -> `into`, uint8 [S, S, 3]: bicubic with antialiasing.
 
-    torch's kernel is what torchvision uses for tensors; but for one value in 10,000 it is at most a level from
-    Pillow's, and on 8-bit pixels several times faster than it or OpenCV's INTER_AREA. This is the call behind
-    `F.interpolate`, which has no place to write to: a new array for every crop would cost a sixth of the time.
+    torchvision uses this torch kernel for tensors. It differs from Pillow's by at most one level, except in one value
+    of 10,000, and is several times faster on 8-bit pixels than Pillow's or OpenCV's INTER_AREA. `F.interpolate` calls
+    the same kernel without an output argument: a new array for every crop would cost a sixth of the time.
     """
     part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
     source, result = (torch.from_numpy(array).permute(2, 0, 1).unsqueeze(0) for array in (part, into))
@@ -202,7 +202,7 @@ def resize(pixels: Pixels, box: Box, into: Pixels) -> Pixels:
 
 
 def prepare(views: Tensor, looks: Tensor) -> Tensor:
-    """uint8 [N, 3, S, S] with their looks still to be applied [N, ROW], or [0, ROW] -> float32, normalized."""
+    """uint8 [N, 3, S, S], and photometric parameters [N, ROW] to apply (or [0, ROW]) -> float32, normalized."""
     return normalize(apply_looks(views, looks) if len(looks) else views)
 
 
@@ -214,6 +214,6 @@ def normalize(views: Tensor) -> Tensor:
 
 @functools.lru_cache
 def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """ImageNet's mean and standard deviation [3, 1, 1]: copied to a device once, as each copy waits for the device."""
+    """ImageNet's mean and standard deviation [3, 1, 1]; copied to a device once, since each copy waits for the device."""
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return mean, std

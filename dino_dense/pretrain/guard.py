@@ -1,4 +1,4 @@
-"""Judges the steps of a run: numbers that are not finite stop it or skip the step, unreadable pictures are listed."""
+"""Checks the steps of a run: non-finite values stop the run or skip the step, unreadable pictures are listed."""
 
 import json
 import sys
@@ -22,20 +22,20 @@ from dino_dense.training.gradients import DivergedError
 from dino_dense.training.plan import Plan
 
 DUMP_FILE = "not_finite.safetensors"
-"""The training state when a step was found not to be finite: it may be some steps later."""
+"""The training state when a non-finite step is noticed, which may be some steps later."""
 MOST_SKIPPED = 10
-"""Steps in a row that may be skipped: more are no accident of a batch."""
+"""Steps that may be skipped in a row: a single bad batch does not explain more."""
 
 
 class Guard:
-    """Every process makes the same calls; the main process writes.
+    """Checks steps. Every process makes the same calls; the main process writes.
 
     Args:
-        config, images, plan, world: of the run.
-        stepper: whose state is looked at.
+        config, images, plan, world: the run's.
+        stepper: its state is checked.
         start_step: optimizer steps already done.
 
-    Raises (in its methods): DivergedError, BadSamplesError.
+    Methods raise DivergedError and BadSamplesError.
     """
 
     def __init__(
@@ -50,20 +50,20 @@ class Guard:
         self.run, self.config, self.images, self.plan = Path(config.out), config, images, plan
         self.world, self.stepper = world, stepper
         self.step = start_step
-        """Optimizer steps done, the skipped ones too."""
+        """Optimizer steps done, including skipped steps."""
         most = config.max_bad_samples
         self.bad_samples = BadSamples(self.run, start_step, len(images), most, writes=world.is_main)
         self.bad: list[BadSample] = []
-        """Met since the last look."""
+        """Bad samples since the last check."""
         self.unchecked: list[tuple[int, Tensor]] = []
-        """Steps, and what must be finite of each, since the last look, which waits for the device."""
+        """Steps since the last check, with the values that must be finite. A check waits for the device."""
         self.skipped = 0
-        """Steps in a row that were not finite and were skipped."""
+        """Steps skipped in a row."""
 
     def skips(self, number: int, measured: Measured) -> bool:
-        """Whether step `number` (0-based) is to change nothing, since its loss or gradient is not finite.
+        """Whether to skip step `number` (0-based) because its loss or gradient is not finite.
 
-        It is then reported; one too many in a row stops the run.
+        A skipped step is reported. More than `MOST_SKIPPED` in a row stop the run.
         """
         if self.config.on_not_finite != "skip":
             return False
@@ -79,14 +79,14 @@ class Guard:
         return True
 
     def note(self, measured: Measured, micro_batches: Sequence[MicroBatch]) -> None:
-        """Remember a step that was just done for the next look."""
+        """Record a finished step for the next check."""
         self.step += 1
         self.bad += [bad for batch in micro_batches for bad in batch.bad]
         if not self.skipped:
             self.unchecked.append((self.step, self._must_be_finite(measured)))
 
     def look(self) -> str | None:
-        """Look at all steps since the last look, all processes together; a line for the user about bad pictures."""
+        """Check all steps since the last check, in all processes together. Returns a warning about bad pictures."""
         if self.unchecked:
             steps, totals = zip(*self.unchecked, strict=True)
             means = distributed.all_reduce_mean(torch.stack(totals))
@@ -102,7 +102,7 @@ class Guard:
         return self.bad_samples.add(rows) if rows else None
 
     def check_weights(self) -> None:
-        """Weights that are not finite are not to be saved."""
+        """Stop the run if weights are not finite, before they are saved."""
         if self._not_finite_weights():
             self._stop(self.step, [], "some weights are")
 
@@ -119,7 +119,7 @@ class Guard:
         return [name for (name, _), fine in zip(weights, finite, strict=True) if not fine]
 
     def _report(self, step: int, losses: list[float]) -> Path:
-        """RUN/not_finite-STEP.json: what is known of a step; and the state as it is."""
+        """Write RUN/not_finite-STEP.json with the step's values and files, and the training state."""
         path = self.run / f"not_finite-{step}.json"
         names = [self.images.name(image) for image in self.plan.images(step - 1)]
         schedules = self.stepper.schedules
@@ -143,7 +143,7 @@ class Guard:
         report = self._report(step, losses)
         raise DivergedError(
             f"{self.run}: stopped, {subject} not finite since step {step}. "
-            + (f"The last checkpoint, {kept}, is from before and kept. " if kept.exists() else "")
+            + (f"The last checkpoint, {kept}, is from before that step. " if kept.exists() else "")
             + f"{report} lists the files of that batch, {DUMP_FILE} is the state. "
             "Try --dtype fp32, a lower --lr, a longer --warmup-epochs, or a smaller --clip-grad."
         )

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 INIT_STD = 0.02
-"""Standard deviation of the truncated normal that initializes the MLP (vision_transformer.py of the published
-code)."""
+"""Standard deviation of the truncated normal that initializes the MLP (published vision_transformer.py)."""
 
 
 class WeightNormLinear(nn.Module):
@@ -22,8 +21,8 @@ class WeightNormLinear(nn.Module):
         super().__init__()
         self.weight_g = nn.Parameter(torch.ones(out_dim, 1), requires_grad=train_norm)
         self.weight_v = nn.Parameter(torch.empty(out_dim, in_dim))
-        # nn.Linear's own initialization, which the published last layer keeps: it sets the length of v, and
-        # with it how fast gradient steps turn the rows.
+        # As published: nn.Linear's own initialization. It sets the length of v, and so how fast gradient steps rotate
+        # the rows.
         nn.init.kaiming_uniform_(self.weight_v, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Block masks over the patches of a crop (BEiT, arXiv 2106.08254, alg. 1), as iBOT, DINOv2 and DINOv3 draw them.
+"""Block masks over the patches of a crop (BEiT, arXiv 2106.08254, alg. 1), as in iBOT, DINOv2 and DINOv3.
 
 Shapes: a crop has h x w patches; n crops in the whole batch.
 """
@@ -22,7 +22,7 @@ Mask = npt.NDArray[np.bool_]
 ASPECT = (0.3, 1 / 0.3)
 """Height / width of a block, drawn uniformly on a logarithmic scale (all three)."""
 TRIES = 10
-"""Blocks tried before the mask is left as it is (all three)."""
+"""Failed blocks in a row before the mask is accepted as it is (all three)."""
 SMALLEST = 4
 """Patches of the smallest block, before rounding (DINOv2, DINOv3)."""
 
@@ -30,12 +30,12 @@ SMALLEST = 4
 def block_mask(
     grid: tuple[int, int], count: float, rng: random.Random, *, smallest: int = SMALLEST, largest: float = math.inf
 ) -> Mask:
-    """Blocks until `count` patches are masked, or `TRIES` blocks in a row add none: bool [h, w], at most `count` true.
+    """Blocks, until `count` patches are masked or `TRIES` blocks in a row add none: bool [h, w], at most `count` true.
 
     Args:
         grid: (h, w).
         count: patches to mask.
-        rng: where the numbers come from.
+        rng: source of random numbers.
         smallest, largest: patches of a block before its sides are rounded. iBOT: (min(h, w) // 3)² and no limit.
     """
     mask = np.zeros(grid, dtype=bool)
@@ -49,7 +49,7 @@ def block_mask(
 
 
 def _add_block(mask: Mask, most: float, smallest: int, rng: random.Random) -> int:
-    """Mask a block that adds from 1 to `most` patches; how many, 0 after `TRIES` that do not fit."""
+    """Mask a block that adds 1 to `most` patches. Returns their number; 0 after `TRIES` blocks that do not fit."""
     h, w = mask.shape
     for _ in range(TRIES):
         area = rng.uniform(smallest, most)
@@ -67,7 +67,7 @@ def _add_block(mask: Mask, most: float, smallest: int, rng: random.Random) -> in
 
 
 def fill_up(mask: Mask, count: int, rng: random.Random) -> Mask:
-    """The mask with random patches added until there are `count` (DINOv3)."""
+    """The mask, with random patches added up to `count` (DINOv3)."""
     flat = mask.flatten()
     free = np.flatnonzero(~flat).tolist()
     flat[rng.sample(free, max(0, count - int(flat.sum())))] = True
@@ -75,31 +75,31 @@ def fill_up(mask: Mask, count: int, rng: random.Random) -> Mask:
 
 
 def random_mask(grid: tuple[int, int], count: int, rng: random.Random) -> Mask:
-    """`count` patches anywhere: bool [h, w] (iBOT, --pred_shape rand)."""
+    """`count` random patches: bool [h, w] (iBOT, --pred_shape rand)."""
     return fill_up(np.zeros(grid, dtype=bool), count, rng)
 
 
 @dataclass(frozen=True)
 class BatchMasks:
-    """The masks of all global crops of a step, a function of (seed, step), whatever the split of the batch.
+    """The masks of all global crops of a step: a function of (seed, step), independent of the split of the batch.
 
-    A share of the crops is masked, drawn at random among all views; their ratios are spread over the range, one in
-    each of as many equal strata (DINOv2, data/collate.py).
+    A random share of the crops is masked. The range of ratios is divided into equal strata, one for each masked crop
+    (DINOv2, data/collate.py).
     """
 
     grid: tuple[int, int]
     n_crops: int
     share: float
-    """Of the crops, masked."""
+    """Share of the crops that are masked."""
     ratios: tuple[float, float]
-    """Range of the masked share of a masked crop's patches."""
+    """Range of the share of masked patches in a masked crop."""
     style: Literal["dinov2", "dinov3"]
-    """dinov2: a uniform draw within the stratum, and the blocks alone; dinov3: the stratum's upper end, and random
-    patches beside the blocks until it is reached."""
+    """dinov2: a uniform ratio within the stratum, blocks only; dinov3: the upper end of the stratum, blocks filled up
+    with random patches."""
     seed: int
 
     def counts(self, step: int) -> list[int]:
-        """Patches to mask of each crop, 0 for one that is whole."""
+        """Number of patches to mask in each crop; 0 for an unmasked crop."""
         masked, patches = int(self.n_crops * self.share), math.prod(self.grid)
         edges = np.linspace(*self.ratios, masked + 1)
         rng = random.Random(derive_seed(streams.MASKS, self.seed, step))
@@ -112,7 +112,7 @@ class BatchMasks:
         return [counts[number] for number in order.tolist()]
 
     def draw(self, step: int, crops: list[int]) -> Tensor:
-        """The masks of these crops (numbers in [0, n)): bool [len(crops), h * w]."""
+        """The masks of these crops (indices in [0, n)): bool [len(crops), h * w]."""
         counts = self.counts(step)
         masks = [self._mask(counts[crop], step, crop) for crop in crops]
         return torch.from_numpy(np.stack(masks)).flatten(1)

@@ -1,4 +1,4 @@
-"""The reports of a run to its user: a CSV, TensorBoard events, a progress bar, a loss curve, and warnings."""
+"""Progress of a run for its user: a CSV log, TensorBoard events, a progress bar, a loss curve, and warnings."""
 
 import csv
 import io
@@ -23,53 +23,53 @@ from dino_dense.progress import progress
 
 LOG_FILE, CURVE_FILE, EVENTS_FOLDER = "log.csv", "loss.png", "tensorboard"
 LABELS = {"teacher_entropy": "teacher entropy", "kl": "KL(teacher, student)"}
-"""Columns in nats that the picture of the loss shows too -> their labels."""
+"""Columns in nats that the loss curve shows too -> their labels."""
 
 
 COLUMNS_BEFORE = ("step", "epoch", "loss", "lr", "wd", "momentum")
-"""Of log.csv: optimizer steps done, from 1; passes over the data done; the weighted sum of the objectives; learning
-rate; weight decay; momentum of the teacher. Then come the columns of the objectives."""
+"""First columns of log.csv: optimizer steps done, from 1; passes over the data done; the weighted sum of objectives;
+learning rate; weight decay; momentum of the teacher. The columns of the objectives follow."""
 COLUMNS_AFTER = (
     *("feature_std", "top_eigenvalue_share", "effective_rank"),
     *("images_per_s", "grad_norm", "seconds"),
 )
-"""The spread of the teacher's features (`feature_spectrum`); images per second since the last row, over all processes;
-global L2 norm of the gradient before clipping; training time so far, over all parts of a resumed run."""
+"""Last columns: the spectrum of the teacher's features (`feature_spectrum`); images per second since the last row, over
+all processes; global L2 norm of the gradient before clipping; training time, over all parts of a resumed run."""
 
 
 def feature_spectrum(features: Tensor) -> tuple[float, float, float]:
     """Spread, top eigenvalue share and effective rank of features [N, C].
 
-    Spread: standard deviation per channel of the L2-normalized features, averaged and multiplied by √C, so
-    that features spread evenly over the sphere give 1 (SimSiam, arXiv 2011.10566, Sec. 4.1). Effective rank:
-    exp of the entropy of the covariance's normalized eigenvalues (Roy & Vetterli, EUSIPCO 2007). Constant
-    features: (0, 1, 1). Features that are not finite: NaN.
+    Spread: standard deviation per channel of the L2-normalized features, averaged and multiplied by √C; 1 for features
+    spread evenly over the sphere (SimSiam, arXiv 2011.10566, Sec. 4.1). Effective rank: exp of the entropy of the
+    covariance's normalized eigenvalues (Roy & Vetterli, EUSIPCO 2007). Constant features give (0, 1, 1), features
+    that are not finite give NaN.
     """
-    if not features.isfinite().all():  # of a step that is being skipped
+    if not features.isfinite().all():  # the step will be skipped
         return math.nan, math.nan, math.nan
     unit = torch.nn.functional.normalize(features.float(), dim=1)
     centered = unit - unit.mean(dim=0)
     spread = centered.square().mean(dim=0).sqrt().mean().item() * math.sqrt(features.shape[1])
     eigenvalues = torch.linalg.svdvals(centered).double().square()
-    if eigenvalues.sum() < 1e-12:  # float32 rounding of N unit vectors that are all the same
+    if eigenvalues.sum() < 1e-12:  # float32 rounding of N equal unit vectors
         return spread, 1.0, 1.0
     shares = eigenvalues / eigenvalues.sum()
     return spread, shares.max().item(), torch.special.entr(shares).sum().exp().item()
 
 
 class Monitor:
-    """Writes RUN/log.csv, RUN/tensorboard and RUN/loss.png, and shows progress. For the main process only.
+    """Writes RUN/log.csv, RUN/tensorboard and RUN/loss.png, and shows progress; in the main process only.
 
-    A row has the state after a number of optimizer steps, means over the whole batch of the last of them.
+    A row describes the state after a number of optimizer steps. Its means are over the whole batch of the last step.
 
     Args:
         run: the run folder.
-        start_step: optimizer steps already done; what an earlier part of the run logged after it is dropped.
+        start_step: optimizer steps already done; later rows of an earlier part of the run are dropped.
         last_step: optimizer steps at the end.
         batch_size: images per optimizer step.
-        columns: what the objectives log.
-        watches: they judge every logged row.
-        levels: label -> value, horizontal lines in the picture of the loss.
+        columns: names of the columns of the objectives.
+        watches: called with every logged row; they return warnings.
+        levels: label -> value of a horizontal line in the loss curve.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class Monitor:
         self.logged_step = start_step
 
     def tick(self) -> None:
-        """One optimizer step is done."""
+        """Count one optimizer step as done."""
         self.bar.update()
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Record the values of one step: every column but the step and the times."""
+        """Record the values of one step: all columns except step, speed and time."""
         now = time.perf_counter()
         rate = (step - self.logged_step) * self.batch_size / max(now - self.logged_at, 1e-9)
         seconds = round(self.seconds_before + now - self.started, 3)
@@ -114,7 +114,7 @@ class Monitor:
             self.events.add_text("warning", warning, step)
 
     def sync(self) -> None:
-        """Have the disk hold every row logged so far."""
+        """Flush all logged rows to the disk."""
         self.file.flush()
         os.fsync(self.file.fileno())
 
@@ -131,11 +131,11 @@ class Monitor:
 
 
 def _keep_rows(path: Path, last_step: int, names: Sequence[str]) -> float:
-    """Cut a CSV log after `last_step`, or begin one; returns the seconds that its last row shows."""
+    """Cut a CSV log after `last_step`, or begin a new log. Returns the seconds in its last row."""
     rows: list[dict[str, Any]] = []
     if path.exists():
         with path.open(newline="") as file:
-            # Rows are kept as text, so that no number changes; a last line cut short by a crash is dropped.
+            # Rows stay text, so that no number changes; an incomplete last line after a crash is dropped.
             rows = [row for row in csv.DictReader(file) if row["seconds"] and int(row["step"]) <= last_step]
     kept = io.StringIO(newline="")
     writer = csv.DictWriter(kept, names, extrasaction="ignore")
@@ -146,7 +146,7 @@ def _keep_rows(path: Path, last_step: int, names: Sequence[str]) -> float:
 
 
 def draw_curve(run: Path, levels: Mapping[str, float]) -> None:
-    """RUN/log.csv -> RUN/loss.png: the loss and what the objectives log of it by step. Nothing without rows."""
+    """Draw RUN/loss.png from RUN/log.csv: the loss and its parts by step. Does nothing without rows."""
     log = pd.read_csv(run / LOG_FILE)
     if log.empty:
         return

@@ -1,4 +1,4 @@
-"""Student and teacher: a backbone over crops of several sizes, with drop path keyed by sample.
+"""Student and teacher networks: a backbone for crops of several sizes, with drop path keyed by sample.
 
 Shapes: b images in the micro-batch, B in the global batch, V views, N patches of a global crop, C features.
 """
@@ -31,29 +31,29 @@ class NetworkOptions(Options):
     arch: str = "vit_small_patch16_224"
     """Backbone: vit_{micro,tiny,small,base}_patch{P}_{SIZE}, resnet50, or any timm name. (main_dino: ViT-S/16)"""
     drop_path_rate: float = 0.1
-    """Stochastic depth of the student's last block, rising linearly from 0 with depth; in [0, 1). (main_dino)"""
+    """Stochastic depth of the student's last block, linear from 0 in the first; in [0, 1). (main_dino)"""
     compile: bool = False
-    """Compile the networks' blocks (torch.compile): slower to begin, faster from then on. Ours."""
+    """Compile the networks' blocks (torch.compile): a slower start, then faster steps. Ours."""
     pack: bool = False
-    """ViTs: take global and local crops through each block together, attention apart from each other; fewer and
-    larger products for a GPU. Not with compile. Ours."""
+    """For ViTs: run global and local crops through each block together, with separate attention: fewer and larger
+    matrix products for a GPU. Not with compile. Ours."""
 
     RANGES: ClassVar[Ranges] = {"drop_path_rate": (0, 0.99)}
 
     def check(self) -> None:
-        """Compiled or packed, not both."""
+        """Refuse compile together with pack."""
         super().check()
         if self.compile and self.pack:
             raise ValueError("compile and pack are both on: packing cannot be compiled, choose one")
 
 
 class MultiCropNetwork(nn.Module):
-    """A backbone. Crops of one size go through it as one batch; packed, all crops do.
+    """A backbone for groups of crops. Crops of one size form a batch; with `pack`, all crops do.
 
     Args:
         backbone: a timm network without classifier.
-        pack: take all groups through each block together.
-        needs_patches: also give the patch tokens of the first group.
+        pack: run all groups through each block together.
+        needs_patches: also return the patch tokens of the first group.
     """
 
     def __init__(self, backbone: nn.Module, pack: bool = False, needs_patches: bool = False) -> None:
@@ -61,19 +61,19 @@ class MultiCropNetwork(nn.Module):
         self.backbone: Any = backbone
         self.pack, self.needs_patches = pack, needs_patches
         self.mask_token: nn.Parameter | None = None
-        """[1, C]: what stands for a masked patch's embedding; 0 at first (iBOT, DINOv2)."""
+        """[1, C]: replaces the embedding of a masked patch; 0 at first (iBOT, DINOv2)."""
         self.before_group: Callable[[], None] = lambda: None
         self.before_packed: Callable[[Sequence[torch.Size]], None] = lambda sizes: None
 
     def add_mask_token(self) -> None:
-        """Have this network take masks."""
+        """Add a mask token, so that `forward` accepts masks."""
         self.mask_token = nn.Parameter(torch.zeros(1, self.backbone.num_features))
 
     def forward(self, groups: Sequence[Tensor], masks: Tensor | None = None) -> Views:
-        """Groups of normalized crops [N_i, 3, S_i, S_i], the global ones first -> features of them all.
+        """Groups of normalized crops [N_i, 3, S_i, S_i], global crops first -> features of all crops.
 
         Args:
-            masks: bool [N_0, N] on the CPU: patches of the first group to hide.
+            masks: bool [N_0, N] on the CPU: patches of the first group to mask.
         """
         if self.pack and len(groups) > 1:
             return self._packed(groups, masks)
@@ -89,7 +89,7 @@ class MultiCropNetwork(nn.Module):
         return Views(torch.cat(cls), patches, masks, groups[0] if self.needs_patches else None)
 
     def _embed(self, crops: Tensor, masks: Tensor | None) -> Tensor:
-        """[N_i, 3, S_i, S_i] -> the tokens that go into the first block, masked patches replaced."""
+        """[N_i, 3, S_i, S_i] -> the tokens that enter the first block, with masked patches replaced."""
         vit = self.backbone
         embedded = vit.patch_embed(crops)  # [N_i, h, w, C]
         if self.mask_token is not None and masks is not None:
@@ -98,7 +98,7 @@ class MultiCropNetwork(nn.Module):
         return vit.norm_pre(vit.patch_drop(vit._pos_embed(embedded)))
 
     def _packed(self, groups: Sequence[Tensor], masks: Tensor | None) -> Views:
-        """All groups' tokens share every layer but attention."""
+        """Run the tokens of all groups through each layer together, except attention."""
         vit = self.backbone
         tokens = [self._embed(crops, masks if number == 0 else None) for number, crops in enumerate(groups)]
         sizes = [part.shape[:2] for part in tokens]  # crops, tokens of a crop
@@ -114,10 +114,10 @@ class MultiCropNetwork(nn.Module):
 
 
 class PackedAttention(TorchFunctionMode):
-    """Within it, tokens [1, heads, ΣN_i*L_i, c] attend only to those of their own crop.
+    """A context in which tokens [1, heads, ΣN_i*L_i, c] attend only to tokens of their own crop.
 
     Args:
-        sizes: of each group of crops, their number N_i and the tokens L_i of each.
+        sizes: for each group, the number of crops N_i and the tokens per crop L_i.
     """
 
     def __init__(self, sizes: Sequence[torch.Size]) -> None:
@@ -140,7 +140,7 @@ class PackedAttention(TorchFunctionMode):
 
 
 class DropPathKeys:
-    """Replaces the drop-path modules of a network and feeds their masks.
+    """Replaces the drop-path modules of a network and supplies their masks.
 
     The random numbers are a function of (seed, step, module, view, slot in the global batch).
     """
@@ -153,12 +153,12 @@ class DropPathKeys:
         network.before_packed = self._all_groups
 
     def uniform(self, step: int) -> Tensor:
-        """[modules, V, B] in [0, 1): the numbers of one step, equal in every process."""
+        """Random numbers of one step, [modules, V, B] in [0, 1), equal in every process."""
         shape = (len(self.modules), self.n_views, self.batch_size)
         return seeds.uniform(shape, streams.DROP_PATH, self.seed, step)
 
     def arm(self, step: int, slots: Tensor, device: torch.device) -> None:
-        """Prepare the masks of one micro-batch's two forwards: 2 global views, then the local ones."""
+        """Prepare the masks of a micro-batch's two forward passes: 2 global views, then the local views."""
         if not self.modules:
             return
         numbers = self.uniform(step)[:, :, slots.cpu()].to(device, non_blocking=True)  # [modules, V, b]
@@ -170,7 +170,7 @@ class DropPathKeys:
                 module.uniform = numbers
 
     def _all_groups(self, sizes: Sequence[torch.Size]) -> None:
-        """The masks of a packed batch: a crop's number for each of its tokens."""
+        """Set the masks of a packed batch: all tokens of a crop use the crop's number."""
         if not self.modules:
             return
         parts = [part.repeat_interleave(length, dim=1) for part, (_, length) in zip(self.pending, sizes, strict=True)]
@@ -179,10 +179,11 @@ class DropPathKeys:
 
 
 def build_network(options: NetworkOptions, crops: CropOptions, *, needs_patches: bool = False) -> MultiCropNetwork:
-    """A student, its weights drawn from the global generator.
+    """A student with weights drawn from the global generator.
 
-    Raises ValueError for an unknown architecture, one that lacks what is wanted of it, or a crop size that the patch
-    size does not divide.
+    Raises:
+        ValueError: an unknown architecture, an architecture without a required property, or a crop size that is no
+            multiple of the patch size.
     """
     arch = options.arch
     backbone = build_module(arch, drop_path_rate=options.drop_path_rate, img_size=crops.global_crop_size)
@@ -195,7 +196,7 @@ def build_network(options: NetworkOptions, crops: CropOptions, *, needs_patches:
             "choose such an --arch, or other --objectives"
         )
     if not hasattr(backbone, "blocks"):
-        backbone = backbone.to(memory_format=torch.channels_last)  # what convolutions are fastest with
+        backbone = backbone.to(memory_format=torch.channels_last)  # fastest for convolutions
     return MultiCropNetwork(backbone, options.pack, needs_patches)
 
 
@@ -210,7 +211,7 @@ def teacher_of(student: MultiCropNetwork) -> MultiCropNetwork:
 
 
 def compile_blocks(network: MultiCropNetwork) -> None:
-    """Compile the backbone's repeated parts in place: one compilation serves all blocks, parameter names stay."""
+    """Compile the backbone's blocks in place: all blocks share a compilation, and parameter names stay."""
     body = network.backbone
     parts = body.blocks if hasattr(body, "blocks") else body.children()
     for part in parts:

@@ -1,4 +1,4 @@
-"""Optimizers, parameter groups and the teacher's average as in the published script."""
+"""Optimizers, parameter groups and the teacher's moving average, as in the published script."""
 
 import re
 from collections.abc import Callable
@@ -18,7 +18,7 @@ OptimizerName = Literal["adamw", "sgd", "lars"]
 SGD_MOMENTUM = 0.9
 """Momentum of SGD and LARS (main_dino.py; utils.py)."""
 LR_REFERENCE_BATCH = 256
-"""Images: the batch size for which the base learning rate is given (linear scaling rule, main_dino.py)."""
+"""Batch size (images) that the base learning rate refers to (linear scaling rule, main_dino.py)."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class OptimizationOptions(Options):
     accumulate: int = 1
     """Micro-batches per optimizer step in each process: the same step in less memory. Ours."""
     epochs: int = 100
-    """Passes over the data; every schedule is laid out over them. (main_dino)"""
+    """Passes over the data; every schedule spans them. (main_dino)"""
     max_steps: int | None = None
     """Stop after this many optimizer steps; the schedules still span `epochs`. Ours."""
     lr: float = 5e-4
@@ -42,23 +42,23 @@ class OptimizationOptions(Options):
     warmup_epochs: int = 10
     """Epochs of linear learning-rate warm-up from 0. (main_dino)"""
     weight_decay: float = 0.04
-    """Weight decay at the start; none on biases and other vectors. (main_dino)"""
+    """Weight decay at the start; not for biases and other vectors. (main_dino)"""
     weight_decay_end: float = 0.4
     """Weight decay at the end of its cosine. (main_dino)"""
     layer_decay: float = 1.0
-    """Factor on the learning rate from each block of the backbone to the one below; 1: none. (dinov2: 0.9)"""
+    """Factor on the learning rate from each block of the backbone to the block below; 1: none. (dinov2: 0.9)"""
     patch_embed_lr: float = 1.0
     """Further factor on the learning rate of the patch embedding. (dinov2: 0.2)"""
     momentum_teacher: float = 0.996
-    """Weight of the old teacher at the start, to 1 by a cosine; try 0.9995 with batches of 256. (main_dino)"""
+    """Weight of the old teacher at the start; a cosine raises it to 1. Try 0.9995 with batches of 256. (main_dino)"""
     clip_grad: float = 3.0
     """Largest gradient L2 norm; 0 = no clipping. (main_dino)"""
     clip_mode: Literal["tensor", "global"] = "tensor"
     """tensor: each tensor's own norm, as published (utils.py); global: the norm over all tensors."""
 
     on_not_finite: Literal["stop", "skip"] = "stop"
-    """A step whose loss or gradient is not finite: stop the run, or skip the step (which waits for the device in
-    every step); after 10 in a row it stops. Both report the batch's files. Ours."""
+    """If the loss or gradient of a step is not finite: stop the run, or skip the step. skip waits for the device in
+    every step, and stops after 10 skipped steps in a row. Both report the batch's files. Ours."""
 
     RANGES: ClassVar[Ranges] = {
         **dict.fromkeys(("batch_size", "accumulate", "epochs", "max_steps"), COUNT),
@@ -68,7 +68,7 @@ class OptimizationOptions(Options):
     }
 
     def check(self) -> None:
-        """The warm-up fits in the run."""
+        """Refuse a warm-up longer than the run."""
         super().check()
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs is {self.warmup_epochs}, more than epochs = {self.epochs}: lower it")
@@ -80,7 +80,7 @@ class Schedules(NamedTuple):
     lr: Schedule
     weight_decay: Schedule
     momentum: Schedule
-    """Of the teacher."""
+    """The teacher's momentum."""
 
 
 def build_schedules(options: OptimizationOptions, steps_per_epoch: int) -> Schedules:
@@ -116,13 +116,11 @@ def lr_multiplier(name: str, depth: int, layer_decay: float, patch_embed_lr: flo
 
 
 def param_groups(module: nn.Module, lr_of: Callable[[str], float] = lambda name: 1.0) -> list[dict[str, Any]]:
-    """Groups of one learning rate each, weights, decayed, apart from biases and other vectors, never decayed.
-
-    Nothing that is frozen.
+    """Parameter groups by learning rate: weights with decay; biases and other vectors without. Skips frozen parameters.
 
     Args:
-        module: whose parameters.
-        lr_of: name of a parameter -> factor on its learning rate.
+        module: the network.
+        lr_of: parameter name -> factor on its learning rate.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
@@ -138,7 +136,7 @@ def param_groups(module: nn.Module, lr_of: Callable[[str], float] = lambda name:
 def build_optimizer(
     name: OptimizerName, module: nn.Module, lr_of: Callable[[str], float] = lambda name: 1.0
 ) -> Optimizer:
-    """The optimizer over `module`'s trainable parameters; `set_schedule` gives it lr and weight decay."""
+    """An optimizer for `module`'s trainable parameters; `set_schedule` sets learning rate and weight decay."""
     groups = param_groups(module, lr_of)
     if name == "adamw":
         return AdamW(groups, fused=True)
@@ -148,7 +146,7 @@ def build_optimizer(
 
 
 def set_schedule(optimizer: Optimizer, lr: float, weight_decay: float) -> None:
-    """Set this step's learning rate, and the weight decay of the decayed groups only."""
+    """Set this step's learning rate, and the weight decay of groups with decay."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
         if group["decay"]:
@@ -159,7 +157,7 @@ def set_schedule(optimizer: Optimizer, lr: float, weight_decay: float) -> None:
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher = momentum · teacher + (1 - momentum) · student, over parameters only.
 
-    Buffers (BatchNorm statistics) are left alone: the teacher runs its own.
+    Buffers are unchanged: the teacher keeps its own BatchNorm statistics.
     """
     targets: list[Tensor] = list(teacher.parameters())
     sources: list[Tensor] = list(student.parameters())

@@ -1,4 +1,4 @@
-"""Groups of settings, each beside the code that it steers; `config.PretrainConfig` puts them together."""
+"""The base class of option groups. Each group is defined next to its code; `config.PretrainConfig` combines them."""
 
 import difflib
 import math
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 Ranges = Mapping[str, tuple[float, float]]
-"""Field -> smallest and largest allowed value, both included; for a tuple, of each element."""
+"""Field -> smallest and largest allowed value, both included; for a tuple, the limits of each element."""
 POSITIVE = (1e-9, math.inf)
 COUNT = (1, math.inf)
 NOT_NEGATIVE = (0, math.inf)
@@ -16,20 +16,21 @@ SHARE = (0, 1)
 
 @dataclass(frozen=True)
 class Options:
-    """Settings that check themselves when built.
+    """Settings that are checked on construction.
 
-    Raises ValueError, naming the field and its value, for settings that cannot be meant.
+    Raises:
+        ValueError: an impossible setting; the message names the field and its value.
     """
 
     RANGES: ClassVar[Ranges] = {}
     RISING: ClassVar[tuple[str, ...]] = ()
-    """Fields that hold a range (low, high) with 0 < low <= high."""
+    """Fields with a range (low, high), 0 < low <= high."""
 
     def __post_init__(self) -> None:
         self.check()
 
     def check(self) -> None:
-        """Whole groups may extend it: `super().check()` first, then what fields say of each other."""
+        """Check each field. A subclass calls `super().check()` first, then checks relations between fields."""
         for name, hint in get_type_hints(type(self)).items():
             if get_origin(hint) is Literal:
                 _check_choice(name, getattr(self, name), get_args(hint))

@@ -1,4 +1,4 @@
-"""The run folder: its config, its exact training state, and the rules for beginning and continuing a run."""
+"""The run folder: config, exact training state, and the rules for starting and resuming a run."""
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from dino_dense.training.optimizer_state import load_optimizer_tensors, optimize
 
 CONFIG_FILE = "config.yaml"
 EARLIER_FILE = "earlier-{}.safetensors"
-"""Training states before the last one: 1 is the youngest of them."""
+"""Training states before the last: 1 is the youngest."""
 DAMAGED = ".damaged"
 """Suffix of a checkpoint that was unreadable and skipped."""
 EARLIER_NAMES = {
@@ -27,7 +27,7 @@ EARLIER_NAMES = {
     "optimizer.backbone.": "optimizer.student.backbone.",
     "optimizer.head.": "optimizer.objectives.dino.student_head.",
 }
-"""How names began in states of the time when DINO was the only objective -> how they begin now."""
+"""Old prefixes of names (from when DINO was the only objective) -> present prefixes."""
 
 
 class RunError(ValueError):
@@ -36,23 +36,24 @@ class RunError(ValueError):
 
 @dataclass(frozen=True)
 class Origin:
-    """What a resumed run goes on from."""
+    """The state that a run resumes from."""
 
     step: int
     """Optimizer steps done."""
     file: Path
     damaged: tuple[CheckpointError, ...]
-    """Why younger states could not be used."""
+    """The errors of younger, unusable states."""
     changes: tuple[str, ...]
-    """What differs from the run before, and changes no step's mathematics."""
+    """Changed settings, none of which changes the mathematics of a step."""
 
 
 def check_folder(run: Path, resume: bool | str) -> bool:
-    """Whether to go on from a state in the folder, which is what `resume` says, or tells ("auto").
+    """Whether to resume from a state in the folder: as `resume` says, or if there is a state ("auto").
 
     A folder where a run stopped before its first checkpoint counts as unused.
 
-    Raises RunError for a run that would be overwritten, or one to resume where there is none.
+    Raises:
+        RunError: a run would be overwritten, or there is none to resume.
     """
     has_state = any(state_files(run))
     if resume is True and not has_state:
@@ -74,9 +75,9 @@ def _age(path: Path) -> int:
 
 
 def open_folder(run: Path, config: PretrainConfig, damaged: tuple[CheckpointError, ...] = ()) -> None:
-    """Make the folder fit to write to: RUN/config.yaml, every field, enough to repeat or to resume the run.
+    """Prepare the folder: write RUN/config.yaml with every field, enough to repeat or resume the run.
 
-    What a killed run was writing is removed, and states that could not be read are set aside.
+    Removes partial files of a killed run, and renames unreadable states.
     """
     write_text(run / CONFIG_FILE, schema.to_yaml(replace(config, resume=False)))
     clear_unfinished(run)
@@ -87,10 +88,10 @@ def open_folder(run: Path, config: PretrainConfig, damaged: tuple[CheckpointErro
 def save_state(
     run: Path, state: TrainingState, step: int, config: PretrainConfig, fingerprint: str, world_size: int
 ) -> None:
-    """RUN/teacher.safetensors (what tasks load) and RUN/last.safetensors (everything, for an exact resume).
+    """Write RUN/teacher.safetensors (for tasks) and RUN/last.safetensors (the full state, for an exact resume).
 
-    Each file is replaced whole or not at all. The teacher comes first: a run that dies in between does the steps
-    since the last state again, and with them this teacher. The states before stay as RUN/earlier-N.safetensors.
+    Each file is replaced atomically. The teacher comes first: after a crash in between, the run repeats the steps
+    since the last state, and makes the same teacher again. Older states stay as RUN/earlier-N.safetensors.
     """
     about = {"step": step, "config": schema.to_plain(config), "images": fingerprint}
     body = describe(state.teacher.backbone)
@@ -108,7 +109,7 @@ def save_state(
 
 
 def dump_state(path: Path, state: TrainingState, step: int) -> None:
-    """All tensors of a state that is not to be resumed from, for whoever looks into it."""
+    """Write all tensors of a state for inspection, not for a resume."""
     write_tensors(path, _tensors(state), {"step": step})
 
 
@@ -121,7 +122,7 @@ def _tensors(state: TrainingState) -> Weights:
 
 
 def _rotate(run: Path, keep: int) -> None:
-    """last -> earlier-1 -> earlier-2 and so on, up to `keep` states with the one that takes last's place."""
+    """Rename last -> earlier-1 -> earlier-2 and so on; `keep` counts the new last, too."""
     before = [path for path in state_files(run) if path != run / EARLIER_FILE.format(0)]
     for path in before[keep - 1 :]:
         path.unlink()
@@ -130,7 +131,7 @@ def _rotate(run: Path, keep: int) -> None:
 
 
 def _statistics_over(learner: Learner, config: PretrainConfig, world_size: int) -> int | None:
-    """Images that batch normalization, or a loss that compares images, sees together; None where there is neither."""
+    """Number of images that BatchNorm, or a loss that compares images, sees together; None without either."""
     norms = [module for module in learner.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     couples = {part.couples for part in learner.parts().values()} - {None}
     if not norms and not couples:
@@ -140,11 +141,11 @@ def _statistics_over(learner: Learner, config: PretrainConfig, world_size: int) 
 
 
 def load_state(run: Path, state: TrainingState, config: PretrainConfig, fingerprint: str, world_size: int) -> Origin:
-    """Put the youngest state that can be read in place.
+    """Load the youngest readable state.
 
     Raises:
-        RunError: the run began with other settings or other pictures, or this number of processes would change its
-            mathematics; or no state can be read.
+        RunError: settings or pictures differ from the run's, this number of processes would change its mathematics, or
+            no state is readable.
     """
     (tensors, metadata), file, damaged = _read_youngest(run)
     changes = _check_same_run(run, metadata, config, fingerprint)
@@ -192,11 +193,11 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _check_same_run(run: Path, metadata: dict[str, Any], config: PretrainConfig, fingerprint: str) -> list[str]:
-    """What differs and may; raises RunError for what may not."""
+    """The allowed changes of settings; RunError for others."""
     if not {"step", "config", "images", "scaler"} <= metadata.keys():
         raise RunError(f"{run / STATE_FILE}: not a training state. Start a new run with --out.")
     now = schema.to_plain(config)
-    # A setting of later than the state had its default then.
+    # A setting that is newer than the state had its default then.
     before = {**schema.to_plain(type(config)()), **metadata["config"]}
     differing = {
         field.name: f"{field.name} was {before[field.name]!r}, now {now[field.name]!r}"
@@ -219,7 +220,7 @@ def _check_same_run(run: Path, metadata: dict[str, Any], config: PretrainConfig,
 
 
 def _check_same_world(run: Path, metadata: dict[str, Any], statistics_over: int | None, world_size: int) -> list[str]:
-    """What differs and may; raises RunError where batch normalization, or a loss, would see other batches."""
+    """The allowed changes of the processes; RunError if BatchNorm or a loss would see other batches."""
     before = metadata.get("statistics_over", statistics_over)
     if before != statistics_over:
         raise RunError(

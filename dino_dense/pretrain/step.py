@@ -1,4 +1,4 @@
-"""One optimizer step: forward and backward over its micro-batches, then student, statistics and teacher move.
+"""One optimizer step: forward and backward over its micro-batches, then updates of student, statistics and teacher.
 
 Shapes: B images per step over all processes, b images in one micro-batch, V views, C features.
 """
@@ -39,7 +39,7 @@ class Total(NamedTuple):
 
 
 class Learner(nn.Module):
-    """All that gradients reach: the student, and the objectives with their heads."""
+    """All trained modules: the student, and the objectives with their heads."""
 
     def __init__(self, student: MultiCropNetwork, parts: nn.ModuleDict) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Learner(nn.Module):
         return dict(self.objectives.items())  # type: ignore[arg-type]
 
     def masks(self, step: Step, slots: Sequence[int], grid: tuple[int, int]) -> Tensor | None:
-        """The masks of the one objective that has any."""
+        """The masks of the objective that masks patches; None without such an objective."""
         drawn = (part.masks(step, slots, grid) for part in self.parts().values())
         return next((masks for masks in drawn if masks is not None), None)
 
@@ -65,13 +65,13 @@ class Learner(nn.Module):
         return Total(torch.stack(weighted).sum(), logged, {name: term.statistics for name, term in terms.items()})
 
     def columns(self) -> list[str]:
-        """The columns of the log that the objectives fill."""
+        """The log columns of all objectives."""
         own = [column for part in self.parts().values() for column in part.columns]
         return own + ([f"{name}_loss" for name in self.parts()] if len(self.parts()) > 1 else [])
 
 
 class TrainingState(NamedTuple):
-    """Everything that changes during training, apart from the step."""
+    """All that training changes, except the step number."""
 
     learner: Learner
     teacher: MultiCropNetwork
@@ -79,7 +79,7 @@ class TrainingState(NamedTuple):
     scaler: GradScaler
 
     def averaged(self) -> tuple[nn.ModuleList, nn.ModuleList]:
-        """The teacher and its heads; and the parts of the learner that they are averages of, in the same order."""
+        """The teacher with its heads, and the modules that they average, in the same order."""
         parts = self.learner.parts().values()
         heads = [(part.teacher_head, part.student_head) for part in parts]
         pairs = [(teacher, student) for teacher, student in heads if teacher is not None and student is not None]
@@ -88,7 +88,7 @@ class TrainingState(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """One step's numbers, still on the device; means over this process's share of the batch."""
+    """The values of a step, still on the device; means over this process's share of the batch."""
 
     loss: Tensor
     grad_norm: Tensor
@@ -98,10 +98,10 @@ class Measured(NamedTuple):
 
 
 class OptimizerStep:
-    """Builds the networks from the seed, and takes steps with them.
+    """Builds the networks from the seed, and trains them step by step.
 
     Args:
-        config: all settings; dtype and augment_on are no longer auto.
+        config: all settings; dtype and augment_on are resolved (not auto).
         schedules: a value for each step.
         steps_per_epoch: optimizer steps.
         world, device: from `distributed.session`.
@@ -116,7 +116,7 @@ class OptimizerStep:
         self.config, self.schedules, self.device = config, schedules, device
         self.steps_per_epoch = steps_per_epoch
         self.grid: tuple[int, int] | None = None
-        """Patches of a global crop (h, w), where an objective needs patch tokens."""
+        """Patches of a global crop (h, w), if an objective needs patch tokens."""
         learner, teacher = self._build()
         self.drop_path = DropPathKeys(learner.student, config.n_views, config.batch_size, config.seed)
         if world.size > 1 and device.type == "cuda":  # PyTorch has no SyncBatchNorm on the CPU
@@ -145,7 +145,7 @@ class OptimizerStep:
         return lambda name: optim.lr_multiplier(name, len(blocks), decay, patch_embed)
 
     def _build(self) -> tuple[Learner, MultiCropNetwork]:
-        """All networks with the first weights of the seed."""
+        """All networks, with weights drawn from the seed."""
         config = self.config
         needs_patches = any(objectives.get(name).needs_patches for name in config.objectives)
         with torch.random.fork_rng(devices=[]):
@@ -164,7 +164,7 @@ class OptimizerStep:
         return learner, teacher
 
     def moment(self, number: int) -> Step:
-        """The step of that number (0-based)."""
+        """The `Step` with this number (0-based)."""
         return Step(number, number // self.steps_per_epoch)
 
     def run(
@@ -173,7 +173,7 @@ class OptimizerStep:
         micro_batches: Sequence[MicroBatch],
         is_skipped: Callable[[int, Measured], bool] = lambda number, measured: False,
     ) -> Measured:
-        """Forward and backward over the micro-batches, then everything moves once, unless the step is skipped."""
+        """Forward and backward over the micro-batches, then one update, unless the step is skipped."""
         learner, _, optimizer, scaler = self.state
         step = self.moment(number)
         optim.set_schedule(optimizer, float(self.schedules.lr[number]), float(self.schedules.weight_decay[number]))
@@ -191,7 +191,7 @@ class OptimizerStep:
         measured = Measured(mean.loss, grad_norm, mean.logged, torch.cat(features))
         if is_skipped(number, measured):
             optimizer.zero_grad(set_to_none=True)
-            scaler.update()  # what was unscaled is done with; a scale that overflowed falls
+            scaler.update()  # resets the unscaled state, and lowers the scale after an overflow
             return measured
         scaler.step(optimizer)
         scaler.update()
@@ -201,7 +201,7 @@ class OptimizerStep:
         return measured
 
     def forward_backward(self, batch: MicroBatch, step: Step, *, is_last: bool) -> tuple[Total, Tensor]:
-        """Add one micro-batch's gradients; give the terms without gradient, and the teacher's features [2*b, C]."""
+        """Add a micro-batch's gradients. Returns the terms without gradient, and the teacher's features [2*b, C]."""
         groups = [
             prepare(views.to(self.device, non_blocking=True), looks)
             for views, looks in ((batch.global_views, batch.global_looks), (batch.local_views, batch.local_looks))

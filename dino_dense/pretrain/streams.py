@@ -1,6 +1,6 @@
-"""Streams of random numbers: the first number of a seed's key (`training.seeds.derive_seed`).
+"""Streams of random numbers: each has its own first number of the key of `training.seeds.derive_seed`.
 
-No two kinds of draws share random numbers, nor does one with the plan's order (`seeds.ORDER`).
+So different kinds of draws, and the plan's order (`seeds.ORDER`), use independent random numbers.
 """
 
 CROPS, DROP_PATH, SUBSTITUTES, MASKS = 1, 2, 3, 4

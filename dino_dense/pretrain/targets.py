@@ -1,4 +1,4 @@
-"""The teacher's scores as targets: less a moving center, or by Sinkhorn-Knopp over the whole batch.
+"""Targets from the teacher's scores: minus a moving center, or by Sinkhorn-Knopp over the whole batch.
 
 Shapes: M samples on this process, K prototypes.
 """
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from dino_dense import distributed
 
 SMALLEST = torch.finfo(torch.float32).tiny
-"""A target counts as this at least, so that its logarithm is a number."""
+"""Smallest target, so that its logarithm is finite."""
 
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
-    """Scores [M, K] -> targets [M, K]: rows sum to 1, and all prototypes are used alike over all processes' samples.
+    """Scores [M, K] -> targets [M, K]: rows sum to 1, and all prototypes get equal weight over all processes' samples.
 
     Sinkhorn-Knopp as in SwAV (arXiv 2006.09882, App. A), computed in float32. The largest score is not subtracted
     before exp, as in DINOv2: the scores are cosines times the length of the last layer's rows.
@@ -29,7 +29,7 @@ def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
 
 
 class Center(nn.Module):
-    """A moving mean of the teacher's scores, which is taken off them before the softmax.
+    """A moving mean of the teacher's scores, subtracted before the softmax.
 
     Args:
         out_dim: K.
@@ -50,7 +50,7 @@ class Center(nn.Module):
 
     @torch.no_grad()
     def move(self, total: Tensor, count: Tensor) -> None:
-        """Move towards a mean over all processes, given this one's sum of scores [K] and their number; 0: stay."""
+        """Update with the mean over all processes. Takes this process's sum of scores [K] and their number; 0: no-op."""
         total, count = (distributed.all_reduce_mean(part.detach().clone()) for part in (total, count))
         mean = torch.where(count > 0, total / count, self.center[0])
         self.center.lerp_(mean[None], 1.0 - self.momentum)

@@ -1,4 +1,4 @@
-"""The training loop: one optimizer step after another, exact to resume and to split."""
+"""The training loop. A resumed run, and a batch split over processes or micro-batches, give the same result."""
 
 import signal
 from collections.abc import Generator
@@ -25,13 +25,13 @@ from dino_dense.training.signals import stop_signals
 MAX_WORKERS = 10
 """Loader processes per training process (main_dino.py, --num_workers)."""
 QUIET_STEPS = 1000
-"""Steps after which a sign of collapse counts at the latest: the published vanilla run has left ln K long before the
-end of its first 2,500 steps (dino issue 69)."""
+"""Steps without collapse warnings, at most: the loss of the published vanilla run leaves ln K long before step 2,500
+(dino issue 69)."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call of `Trainer.train` ended."""
+    """The result of `Trainer.train`."""
 
     step: int
     """Optimizer steps done since the run began."""
@@ -47,9 +47,10 @@ class Trainer:
         images: the pictures; order and number must be the same in every process.
         world, device: from `distributed.session`.
 
-    Raises (here or in `train`): ValueError for settings that do not fit the pictures or the machine, RunError
-    for a run folder that cannot be used, DivergedError when training fails; the last checkpoint is always
-    kept.
+    Raises (here or in `train`):
+        ValueError: settings do not fit the pictures or the machine.
+        RunError: the run folder cannot be used.
+        DivergedError: training diverged; the last checkpoint is always kept.
     """
 
     def __init__(self, config: PretrainConfig, images: ImageSource, world: World, device: torch.device) -> None:
@@ -68,10 +69,10 @@ class Trainer:
             self.origin = run_folder.load_state(self.run, self.stepper.state, config, images.fingerprint, world.size)
         self.step = self.origin.step if self.origin else 0
         self.monitor: Monitor | None = None
-        """On the main process, while it trains."""
+        """In the main process during training."""
 
     def train(self) -> Outcome:
-        """Train to the end, or to the first SIGINT or SIGTERM: then a checkpoint is saved first."""
+        """Train to the end, or to the first SIGINT or SIGTERM, which saves a checkpoint."""
         self._open_folder()
         config, plan = self.config, self.plan
         guard = Guard(config, self.images, plan, self.world, self.stepper, self.step)
@@ -115,12 +116,12 @@ class Trainer:
     # --- What it says, what it writes ---
 
     def say(self, text: str | None) -> None:
-        """A line for the user, from the main process."""
+        """Print a line for the user, from the main process only."""
         if text and self.monitor:
             self.monitor.say(text)
 
     def _open_folder(self) -> None:
-        # No process may look at the folder after another has begun to write into it.
+        # All processes must read the folder before any of them writes to it.
         steps = set(distributed.gather_objects([self.step]))
         if len(steps) > 1:
             raise run_folder.RunError(f"{self.run}: the processes read states of different steps, {sorted(steps)}.")
@@ -168,7 +169,7 @@ class Trainer:
 
     def _save(self) -> None:
         if self.monitor:
-            self.monitor.sync()  # a row of the log is on the disk before the state that follows it
+            self.monitor.sync()  # the log reaches the disk before the state, which may be resumed from
             state, fingerprint = self.stepper.state, self.images.fingerprint
             run_folder.save_state(self.run, state, self.step, self.config, fingerprint, self.world.size)
 
@@ -176,7 +177,7 @@ class Trainer:
         if not self.origin:
             return
         for error in self.origin.damaged:
-            self.say(f"WARNING: {error} Passed over for an older state; kept as *{run_folder.DAMAGED}.")
+            self.say(f"WARNING: {error} An older state is used; this one is kept as *{run_folder.DAMAGED}.")
         changes = f" ({'; '.join(self.origin.changes)})" if self.origin.changes else ""
         self.say(f"{self.run}: goes on from {self.origin.file.name} at step {self.step}{changes}")
         if self.step >= self.plan.last_step:

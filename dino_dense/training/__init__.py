@@ -1,1 +1,1 @@
-"""What every training loop shares: pretraining, fine-tuning and the probes on frozen features."""
+"""Tools of every training loop: pretraining, fine-tuning and the probes on frozen features."""

@@ -9,10 +9,10 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def synchronized(module: Network) -> Network:
-    """The module with batch statistics over all processes; its weights, statistics and activations stay as they are.
+    """The module with batch statistics over all processes; weights, statistics and activations are unchanged.
 
-    timm's layers hold the activation beside the norm (`BatchNormAct2d`), which PyTorch's own converter drops.
-    Convert before anything is compiled: a compiled child is replaced too.
+    timm's layers include the activation (`BatchNormAct2d`), which PyTorch's own converter would drop. Convert before
+    compiling: a compiled child is replaced too.
     """
     converted: Network = convert_sync_batchnorm(module)
     return converted

@@ -1,7 +1,7 @@
-"""Stochastic depth (arXiv 1603.09382) whose masks are a function of the image's slot in the batch.
+"""Stochastic depth (arXiv 1603.09382) with masks that are a function of the image's slot in the batch.
 
-timm's own modules draw from the global generator, so a sample's mask would depend on how the batch is split over
-processes and micro-batches, and on everything drawn before.
+timm's own modules draw from the global generator: a sample's mask would depend on the split of the batch over processes
+and micro-batches, and on every earlier draw.
 """
 
 import re
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 
 class KeyedDropPath(nn.Module):
-    """Stochastic depth whose masks come from outside, row by row; without effect outside training."""
+    """Stochastic depth with given random numbers, row by row; without effect in evaluation mode."""
 
     def __init__(self, drop_prob: float) -> None:
         super().__init__()
         self.keep_prob = 1.0 - drop_prob
         self.uniform: Tensor | None = None
-        """[N] in [0, 1), one number per row of the next batch; a row with at least keep_prob is dropped. [1, N]: the
+        """[N] in [0, 1): a number for each row of the next batch; from keep_prob on, the row is dropped. [1, N]: the
         rows are the tokens of one packed batch."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, ...] -> the same; in training some rows 0 and the others divided by the probability to be kept."""
+        """[N, ...] -> [N, ...]; in training, dropped rows are 0 and the others are divided by keep_prob."""
         if not self.training:
             return x
         if self.uniform is None:
@@ -32,7 +32,7 @@ class KeyedDropPath(nn.Module):
 
 
 def replace_drop_path(network: nn.Module) -> list[KeyedDropPath]:
-    """Swap timm's DropPath modules for keyed ones, in the network's own order."""
+    """Replace timm's DropPath modules by keyed modules, in the network's order."""
     replaced = []
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
@@ -44,12 +44,12 @@ def replace_drop_path(network: nn.Module) -> list[KeyedDropPath]:
 
 
 def insert_drop_path(body: nn.Module, rate: float) -> list[KeyedDropPath]:
-    """Give timm's residual blocks the drop paths they were built without: 0 in the first to `rate` in the last.
+    """Add drop paths to timm's residual blocks that have none: from rate 0 in the first to `rate` in the last.
 
-    timm's blocks call what is in their attributes drop_path, drop_path1, ...: nothing, or a module.
+    timm's blocks call their attributes drop_path, drop_path1, ..., which are modules or None.
 
     Raises:
-        ValueError: there are no such blocks.
+        ValueError: the network has no such blocks.
     """
     blocks = [(block, slots) for block in body.modules() if (slots := _slots(block))]
     if not blocks:
@@ -63,7 +63,7 @@ def insert_drop_path(body: nn.Module, rate: float) -> list[KeyedDropPath]:
 
 
 def _slots(block: nn.Module) -> list[str]:
-    """Attributes of a block that hold, or may hold, a drop path."""
+    """Names of a block's attributes for drop paths."""
     attributes = {**vars(block), **dict(block.named_children())}
     return [
         name

@@ -1,4 +1,4 @@
-"""Gradients: clipping, keeping them local between micro-batches, and the error of those that are not finite."""
+"""Gradients: clipping, local accumulation over micro-batches, and the error for non-finite values."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -22,10 +22,10 @@ class DivergedError(ValueError):
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, mode: ClipMode = "tensor") -> Tensor:
-    """Scale gradients down to `max_norm` (0 = leave them), and return the global L2 norm before that.
+    """Scale gradients down to `max_norm` (0 = no clipping). Returns the global L2 norm before clipping.
 
-    mode "tensor" limits each tensor's own norm, as DINO's published script does; "global" limits the joint norm.
-    Nothing is read back from the device.
+    mode "tensor" limits each tensor's norm, as DINO's published script does; "global" limits the joint norm. Does not
+    wait for the device.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norms = torch.stack(list(torch._foreach_norm(gradients)))
@@ -38,7 +38,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, mode: Cl
 
 
 def gradients_in_step(network: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
-    """Around one micro-batch: gradients stay in their process until the last micro-batch of a step."""
+    """A context for one micro-batch: processes exchange gradients only in the last micro-batch of a step."""
     if isinstance(network, DistributedDataParallel) and not is_last:
         return network.no_sync()
     return nullcontext()

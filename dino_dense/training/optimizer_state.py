@@ -1,7 +1,7 @@
-"""An optimizer's state as named tensors, for a file, and back.
+"""Convert an optimizer's state to named tensors, for a file, and back.
 
-`torch.distributed.checkpoint.state_dict` flattens one too, but cannot load it where a parameter has no state yet, as
-the last layer of a DINO head in its frozen first epochs (PyTorch 2.15: TypeError in set_optimizer_state_dict).
+`torch.distributed.checkpoint.state_dict` does this too, but cannot load a parameter without state, such as the last
+layer of a DINO head in its frozen first epochs (PyTorch 2.15: TypeError in set_optimizer_state_dict).
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 
 def optimizer_tensors(optimizer: Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """PARAMETER.KEY -> value, for every parameter of `module` that the optimizer has moved."""
+    """PARAMETER.KEY -> value, for every parameter of `module` that the optimizer has updated."""
     return {
         f"{name}.{key}": value
         for name, parameter in module.named_parameters()
@@ -22,13 +22,13 @@ def optimizer_tensors(optimizer: Optimizer, module: nn.Module) -> dict[str, Tens
 
 
 def load_optimizer_tensors(optimizer: Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`; learning rates and the other options stay as they are.
+    """The inverse of `optimizer_tensors`; learning rates and other options are unchanged.
 
-    PyTorch decides where each value lies: AdamW's step count on the CPU, where reading it does not wait for the
-    device, but with `fused` on the device.
+    PyTorch decides the device of each value: AdamW's step count is on the CPU, where reading it does not wait for the
+    device, but on the device with `fused`.
 
     Raises:
-        KeyError: a value is of no parameter of the module.
+        KeyError: a value does not belong to a parameter of the module.
     """
     parameters = dict(module.named_parameters())
     in_order = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,6 +1,6 @@
-"""Which images each optimizer step sees, in which order, and which process takes which.
+"""The images of each optimizer step, their order, and their division among processes.
 
-A pure function of (seed, step), whatever the workers, the processes, or the step where a run was resumed.
+All are pure functions of (seed, step), independent of workers, processes and resumes.
 
 Shapes: B images per optimizer step over all processes, b images in one micro-batch of one process.
 """
@@ -20,26 +20,27 @@ class Position(NamedTuple):
 
     epoch: int
     turn: int
-    """Its number in the epoch."""
+    """Its index in the order of the epoch."""
     image: int
     """Index into the images."""
     slot: int
-    """Its number in the batch of all processes, in [0, B)."""
+    """Its index in the global batch, in [0, B)."""
 
 
 class Plan:
-    """Order, batches, shares. A process's share of a batch is a run of slots, cut into `accumulate` micro-batches.
+    """Order, batches and shares. A process's share of a batch is a range of slots, cut into `accumulate` micro-batches.
 
     Args:
         n_images: number of images.
         batch_size: B.
-        epochs: passes over the images; the last incomplete batch of each is left out.
+        epochs: passes over the images, each without its last incomplete batch.
         world: the processes.
         accumulate: micro-batches per step in each process.
-        seed: of the order.
-        max_steps: stop after as many optimizer steps.
+        seed: seed of the order.
+        max_steps: stop after this many optimizer steps.
 
-    Raises ValueError when the images do not fill one batch, or the batch does not divide evenly.
+    Raises:
+        ValueError: the images do not fill a batch, or the batch does not divide evenly.
     """
 
     def __init__(
@@ -69,16 +70,16 @@ class Plan:
         self.last_step = min(self.total_steps, max_steps or self.total_steps)
 
     def order(self, epoch: int) -> list[int]:
-        """The permutation of all images that `epoch` walks through."""
+        """The permutation of all images in `epoch`."""
         return torch.randperm(self.n_images, generator=seeds.generator(seeds.ORDER, self.seed, epoch)).tolist()
 
     def slots(self, share: int) -> Sequence[int]:
-        """The slots of one of the `shares` micro-batches that a step consists of."""
+        """The slots of one of the `shares` micro-batches of a step."""
         size = self.batch_size // self.shares
         return range(share * size, (share + 1) * size)
 
     def images(self, step: int) -> list[int]:
-        """The images of one step, over all processes, by slot."""
+        """The images of one step of all processes, by slot."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         return self.order(epoch)[batch * self.batch_size :][: self.batch_size]
 
@@ -96,7 +97,7 @@ class Plan:
 
 
 class PlanSampler(Sampler[list[Position]]):
-    """A plan from one step on, as torch's loader wants it."""
+    """A plan from a step on, as a sampler for torch's loader."""
 
     def __init__(self, plan: Plan, start_step: int) -> None:
         self.plan, self.start_step = plan, start_step

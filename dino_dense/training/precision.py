@@ -1,23 +1,23 @@
-"""The number types by the names that options use, and autocast with loss scaling in them."""
+"""Number types by their option names; autocast and loss scaling."""
 
 import torch
 from torch.amp import GradScaler
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Option -> type."""
+"""Option value -> type."""
 
 
 def autocast_dtype(name: str) -> torch.dtype | None:
-    """The type that products are computed in; None where autocast is off (fp32, off)."""
+    """The type of matrix products; None without autocast (fp32, off)."""
     return DTYPES[name] if name in ("bf16", "fp16") else None
 
 
 def autocast(device: torch.device, name: str) -> torch.autocast:
-    """Autocast in that precision; a context without effect for fp32 and off."""
+    """Autocast with this precision; a context without effect for fp32 and off."""
     dtype = autocast_dtype(name)
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 def grad_scaler(device: torch.device, name: str) -> GradScaler:
-    """Loss scaling, at work for fp16 alone: small gradients are below fp16's smallest number."""
+    """Loss scaling, enabled for fp16 only: small gradients would underflow in fp16."""
     return GradScaler(device.type, enabled=name == "fp16")

@@ -1,4 +1,4 @@
-"""The cosine that learning rates, weight decays and momenta follow, and linear warm-ups (numpy float64)."""
+"""Cosine schedules of learning rate, weight decay and momentum, with linear warm-up (numpy float64)."""
 
 from typing import overload
 
@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 Schedule = npt.NDArray[np.float64]
-"""[steps] float64: the value that each optimizer step uses."""
+"""[steps] float64: the value of each optimizer step."""
 
 
 @overload
@@ -47,7 +47,8 @@ def cosine_schedule(
 ) -> Schedule:
     """`warmup_cosine` over epochs (main_dino.py, utils.py).
 
-    Raises ValueError when the warm-up is longer than the schedule.
+    Raises:
+        ValueError: the warm-up is longer than the schedule.
     """
     total, warmup = epochs * steps_per_epoch, warmup_epochs * steps_per_epoch
     if not 0 <= warmup <= total:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the training process saves before it ends, loader processes leave them to it."""
+"""SIGINT and SIGTERM: the training process saves before it ends; loader processes ignore them."""
 
 import math
 import os
@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 ONE_SIGNAL = 1.0
-"""Seconds within which signals count as one."""
+"""Seconds; signals within this time count once."""
 
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect the first SIGINT or SIGTERM instead of dying of it; another one, `ONE_SIGNAL` later, acts as usual.
+    """Collect the first SIGINT or SIGTERM instead of ending. A further signal after `ONE_SIGNAL` acts as usual.
 
-    Launchers send a signal to the process group and to each process: that is one.
+    Launchers send a signal both to the process group and to each process: it counts once.
     """
     received: list[int] = []
     first = math.inf
@@ -40,9 +40,9 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 def leave_signals_to_parent(_worker: int) -> None:
-    """For a loader process: Ctrl-C, and torchrun's SIGTERM, reach the whole process group.
+    """Ignore signals in a loader process: Ctrl-C and torchrun's SIGTERM reach the whole process group.
 
-    A worker ends when the training process tells it to, or is gone.
+    A worker ends when the training process tells it to, or has ended.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -1,6 +1,6 @@
-"""The losses that a run can be trained with: every file here is one, known by its name.
+"""The pretraining losses: each file here defines one, with the name of the file.
 
-A file NAME.py defines a subclass of `objective.Objective` and says `OBJECTIVE = ThatClass`.
+A file NAME.py defines a subclass of `objective.Objective` and sets `OBJECTIVE` to it.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from dino_dense.pretrain.objective import Objective
 
 
 def names() -> list[str]:
-    """The objectives, by the names of their files, in alphabetical order."""
+    """The names of the objectives, in alphabetical order."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
@@ -24,7 +24,7 @@ def get(name: str) -> type[Objective]:
     """The class of an objective.
 
     Raises:
-        ValueError: no file here has this name (with the nearest).
+        ValueError: no file here has this name; the message gives the nearest name.
     """
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=1)
@@ -35,12 +35,12 @@ def get(name: str) -> type[Objective]:
 
 
 def build(chosen: Sequence[str], options: Any, width: int) -> nn.ModuleDict:
-    """Name -> objective for a backbone with features of `width` channels; draws the heads from the global generator."""
+    """Name -> objective, for features of `width` channels. Draws the heads from the global generator."""
     return nn.ModuleDict({name: get(name)(options, width) for name in chosen})
 
 
 def with_options(config_type: type) -> type:
-    """A config class with the options of every objective; the class itself where it has them all."""
+    """The config class extended by the options of every objective; the class itself if it has them all."""
     further = [kind for kind in (get(name).Options for name in names()) if kind and not issubclass(config_type, kind)]
     if not further:
         return config_type

@@ -25,7 +25,7 @@ class DinoOptions(Options):
     """Objective dino: head and loss"""
 
     out_dim: int = 65536
-    """K, the head's output size (prototypes). Smaller data: smaller K. (main_dino; paper App. C)"""
+    """K, the head's output size (prototypes). Use a smaller K for smaller data. (main_dino; paper App. C)"""
     head_layers: int = 3
     """Linear layers in the head's MLP. (vision_transformer.py; paper App. C)"""
     head_hidden_dim: int = 2048
@@ -37,11 +37,11 @@ class DinoOptions(Options):
     use_bn_in_head: bool = False
     """BatchNorm in the head. (main_dino)"""
     freeze_last_layer: int = 1
-    """Epochs during which the head's last layer stays as it is. (main_dino)"""
+    """Epochs during which the head's last layer is frozen. (main_dino)"""
     student_temp: float = 0.1
     """Temperature of the student's softmax. (main_dino; paper Sec. 3.1)"""
     warmup_teacher_temp: float = 0.04
-    """Temperature of the teacher's softmax at the start; lower it when the loss does not fall. (main_dino)"""
+    """Temperature of the teacher's softmax at the start; lower it if the loss does not fall. (main_dino)"""
     teacher_temp: float = 0.04
     """Temperature of the teacher's softmax after its warm-up; above 0.07 is unstable. (main_dino)"""
     warmup_teacher_temp_epochs: int = 0
@@ -49,8 +49,8 @@ class DinoOptions(Options):
     center_momentum: float = 0.9
     """Weight of the old center in its moving average; 0.999 collapses. (main_dino; paper App. D)"""
     dino_targets: Literal["center", "sinkhorn"] = "center"
-    """How the teacher's scores become targets: centered (main_dino), or spread over the prototypes by Sinkhorn-Knopp
-    over the micro-batches of all processes (dinov2's large models, dinov3): --accumulate is then part of the run."""
+    """Targets from the teacher's scores: centered (main_dino), or by Sinkhorn-Knopp over the micro-batches of all
+    processes (dinov2's large models, dinov3); --accumulate is then part of the run."""
 
     RANGES: ClassVar[Ranges] = {
         **dict.fromkeys(("out_dim", "head_layers", "head_hidden_dim", "head_bottleneck_dim"), COUNT),
@@ -61,7 +61,7 @@ class DinoOptions(Options):
 
 
 class LossOutput(NamedTuple):
-    """What one forward of the loss gives. All values are means over the images of this process."""
+    """The result of the loss's forward pass. All values are means over the images of this process."""
 
     loss: Tensor
     """Scalar, in nats, with gradient to the student: mean cross-entropy over all pairs of different views."""
@@ -76,12 +76,12 @@ class LossOutput(NamedTuple):
 class DINOLoss(nn.Module):
     """Paper, Alg. 1 and Sec. 3.1; reference file dino_loss.npz.
 
-    The center is not moved by the forward pass: call `update_center` once per optimizer step, after the loss,
-    with the mean of `teacher_mean` over the micro-batches.
+    The forward pass does not update the center: call `update_center` once per optimizer step, after the loss, with the
+    mean of `teacher_mean` over the micro-batches.
 
     Args:
         out_dim: K.
-        n_views: V, 2 global plus the local crops.
+        n_views: V, the 2 global crops plus the local crops.
         warmup_teacher_temp, teacher_temp, warmup_teacher_temp_epochs: the teacher's temperature by epoch.
         student_temp: the student's temperature.
         center_momentum: weight of the old center in its moving average, in [0, 1].
@@ -116,13 +116,11 @@ class DINOLoss(nn.Module):
         return teacher_temperature(epoch, *self.temperature_args)
 
     def forward(self, student: Tensor, teacher: Tensor, epoch: int) -> LossOutput:
-        """student [V*B, K] and teacher [T*B, K] raw scores, view-major; computed in float32 whatever comes
-        in.
+        """The loss of raw scores, student [V*B, K] and teacher [T*B, K], view-major; computed in float32.
 
-        With s = student / temperature, the cross-entropy of one pair is
-        -Σ q log softmax(s) = logsumexp(s) - <q, s>, as Σ q = 1. Summed over the teacher views that a student
-        view is compared with, that is one logsumexp and one inner product with the summed targets, instead of
-        a [B, K] product for each of the pairs.
+        With s = student / temperature, the cross-entropy of a pair is
+        -Σ q log softmax(s) = logsumexp(s) - <q, s>, as Σ q = 1. The sum over a student view's teacher views needs only
+        one logsumexp and one inner product with the summed targets, instead of a [B, K] product for each pair.
         """
         T, V = self.n_teacher_views, self.n_views
         with torch.autocast(student.device.type, enabled=False):
@@ -131,7 +129,7 @@ class DINOLoss(nn.Module):
             log_q = self.log_targets(raw.flatten(0, 1), epoch).unflatten(0, (T, -1))
             q = log_q.exp()
             q_all = q.sum(dim=0)  # [B, K], the targets of a local view
-            # A global view is not compared with itself: its own target is left out.
+            # A global view is not compared with itself: its own target is excluded.
             inner = ((q_all - q) * s[:T]).sum() + (q_all * s[T:]).sum()
             lse = torch.logsumexp(s, dim=-1)  # [V, B]
             pairs = T * V - T
@@ -142,7 +140,7 @@ class DINOLoss(nn.Module):
 
     @torch.no_grad()
     def log_targets(self, teacher: Tensor, epoch: int) -> Tensor:
-        """The teacher's raw scores [T*B, K], of all images of the micro-batch -> log of the targets."""
+        """The teacher's raw scores [T*B, K] of all images of the micro-batch -> log of the targets."""
         temperature = self.teacher_temp(epoch)
         if self.targets == "sinkhorn":
             return sinkhorn(teacher, temperature).clamp_min(SMALLEST).log()
@@ -150,13 +148,13 @@ class DINOLoss(nn.Module):
 
     @torch.no_grad()
     def update_center(self, teacher_mean: Tensor) -> None:
-        """Move the center towards `teacher_mean` [1, K], averaged over the processes."""
+        """Update the center with `teacher_mean` [1, K], averaged over the processes."""
         mean = distributed.all_reduce_mean(teacher_mean.detach().clone())
         self.center.lerp_(mean, 1.0 - self.center_momentum)
 
 
 class Dino(Objective):
-    """The class tokens of all views against the teacher's of the two global ones."""
+    """Cross-entropy between the student's class tokens of all views and the teacher's of the two global views."""
 
     Options: ClassVar[type | None] = DinoOptions
     columns: ClassVar[tuple[str, ...]] = ("teacher_temp", "teacher_entropy", "kl")
@@ -189,13 +187,13 @@ class Dino(Objective):
         return Terms(output.loss, logged, {"teacher_mean": output.teacher_mean})
 
     def hold_gradients(self, step: Step) -> None:
-        """The last layer stays as it is in the first epochs: an optimizer skips what has no gradient."""
+        """Freeze the last layer in the first epochs: an optimizer skips parameters without gradient."""
         if step.epoch < self.options.freeze_last_layer:
             for parameter in self.student_head.last_layer.parameters():
                 parameter.grad = None
 
     def after_step(self, statistics: Mapping[str, Tensor]) -> None:
-        """The center moves."""
+        """Update the center."""
         self.loss.update_center(statistics["teacher_mean"])
 
     def scheduled(self, step: Step) -> dict[str, float]:
@@ -203,7 +201,7 @@ class Dino(Objective):
         return {"teacher_temp": self.loss.teacher_temp(step.epoch)}
 
     def watch(self, quiet_steps: int) -> Watch:
-        """Of collapse."""
+        """A check for collapse."""
         return CollapseWatch(self.options.out_dim, quiet_steps)
 
     def levels(self) -> dict[str, float]:
@@ -213,7 +211,7 @@ class Dino(Objective):
 
 
 def build_head(options: DinoOptions, width: int, out_dim: int) -> DINOHead:
-    """The head that these options describe, from `width` channels to `out_dim` prototypes."""
+    """A head with these options, from `width` channels to `out_dim` prototypes."""
     return DINOHead(
         in_dim=width,
         out_dim=out_dim,

@@ -1,4 +1,4 @@
-"""Gram anchoring: similarities between an image's patches stay those of a frozen network (DINOv3, arXiv 2508.10104)."""
+"""Gram anchoring: keep similarities of an image's patches close to a frozen network's (DINOv3, arXiv 2508.10104)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from dino_dense.pretrain.objective import Objective, Step, Terms, Views
 from dino_dense.pretrain.options import COUNT, NOT_NEGATIVE, Options, Ranges
 
 RUN = "run"
-"""Name of the run's own teacher at the step where the loss begins."""
+"""Source name for the run's own teacher at the step where the loss begins."""
 
 Negatives = Literal["keep", "drop", "drop_teacher"]
 
@@ -21,15 +21,15 @@ Negatives = Literal["keep", "drop", "drop_teacher"]
 def gram_loss(
     student: Tensor, teacher: Tensor, *, normalize: bool = True, negatives: Negatives = "keep", per_image: bool = True
 ) -> Tensor:
-    """Mean squared difference of the two Gram matrices (DINOv3, eq. 2 and loss/gram_loss.py); float32.
+    """Mean squared difference of two Gram matrices (DINOv3, eq. 2 and loss/gram_loss.py); float32.
 
     Args:
         student, teacher: patch tokens [B, N, D], or [N, D] of one set.
-        normalize: of tokens of length 1, so that the entries are cosines.
-        negatives: keep; drop: entries below 0 count as 0 in both; drop_teacher: in the teacher's alone, which is what
-            the published code's `remove_only_teacher_neg` does (it means to drop the student's, too, where both are
-            below 0, but compares with the teacher's after they were set to 0).
-        per_image: one matrix [N, N] an image; False: one over the tokens of all images.
+        normalize: normalize tokens to length 1, so that the entries are cosines.
+        negatives: keep; drop: set entries below 0 to 0 in both matrices; drop_teacher: in the teacher's only, as the
+            published code's `remove_only_teacher_neg` does in effect (it is meant to drop the student's too if both
+            are below 0, but the teacher's are 0 already when it compares).
+        per_image: a matrix [N, N] for each image; False: one matrix over the tokens of all images.
     """
     with torch.autocast(student.device.type, enabled=False):
         tokens = [teacher.detach().float(), student.float()]
@@ -46,7 +46,7 @@ def gram_loss(
 
 
 def at_grid(tokens: Tensor, grid: tuple[int, int], to: tuple[int, int]) -> Tensor:
-    """Patch tokens [B, h * w, D] of a grid (h, w), resized to another: bicubic, without antialiasing (DINOv3)."""
+    """Patch tokens [B, h * w, D] of a grid (h, w), resized to another grid: bicubic, no antialiasing (DINOv3)."""
     maps = tokens.transpose(1, 2).unflatten(2, grid)
     resized = F.interpolate(maps.float(), size=to, mode="bicubic", align_corners=False)
     return resized.flatten(2).transpose(1, 2)
@@ -54,21 +54,20 @@ def at_grid(tokens: Tensor, grid: tuple[int, int], to: tuple[int, int]) -> Tenso
 
 @dataclass(frozen=True)
 class GramOptions(Options):
-    """Objective gram: similarities between patches stay as they were"""
+    """Objective gram: anchored similarities between patches"""
 
     gram_weight: float = 2.0
     """Factor on the loss. (dinov3, vit7b16_gram_anchor)"""
     gram_teacher: str = "start"
-    """Whose similarities: start = the first weights of this run; a checkpoint or run folder, as tasks' --ckpt takes;
-    or run = this run's own teacher as it is when the loss begins, at gram_begin. (dinov3: a checkpoint of 100k to
-    200k steps)"""
+    """The Gram teacher: start = the first weights of this run; a checkpoint or run folder, as for the tasks' --ckpt; or
+    run = this run's own teacher when the loss begins, at gram_begin. (dinov3: a checkpoint of 100k to 200k steps)"""
     gram_begin: int = 0
     """Optimizer steps before the loss begins. (dinov3: 1,000,000)"""
     gram_refresh: int | None = None
-    """Optimizer steps after which the Gram teacher becomes the teacher as it is then, again and again; None: never.
+    """Optimizer steps between refreshes, each of which replaces the Gram teacher by the present teacher; None: never.
     (dinov3: 10,000)"""
     gram_refreshes: int = 3
-    """Refreshes at most. (dinov3)"""
+    """Largest number of refreshes. (dinov3)"""
 
     RANGES: ClassVar[Ranges] = {
         **dict.fromkeys(("gram_weight", "gram_begin", "gram_refreshes"), NOT_NEGATIVE),
@@ -76,7 +75,7 @@ class GramOptions(Options):
     }
 
     def check(self) -> None:
-        """A teacher of this run's own is there after the first step only."""
+        """Refuse the run's own teacher at step 0, when there is none yet."""
         super().check()
         if self.gram_teacher == RUN and not self.gram_begin:
             raise ValueError(
@@ -86,8 +85,9 @@ class GramOptions(Options):
 
 
 class Gram(Objective):
-    """Similarities of the student's patches within an image against those of a frozen network. Not at twice the
-    resolution, as DINOv3 has it too: the Gram teacher sees the same crops.
+    """Compares similarities of the student's patches within an image with a frozen network's.
+
+    The Gram teacher sees the same crops. DINOv3's variant with crops of twice the resolution is not implemented.
     """
 
     Options: ClassVar[type | None] = GramOptions
@@ -111,7 +111,7 @@ class Gram(Objective):
         return Terms(gram_loss(student.tokens(), self.anchor(student)), {}, {})
 
     def after_step(self, statistics: Mapping[str, Tensor]) -> None:
-        """Take over the teacher where it is time to."""
+        """Refresh the Gram teacher when due."""
         self.steps += 1
         options, done = self.options, int(self.steps) - self.options.gram_begin
         every = options.gram_refresh
@@ -121,7 +121,7 @@ class Gram(Objective):
             self.anchor.backbone.load_state_dict(self.teacher[0].backbone.state_dict())
 
     def weight(self, step: Step) -> float:
-        """As set."""
+        """The option `gram_weight`."""
         return float(self.options.gram_weight)
 
 

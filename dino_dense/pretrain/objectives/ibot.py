@@ -1,4 +1,4 @@
-"""iBOT: the student tells what the teacher sees in patches that are masked for the student (arXiv 2111.07832).
+"""iBOT: the student predicts the teacher's output for patches that are masked for the student (arXiv 2111.07832).
 
 Shapes: b images, 2 global crops of each, N patches of a crop, M masked patches of the micro-batch, C channels, K
 prototypes.
@@ -22,30 +22,30 @@ from dino_dense.pretrain.targets import SMALLEST, Center, sinkhorn
 
 @dataclass(frozen=True)
 class IbotOptions(Options):
-    """Objective ibot: masked patches. Temperatures, frozen epochs and widths of the head are dino's"""
+    """Objective ibot: masked patches (temperatures, frozen epochs and head widths are dino's)"""
 
     ibot_weight: float = 1.0
     """Factor on the loss. (main_ibot, dinov2)"""
     ibot_head: Literal["own", "shared"] = "own"
-    """A head of its own (better at scale, dinov2), or dino's (main_ibot, dinov2's default)."""
+    """own: a separate head (better at scale, dinov2); shared: dino's head (main_ibot, dinov2's default)."""
     ibot_out_dim: int = 8192
     """K of an own head. (main_ibot; dinov2 65,536)"""
     ibot_targets: Literal["center", "sinkhorn"] = "center"
-    """How the teacher's scores become targets, as dino_targets, over the masked patches. (main_ibot, dinov2; sinkhorn:
-    dinov2's large models, dinov3): --accumulate is then part of the run."""
+    """Targets from the teacher's scores of masked patches, as dino_targets: center (main_ibot, dinov2), or sinkhorn
+    (dinov2's large models, dinov3); --accumulate is then part of the run."""
     ibot_center_momentum: float = 0.9
     """Weight of the old center. (main_ibot, dinov2)"""
     ibot_center_over: Literal["masked", "all"] = "masked"
-    """The patches that the center is the mean of: masked ones (dinov2), or all (main_ibot)."""
+    """Patches to average for the center: masked (dinov2), or all (main_ibot)."""
     ibot_visible_weight: float = 0.0
-    """Factor on the same loss over the visible patches, each crop's divided by their number (iBOT++ of TIPSv2: 1)."""
+    """Factor on the same loss over visible patches, averaged in each crop (iBOT++ of TIPSv2: 1)."""
     ibot_masks: Literal["dinov2", "dinov3"] = "dinov2"
-    """How many patches are masked: dinov2 = a uniform draw within each crop's stratum, in blocks; dinov3 = its upper
-    end, reached with random patches beside the blocks."""
+    """Number of masked patches: dinov2 = drawn uniformly within each crop's stratum, blocks only; dinov3 = the upper
+    end of the stratum, blocks filled up with random patches."""
     ibot_mask_share: float = 0.5
-    """Of the global crops, masked. (dinov2; main_ibot: 0.5 of the images, on average)"""
+    """Share of the global crops that are masked. (dinov2; main_ibot: 0.5 of the images, on average)"""
     ibot_mask_ratios: tuple[float, float] = (0.1, 0.5)
-    """Masked share of a masked crop's patches, spread over this range. (dinov2, main_ibot)"""
+    """Range of the share of masked patches in a masked crop. (dinov2, main_ibot)"""
 
     RANGES: ClassVar[Ranges] = {
         **dict.fromkeys(("ibot_weight", "ibot_visible_weight"), NOT_NEGATIVE),
@@ -56,12 +56,12 @@ class IbotOptions(Options):
 
 
 def patch_weights(masks: Tensor) -> Tensor:
-    """bool [n crops, N] -> [M]: one over the number of masked patches of its crop, for each in order."""
+    """bool [n crops, N] -> [M]: for each masked patch in order, 1 / the number of masked patches of its crop."""
     return (1.0 / masks.sum(dim=1, keepdim=True).clamp(min=1)).expand(masks.shape)[masks]
 
 
 def patch_loss(student: Tensor, targets: Tensor, weights: Tensor, n_crops: int, student_temp: float) -> Tensor:
-    """Mean over the crops, those without a masked patch too, of the mean cross-entropy over a crop's masked patches.
+    """Mean over all crops of the mean cross-entropy over a crop's masked patches (0 for an unmasked crop).
 
     Args:
         student: raw scores [M, K].
@@ -76,7 +76,7 @@ def patch_loss(student: Tensor, targets: Tensor, weights: Tensor, n_crops: int, 
 
 
 class Ibot(Objective):
-    """Cross-entropy between the teacher's view of the masked patches and the student's guess."""
+    """Cross-entropy between the teacher's targets for masked patches and the student's predictions."""
 
     Options: ClassVar[type | None] = IbotOptions
     columns: ClassVar[tuple[str, ...]] = ("ibot_entropy", "ibot_masked")
@@ -93,7 +93,7 @@ class Ibot(Objective):
         self.heads: tuple[nn.Module | None, ...] = ()
 
     def connect(self, objectives: Mapping[str, Objective], teacher: nn.Module) -> None:
-        """Take dino's heads where they are shared."""
+        """Use dino's heads if they are shared."""
         source: Objective | None = self
         if self.options.ibot_head == "shared":
             source = objectives.get("dino")
@@ -116,7 +116,7 @@ class Ibot(Objective):
         return batch.draw(step.number, [view * options.batch_size + slot for view in range(2) for slot in slots])
 
     def forward(self, student: Views, teacher: Views, step: Step) -> Terms:
-        """Nats, over the masked patches; and over the visible ones, where they have a weight."""
+        """The loss in nats over masked patches, and over visible patches if they have a weight."""
         student_head, teacher_head = self.heads
         assert student_head is not None
         assert teacher_head is not None
@@ -158,25 +158,25 @@ class Ibot(Objective):
             return patch_loss(scores, targets, weights, len(masks), self.options.student_temp)
 
     def teacher_temp(self, step: Step) -> float:
-        """The teacher's temperature, as dino's."""
+        """The teacher's temperature, equal to dino's."""
         options = self.options
         return teacher_temperature(
             step.epoch, options.warmup_teacher_temp, options.teacher_temp, options.warmup_teacher_temp_epochs
         )
 
     def hold_gradients(self, step: Step) -> None:
-        """An own last layer stays as it is in the first epochs, as dino's."""
+        """Freeze the last layer of an own head in the first epochs, as dino does."""
         if self.student_head is not None and step.epoch < self.options.freeze_last_layer:
             for name, parameter in self.student_head.named_parameters():
                 if name.startswith("last_layer."):
                     parameter.grad = None
 
     def after_step(self, statistics: Mapping[str, Tensor]) -> None:
-        """The center moves, to the mean over all micro-batches and processes."""
+        """Update the center with the mean over all micro-batches and processes."""
         self.center.move(statistics["total"], statistics["count"])
 
     def weight(self, step: Step) -> float:
-        """As set."""
+        """The option `ibot_weight`."""
         return float(self.options.ibot_weight)
 
 

@@ -15,19 +15,19 @@ from dino_dense.pretrain.objective import Objective, Step, Terms, Views
 from dino_dense.pretrain.options import COUNT, NOT_NEGATIVE, Options, Ranges
 
 EPS = 1e-8
-"""Smallest norm, added to each component of a difference, and within the logarithm (DINOv2, loss/koleo_loss.py)."""
+"""Smallest norm; also added to each component of a difference and inside the logarithm (DINOv2, loss/koleo_loss.py)."""
 
 
 @dataclass(frozen=True)
 class KoleoOptions(Options):
-    """Objective koleo: class tokens spread evenly"""
+    """Objective koleo: evenly spread class tokens"""
 
     koleo_weight: float = 0.1
     """Factor on the loss of each global view. (dinov2)"""
     koleo_neighbors: Literal["all", "process"] = "all"
-    """Among which images of the micro-batch the nearest is looked for: all processes' (dinov3's distributed form), or
-    one process's own (dinov2), which makes the number of processes part of the run. Other micro-batches are not seen
-    in either case: --accumulate is part of the run, too."""
+    """Images of the micro-batch to search for neighbors: all = of all processes (dinov3's distributed form); process =
+    of the own process (dinov2), which makes the number of processes part of the run. Neither sees other micro-batches,
+    so --accumulate is part of the run too."""
     koleo_topk: int = 1
     """Nearest neighbors of each image. (dinov3)"""
 
@@ -35,14 +35,14 @@ class KoleoOptions(Options):
 
 
 def koleo_loss(x: Tensor, topk: int = 1, *, over_processes: bool = False) -> Tensor:
-    """-mean log of the distance of each row [n, C] to its `topk` nearest other rows, all of length 1; float32.
+    """-mean log distance of each row [n, C] to its `topk` nearest other rows, all rows normalized; float32.
 
     Kozachenko and Leonenko's estimate of the entropy, up to constants (arXiv 1806.03198, eq. 2).
 
     Args:
-        x: two rows or more, over all processes with `over_processes`.
+        x: two or more rows; with `over_processes`, over all processes.
         topk: at most the number of other rows.
-        over_processes: neighbors are among all processes' rows; gradients reach them, too.
+        over_processes: search neighbors among the rows of all processes, which then get gradients too.
 
     Raises:
         ValueError: too few rows.
@@ -65,7 +65,7 @@ def koleo_loss(x: Tensor, topk: int = 1, *, over_processes: bool = False) -> Ten
 
 
 class Koleo(Objective):
-    """The sum of both global views' losses, before the head."""
+    """The sum of the losses of both global views, on class tokens before the head."""
 
     Options: ClassVar[type | None] = KoleoOptions
 
@@ -74,14 +74,14 @@ class Koleo(Objective):
         self.couples = options.koleo_neighbors
 
     def forward(self, student: Views, teacher: Views, step: Step) -> Terms:
-        """Nats; below 0 when neighbors are further apart than 1."""
+        """The loss in nats; negative if neighbors are further apart than 1."""
         views = student.cls.chunk(self.options.n_views)[:2]
         over_processes = self.couples == "all"
         losses = [koleo_loss(view, self.options.koleo_topk, over_processes=over_processes) for view in views]
         return Terms(torch.stack(losses).sum(), {}, {})
 
     def weight(self, step: Step) -> float:
-        """As set."""
+        """The option `koleo_weight`."""
         return float(self.options.koleo_weight)
 
 

@@ -1,4 +1,4 @@
-"""PaKA: the kernel of an image's patches is aligned with a teacher's (arXiv 2509.05606).
+"""PaKA: align the kernel of an image's patches with a teacher's (arXiv 2509.05606).
 
 Shapes: B crops, N patches, D channels.
 """
@@ -16,7 +16,7 @@ from dino_dense.pretrain.options import COUNT, NOT_NEGATIVE, Options, Ranges
 
 TEACHER = "teacher"
 EPS = 1e-6
-"""The product of the kernels' norms counts as this at least (lightly, patch_kernel_alignment_loss.py)."""
+"""Smallest product of the kernels' norms (lightly, patch_kernel_alignment_loss.py)."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class PakaOptions(Options):
     paka_weight: float = 1.0
     """Factor on the loss. (lightly-train, dinov31)"""
     paka_teacher: str = "teacher"
-    """Whose kernel: teacher = the run's teacher, whose crops are not masked; start = the first weights of this run; or
-    a checkpoint or run folder, as tasks' --ckpt takes."""
+    """The reference kernel: teacher = the run's teacher, which sees unmasked crops; start = the first weights of this
+    run; or a checkpoint or run folder, as for the tasks' --ckpt."""
     paka_tokens: int = 512
-    """Patches of a crop that are compared, evenly spaced, at most. (lightly-train: 512)"""
+    """Largest number of patches of a crop to compare, evenly spaced. (lightly-train: 512)"""
 
     RANGES: ClassVar[Ranges] = {"paka_weight": NOT_NEGATIVE, "paka_tokens": COUNT}
 
@@ -40,8 +40,9 @@ def kernel_alignment_loss(student: Tensor, teacher: Tensor, ignore: Tensor | Non
     CKA is the cosine of two centered kernel matrices (arXiv 1905.00414, eq. 3).
 
     Args:
-        student: tokens [B, N, D]. teacher: [B, N, D'], without gradient.
-        ignore: bool [B, N], tokens left out. Images with fewer than two others do not count; 0 where none counts.
+        student: tokens [B, N, D].
+        teacher: tokens [B, N, D'], without gradient.
+        ignore: bool [B, N], tokens to ignore. Images with fewer than two other tokens do not count; 0 if none counts.
     """
     with torch.autocast(student.device.type, enabled=False):
         valid = torch.ones(student.shape[:2], device=student.device) if ignore is None else (~ignore).float()
@@ -58,13 +59,13 @@ def kernel_alignment_loss(student: Tensor, teacher: Tensor, ignore: Tensor | Non
 
 
 class Paka(Objective):
-    """Both global crops, each with itself. The paper also aligns crops that overlap; this does not."""
+    """Aligns each global crop with itself. The paper also aligns overlapping crops, which is not implemented."""
 
     Options: ClassVar[type | None] = PakaOptions
     needs_patches: ClassVar[bool] = True
 
     def connect(self, objectives: Mapping[str, Objective], teacher: nn.Module) -> None:
-        """Build the frozen network, where there is one."""
+        """Build the frozen network, if one is used."""
         source = self.options.paka_teacher
         self.anchor = None if source == TEACHER else Anchor(source, teacher)
 
@@ -75,12 +76,12 @@ class Paka(Objective):
         return Terms(kernel_alignment_loss(student.tokens()[:, chosen], theirs[:, chosen]), {}, {})
 
     def weight(self, step: Step) -> float:
-        """As set."""
+        """The option `paka_weight`."""
         return float(self.options.paka_weight)
 
 
 def _evenly(n: int, most: int, device: torch.device) -> Tensor:
-    """At most `most` of the numbers from 0 to n - 1, evenly spaced."""
+    """At most `most` indices from 0 to n - 1, evenly spaced."""
     return torch.linspace(0, n - 1, min(n, most), device=device).round().long()
 
 
