@@ -1,7 +1,7 @@
-"""The command line of every entry point. The only file that knows the argument parser.
+"""The command line of all entry points; the only file that uses the argument parser.
 
-A frozen dataclass is the whole definition: its fields are the options, their defaults the defaults, and the
-text under each field its help.
+A frozen dataclass defines the options: its fields are the options, with their defaults, and the docstring under each
+field is its help.
 """
 
 import dataclasses
@@ -28,11 +28,11 @@ DEBUG_VARIABLE = "DINO_DENSE_DEBUG"
 
 SHOWN_NAME = 200  # characters of a path in a message about it
 DEBUG_OPTION = "--debug"
-"""Of every command, anywhere in its line: errors come with their traceback."""
+"""An option of every command, at any position: show tracebacks of errors."""
 
 
 class _HelpFormatter(DefaultHelpFormatter):
-    """One or two lines an option: name, text, default. The types are in the placeholders."""
+    """Formats each option in one or two lines: name, text, default. The placeholder shows the type."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=118)
@@ -45,14 +45,14 @@ class _HelpFormatter(DefaultHelpFormatter):
 
 
 def _spelt(value: Any) -> str:
-    """A value as one types it."""
+    """A value as typed on the command line."""
     if isinstance(value, tuple | list):
         return ",".join(map(_spelt, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _placeholder(hint: Any) -> str:
-    """What stands for a value of this type in the help: N, X, TEXT, a|b or A,B."""
+    """The placeholder of a type in the help: N, X, TEXT, a|b or A,B."""
     options = [option for option in get_args(hint) if option is not type(None)]
     if get_origin(hint) is Literal:
         return "{" + "|".join(map(str, options)) + "}"
@@ -67,14 +67,14 @@ def _placeholder(hint: Any) -> str:
 
 
 class _Parser(ArgumentParser):
-    """jsonargparse with the field's spelling in its help, and the nearest name in its errors."""
+    """jsonargparse with hyphens in its help, and the nearest option name in its errors."""
 
     def format_help(self) -> str:
-        """Options spelt --with-hyphens, as they are usually typed; underscores work too."""
+        """Show options --with-hyphens, as they are usually typed; underscores work too."""
         return re.sub(r"--[a-z]\w*", lambda option: option[0].replace("_", "-"), super().format_help())
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the message and the nearest option to an unknown one; exit with 2."""
+        """Print the message, with the nearest name for an unknown option; exit with 2."""
         text = re.sub(r"^Parser key ", "", str(message))
         known = {action.dest for action in self._actions}
         for word in re.findall(r"[\w-]+", text):
@@ -98,15 +98,15 @@ def parse(
     """Read the command line into frozen dataclasses.
 
     Args:
-        config_types: dataclasses, every field defaulted; their fields become flat options `--field value`.
+        config_types: dataclasses with defaults for all fields; their fields become flat options `--field value`.
         prog: the command as typed.
-        description: the first lines of its help.
-        argv: the arguments; default those of the process.
+        description: the first lines of the help.
+        argv: the arguments; default the process's.
         presets: `--preset NAME` reads `configs/protocols/{presets}_{NAME}.yaml` before the other options.
-        positional: the field (a tuple of str) that takes the words which are no option and no option's value.
+        positional: name of the field (a tuple of str) for words that are neither options nor values of options.
 
     Returns:
-        One value a type, in order; the value itself where there is one type.
+        A tuple of values, one for each type; for a single type, the value itself.
 
     Raises:
         SystemExit: with 2 after a message, for an unknown or ill-typed option; with 0 after `--help`.
@@ -129,10 +129,10 @@ def parse(
         text = f"Whose constants are the defaults: configs/protocols/{presets}_PRESET.yaml."
         hint: Any = Literal[*names]
         parser.add_argument("--preset", type=hint, default=None, help=text, metavar=_placeholder(hint))
-        # These end the parsing where they stand, and must show the preset's constants.
+        # They end the parsing at their position, and must show the preset's constants.
         endings = ("--help", "-h", "--print_config")
         preset = parser.parse_args([word for word in argv if not word.startswith(endings)]).preset
-        if preset is not None:  # under whatever else was said, here or in a recipe
+        if preset is not None:  # other options, here or in a recipe, override the preset
             parser.set_defaults(load_protocol(presets, preset))
     values = parser.parse_args(argv)
     _take_old_names(parser, values)
@@ -141,16 +141,16 @@ def parse(
             config_type(**at_home(config_type, {name: frozen(values[name]) for name in field_names(config_type)}))
             for config_type in config_types
         )
-    except ValueError as error:  # a config checks itself when built
+    except ValueError as error:  # a config is checked on construction
         parser.error(str(error))
     return built[0] if len(built) == 1 else built
 
 
 def from_recipe(config_type: type, values: Mapping[str, Any]) -> Any:
-    """A config from what a YAML file says, types and names checked as on the command line.
+    """A config from the values of a YAML file; types and names are checked as on the command line.
 
     Raises:
-        ValueError: an unknown key (with the nearest name), a value of the wrong type, or one the config refuses.
+        ValueError: an unknown key (with the nearest name), a value of a wrong type, or a value that the config refuses.
     """
     from_plain(config_type, {name: None for name in with_new_names(values) if name not in field_names(config_type)})
     parser = _Checker()
@@ -160,7 +160,7 @@ def from_recipe(config_type: type, values: Mapping[str, Any]) -> Any:
 
 
 class _Checker(_Parser):
-    """A parser for values that come from a file: what is wrong is raised, not printed."""
+    """A parser for values from a file: it raises errors instead of printing them."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise ValueError with the message."""
@@ -168,22 +168,21 @@ class _Checker(_Parser):
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run an entry point: what the user can mend is one plain message, not a traceback.
+    """Run an entry point; print a plain message instead of a traceback for errors that the user can fix.
 
-    Exit status 0, or what `main` returns; 2 where what was given cannot be used, which leaves nothing that looks
-    finished; 1 where a run failed on its way (an error with that `exit_status`); 130 after Ctrl-C. `--debug` shows
-    the traceback too.
+    Exit status: 0, or the result of `main`; 2 if the input cannot be used (nothing that looks finished is left); 1 if a
+    run failed later (an error with this `exit_status`); 130 after Ctrl-C. `--debug` shows the traceback too.
     """
     if DEBUG_OPTION in sys.argv:
         sys.argv.remove(DEBUG_OPTION)
-        os.environ[DEBUG_VARIABLE] = "1"  # for the processes that this one starts, too
+        os.environ[DEBUG_VARIABLE] = "1"  # also for child processes
     let_threads_sleep()
     try:
         code = main() or 0
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        print("interrupted; run the same command again to continue", file=sys.stderr)
         code = 130
-    except BrokenPipeError:  # whoever read our output has left, as `head` does
+    except BrokenPipeError:  # the reader of our output has ended, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except (ValueError, OSError) as error:
@@ -205,7 +204,7 @@ _ADVICE = {
 
 
 def _plain(error: Exception) -> str:
-    """The message; of an error that the system numbers, what it means and what to do."""
+    """The message of an error; for a known system error, its meaning and advice."""
     if isinstance(error, OSError) and error.errno in _ADVICE and error.filename is not None:
         name = os.fsdecode(error.filename)
         shown = name if len(name) <= SHOWN_NAME else f"{name[: SHOWN_NAME // 2]}...{name[-SHOWN_NAME // 4 :]}"
@@ -214,7 +213,7 @@ def _plain(error: Exception) -> str:
 
 
 def _add_fields(parser: _Parser, config_type: type, positional: str = "") -> dict[str, Any]:
-    """An option a field, the class's own before those of the class it extends."""
+    """Add an option for each field, a class's own fields before inherited fields."""
     hints = get_type_hints(config_type)
     texts = field_docs(config_type)
     defaults = {item.name: item.default for item in dataclasses.fields(config_type)}
@@ -236,7 +235,7 @@ def _add_fields(parser: _Parser, config_type: type, positional: str = "") -> dic
 
 
 def _take_old_names(parser: _Parser, values: Any) -> None:
-    """Move values that were given by a field's old name to its new one, and say so."""
+    """Move values under a field's old name to its new name, with a notice."""
     for old, new in RENAMED.items():
         if old not in values:
             continue
@@ -256,7 +255,7 @@ def _is_tuple(hint: Any) -> bool:
 
 
 def _normalize(argv: list[str], kinds: Mapping[str, Any]) -> list[str]:
-    """Shell habits -> what the parser reads: --max-frames, a bare --resume, lists as a,b,c or said again and again."""
+    """Translate shell habits for the parser: --max-frames, a bare --resume, lists as a,b,c or repeated options."""
     result: list[str] = []
     argv = _join_repeats(argv, kinds)
     for position, word in enumerate(argv):
@@ -279,7 +278,7 @@ def _may_stand_alone(hint: Any) -> bool:
 
 
 def _words_first(argv: list[str]) -> list[str]:
-    """Positional words before the options, wherever they were typed: argparse wants them in one piece."""
+    """Move positional words before the options: argparse requires them together."""
     words: list[str] = []
     options: list[str] = []
     for word in argv:
@@ -290,7 +289,7 @@ def _words_first(argv: list[str]) -> list[str]:
 
 
 def _join_repeats(argv: list[str], kinds: Mapping[str, Any]) -> list[str]:
-    """--ckpt A --ckpt B -> --ckpt A,B, for options that take a list."""
+    """Join repeated list options: --ckpt A --ckpt B -> --ckpt A,B."""
     result: list[str] = []
     places: dict[str, int] = {}
     words = iter(argv)

@@ -12,7 +12,7 @@ def load_protocol(presets: str, name: str) -> dict[str, Any]:
     """The constants of a named protocol, `configs/protocols/{presets}_{name}.yaml`.
 
     Raises:
-        ValueError: there is no such protocol (with those there are).
+        ValueError: there is no such protocol; the message lists the existing names.
     """
     folder = importlib.resources.files("configs") / "protocols"
     file = folder / f"{presets}_{name}.yaml"
@@ -29,7 +29,7 @@ def protocol_names(presets: str) -> list[str]:
 
 
 def matching_protocols(presets: str, config: Any) -> tuple[str, ...]:
-    """The protocols whose constants the config has, each one that the file lists; what a file leaves out is open."""
+    """The protocols whose file agrees with the config in every constant that it lists."""
     return tuple(
         name
         for name in protocol_names(presets)
@@ -43,7 +43,7 @@ def _protocol(presets: str, name: str) -> dict[str, Any]:
 
 
 def _same(value: Any, constant: Any) -> bool:
-    """Equal, numbers but for the digits that people leave out (0.70711 for the root of a half)."""
+    """Whether two values are equal; numbers up to omitted digits (0.70711 for the root of a half)."""
     if isinstance(value, tuple | list) and isinstance(constant, tuple | list):
         return len(value) == len(constant) and all(map(_same, value, constant))
     if isinstance(value, float) and isinstance(constant, float):

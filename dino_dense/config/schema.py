@@ -1,11 +1,11 @@
-"""A frozen dataclass as the definition of a configuration: its fields, their roles and texts, YAML and plain values.
+"""A configuration defined by a frozen dataclass: roles and texts of its fields, conversion to YAML and plain values.
 
-A field has one role, said where it is defined::
+A field has one role, given in its definition::
 
     data: str | None = path()           a file or folder
-    split: str = selects("val")         which of the data
-    batch_size: int = runtime(64)       changes no number, only speed, memory or what is written beside the numbers
-    temperature: float = 0.07           all else: a constant of the protocol
+    split: str = selects("val")         selects data
+    batch_size: int = runtime(64)       changes no number, only speed, memory or additional output
+    temperature: float = 0.07           default: a constant of the protocol
 """
 
 import dataclasses
@@ -18,29 +18,29 @@ import docstring_parser
 import yaml
 
 RENAMED = {"normalise": "normalize", "centred_whitening": "centered_whitening"}
-"""Old name -> name of a field. Command lines, files and reports may use the old ones until version 0.2."""
+"""Old name -> new name of a field. Command lines, files and reports may use old names until version 0.2."""
 
 T = TypeVar("T")
 Role = Literal["path", "selects", "runtime", "protocol"]
 
 
 def path(default: Any = None) -> Any:
-    """A field that names a file or folder, or several: `~` is the home folder, and `--data-root` moves it."""
+    """A field for one or more files or folders: `~` is the home folder, and relative paths are below `--data-root`."""
     return dataclasses.field(default=default, metadata={"role": "path"})
 
 
 def selects(default: T, *, layout: str = "") -> T:
-    """A field that says which of the data are taken; `layout` is the only kind of data that it says something about."""
+    """A field that selects data. With `layout`, it applies to this kind of data only."""
     return dataclasses.field(default=default, metadata={"role": "selects", "layout": layout})
 
 
 def runtime(default: T) -> T:
-    """A field that changes no number: a run may go on, and be compared, with another value of it."""
+    """A field that changes no number: a run may resume, and be compared, with another value."""
     return dataclasses.field(default=default, metadata={"role": "runtime"})
 
 
 def constant(default: T, *, layout: str) -> T:
-    """A constant of the protocol that only one kind of data has."""
+    """A constant of the protocol that applies to one kind of data only."""
     return dataclasses.field(default=default, metadata={"layout": layout})
 
 
@@ -52,7 +52,7 @@ def fields_of(config_type: type, role: Role) -> frozenset[str]:
 
 
 def idle_fields(config: Any, layout: str) -> list[str]:
-    """Fields of another layout that are not as they are by default: they would be ignored."""
+    """Fields for another layout that differ from their defaults: they would be ignored."""
     return [
         item.name
         for item in dataclasses.fields(config)
@@ -61,7 +61,7 @@ def idle_fields(config: Any, layout: str) -> list[str]:
 
 
 def at_home(config_type: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a config with `~` and `~user` as folders, in the fields that are paths."""
+    """The values of a config with `~` and `~user` expanded in path fields."""
 
     def expanded(text: str) -> str:
         return str(Path(text).expanduser()) if text.startswith("~") else text
@@ -80,17 +80,17 @@ def _paths_mapped(config_type: type, values: Mapping[str, Any], change: Callable
 
 
 def moved(config_type: type, values: Mapping[str, Any], root: str) -> dict[str, Any]:
-    """The values of a config with relative paths below another folder than the current one."""
+    """The values of a config with relative paths moved below `root`."""
     return _paths_mapped(config_type, at_home(config_type, values), lambda text: str(Path(root) / text))
 
 
 def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by the names of today: a run of an earlier version may say `normalise`."""
+    """The values under present names: a run of an earlier version may have `normalise`."""
     return {RENAMED.get(name, name): value for name, value in values.items()}
 
 
 def to_yaml(config: Any) -> str:
-    """A config as YAML that `--config` reads back."""
+    """A config as YAML for `--config`."""
     return yaml.safe_dump(to_plain(config), sort_keys=False)
 
 
@@ -120,10 +120,10 @@ def field_names(config_type: type) -> list[str]:
 
 
 def field_docs(config_type: type) -> dict[str, str]:
-    """The text under each field of a dataclass and of its bases, on one line.
+    """The docstring under each field of a dataclass and its bases, on one line.
 
     Raises:
-        TypeError: a field has no text; every option explains itself.
+        TypeError: a field has no docstring; every option needs help.
     """
     texts: dict[str, str] = {}
     for base in reversed(config_type.__mro__):

@@ -1,4 +1,4 @@
-"""Correspondences of points between two images by the most similar patch or pixel, nothing trained.
+"""Point correspondences between two images by the most similar patch or pixel, without training.
 
 Shapes: P points (x, y), D features, h x w patch grid, H x W pixels.
 Sources: probe3d `evaluate_spair_correspondence.py`, dift `eval_spair.py`, GeoAware-SC `pck_train.py`.
@@ -13,7 +13,7 @@ SOFT_WINDOW = 5  # cells on each side of the best cell, GeoAware-SC
 
 
 def sampled_at_corners(features: Tensor, points: Tensor, side: int) -> Tensor:
-    """Features [P, D] of length 1 at points, bilinearly; the corners of the map are the corners of the image (Probe3D).
+    """Unit features [P, D] at points, bilinear; the map's corners are aligned with the image's (Probe3D).
 
     Args:
         features: [D, g, g] of a square image of `side` pixels.
@@ -25,20 +25,20 @@ def sampled_at_corners(features: Tensor, points: Tensor, side: int) -> Tensor:
 
 
 def best_cells(queries: Tensor, features: Tensor) -> Tensor:
-    """The most similar cell (x, y) of a map [D, h, w] for each of [P, D], int64 [P, 2]; the first in rows of equals."""
+    """The most similar cell (x, y) of a map [D, h, w] for each query [P, D], int64 [P, 2]; the first of ties."""
     similarity = F.normalize(queries, dim=1) @ F.normalize(features.flatten(1), dim=0)
     index = similarity.argmax(dim=1)
     return torch.stack([index % features.shape[2], index // features.shape[2]], dim=1)
 
 
 def at_pixels(features: Tensor, size: tuple[int, int]) -> Tensor:
-    """A map [D, h, w] bilinearly at every pixel of `size` (H, W), then of length 1, [D, H, W] (DIFT)."""
+    """A map [D, h, w] upsampled bilinearly to `size` (H, W), then normalized, [D, H, W] (DIFT)."""
     large = F.interpolate(features[None], size, mode="bilinear", align_corners=False)[0]
     return F.normalize(large, dim=0)
 
 
 def pixel_features(features: Tensor, points: Tensor) -> Tensor:
-    """Features [P, D] of a map [D, H, W] at whole pixels (x, y) [P, 2].
+    """Features [P, D] of a map [D, H, W] at integer pixels (x, y) [P, 2].
 
     Raises:
         ValueError: a point lies outside the map.
@@ -51,7 +51,7 @@ def pixel_features(features: Tensor, points: Tensor) -> Tensor:
 
 
 def soft_cells(queries: Tensor, features: Tensor, window: int = SOFT_WINDOW) -> Tensor:
-    """Mean cell (x, y) around the most similar one, float [P, 2], weighted by a softmax of the cosine (GeoAware-SC).
+    """The mean cell (x, y) around the most similar cell, weighted by softmax of cosines, float [P, 2] (GeoAware-SC).
 
     Similarities outside the window are set to 0, not to minus infinity, as in the reference.
 

@@ -1,4 +1,4 @@
-"""Tracks of points through a video by the most similar patch of each frame, nothing trained.
+"""Point tracks through a video by the most similar patch of each frame, without training.
 
 Shapes: T frames, h x w patch grid, D features, Q queries.
 Source: fomo_point_tracking `zero_shot.py` (arXiv 2408.13575).
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def query_features(features: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
-    """Features [Q, D] at points of the frames, bilinearly between the centers of the patches.
+    """Features [Q, D] at points of the frames, bilinear between the centers of the patches.
 
     Args:
         features: [T, D, h, w].
@@ -38,7 +38,7 @@ def query_features(features: Tensor, points: Tensor, size: tuple[int, int]) -> T
 def track_points(features: Tensor, queries: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Follow features [Q, D] to the most similar patch of each frame.
 
-    The time and memory are linear in frames and in queries: one product [Q, h*w] a frame.
+    Time and memory are linear in frames and queries: a product [Q, h*w] for each frame.
 
     Args:
         features: [T, D, h, w].

@@ -1,18 +1,18 @@
-"""The most similar rows of a large matrix, exactly, in blocks of bounded memory, on any device."""
+"""Exact search for the most similar rows of a large matrix, in blocks of bounded memory, on any device."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-SEARCH_BYTES = 128 * 2**20  # of similarities and what is found among them; does not change what is nearest
-BYTES_PER_PAIR = 8  # a similarity (4), and its share of the groups' maxima, of candidates and of their places
-BLOCK_ROWS = 2**16  # of the database at once: more queries share a block then, and a product is as fast as it gets
-GROUP = 8  # similarities whose largest stands for them
+SEARCH_BYTES = 128 * 2**20  # memory for similarities and candidates; does not change the result
+BYTES_PER_PAIR = 8  # a similarity (4), and its share of group maxima, candidates and their indices
+BLOCK_ROWS = 2**16  # database rows in a block: enough for fast products, few enough that many queries share a block
+GROUP = 8  # similarities represented by their maximum
 
 
 class Nearest(NamedTuple):
-    """What is most similar to each query, the most similar first."""
+    """The most similar rows for each query, by falling similarity."""
 
     values: Tensor
     """[Q, k], similarities."""
@@ -21,16 +21,16 @@ class Nearest(NamedTuple):
 
 
 def nearest(queries: Tensor, database: Tensor, k: int, *, max_bytes: int = SEARCH_BYTES) -> Nearest:
-    """The k rows of the database with the largest product with each query; of equal ones the first row leads.
+    """The k database rows with the largest product with each query. Ties are sorted by row.
 
-    Which of several equals takes the last place is open.
+    In a tie for the last rank, any of the tied rows may be returned.
 
     Args:
-        queries: [Q, C]; here the work is done.
-        database: [N, C], here or elsewhere (a GPU's queries may search what only main memory can hold): each of its
-            blocks is fetched once.
+        queries: [Q, C]; the search runs on their device.
+        database: [N, C], on any device (queries on a GPU may search a database in main memory). Each block is copied
+            once.
         k: 1 to N.
-        max_bytes: largest block of similarities, and what is held with it.
+        max_bytes: memory of the largest block of similarities with its candidates.
 
     Raises:
         ValueError: k is out of range.
@@ -53,10 +53,10 @@ def nearest(queries: Tensor, database: Tensor, k: int, *, max_bytes: int = SEARC
 
 
 def largest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row of [Q, N] and their columns, [Q, k], as `topk`.
+    """The k largest values of each row of [Q, N], and their columns, [Q, k], as `topk`.
 
-    Each of them is in one of the k groups with the largest maxima: else k other groups would each hold a larger one.
-    So only those groups' members are compared; a maximum of GROUP is far cheaper than a place in an order.
+    Each of them is in one of the k groups with the largest maxima: otherwise each of these k groups would have a larger
+    value. So only members of these groups are compared. A maximum over GROUP values is much cheaper than sorting.
     """
     columns = similarity.shape[1]
     groups = columns // GROUP
@@ -74,7 +74,7 @@ def largest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _first_leads(values: Tensor, indices: Tensor) -> Nearest:
-    """Among equal values the lower index first, as no `topk` promises."""
+    """Sort equal values by index, which `topk` does not guarantee."""
     indices, order = indices.sort(dim=1)
     values, by_value = values.gather(1, order).sort(dim=1, descending=True, stable=True)
     return Nearest(values, indices.gather(1, by_value))

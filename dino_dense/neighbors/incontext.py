@@ -1,4 +1,4 @@
-"""In-context segmentation: labels of the most similar patches of a memory, nothing trained (Hummingbird).
+"""In-context segmentation: labels of the most similar patches of a memory, without training (Hummingbird).
 
 Shapes: n images of H x W pixels, h x w patches of `patch` pixels, N queries, D features, C classes, M rows of the
 memory. Sources: open-hummingbird-eval `hbird/hbird_eval.py` (arXiv 2306.01667); CAPI `eval_segmentation.py`.
@@ -36,20 +36,20 @@ def patch_histograms(labels: Tensor, patch: int, classes: int) -> Tensor:
 
 
 def patch_scores(histograms: Tensor) -> Tensor:
-    """How common the classes of each patch are in its image [n, h*w]; rare ones are sampled first.
+    """Frequency of each patch's classes in its image, [n, h*w]; patches of rare classes are sampled first.
 
-    The sum, over the classes in the patch, of the number of patches of the image that hold the class.
+    The sum, over the classes in a patch, of the number of patches of the image with this class.
     """
     held = (histograms > 0).flatten(1, 2).float()  # [n, h*w, C]
     return (held * held.sum(1, keepdim=True)).sum(-1)
 
 
 def sample_patches(scores: Tensor, draws: Tensor, count: int) -> Tensor:
-    """The `count` patches of each image with the smallest score times draw, in that order, int64 [n, count].
+    """The `count` patches of each image with the smallest score * draw, in ascending order, int64 [n, count].
 
     Args:
         scores: [n, h*w] of `patch_scores`.
-        draws: [n, h*w], uniform in (0, 1).
+        draws: random numbers [n, h*w], uniform in (0, 1).
     """
     return (scores * draws).topk(count, dim=1, largest=False, sorted=True).indices
 
@@ -69,8 +69,8 @@ def soft_labels(
         queries: features [N, D], of any length.
         memory: features [M, D] of length 1.
         memory_labels: class shares [M, C].
-        neighbors: rows that vote, 1 to M.
-        temperature: of the softmax (`beta` in the reference, 0.02).
+        neighbors: number of rows that vote, 1 to M.
+        temperature: the softmax's (`beta` in the reference, 0.02).
 
     Raises:
         ValueError: the memory is empty, or has fewer rows than `neighbors`.
@@ -90,24 +90,24 @@ def soft_labels(
 
 
 def class_map(labels: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Soft labels [n, h*w, C] on a grid (h, w) -> class ids uint8 [n, H, W] of `size`, bilinear, then the largest."""
+    """Soft labels [n, h*w, C] on a grid (h, w) -> class ids uint8 [n, H, W] of `size`: bilinear, then argmax."""
     maps = rearrange(labels, "n (h w) c -> n c h w", h=grid[0], w=grid[1])
     return F.interpolate(maps, size, mode="bilinear", align_corners=False).argmax(1).to(torch.uint8)
 
 
 def modal_label(labels: Tensor, patch: int) -> Tensor:
-    """The most frequent class id of each patch, the smallest of equal ones, [n, h*w]."""
+    """The most frequent class id of each patch, the smallest id of ties, [n, h*w]."""
     return _patch_pixels(labels, patch).mode(dim=-1).values
 
 
 def vote_per_pixel(queries: Tensor, memory: Tensor, memory_labels: Tensor, *, neighbors: int, cosine: bool) -> Tensor:
-    """The most frequent label among the nearest patches, pixel by pixel of a patch, [N, patch*patch] (CAPI).
+    """For each pixel of a patch, the most frequent label among the nearest patches, [N, patch*patch] (CAPI).
 
     Args:
         queries: [N, D].
         memory: [M, D].
         memory_labels: class ids [M, patch*patch] of the pixels of each patch, in rows.
-        cosine: compare directions; else Euclidean distance.
+        cosine: compare by cosine, else by Euclidean distance.
     """
     if cosine:
         rows = nearest(F.normalize(queries, dim=-1), F.normalize(memory, dim=-1), neighbors).indices
@@ -119,7 +119,7 @@ def vote_per_pixel(queries: Tensor, memory: Tensor, memory_labels: Tensor, *, ne
 
 
 def patch_labels(labels: Tensor, patch: int) -> Tensor:
-    """Class ids [n, H, W] -> those of the pixels of each patch, in rows, [n*h*w, patch*patch]."""
+    """Class ids [n, H, W] -> class ids of the pixels of each patch, [n*h*w, patch*patch]."""
     return _patch_pixels(labels, patch).flatten(0, 1)
 
 

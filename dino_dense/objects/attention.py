@@ -1,4 +1,4 @@
-"""Objects where the class token attends to (DINO)."""
+"""Object masks from the attention of the class token (DINO)."""
 
 from typing import Literal
 
@@ -16,11 +16,11 @@ def attention_masks(attention: Tensor, mass: float = 0.6) -> npt.NDArray[np.bool
     """Patches with most of the class token's attention (visualize_attention.py).
 
     Args:
-        attention: [heads, h, w], values of at least 0.
-        mass: share of a head's attention to patches that its mask keeps.
+        attention: [heads, h, w], not negative.
+        mass: share of a head's attention that its mask keeps.
 
     Returns:
-        [heads, h, w]: the fewest patches that hold at least `mass`.
+        [heads, h, w]: the smallest set of patches with at least `mass`.
     """
     check_finite(attention)
     values, order = attention.flatten(1).sort(dim=1)
@@ -32,14 +32,14 @@ def attention_masks(attention: Tensor, mass: float = 0.6) -> npt.NDArray[np.bool
 def attention_segments(
     attention: Tensor, mass: float = 0.6, heads: Literal["mean", "best"] | int = "mean"
 ) -> list[Segment]:
-    """The mask of the heads' mean, of one head (counted from 0), or, for "best", of each head.
+    """Masks of the mean over heads, of one head (counted from 0), or of each head ("best").
 
     Args:
         attention: [heads, h, w].
 
     Returns:
-        Their confidence is 1 - kept / mass, where kept is the mask's share of the patches: 0 for attention that is
-        the same everywhere, near 1 for all of it in few patches.
+        Segments with confidence 1 - kept / mass, where kept is the mask's share of the patches: 0 for uniform
+        attention, near 1 for attention to few patches.
 
     Raises:
         ValueError: there is no such head.

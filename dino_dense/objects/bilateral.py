@@ -1,8 +1,8 @@
-"""The fast bilateral solver: a coarse mask made to follow the edges of the image.
+"""The fast bilateral solver: aligns a coarse mask with the edges of the image.
 
 Barron and Poole 2016 (arXiv 1511.03296), with the constants of TokenCut's saliency script. The pixels p of an image
-are splatted (S, [vertices, pixels]) onto the occupied cells of a grid in position and color. The solver looks for
-the grid values y that minimize, with the target t and its confidence c,
+are splatted (S, [vertices, pixels]) onto the occupied cells of a grid in position and color. For the target t with
+confidence c, the solver minimizes over the grid values y
 
     lambda/2 * sum_ij W_ij (x_i - x_j)^2 + sum_i c_i (x_i - t_i)^2,   x = S' y,
 
@@ -44,14 +44,14 @@ class Grid(NamedTuple):
 
 
 def refine(image: Pixels, target: Floats) -> Floats:
-    """Make a mask follow the image.
+    """Align a mask with the edges of the image.
 
     Args:
         image: RGB [H, W, 3].
         target: [H, W] in [0, 1].
 
     Returns:
-        The solution [H, W], about within the range of the target (as far as 25 steps get).
+        The solution [H, W], approximately within the range of the target (after 25 steps).
 
     Raises:
         ValueError: the sizes differ.
@@ -67,24 +67,24 @@ def refine(image: Pixels, target: Floats) -> Floats:
 
 
 def binarise(solution: Floats, coarse: Mask) -> Mask:
-    """A mask for people to see: above 0.5, holes filled, the largest 4-connected piece; `coarse` if nothing is left.
+    """A clean mask: above 0.5, holes filled, the largest 4-connected component; `coarse` if it is empty.
 
-    (The reference takes the second largest label, background included, and so the background itself where the object
-    is larger; it then turns masks round that have an IoU below 0.5 with the coarse one. The largest piece of the
-    foreground needs neither.)
+    The reference keeps the second largest component, with the background among them. This is the background if the
+    object is larger, so it inverts masks with an IoU below 0.5 to the coarse mask. The largest component of the
+    foreground avoids both steps.
     """
     pieces, count = scipy.ndimage.label(scipy.ndimage.binary_fill_holes(solution > 0.5))
     return pieces == 1 + np.bincount(pieces.ravel())[1:].argmax() if count else coarse
 
 
 def make_grid(image: Pixels) -> Grid:
-    """Cells of an image RGB [H, W, 3] by x, y, luma and the two chromas, and who neighbors whom."""
+    """The cells of an RGB image [H, W, 3] by x, y, luma and two chroma values, and their neighbors."""
     height, width = image.shape[:2]
     yuv = image.reshape(-1, 3) @ RGB_TO_YUV.T + (0, CHROMA_ZERO, CHROMA_ZERO)
     rows, columns = np.divmod(np.arange(height * width), width)
     scales = (SIGMA_SPATIAL, SIGMA_SPATIAL, SIGMA_LUMA, SIGMA_CHROMA, SIGMA_CHROMA)
     cells = (np.column_stack([columns, rows, yuv]) / scales).astype(np.int64)  # [H*W, 5]
-    shape = cells.max(axis=0) + 3  # a border, so that a step over the edge is nobody's number
+    shape = cells.max(axis=0) + 3  # a border: a step over the edge reaches no occupied cell
     steps = np.append(np.cumprod(shape[:0:-1])[::-1], 1)
     numbers, vertex = np.unique((cells + 1) @ steps, return_inverse=True)
     pixels = np.arange(len(cells))
@@ -98,7 +98,7 @@ def system(grid: Grid, target: Floats) -> tuple[scipy.sparse.csr_matrix, Floats]
     scale = np.ones(len(counts))
     for _ in range(BISTOCHASTIC_STEPS):
         scale = np.sqrt(scale * counts / (grid.blur @ scale))
-    # Row sums of the blur as it now is, so that a constant has no roughness at all.
+    # Row sums of the final blur, so that a constant has a smoothness cost of exactly 0.
     sums = scale * (grid.blur @ scale)
     between = scipy.sparse.diags(scale) @ grid.blur @ scipy.sparse.diags(scale)
     roughness = scipy.sparse.diags(sums) - between
@@ -107,7 +107,7 @@ def system(grid: Grid, target: Floats) -> tuple[scipy.sparse.csr_matrix, Floats]
 
 
 def _blur(numbers: npt.NDArray[np.int64], steps: npt.NDArray[np.int64]) -> scipy.sparse.csr_matrix:
-    """The blur matrix of sorted cell numbers [V], where `steps` [axes] lead to the next cell along each axis."""
+    """The blur matrix of sorted cell numbers [V]; `steps` [axes] is the number offset of the next cell on each axis."""
     count = len(numbers)
     blur = 2 * len(steps) * scipy.sparse.identity(count, format="csr")
     for step in steps:

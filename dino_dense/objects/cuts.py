@@ -25,7 +25,7 @@ LANCZOS_FROM = 512  # patches; below, the reference's own dense call is fast, an
 LARGEST_RESIDUAL = 1e-9  # of an eigenvector of length 1
 
 
-TIE = 1e-9  # of the eigenvector's largest value: not above its mean but for rounding
+TIE = 1e-9  # share of the eigenvector's largest value; smaller differences from its mean are rounding
 
 
 MASKCUT_CORNERS = 3  # maskcut.py: this many image corners in the foreground, and it is the background
@@ -38,7 +38,7 @@ MASKCUT_AREA = 0.01  # maskcut.py: share of the image up to which a mask is drop
 
 
 class Graph(NamedTuple):
-    """Patches, and the weights between them: 1 where they are joined, else eps."""
+    """A graph of patches with edge weights 1 (adjacent) and eps (all others)."""
 
     joined: Tensor
     """[N, N], float32 zeros and ones, symmetric."""
@@ -49,26 +49,26 @@ class Graph(NamedTuple):
         return np.where(self.joined.cpu().numpy() > 0, 1.0, self.eps)
 
     def links(self, side: Tensor) -> Tensor:
-        """Sums of each patch's weights to the patches [N] that are True, [N], float64."""
+        """The sum of weights from each patch to the patches of `side` (bool [N]), float64 [N]."""
         counts = self.joined @ side.to(self.joined)  # whole numbers, exact
         return (1 - self.eps) * counts.double() + self.eps * side.sum()
 
 
 class SecondEigenpair(NamedTuple):
-    """Of (D - A) y = value D y, the second smallest."""
+    """The eigenpair of (D - A) y = value D y with the second smallest value."""
 
     vector: Floats
     """[N]."""
     value: float
     gap: float
-    """How much larger the third smallest eigenvalue is."""
+    """The third smallest eigenvalue minus the second."""
 
 
 # --- Normalized cut: TokenCut, MaskCut ---------------------------------------------------------------------
 
 
 def patch_graph(features: Tensor, tau: float, eps: float) -> Graph:
-    """Patches are joined where the cosine of their features [C, h, w] is above tau."""
+    """The graph with edges between patches whose features [C, h, w] have a cosine above tau."""
     unit = F.normalize(features.flatten(1).T.float(), dim=1)
     products = unit @ unit.T
     return Graph(torch.gt(products, tau, out=products), eps)
@@ -78,10 +78,10 @@ def second_eigenvector(graph: Graph, start: Floats | None = None) -> SecondEigen
     """The relaxed normalized cut of a graph with N >= 3 patches (Shi and Malik 2000).
 
     Large graphs: with z = D^1/2 y, (D - A) y = v D y becomes M z = (1 - v) z for the symmetric M = D^-1/2 A D^-1/2,
-    whose largest eigenvalue 1 belongs to z0 = D^1/2 1. What is largest beside it is found without a factorisation.
+    with the largest eigenvalue 1 at z0 = D^1/2 1. The next largest are computed without a factorization.
 
     Args:
-        start: [N], a vector that is probably like this one, such as that of the frame before: it only saves time.
+        start: [N], an approximate solution, such as the previous frame's; it only saves time.
     """
     found = by_lanczos(graph, start) if len(graph.joined) >= LANCZOS_FROM else None
     if found is None:
@@ -93,7 +93,7 @@ def second_eigenvector(graph: Graph, start: Floats | None = None) -> SecondEigen
 
 
 def by_lanczos(graph: Graph, start: Floats | None = None) -> tuple[Floats, Floats] | None:
-    """The second and third eigenvalue [2] and their vectors [N, 2]; None where Lanczos does not get there."""
+    """The second and third eigenvalue [2] and their vectors [N, 2]; None if Lanczos does not converge."""
     degree = graph.links(torch.ones(len(graph.joined), device=graph.joined.device, dtype=torch.bool))
     root = degree.sqrt()
     first = None if start is None else torch.from_numpy(start).to(root) * root
@@ -110,28 +110,28 @@ def by_lanczos(graph: Graph, start: Floats | None = None) -> tuple[Floats, Float
 
 
 def tokencut(features: Tensor, tau: float = 0.2, eps: float = 1e-5) -> Segment:
-    """The object as the side of the normalized cut with the extreme patch (Wang et al. 2022, object_discovery.py).
+    """The object is the side of the normalized cut with the extreme patch (Wang et al. 2022, object_discovery.py).
 
-    The eigenvector is cut at its mean; the seed is the patch of largest absolute value, its side the foreground, the
-    mask the 4-connected component of the seed. Nothing is found where all patches are joined alike (such a graph
-    has no second eigenvector of its own), or are fewer than three.
+    The eigenvector is thresholded at its mean. The seed is the patch of largest absolute value, the foreground is its
+    side, and the mask is the 4-connected component of the seed. The mask is empty for fewer than three patches, and if
+    all edges have the same weight (such a graph has no unique second eigenvector).
 
     Args:
         features: [C, h, w].
 
     Returns:
-        Its confidence is the eigen-gap, third minus second eigenvalue: near 0 where no cut, or more than one, is
-        as good as another.
+        A segment with the eigengap as confidence, third minus second eigenvalue: near 0 if several cuts are equally
+        good.
     """
     return _cut(features, tau, eps, corners=False)
 
 
 def maskcut(features: Tensor, tau: float = 0.2, eps: float = 1e-5, masks: int = 3) -> list[Segment]:
-    """Up to `masks` objects: cut, take the object's patches out of the features, cut again (CutLER's maskcut.py).
+    """Up to `masks` objects: cut, remove the object's patches from the features, cut again (CutLER's maskcut.py).
 
-    A foreground with three image corners or more is the background, and the sides change. A later mask that is at most
-    1 % of the image, or overlaps the one before by more than half (IoU), is dropped and ends the search. What an
-    earlier mask holds is not in a later one. The reference then refines each mask by a dense CRF; there is none here.
+    The sides are swapped if the foreground has three or more image corners. The search ends, and drops the mask, if a
+    later mask is at most 1 % of the image, or has an IoU above 0.5 with the previous mask. Patches of earlier masks are
+    excluded from later masks. The reference then refines each mask with a dense CRF, which is not implemented here.
     """
     found = [_cut(features, tau, eps, corners=True)]
     taken, before, left, new = found[0].mask, found[0].mask, features, found[0]
@@ -168,7 +168,7 @@ def _cut(features: Tensor, tau: float, eps: float, *, corners: bool, start: Floa
 
 
 def _normalized_cut(graph: Graph, side: Mask) -> float:
-    """cut / volume of one side + cut / volume of the other, of a partition [N] (Shi and Malik 2000)."""
+    """The normalized cut of a partition [N]: the sum over both sides of cut / volume (Shi and Malik 2000)."""
     inside = torch.from_numpy(side).to(graph.joined.device)
     volume = graph.links(torch.ones_like(inside))
     cut = graph.links(inside)[~inside].sum()

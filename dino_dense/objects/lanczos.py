@@ -1,4 +1,4 @@
-"""The leading eigenvectors of large two-valued graphs, by block Lanczos: one code for CPU and GPU, many graphs at once.
+"""Leading eigenvectors of large two-valued graphs by block Lanczos, on CPU and GPU, many graphs at once.
 
 Shapes: n graphs of N nodes; vectors are rows, [n, vectors, N].
 """
@@ -9,16 +9,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BLOCK = 2  # vectors that grow together: a pass over the graph serves them all, and two equal eigenvalues are both found
-PIECES = 4  # of whole numbers, that a vector is split into
-LARGEST_BASIS = 256  # vectors; a graph that needs more is nearly in pieces
-SETTLED = 1e-6  # residual of a pair whose value alone is wanted: its error is the residual's square, over the next gap
-SMALLEST = 2.0**-500  # what is below counts as zero: no unit may become 0
+BLOCK = 2  # vectors of a block: they share a pass over the graph, and separate two equal eigenvalues
+PIECES = 4  # integer vectors that a vector is split into
+LARGEST_BASIS = 256  # vectors; a graph that needs more is nearly disconnected
+SETTLED = 1e-6  # residual of a pair needed for its eigenvalue only, which has the error residual^2 / next gap
+SMALLEST = 2.0**-500  # smaller values count as 0, so that no unit underflows
 WHOLE_FLOAT32 = 24  # bits: whole numbers up to 2^24, and their sums, are exact in float32
 
 
 class Eigenpairs(NamedTuple):
-    """Of n matrices, the two largest eigenvalues but for the trivial one."""
+    """The two largest non-trivial eigenvalues of n matrices, with eigenvectors."""
 
     values: Tensor
     """[n, 2], largest first, float64."""
@@ -29,24 +29,24 @@ class Eigenpairs(NamedTuple):
 def leading_pairs(
     joined: Tensor, degree: Tensor, eps: float, *, tolerance: float, start: Tensor | None = None
 ) -> Eigenpairs | None:
-    """The two largest eigenvalues, but for the trivial 1, of M = D^-1/2 A D^-1/2 of graphs with two weights.
+    """The two largest eigenvalues, except the trivial 1, of M = D^-1/2 A D^-1/2 of graphs with two weights.
 
-    A is 1 where nodes are joined and eps elsewhere: A v = (1 - eps) joined v + eps sum(v), so that A itself is never
+    A is 1 for adjacent nodes and eps for all others: A v = (1 - eps) adjacency v + eps sum(v), so that A is never
     stored.
 
-    Block Lanczos with full reorthogonalisation (Golub and Underwood 1977): the basis grows by what M makes of its
-    last block, and the eigenpairs of M on the basis give values, vectors and residuals. The trivial vector, D^1/2 1,
-    is kept out of the basis.
+    Block Lanczos with full reorthogonalization (Golub and Underwood 1977): the basis is extended by M times its last
+    block, and the eigenpairs of M on the basis give values, vectors and residuals. The trivial vector, D^1/2 1, is
+    excluded from the basis.
 
     Args:
         joined: [n, N, N], float32 zeros and ones, symmetric.
         degree: [n, N], row sums of A, float64.
-        eps: weight between nodes that are not joined.
-        tolerance: residual |M x - value x| of the first pair at which it is done; of the second, SETTLED.
-        start: [n, N], what the first eigenvectors are like, if known, such as those of the frame before.
+        eps: weight between nodes that are not adjacent.
+        tolerance: stops at this residual |M x - value x| of the first pair, and SETTLED of the second.
+        start: [n, N], approximate first eigenvectors, such as the previous frame's, or None.
 
     Returns:
-        None where some graph's pairs are not found in a basis of LARGEST_BASIS.
+        None if a graph needs a basis larger than LARGEST_BASIS.
     """
     root = degree.sqrt()[:, None]  # [n, 1, N]
 
@@ -63,23 +63,23 @@ def leading_pairs(
         rayleigh = _bordered(rayleigh, basis[:, 1:] @ image.mT)
         following = _orthonormal(image, basis)
         values, mix = torch.linalg.eigh(rayleigh)  # ascending; mix: [n, basis, pairs]
-        # M on the basis leaves it only by the last block, and only towards the following one.
+        # M maps only the last block of the basis out of it, and only to the following block.
         outside = (following @ image.mT @ mix[:, -BLOCK:, -2:]).norm(dim=1)  # residuals [n, 2], the first pair's last
         if bool((outside[:, 1] <= tolerance).all() and (outside[:, 0] <= SETTLED).all()):
             vectors = mix[:, :, -2:].mT.flip(1) @ basis[:, 1:]
             residual = (apply(vectors[:, :1]) - values[:, -1:, None] * vectors[:, :1]).norm(dim=2)
-            # Rounding adds to what was predicted; no more than as much again is right.
+            # Rounding may add to the predicted residual, but no more than double it.
             return Eigenpairs(values[:, -2:].flip(1), vectors) if bool((residual <= 2 * tolerance).all()) else None
         block = following
     return None
 
 
 def exact_product(rows: Tensor, joined: Tensor) -> Tensor:
-    """rows @ joined in the accuracy of float64, for half its bytes, and whatever the order of summation.
+    """rows @ adjacency with float64 accuracy at half the memory, independent of the order of summation.
 
-    Whole numbers whose sum is below 2^24 are added exactly in float32. So each row is split into PIECES of whole
-    numbers of few bits (times a power of two each), all of them are multiplied at once, and put together again. What
-    is left out is below 2^-(PIECES * bits) of the row's largest value.
+    float32 adds integers exactly while the sum is below 2^24. So each row is split into PIECES rows of integers of few
+    bits (each times a power of two), which are multiplied together and then recombined. The omitted remainder is below
+    2^-(PIECES * bits) of the row's largest value.
 
     Args:
         rows: [n, b, N], float64.
@@ -101,7 +101,7 @@ def exact_product(rows: Tensor, joined: Tensor) -> Tensor:
 
 
 def _first_block(root: Tensor, start: Tensor | None) -> Tensor:
-    """[n, BLOCK, N]: directions of their own make the result the same every time."""
+    """The first block [n, BLOCK, N]; fixed random directions make the result reproducible."""
     generator = torch.Generator().manual_seed(0)
     block = torch.randn(BLOCK, root.shape[2], generator=generator, dtype=torch.float64).to(root.device)
     block = block.expand(len(root), -1, -1)
@@ -109,7 +109,7 @@ def _first_block(root: Tensor, start: Tensor | None) -> Tensor:
 
 
 def _orthonormal(rows: Tensor, basis: Tensor) -> Tensor:
-    """What is new in rows [n, b, N] beside an orthonormal basis [n, m, N]: orthonormal."""
+    """The part of rows [n, b, N] orthogonal to an orthonormal basis [n, m, N], orthonormalized."""
     for _ in range(2):  # twice is enough (Parlett 1980, 6.9)
         rows = rows - rows @ basis.mT @ basis
         rows = torch.linalg.qr(rows.mT).Q.mT
@@ -117,7 +117,7 @@ def _orthonormal(rows: Tensor, basis: Tensor) -> Tensor:
 
 
 def _bordered(rayleigh: Tensor, border: Tensor) -> Tensor:
-    """A symmetric [n, m, m] with new last columns [n, m + b, b], and rows like them."""
+    """A symmetric matrix [n, m, m] extended by last columns [n, m + b, b] and the same rows."""
     size = rayleigh.shape[1]
     grown = torch.cat([torch.cat([rayleigh, border[:, :size].mT], dim=1), border], dim=2)
     return (grown + grown.mT) / 2

@@ -29,13 +29,14 @@ def maps_ahead(
     extract: Callable[[Tensor], Tensor],
     batch_size: int,
 ) -> Iterator[tuple[Item, Given, Tensor]]:
-    """Items in order with what was read of each and its maps: read ahead in threads, extracted in batches of one size.
+    """Yield (item, content, maps) in order: read ahead in threads, extracted in batches of one size.
 
     Args:
-        read: what an item's files hold; runs in threads, so that it keeps off torch.
-        prepare: that as an image [3, H, W].
+        read: item -> content of its files. Runs in worker threads: avoid torch here, it would start its own thread
+            pool.
+        prepare: content -> image [3, H, W].
         extract: images [B, 3, H, W] -> maps [B, ...].
-        batch_size: images extracted at once, of consecutive ones of equal size.
+        batch_size: largest number of images extracted at once; a batch has consecutive images of equal size.
     """
 
     def read_one(item: Item) -> tuple[Item, Given]:
@@ -49,5 +50,5 @@ def maps_ahead(
 
 
 def default_batch(backbone: Backbone) -> int:
-    """Images extracted at once where nobody says: a CPU gains nothing from more than one."""
+    """The default batch size: 1 on a CPU, which gains nothing from larger batches."""
     return 1 if backbone.device.type == "cpu" else GPU_BATCH

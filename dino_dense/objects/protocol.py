@@ -1,4 +1,4 @@
-"""The constants of finding an object in an image."""
+"""The constants of object discovery in an image."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +9,7 @@ CONFIDENCE = {
     "lost": "share of patches unlike the seed",
     "attention": "concentration of the attention",
 }
-"""What a segment's confidence is under each method, in a few words."""
+"""Meaning of a segment's confidence, by method."""
 
 
 @dataclass(frozen=True)
@@ -17,21 +17,21 @@ class SegmentProtocol:
     """The constants of the methods"""
 
     features: Literal["keys", "patches"] = "keys"
-    """What TokenCut, LOST and MaskCut compare: attention keys of the last block (their papers), or the patch tokens
-    (DINOv3, App. D.4). Networks without keys are compared by their last map, as in LOST."""
+    """Features that TokenCut, LOST and MaskCut compare: attention keys of the last block (their papers), or patch
+    tokens (DINOv3, App. D.4). Networks without keys use their last map, as in LOST."""
     tau: float = 0.2
-    """Cosine above which two patches are joined (TokenCut, MaskCut)."""
+    """Two patches with a cosine above this are adjacent (TokenCut, MaskCut)."""
     eps: float = 1e-5
-    """Weight between patches that are not joined (TokenCut, MaskCut)."""
+    """Weight between patches that are not adjacent (TokenCut, MaskCut)."""
     lost_k: int = 100
     """Patches of lowest degree among which LOST's seed expands (main_lost.py --k_patches)."""
     mass: float = 0.6
     """Share of the attention that its mask keeps (DINO: 0.6 in Fig. 4 and the text, 0.8 in App. D, both
     with the same numbers)."""
     short_side: int | None = None
-    """Short side the image is resized to first, pixels; without it, the native size (the papers)."""
+    """Resize the image's short side to this first, pixels; default: the native size (the papers)."""
     squash: int | None = None
-    """Resize both sides to this instead, pixels, whatever the shape (visualize_attention.py, maskcut.py: 480)."""
+    """Resize both sides to this instead, pixels; changes the aspect ratio (visualize_attention.py, maskcut.py: 480)."""
 
     def __post_init__(self) -> None:
         if self.short_side is not None and self.squash is not None:

@@ -1,4 +1,4 @@
-"""Objects in one image from its frozen patch features: the protocol, the result, and the features compared.
+"""Shared parts of object discovery in an image: the result, the compared features, components and sizes.
 
 Shapes: an image has h x w patches, N = h*w, in rows; features are [C, h, w], masks bool [h, w].
 """
@@ -24,25 +24,25 @@ class Segment(NamedTuple):
     """One object found in an image."""
 
     mask: Mask
-    """[h, w]; all False where nothing was found."""
+    """[h, w]; all False if no object was found."""
     confidence: float
-    """0 to 1, comparable among images under one method (each says what it is)."""
+    """0 to 1, comparable among images of one method (see each method)."""
     seed: int = -1
-    """Patch the object grew from; -1 where there is none."""
+    """Index of the patch that the object grew from; -1 without one."""
     ncut: float = np.nan
-    """Normalized cut of the partition, 0 (two separate pieces) to 1 (no structure) or more; NaN for other methods."""
+    """Normalized cut of the partition, 0 (two separate components) to 1 (no structure) or more; NaN if not a cut."""
     eigenvector: Floats | None = None
-    """[h, w], the partition's relaxed solution, larger on the object; up to a factor."""
+    """[h, w], the relaxed solution of the partition up to a factor, larger on the object."""
 
 
 # --- All methods -------------------------------------------------------------------------------------------
 
 
 def patch_features(backbone: Backbone, images: Tensor, protocol: SegmentProtocol) -> Tensor:
-    """What the methods but attention compare, [B, C, h, w], of images [B, 3, H, W] in [0, 1].
+    """The features that TokenCut, LOST and MaskCut compare, [B, C, h, w], of images [B, 3, H, W] in [0, 1].
 
-    A last map without a negative value goes through a layer norm over all its values, as LOST does for ResNets: it
-    ends with a ReLU, so that every product would be positive.
+    A last map without negative values (it ends with a ReLU) is layer-normalized over all its values, as in LOST for
+    ResNets: otherwise every product would be positive.
     """
     kind = feature_kind(backbone, protocol)
     features = backbone.extract(images, {kind})[kind]
@@ -50,12 +50,12 @@ def patch_features(backbone: Backbone, images: Tensor, protocol: SegmentProtocol
 
 
 def feature_kind(backbone: Backbone, protocol: SegmentProtocol) -> Literal["keys", "patches"]:
-    """What of the backbone is compared: `protocol.features`, or the patches where it has no keys."""
+    """The kind of features to compare: `protocol.features`, or patches for a backbone without keys."""
     return protocol.features if protocol.features in backbone.provides else "patches"
 
 
 def feature_note(backbone: Backbone, protocol: SegmentProtocol) -> str:
-    """What a reader must know of the features; "" where they are those asked for."""
+    """A note if other features are compared than requested, else ""."""
     if feature_kind(backbone, protocol) == protocol.features:
         return ""
     return f"{backbone.name} has no keys: its last map was compared instead."
@@ -67,20 +67,20 @@ def attention_of(backbone: Backbone, images: Tensor) -> Tensor:
 
 
 def compared_maps(backbone: Backbone, images: Tensor, protocol: SegmentProtocol, method: str) -> Tensor:
-    """What a method looks at, of images [B, 3, H, W]: attention [B, heads, h, w], or features [B, C, h, w]."""
+    """The input of a method from images [B, 3, H, W]: attention [B, heads, h, w], or features [B, C, h, w]."""
     if method == "attention":
         return attention_of(backbone, images)
     return patch_features(backbone, images, protocol)
 
 
 def component(mask: Mask, seed: int) -> Mask:
-    """The 4-connected piece of a mask [h, w] with the patch `seed` in it; empty where that is not in the mask."""
+    """The 4-connected component of a mask [h, w] with the patch `seed`; empty if the seed is not in the mask."""
     pieces, _ = scipy.ndimage.label(mask)
     return mask & (pieces == pieces.flat[seed])
 
 
 def largest_component(mask: Mask) -> Mask:
-    """The largest 4-connected piece of a mask, the first of equal ones; empty for an empty mask."""
+    """The largest 4-connected component of a mask, the first of equally large; empty for an empty mask."""
     pieces, count = scipy.ndimage.label(mask)
     if not count:
         return mask
@@ -101,7 +101,7 @@ def box_of(mask: Mask, patch_size: int, size: tuple[int, int]) -> Box | None:
 
 
 def working_size(size: tuple[int, int], protocol: SegmentProtocol) -> tuple[int, int]:
-    """(H, W) in pixels that an image of `size` (H, W) is resized to, before its sides are fitted to the patches."""
+    """The size (H, W) to resize an image of `size` (H, W) to, before fitting to whole patches, pixels."""
     if protocol.squash is not None:
         return protocol.squash, protocol.squash
     if protocol.short_side is None:
@@ -111,7 +111,7 @@ def working_size(size: tuple[int, int], protocol: SegmentProtocol) -> tuple[int,
 
 
 def to_tensor(rgb: npt.NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
-    """RGB [H, W, 3] -> float [3, *size] in [0, 1], resized with Pillow's LANCZOS where it has another size (h, w)."""
+    """RGB [H, W, 3] -> float [3, *size] in [0, 1], resized to `size` (h, w) with Pillow's LANCZOS if needed."""
     if rgb.shape[:2] != size:
         rgb = np.asarray(Image.fromarray(rgb).resize(size[::-1], Image.Resampling.LANCZOS))
     return torch.from_numpy(rgb.copy()).permute(2, 0, 1).float() / 255

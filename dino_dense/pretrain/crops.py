@@ -27,7 +27,7 @@ ASPECT_RATIOS = (3 / 4, 4 / 3)
 """Width / height of a box, drawn uniformly on a logarithmic scale (torchvision's default)."""
 _LOG_RATIOS = tuple(math.log(ratio) for ratio in ASPECT_RATIOS)
 REDUCTION_GAP = 2.0
-"""Pictures are decoded at reduced size if the sides of every box keep this many times the pixels of its view.
+"""Pictures are decoded at reduced size if every box still has this many times the side of its view.
 Pillow's documentation of `reducing_gap` calls 2.0 close to fair resampling; `benchmarks/crops.py` says how close."""
 
 
@@ -214,6 +214,6 @@ def normalize(views: Tensor) -> Tensor:
 
 @functools.lru_cache
 def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """ImageNet's mean and standard deviation [3, 1, 1]; copied to a device once, since each copy waits for the device."""
+    """ImageNet's mean and standard deviation [3, 1, 1]; copied once, since each copy waits for the device."""
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return mean, std

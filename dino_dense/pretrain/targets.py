@@ -50,7 +50,7 @@ class Center(nn.Module):
 
     @torch.no_grad()
     def move(self, total: Tensor, count: Tensor) -> None:
-        """Update with the mean over all processes. Takes this process's sum of scores [K] and their number; 0: no-op."""
+        """Update with the mean over all processes. Takes this process's sum of scores [K] and their count; 0: no-op."""
         total, count = (distributed.all_reduce_mean(part.detach().clone()) for part in (total, count))
         mean = torch.where(count > 0, total / count, self.center[0])
         self.center.lerp_(mean[None], 1.0 - self.momentum)

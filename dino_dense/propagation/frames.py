@@ -1,4 +1,4 @@
-"""Frames at the size that a protocol gives them."""
+"""Resize frames to the size of a protocol."""
 
 from typing import get_args
 
@@ -20,14 +20,13 @@ _DINO_MULTIPLE = 64  # dino/eval_video_segmentation.py, read_frame: the long sid
 def frame_size(
     height: int, width: int, *, short_side: int | None, rounding: Rounding, patch_size: int
 ) -> tuple[int, int]:
-    """Size (h, w) in pixels, multiples of ``patch_size``, to which a frame and its labels are resized.
+    """Size (h, w) in pixels to resize a frame and its labels to, multiples of ``patch_size``.
 
-    ``floor64`` is DINO's rule: the short side is ``short_side``, the long side is floored to a multiple of
-    64. Where 64 or ``short_side`` is no multiple of the patch size (patch 14), each side then goes down to
-    the next that is. (DINO's script swaps the sides of a square frame for its labels only; here frame and
-    labels have one size.) ``ceil`` rounds the short side up to a multiple of the patch size, scales the other
-    with it and rounds that up (DINOv3's notebook); ``nearest`` rounds both to the nearest multiple (DINOv3's
-    paper, App. D.5).
+    ``floor64`` is DINO's rule: the short side is ``short_side``, the long side is rounded down to a multiple of 64. If
+    64 or ``short_side`` is no multiple of the patch size (patch 14), each side is then rounded down to a multiple.
+    (DINO's script swaps the sides of a square frame for its labels only; here frame and labels have the same size.)
+    ``ceil`` rounds the short side up to a multiple of the patch size, scales the long side by the same factor and
+    rounds it up (DINOv3's notebook). ``nearest`` rounds both sides to the nearest multiple (DINOv3's paper, App. D.5).
 
     Raises:
         ValueError: a side becomes 0.
@@ -53,10 +52,9 @@ def frame_size(
 def resize_frame(
     frame: npt.NDArray[np.uint8], size: tuple[int, int], interpolation: Interpolation = "bilinear"
 ) -> npt.NDArray[np.uint8]:
-    """Frame uint8 RGB [H, W, 3] at ``size`` (h, w).
+    """Resize a frame, uint8 RGB [H, W, 3], to ``size`` (h, w).
 
-    The 8-bit picture is resized, as the references do: by OpenCV for bilinear, by PIL (antialiased) for
-    bicubic.
+    As in the references, the 8-bit picture is resized: by OpenCV for bilinear, by PIL (antialiased) for bicubic.
     """
     check_choice("interpolation", interpolation, get_args(Interpolation))
     width_height = size[1], size[0]

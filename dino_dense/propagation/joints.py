@@ -1,4 +1,4 @@
-"""Joints of a body as soft labels on a grid, and back to points: label propagation of a pose.
+"""Convert joints of a pose to soft labels on a grid, and back to points, for label propagation.
 
 Source: CRW, videowalk ``data/jhmdb.py`` and ``utils/test_utils.py`` (JHMDB). Shapes: K joints, h x w grid; points are
 (x, y) in cells.
@@ -11,16 +11,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-TOP = 3  # cells whose weighted mean is a joint
+TOP = 3  # cells averaged for a joint
 SIGMA = 0.5  # cells
 
 
 def draw_joints(points: npt.NDArray[np.floating], grid: tuple[int, int], sigma: float = SIGMA) -> Tensor:
     """Gaussians float32 [K, h, w] around points [K, 2], each 1 at its peak and cut off about 3 sigma from it.
 
-    As the reference draws them: for sigma 0.5 in a window of 4 cells from ``int(p - 1.5)`` to ``int(p + 2.5)``, both
-    truncated towards zero, with the peak at its third cell. A joint whose window lies outside the grid has a map of
-    zeros.
+    As in the reference, with sigma 0.5 the window is 4 cells from ``int(p - 1.5)`` to ``int(p + 2.5)``, both truncated
+    towards zero, with the peak at its third cell. If the window lies outside the grid, the map is 0.
     """
     reach = 3 * sigma
     size = int(2 * reach + 1)
@@ -44,9 +43,9 @@ def with_background(maps: Tensor) -> Tensor:
 
 
 def read_joints(labels: Tensor) -> Tensor:
-    """Points float32 [K, 2] of soft labels [K + 1, h, w]: the mean of the three strongest cells, weighted by strength.
+    """Points float32 [K, 2] of soft labels [K + 1, h, w]: the weighted mean of the three largest cells.
 
-    A joint whose cells are all 0 is at (-1, -1): it is lost.
+    A joint with all cells 0 is lost and gets (-1, -1).
     """
     width = labels.shape[-1]
     values, cells = labels[1:].flatten(1).float().topk(TOP, dim=1)  # [K, 3]

@@ -1,4 +1,4 @@
-"""Masks to soft labels on the patch grid, and back to masks."""
+"""Convert masks to soft labels on the patch grid, and back to masks."""
 
 from typing import get_args
 
@@ -16,10 +16,10 @@ from dino_dense.propagation.protocol import LabelEncoding, Normalize, Upsample, 
 def encode_labels(
     ids: npt.NDArray[np.uint8], grid: tuple[int, int], num_objects: int, method: LabelEncoding = "nearest"
 ) -> Tensor:
-    """Ids uint8 [H, W] as soft labels float32 [C, h, w] on the patch grid, C = num_objects + 1.
+    """Ids uint8 [H, W] -> soft labels float32 [C, h, w] on the patch grid, C = num_objects + 1.
 
-    There are always C channels: an object that vanishes on the patch grid keeps a channel of zeros, so that
-    ids stay what they are (DINO's script drops the channel if the object has the highest id).
+    There are always C channels: an object that vanishes on the patch grid keeps a channel of zeros, so that ids do not
+    shift (DINO's script drops the channel if the object has the highest id).
     """
     check_choice("label_encoding", method, get_args(LabelEncoding))
     if ids.max() > num_objects:
@@ -44,11 +44,11 @@ def decode_labels(
     normalize: Normalize = "minmax",
     upsample_to: UpsampleTo = "frame",
 ) -> npt.NDArray[np.uint8]:
-    """Soft labels [C, h, w] as ids uint8 [H, W] at ``size`` (H, W).
+    """Soft labels [C, h, w] -> ids uint8 [H, W] at ``size`` (H, W).
 
-    Scores are upsampled to the resized frame (h, w times ``patch_size``) or at once to ``size``, normalized,
-    and the channel of the highest score is the id; from the resized frame the ids go to ``size`` by nearest
-    neighbor (PIL).
+    Scores are upsampled to the resized frame (h, w times ``patch_size``) or directly to ``size``, and normalized. The
+    id is the channel of the highest score. From the resized frame, ids are resized to ``size`` by nearest neighbor
+    (PIL).
     """
     check_choice("upsample", upsample, get_args(Upsample))
     check_choice("normalize", normalize, get_args(Normalize))
@@ -64,7 +64,7 @@ def decode_labels(
 
 
 def _scale_channels(scores: Tensor) -> Tensor:
-    """Each channel of [C, H, W] scaled to [0, 1]; a constant one stays as it is (0 / 0 in the references)."""
+    """Scale each channel of [C, H, W] to [0, 1]; a constant channel is unchanged (0 / 0 in the references)."""
     lowest, highest = scores.amin((1, 2), keepdim=True), scores.amax((1, 2), keepdim=True)
     span = highest - lowest
     return (scores - torch.where(span > 0, lowest, 0)) / torch.where(span > 0, span, 1)

@@ -30,22 +30,22 @@ Normalize = Literal["minmax", "none"]
 
 @dataclass(frozen=True)
 class PropagationProtocol:
-    """Every constant of one published way to propagate labels; the defaults are DINO's (preset ``dino``)."""
+    """All constants of a published label propagation; the defaults are DINO's (preset ``dino``)."""
 
     context_frames: int = 7
     """Most recent frames used as context besides frame 0 (DINO and DINOv3 7, CRW 20)."""
     pad_context: bool = False
     """Repeat frame 0 until the recent context is full (CRW)."""
     radius: int = 12
-    """Half-width of the window in patches; 0 looks everywhere (all three 12)."""
+    """Half-width of the window in patches; 0 for no window (all three 12)."""
     window: Window = "square"
     """square: |dy|, |dx| <= radius (DINO); circle: distance <= radius (DINOv3); open_circle: < (CRW)."""
     window_on: Literal["all", "recent"] = "all"
-    """Context the window applies to: all (DINO, DINOv3), or recent: frame 0 is seen everywhere (CRW)."""
+    """Context frames with a window: all (DINO, DINOv3), or recent: all but frame 0 (CRW)."""
     top_k: int = 5
     """Most similar patches kept over the whole context (DINO and DINOv3 5, CRW 10)."""
     keep_ties: bool = True
-    """Keep all patches as similar as the last one kept (DINO, DINOv3), or exactly top_k (CRW)."""
+    """Keep also all patches tied with the last kept (DINO, DINOv3), or exactly top_k (CRW)."""
     temperature: float = 0.1
     """Weights are exp(cosine / temperature) (DINO 0.1, CRW's README 0.05, DINOv3 0.2)."""
     short_side: int | None = 480
@@ -57,13 +57,13 @@ class PropagationProtocol:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """RGB mean subtracted from frames in [0, 1] (ImageNet, all three)."""
     std: tuple[float, float, float] = (0.228, 0.224, 0.225)
-    """RGB std frames are divided by; DINO's script has 0.228 where ImageNet has 0.229."""
+    """RGB std that frames are divided by; DINO's script has 0.228, ImageNet 0.229."""
     label_encoding: LabelEncoding = "nearest"
     """First mask to patch grid: nearest of PIL (DINO), nearest-exact (DINOv3), or bilinear one-hot (CRW)."""
     upsample: Upsample = "bilinear"
     """Scores from patch grid to pixels: bilinear (DINO, CRW) or nearest (DINOv3)."""
     upsample_to: UpsampleTo = "frame"
-    """Where the argmax is taken: at the resized frame (DINO) or at the original size (CRW, DINOv3)."""
+    """Size at which the argmax is taken: the resized frame (DINO) or the original frame (CRW, DINOv3)."""
     normalize: Normalize = "minmax"
     """Scale each channel to [0, 1] over the frame before the argmax: minmax (DINO, DINOv3) or none (CRW)."""
 

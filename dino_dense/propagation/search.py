@@ -1,14 +1,14 @@
-"""The search at the heart of label propagation: each patch's most similar patches in a window of its context.
+"""The search of label propagation: the most similar patches in a window of the context, for each patch.
 
-Shapes: D features, C label channels, h x w patch grid, n context frames; a tile is Q queries that together look at
-K patches of each context frame. The n*h*w x h*w affinity of the published scripts is never built: one tile's Q x n*K
-block at a time is.
+Shapes: D features, C label channels, h x w patch grid, n context frames. A tile is Q queries; their windows together
+cover K positions of the grid in each context frame. The n*h*w x h*w affinity of the published scripts is never built:
+only the Q x n*K block of a tile.
 
-How a tile finds its ``top_k``. All windowed frames share one window, so that the similarities [Q, n, K] are first
-reduced to the best frame of each place, [Q, K]; only there the window is cut out and the best places are chosen. Each
-of the ``top_k`` best patches lies at one of the ``top_k`` best places (a place whose best is not among them holds none
-of them), so that the answer is among those places' few patches. One place more is looked at to notice a tie for the
-last rank; queries with one keep every patch as similar as the last, by comparing all of their similarities.
+Top-k search of a tile. All windowed frames share the window, so the similarities [Q, n, K] are first reduced to the
+best frame at each position, [Q, K]; then positions outside the window are masked, and the best positions are chosen.
+The ``top_k`` best patches lie at the ``top_k`` best positions: if a position's best patch is not among the top k, none
+of its patches is. So only the patches at these positions are compared. One more position is examined to detect a tie
+for the last rank. A query with such a tie keeps every tied patch, by a comparison of all its similarities.
 """
 
 import math
@@ -28,29 +28,29 @@ _BYTES_PER_PAIR = 13  # float32 similarity; for ties a masked copy and weights; 
 
 @dataclass(frozen=True)
 class Neighborhood:
-    """Which patches of the context a query looks at and how it weighs them."""
+    """The context patches that a query is compared with, and their weights."""
 
     radius: int
-    """Half-width of the window in patches; 0 looks everywhere."""
+    """Half-width of the window in patches; 0 for no window."""
     window: Window
     """square: |dy|, |dx| <= radius; circle: distance <= radius; open_circle: distance < radius."""
     top_k: int
-    """Patches kept over all context frames together."""
+    """Number of patches kept, over all context frames together."""
     keep_ties: bool
-    """Keep all patches as similar as the last one kept, or exactly ``top_k``."""
+    """Keep also all patches tied with the last kept, or exactly ``top_k``."""
     temperature: float
     """Weights are exp(cosine / temperature), divided by their sum."""
     unrestricted: int = 0
-    """Number of leading context frames to which the window does not apply."""
+    """Number of leading context frames without a window."""
 
     def reach(self, queries: slice, length: int) -> slice:
-        """The rows (or columns) of a grid of ``length`` that the windows around ``queries`` touch."""
+        """The rows (or columns) of a grid of ``length`` that the windows around ``queries`` cover."""
         if not self.radius:
             return slice(0, length)
         return slice(max(queries.start - self.radius, 0), min(queries.stop + self.radius, length))
 
     def outside(self, queries: "Area", near: "Area", device: torch.device) -> Tensor | None:
-        """Bool [Q, K]: which places of ``near`` lie outside the window of which query; None if none can."""
+        """Bool [Q, K]: whether a position of ``near`` is outside a query's window; None if none can be."""
         if not self.radius:
             return None
         dy, dx = (
@@ -68,7 +68,7 @@ class Neighborhood:
 
 
 def neighborhood_of(protocol: PropagationProtocol) -> Neighborhood:
-    """The constants of the search itself."""
+    """The protocol's constants of the search."""
     unrestricted = 1 if protocol.window_on == "recent" else 0
     return Neighborhood(
         protocol.radius, protocol.window, protocol.top_k, protocol.keep_ties, protocol.temperature, unrestricted
@@ -79,7 +79,7 @@ Area = tuple[slice, slice]  # rows and columns of the patch grid
 
 
 class Tile(NamedTuple):
-    """A rectangle of queries and what of the grid its windows touch."""
+    """A rectangle of queries, and the part of the grid that their windows cover."""
 
     queries: Area
     near: Area
@@ -88,7 +88,7 @@ class Tile(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """The similarities of one tile to frames that share a window."""
+    """The similarities of one tile to frames that all have the window, or all lack it."""
 
     similarity: Tensor
     """[Q, n, K]."""
@@ -99,16 +99,15 @@ class _Part(NamedTuple):
 
 
 class ContextFrames:
-    """The frames that a query looks at, with their labels; frame 0 stays, the oldest other one is replaced.
+    """The context frames with their labels. Frame 0 stays; a new frame replaces the oldest other frame.
 
     Args:
         shape: D, h, w.
         channels: C.
-        slots: frames held at most, frame 0 included.
+        slots: largest number of frames, with frame 0.
         neighborhood: the constants of the search.
-        max_bytes: memory for one tile; the result does not depend on it but for rounding. One query at a time is
-            the least.
-        device: where features and labels are kept.
+        max_bytes: memory for one tile; changes the result by rounding only. A tile has at least one query.
+        device: device of features and labels.
     """
 
     def __init__(
@@ -129,7 +128,7 @@ class ContextFrames:
         self.tiles = list(self._cut(sides, device))
 
     def add(self, features: Tensor, labels: Tensor) -> None:
-        """Remember a frame: unit features [h, w, D] and soft labels [C, h, w]; the first one stays for good."""
+        """Store a frame: unit features [h, w, D] and soft labels [C, h, w]. The first frame is never replaced."""
         slot = self.used
         if slot == len(self.features):
             if slot == 1:
@@ -172,7 +171,7 @@ class ContextFrames:
         return out
 
     def _compare(self, queries: Tensor, tile: Tile) -> Iterator[_Part]:
-        """Cosines of a tile's queries to the frames seen everywhere, and to those seen through the window."""
+        """Cosines of a tile's queries to the frames without a window, and to the frames with a window."""
         everywhere = slice(0, self.height), slice(0, self.width)
         split = min(self.neighborhood.unrestricted, self.used)
         for first, last, area, outside in (
@@ -186,9 +185,9 @@ class ContextFrames:
             yield _Part(similarity, outside, first, area)
 
     def _candidates(self, part: _Part, count: int) -> tuple[Tensor, Tensor]:
-        """Similarities and patches (indices into slots*h*w) at the ``count`` best places: [Q, count*n] each.
+        """Similarities and patches (indices into slots*h*w) at the ``count`` best positions: [Q, count*n] each.
 
-        A place outside the window, taken for want of others, has similarity -inf.
+        If the window has too few positions, positions outside it fill up with similarity -inf.
         """
         best = part.similarity.amax(dim=1)  # [Q, K]
         if part.outside is not None:
@@ -237,13 +236,13 @@ def unit_features(features: Tensor, hw: Sequence[int]) -> Tensor:
 
 
 def context_bytes(shape: tuple[int, int, int], channels: int, slots: int) -> int:
-    """Memory of a context and of the frame that is compared with it: float32 features [D, h, w] and labels."""
+    """Memory of a context and a target frame: float32 features [D, h, w] and labels."""
     dim, h, w = shape
     return 4 * (slots + 1) * h * w * (dim + channels)
 
 
 def tile_bytes(sides: tuple[int, int], shape: tuple[int, int, int], slots: int, neighborhood: Neighborhood) -> int:
-    """Memory of one tile of queries: keys, and the block of similarities with what ties need of it."""
+    """Memory of one tile of queries: keys, similarities, and the copies that ties need."""
     dim, *hw = shape
     queries = math.prod(min(side, length) for side, length in zip(sides, hw, strict=True))
     radius = neighborhood.radius
@@ -258,10 +257,10 @@ def tile_bytes(sides: tuple[int, int], shape: tuple[int, int, int], slots: int, 
 def tile_sides(
     shape: tuple[int, int, int], slots: int, neighborhood: Neighborhood, max_bytes: int, *, on_cpu: bool
 ) -> tuple[int, int]:
-    """Rows and columns of the tiles: even shares of the grid, halved until one tile fits into ``max_bytes``.
+    """Rows and columns of a tile: even shares of the grid, halved until a tile fits into ``max_bytes``.
 
-    On a CPU about the radius is fastest: larger tiles compare more patches that lie outside the windows, smaller
-    ones copy more keys for each query. A GPU wants few large products.
+    On a CPU, sides of about the radius are fastest: larger tiles compare more patches outside the windows, smaller
+    tiles copy more keys for each query. A GPU prefers few large products.
     """
     _, h, w = shape
     largest = max(neighborhood.radius, _SMALLEST_TILE) if neighborhood.radius and on_cpu else max(h, w)

@@ -1,7 +1,7 @@
-"""Label propagation: carry the labels of a video's first frame to the others by feature similarity.
+"""Label propagation: transfer the labels of a video's first frame to later frames by feature similarity.
 
-Every patch of a frame looks at the patches of some earlier frames, keeps the ``top_k`` most similar inside a
-window around its own position, and takes the mean of their labels, weighted by exp(cosine / temperature).
+Each patch of a frame is compared with patches of earlier frames in a window around its own position. Its label is the
+mean of the ``top_k`` most similar patches' labels, weighted by exp(cosine / temperature).
 
 Shapes: D features, C label channels (0 is background), h x w patch grid.
 
@@ -29,14 +29,14 @@ DEFAULT_MAX_BYTES = 256 * 2**20  # memory for one tile of the affinity; the resu
 
 
 class LabelPropagator:
-    """Labels of a stream of frames, one frame at a time, in order; nothing but the context is held.
+    """Propagates labels through a stream of frames in order, one frame at a time. Stores only the context.
 
     The context of a frame is frame 0 and the last ``context_frames`` frames before it, with their soft labels.
 
     Args:
         protocol: the constants.
-        max_bytes: memory for one tile of queries: the affinity of all patches is never held at once. One query at a
-            time is the least. The result does not depend on it but for rounding.
+        max_bytes: memory for one tile of queries (the full affinity is never built); a tile has at least one query.
+            Changes the result by rounding only.
     """
 
     def __init__(self, protocol: PropagationProtocol, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
@@ -47,14 +47,14 @@ class LabelPropagator:
     def step(self, features: Tensor, given: Tensor | None = None) -> Tensor:
         """Soft labels [C, h, w] of the next frame.
 
-        Labels given for a later frame replace the propagated ones wherever they hold an object (a channel but the
-        first above 0); elsewhere the propagated ones stand. Propagation then begins anew from that frame, as if it
-        were frame 0: earlier frames, in which a new object is background, have no say any more.
+        Given labels of a later frame replace the propagated labels where they have an object (a channel other than the
+        first above 0). Propagation then restarts with this frame as frame 0: in earlier frames a new object is
+        background, so they are dropped.
 
         Args:
             features: [D, h, w] of the frame.
-            given: labels [C, h, w] of the frame (``encode_labels``), or None; the first frame needs them. C is always
-                the same: a channel of zeros is an object that was not seen yet.
+            given: labels [C, h, w] of the frame (``encode_labels``), or None; the first frame needs labels. C is
+                constant: an object that has not appeared yet has a channel of zeros.
 
         Raises:
             ValueError: the first frame has no labels, or features and labels have different grids.
@@ -89,10 +89,10 @@ class LabelPropagator:
 
 @dataclass(frozen=True)
 class PropagationMemory:
-    """What propagation is predicted to take at most, beside the network and the features of the frame, bytes."""
+    """Predicted peak memory of propagation, without the network and the frame's features, bytes."""
 
     context: int
-    """Features and labels of the context, and the frame compared with it."""
+    """Features and labels of the context and of the target frame."""
     tile: int
     """One tile of queries."""
 
@@ -107,7 +107,7 @@ def plan_memory(
     """Divide ``max_bytes`` for a video with features [D, h, w] and ``channels`` label channels.
 
     Raises:
-        ValueError: it does not suffice for the context and one query at a time.
+        ValueError: too little for the context and a tile of one query.
     """
     slots, neighborhood = 1 + protocol.context_frames, neighborhood_of(protocol)
     context = context_bytes(shape, channels, slots)

@@ -1,7 +1,7 @@
-"""Object masks carried along a video: frames in, masks at the frames' own size out.
+"""Propagate object masks along a video: frames in, masks at the frames' own size out.
 
-Frames are read ahead and their features computed in batches while earlier frames propagate; memory does not grow with
-the length of the video.
+Frames are read ahead, and their features are computed in batches while earlier frames propagate. Memory does not grow
+with the length of the video.
 
 Shapes: H x W pixels of a frame, D features, C label channels (0 is background), h x w patch grid, B frames of a batch.
 """
@@ -31,30 +31,30 @@ GPU_BATCH = 8  # frames whose features are computed at once
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame of a video; extend it with whatever must come out again beside the masks."""
+    """A frame of a video. A subclass may add fields; `VideoPropagator.run` returns the same objects."""
 
     rgb: Pixels = dataclasses.field(repr=False)
     """uint8 [H, W, 3]."""
     labels: Pixels | None = dataclasses.field(default=None, repr=False)
-    """Ids uint8 [H, W] of this frame where they are known: of the first frame always."""
+    """Known ids uint8 [H, W] of this frame, or None; the first frame needs them."""
 
 
 AnyFrame = TypeVar("AnyFrame", bound=Frame)
 
 
 class VideoPropagator:
-    """Carries the masks of a video's first frame, and of later ones that have some, to all of its frames.
+    """Propagates the masks of a video's first frame, and of later frames with masks, to all frames.
 
     Args:
-        backbone: gives patch features. Its pixel statistics are replaced as `pixel_statistics` says.
+        backbone: extracts patch features, with the pixel statistics of `pixel_statistics`.
         protocol: the constants.
         size: (H, W) of the frames, pixels.
-        objects: ids 1..255 that the masks hold, ascending; they may have gaps.
-        max_bytes: memory that propagation may take (`plan_memory`); the result does not depend on it.
-        batch_size: frames whose features are computed at once; None takes 1 on a CPU and 8 on a GPU.
+        objects: ids of the masks, 1..255, ascending, with or without gaps.
+        max_bytes: memory limit of propagation (`plan_memory`); does not change the result.
+        batch_size: frames in a batch of feature extraction; default 1 on a CPU, 8 on a GPU.
 
     Raises:
-        ValueError: `max_bytes` does not suffice, or the frames become smaller than a patch.
+        ValueError: `max_bytes` is too small, or the frames become smaller than a patch.
     """
 
     def __init__(
@@ -81,17 +81,17 @@ class VideoPropagator:
         self._tile_bytes = max_bytes - self.memory.context
 
     def run(self, frames: Iterable[AnyFrame]) -> Generator[tuple[AnyFrame, Pixels]]:
-        """Every frame with its ids uint8 [H, W], in order.
+        """Yield every frame with its ids uint8 [H, W], in order.
 
-        The first frame's ids are its labels. In a later frame with labels these stand wherever they hold an object,
-        and the propagated ids elsewhere (`LabelPropagator.step`).
+        The first frame's ids are its labels. In a later frame with labels, its objects replace the propagated ids
+        (`LabelPropagator.step`).
 
         Args:
-            frames: read by one other thread, up to two batches ahead; avoid torch in it, which would start threads of
-                its own there. What it raises is raised here, in the place of its frame.
+            frames: read by a worker thread, up to two batches ahead. Avoid torch in it, it would start its own thread
+                pool. Its errors are raised here in order.
 
         Raises:
-            ValueError: the first frame has no labels, a frame has another size, or labels have an unknown id.
+            ValueError: the first frame has no labels, the size of a frame differs, or labels have an unknown id.
         """
         propagator = LabelPropagator(self.protocol, max_bytes=self._tile_bytes)
         first = True
@@ -118,7 +118,7 @@ class VideoPropagator:
         return resize_frame(frame.rgb, self.working_size, self.protocol.interpolation)
 
     def _encode(self, labels: Pixels) -> Tensor:
-        """Ids [H, W] as soft labels [C, h, w], a channel for each of the ids."""
+        """Ids [H, W] -> soft labels [C, h, w], with a channel for each id."""
         unknown = np.setdiff1d(labels, self._ids)
         if len(unknown):
             raise ValueError(f"labels have the ids {unknown.tolist()}: expected some of {self._ids.tolist()}")
@@ -127,7 +127,7 @@ class VideoPropagator:
         return encoded.to(self.backbone.device)
 
     def _ids_of(self, frame: Frame, soft: Tensor, first: bool) -> Pixels:
-        """Soft labels [C, h, w] as ids [H, W], under the frame's own labels."""
+        """Soft labels [C, h, w] -> ids [H, W], overlaid by the frame's own labels."""
         if first and frame.labels is not None:
             return frame.labels
         protocol = self.protocol
@@ -139,9 +139,9 @@ class VideoPropagator:
 
 
 def pixel_statistics(backbone: Backbone, protocol: PropagationProtocol) -> Backbone:
-    """The protocol's pixel mean and standard deviation, for backbones trained with ImageNet's.
+    """The backbone with the protocol's pixel mean and standard deviation, if it was trained with ImageNet's.
 
-    The protocols were written for such; one trained with other statistics keeps its own.
+    The protocols assume this; a backbone trained with other statistics keeps its own.
     """
     if (backbone.mean, backbone.std) != (IMAGENET_MEAN, IMAGENET_STD):
         return backbone
@@ -149,7 +149,7 @@ def pixel_statistics(backbone: Backbone, protocol: PropagationProtocol) -> Backb
 
 
 def pixel_note(backbone: Backbone) -> str:
-    """A sentence for a backbone that keeps its own pixel statistics; "" for the others."""
+    """A sentence for a backbone that keeps its own pixel statistics; "" otherwise."""
     if (backbone.mean, backbone.std) == (IMAGENET_MEAN, IMAGENET_STD):
         return ""
     return f" Pixels were normalized as {backbone.name} was trained, mean {backbone.mean}, std {backbone.std}."

@@ -1,4 +1,4 @@
-"""Results as typed records, and everything made from them: tables, files, the page, comparisons."""
+"""Results as typed records, and the tables, files, pages and comparisons of results."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Show reports in one table, and say where checkpoints differ by more than the choice of samples."""
+"""Show reports in one table, and test whether checkpoints differ by more than the choice of samples explains."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReportConfig(IntervalConfig):
-    """What to read and write"""
+    """Input and output"""
 
     reports: tuple[str, ...] = path(())
-    """report.json files, folders with one, or batch folders (every report below, by folder's name)."""
+    """report.json files, folders with a report.json, or batch folders (all reports below, named by folder)."""
     baseline: str | None = None
-    """Checkpoint, as the table names it, that the others are compared with; default the first."""
+    """Checkpoint to compare the others with, by its name in the table; default the first."""
     out: str | None = path()
-    """Folder for comparison.csv, .md and .html, and the tables of all reports; without it, they are printed only."""
+    """Folder for comparison.csv, .md and .html, and the tables of all reports; without it, only print."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -32,7 +32,7 @@ class ReportConfig(IntervalConfig):
 
 
 def baseline_first(entries: list[Entry], name: str) -> list[Entry]:
-    """The entries of that checkpoint before the others; ValueError where there are none."""
+    """The entries with this checkpoint's first; ValueError if it has none."""
     names = list(dict.fromkeys(entry.checkpoint for entry in entries))
     if name not in names:
         raise ValueError(f"baseline is {name}: expected one of {', '.join(names)}")
@@ -40,7 +40,7 @@ def baseline_first(entries: list[Entry], name: str) -> list[Entry]:
 
 
 def main() -> int:
-    """Read, compare, print. The exit status: 1 where a run failed or could not be compared."""
+    """Read, compare, print. The exit status is 1 if a run failed or could not be compared."""
     config: ReportConfig = command_line.parse(
         ReportConfig,
         prog="python -m dino_dense.report",

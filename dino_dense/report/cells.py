@@ -1,4 +1,4 @@
-"""What a table for people says of each pair: the same words in Markdown, LaTeX and on the page."""
+"""The texts of table cells, shared by Markdown, LaTeX and the page."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class Cell:
-    """One metric of one pair. Numbers are in the metric's unit, None where there is none."""
+    """One metric of one pair. Numbers are in the metric's unit, None if missing."""
 
     status: Literal["ok", "failed", "missing"]
     value: float | None
@@ -27,7 +27,7 @@ class Cell:
     difference: float | None = None
     percent: bool = True
     best: bool = False
-    """The best of its column, or a tie with it as printed."""
+    """Best of its column, or printed equal to the best."""
 
     @property
     def places(self) -> int:
@@ -36,14 +36,14 @@ class Cell:
 
     @property
     def value_text(self) -> str:
-        """The value, or why there is none."""
+        """The value, or the reason why it is missing."""
         if self.value is None:
             return {"failed": "failed", "missing": MISSING, "ok": "not scored"}[self.status]
         return number(self.value, self.places)
 
     @property
     def stderr_text(self) -> str:
-        """The standard error after a ±, never rounded to nothing; "" if unknown."""
+        """The standard error after a ±, never rounded to 0; "" if unknown."""
         if self.stderr is None:
             return ""
         rounded = round(self.stderr, self.places)
@@ -51,7 +51,7 @@ class Cell:
 
     @property
     def published_text(self) -> str:
-        """The published number and our difference from it; "" if none is known."""
+        """The published number and the difference to it; "" if unknown."""
         if self.published is None or self.value is None:
             return ""
         known = f"{number(self.published, self.places)} published"
@@ -61,7 +61,7 @@ class Cell:
 
     @property
     def text(self) -> str:
-        """All of it on one line."""
+        """The whole cell on one line."""
         words = [self.value_text, self.stderr_text, f"({self.published_text})" if self.published_text else ""]
         return " ".join(word for word in words if word)
 
@@ -76,7 +76,7 @@ class Column:
 
     @property
     def arrow(self) -> str:
-        """Which way is better."""
+        """↑ if higher is better, ↓ if lower is better."""
         return "↑" if self.metric.higher_is_better else "↓"
 
 
@@ -84,7 +84,7 @@ def columns(entries: Sequence[Entry]) -> dict[str, list[Column]]:
     """The columns of each entry of the suite, its headline first; cells in the order of the checkpoints.
 
     Raises:
-        ValueError: the entries are no table (`table.check_entries`).
+        ValueError: the entries do not form a table (`table.check_entries`).
     """
     frame = batch_frame(entries)
     return {
@@ -97,7 +97,7 @@ def columns(entries: Sequence[Entry]) -> dict[str, list[Column]]:
 
 
 def headlines(entries: Sequence[Entry]) -> list[Column]:
-    """The first column of each entry of the suite; an entry that never succeeded has one without numbers."""
+    """The first column of each entry of the suite; a column without numbers if the entry never succeeded."""
     found = columns(entries)
     unknown = Metric("", unit="")
     statuses = {(entry.label, entry.checkpoint): entry.report.status for entry in entries}
@@ -114,13 +114,13 @@ def headlines(entries: Sequence[Entry]) -> list[Column]:
 
 
 def mixed_data(entries: Sequence[Entry], label: str) -> bool:
-    """Whether an entry of the suite was measured on different data for different checkpoints."""
+    """Whether the data of an entry of the suite differ among checkpoints."""
     reports = [entry.report for entry in entries if entry.label == label and entry.report.status == "ok"]
     return len({report.data.get("sha256") for report in reports}) > 1
 
 
 def number(value: float, places: int, *, sign: bool = False) -> str:
-    """A number with a true minus, and a sign where asked for; what rounds to zero has none but +."""
+    """A number with a typographic minus, and a plus with `sign`. A number that rounds to 0 has no minus."""
     text = f"{value + 0.0:{'+' if sign else ''}.{places}f}"
     if not round(value, places):
         text = text.replace("-", "+" if sign else "")

@@ -1,8 +1,8 @@
-"""Are two checkpoints different? Paired differences over the same samples, with intervals (`sampling`).
+"""Compare two checkpoints: paired differences over the same samples, with intervals (`sampling`).
 
-Two means over the same samples share the samples' difficulty; the differences of single samples do not. What was drawn
-together, as the frames of a video, is drawn together again. An interval covers the choice of samples, not the luck of a
-training run.
+Two means over the same samples share the samples' difficulty; differences of single samples do not. Samples of a
+cluster, such as the frames of a video, are resampled together. An interval covers the choice of samples, not the
+randomness of training.
 """
 
 import math
@@ -35,9 +35,9 @@ def compare(baseline: Entry, candidate: Entry, config: IntervalConfig) -> pd.Dat
     """Two checkpoints, metric by metric.
 
     Returns:
-        `COLUMNS`, a row a metric with values of single samples: values and difference (candidate - baseline) in the
-        unit; better, worse, equal in percent of the n samples; verdict better or worse where chance does not explain
-        the difference (`sampling.compare_sums`), undecided where it may, and "not compared" with a reason.
+        `COLUMNS`, with a row for each metric that has values of single samples: values and difference (candidate -
+        baseline) in the unit; better, worse, equal in percent of the n samples; verdict: better or worse if chance
+        does not explain the difference (`sampling.compare_sums`), undecided if it may, "not compared" with a reason.
     """
     reasons = _why_not(baseline, candidate)
     if reasons:
@@ -57,9 +57,9 @@ def compare(baseline: Entry, candidate: Entry, config: IntervalConfig) -> pd.Dat
 
 
 def compare_all(entries: Sequence[Entry], config: IntervalConfig) -> pd.DataFrame:
-    """The first checkpoint against each other one, wherever two or more were measured alike.
+    """Compare the first checkpoint with each other checkpoint that was measured in the same way.
 
-    A report that no other of its task was measured like gets a row that says what differs.
+    A report that differs from all others of its task gets a row with the differences.
 
     Returns:
         The rows of `compare`.
@@ -76,10 +76,10 @@ def compare_all(entries: Sequence[Entry], config: IntervalConfig) -> pd.DataFram
 
 
 def read_samples(entry: Entry) -> pd.DataFrame:
-    """Values of single samples: index their names, sorted; a column `cluster`, and those of metrics (`samples`), float.
+    """Values of single samples: sorted names as index; a column `cluster`, and float columns of metrics (`samples`).
 
     Raises:
-        ValueError: there is no such file, or it is not what the report was made from.
+        ValueError: the file is missing, or does not belong to the report.
     """
     file = _samples_file(entry)
     metrics = [metric.name for metric in entry.report.metrics]
@@ -88,7 +88,7 @@ def read_samples(entry: Entry) -> pd.DataFrame:
     header = pd.read_csv(file, nrows=0).columns
     if "sample" not in header:
         raise ValueError(f"{file}: expected a column sample, found {', '.join(header)}. Run the task again.")
-    # Names are text, whatever they look like: a sample may be called NA or 007.
+    # Names are text: a sample may be called NA or 007.
     missing = {name: [""] for name in header if name not in (SAMPLE, CLUSTER)}
     table = pd.read_csv(file, dtype={SAMPLE: str, CLUSTER: str}, keep_default_na=False, na_values=missing)
     if (table["sample"] == "").any():
@@ -108,7 +108,7 @@ def read_samples(entry: Entry) -> pd.DataFrame:
 
 
 def differences(a: Report, b: Report) -> list[str]:
-    """What keeps two reports from being compared: task, data, config (but for `Report.free`); [] if nothing."""
+    """Differences that prevent a comparison: task, data, config (except `Report.free`); [] if none."""
     if a.task != b.task:
         return [f"task {a.task} against {b.task}"]
     found = [] if a.data.get("sha256") else ["hash of the data unknown"]
@@ -125,7 +125,7 @@ def differences(a: Report, b: Report) -> list[str]:
 
 
 def readable(comparison: pd.DataFrame, escape: Callable[[str], str] = str) -> pd.DataFrame:
-    """The compared rows as a person reads them, every text escaped."""
+    """The compared rows in readable form, every text escaped."""
     table = []
     for row in comparison[comparison["reason"] == ""].to_dict("records"):
         places = 1 if row["unit"] == "%" else 3
@@ -157,7 +157,7 @@ def not_compared(comparison: pd.DataFrame) -> list[str]:
 
 
 def _why_not(baseline: Entry, candidate: Entry) -> list[str]:
-    """What keeps two entries from being compared, before their samples are looked at."""
+    """Reasons that prevent a comparison of two entries, without reading their samples."""
     failed = [entry for entry in (baseline, candidate) if _failed(entry)]
     if failed:
         return [f"{entry.checkpoint} failed: {entry.report.error}" for entry in failed]
@@ -165,7 +165,7 @@ def _why_not(baseline: Entry, candidate: Entry) -> list[str]:
 
 
 def _other_names(a: pd.DataFrame, b: pd.DataFrame) -> str:
-    """How the samples of two tables differ."""
+    """A text with the samples that only one of two tables has."""
     texts = []
     for mine, others, which in ((a, b, "the baseline"), (b, a, "the candidate")):
         only = mine.index.difference(others.index)
@@ -175,7 +175,7 @@ def _other_names(a: pd.DataFrame, b: pd.DataFrame) -> str:
 
 
 def _compare_metric(metric: Metric, a: pd.DataFrame, b: pd.DataFrame, row: dict[str, Any]) -> dict[str, Any]:
-    """The row of a metric, from two tables of the same samples, of which one or both have it."""
+    """The row of a metric from two tables of the same samples; at least one table has the metric."""
     b = b.loc[a.index]
     first, second = metric_terms(a, metric.name), metric_terms(b, metric.name)
     if first is None or second is None:
@@ -213,7 +213,7 @@ def _compare_metric(metric: Metric, a: pd.DataFrame, b: pd.DataFrame, row: dict[
 
 
 def samples_text(n: int, clusters: int) -> str:
-    """How many samples are compared, and how many clusters they are where these are fewer."""
+    """The number of compared samples, and of clusters if there are fewer."""
     few = ", too few for a bootstrap" if clusters < SMALL else ""
     return f"{n}{few}" if n == clusters else f"{n} in {clusters} clusters{few}"
 
@@ -221,7 +221,7 @@ def samples_text(n: int, clusters: int) -> str:
 def _row(
     baseline: Entry, candidate: Entry, config: IntervalConfig, metric: Metric | None = None, *, reason: str = ""
 ) -> dict[str, Any]:
-    """What every row says, compared or not."""
+    """The fields that every row has, compared or not."""
     return {
         "entry": candidate.label,
         "metric": metric.name if metric else "",
@@ -236,7 +236,7 @@ def _row(
 
 
 def _note(a: Report, b: Report) -> str:
-    """How the two runs differ in ways that may matter, though the protocol is the same."""
+    """Differences of the runs' environments that may matter, although the protocol is the same."""
     return "; ".join(
         f"{key} {a.environment.get(key)} against {b.environment.get(key)}"
         for key in ("dtype", "seed", "commit")
@@ -250,7 +250,7 @@ def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def _samples_file(entry: Entry) -> Path:
-    """Where the values of single samples lie."""
+    """The file with the values of single samples."""
     name = entry.report.samples
     if not name:
         raise ValueError(f"{entry.folder}: the report names no values of single samples. Run the task again.")
@@ -270,7 +270,7 @@ def _check_scores(file: Path, report: Report, values: pd.DataFrame) -> None:
 
 
 def _protocol(entry: Entry) -> str:
-    """Equal for two entries that may be compared."""
+    """A key that is equal for two comparable entries."""
     return f"failed {entry.folder}" if _failed(entry) else entry.report.protocol()
 
 

@@ -1,4 +1,4 @@
-"""Everything a batch leaves beside its runs: tables for programs, for papers and for the browser."""
+"""The files of a batch: tables for programs, for papers and for the browser."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +16,10 @@ PAGE_FILE = "index.html"
 
 
 def write_batch(entries: Sequence[Entry], out: Path, *, title: str = "Results") -> None:
-    """Write `results.csv`, `.parquet`, `.md` and `.tex`, `pairs.csv` and `index.html`, each whole or not at all.
+    """Write `results.csv`, `.parquet`, `.md` and `.tex`, `pairs.csv` and `index.html`, each atomically.
 
     Raises:
-        ValueError: the entries are no table (`table.check_entries`); nothing is then written.
+        ValueError: the entries do not form a table (`table.check_entries`); nothing is written then.
     """
     page = render_page(entries, title=title)
     write_tables(entries, out, title=title)
@@ -27,10 +27,10 @@ def write_batch(entries: Sequence[Entry], out: Path, *, title: str = "Results") 
 
 
 def write_tables(entries: Sequence[Entry], out: Path, *, title: str) -> None:
-    """The files of `write_batch` but for the page.
+    """Write the files of `write_batch`, except the page.
 
     Raises:
-        ValueError: the folder holds a task's own results, which have files of the same names.
+        ValueError: the folder has a task's results, with files of the same names.
     """
     check_out(out)
     flat = flat_frame(batch_frame(entries))

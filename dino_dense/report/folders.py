@@ -1,14 +1,14 @@
-"""Files that say whose results a folder holds."""
+"""Marker files of results folders."""
 
 from pathlib import Path
 
 PAIRS_FILE = "pairs.csv"
-"""Marks a folder as that of a batch's or comparison's report."""
+"""Marks the folder of a batch's or comparison's report."""
 TASK_FILE = "run.json"
-"""Marks a folder as that of a task's results."""
+"""Marks the results folder of a task."""
 
 
 def check_out(out: Path) -> None:
-    """ValueError for a folder whose files a report would replace."""
+    """Raise ValueError for a folder with files that a report would replace."""
     if (out / TASK_FILE).is_file():
         raise ValueError(f"{out}: holds the results of a task ({TASK_FILE}). Choose another --out.")

@@ -1,18 +1,18 @@
-"""Options of the intervals that a comparison gives."""
+"""Options of the confidence intervals of a comparison."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class IntervalConfig:
-    """How intervals are made"""
+    """Confidence intervals"""
 
     bootstrap: int = 10_000
-    """Resamples of the samples."""
+    """Number of bootstrap resamples."""
     confidence: float = 0.95
-    """Share of intervals that hold the true difference."""
+    """Confidence level of the intervals."""
     seed: int = 0
-    """Of the resamples."""
+    """Seed of the resamples."""
 
     def __post_init__(self) -> None:
         if self.bootstrap < 1:

@@ -1,4 +1,4 @@
-"""The machine, program and memory that a number was made with."""
+"""Machine, software versions and memory of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ except ImportError:  # Windows has no such module
 
 
 def environment(*, device: torch.device | None, dtype: str, seed: int) -> dict[str, Any]:
-    """Program and machine behind a number; without a device nothing was computed with PyTorch, which stays unloaded."""
+    """Versions and machine of a run. Without a device PyTorch was not used, and is not imported."""
     record: dict[str, Any] = {
         "commit": _commit(),
         "python": platform.python_version(),
@@ -48,7 +48,7 @@ def _processor(device: torch.device | None) -> str:
 
 
 def reset_peak_memory(device: torch.device | None = None) -> None:
-    """Let `peak_memory_mib` count from here, where the system can (CUDA, Linux)."""
+    """Reset the peak of `peak_memory_mib`, if the system can (CUDA, Linux)."""
     if device is not None and device.type == "cuda":
         import torch
 
@@ -78,7 +78,7 @@ def peak_memory_mib(device: torch.device | None = None) -> float:
 
 @functools.cache
 def _commit() -> str | None:
-    """Commit of the source tree this package runs from, "+" if changed; None where it is no git checkout."""
+    """Commit of this package's source tree, with "+" if modified; None if it is no git checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""Reports from files and folders, under names that tell them apart."""
+"""Read reports from files and folders, and give them unique names."""
 
 import json
 from collections import Counter
@@ -14,13 +14,13 @@ SHOWN_SETTINGS = 3  # differing settings that a label spells out
 
 
 def read_entries(paths: Sequence[Path]) -> list[Entry]:
-    """Read reports and name them: tasks by their name, and by what differs where one was measured in several ways.
+    """Read reports and name them by task, plus the differing settings if a task was measured in several ways.
 
     Args:
-        paths: report files, folders of one report, or folders with reports somewhere below.
+        paths: report files, folders of one report, or folders with reports at any depth.
 
     Raises:
-        ValueError: a path is none of these, or a file is no report.
+        ValueError: a path is none of them, or a file is no report.
     """
     files = list(dict.fromkeys(file.resolve() for path in paths for file in _report_files(path)))
     reports = [read_report(file) for file in files]
@@ -33,7 +33,7 @@ def read_entries(paths: Sequence[Path]) -> list[Entry]:
 
 
 def read_report(file: Path) -> Report:
-    """One `report.json`.
+    """Read a `report.json`.
 
     Raises:
         ValueError: the file is no report.
@@ -60,7 +60,7 @@ def _report_files(path: Path) -> list[Path]:
 
 
 def _labels(reports: Sequence[Report]) -> list[str]:
-    """The task's name; where it was measured in several ways, with what differs."""
+    """The task's name, plus the differing settings if it was measured in several ways."""
     ways: dict[str, dict[str, Report]] = {}  # the first report of each way to measure a task
     for report in reports:
         if report.status == "ok":
@@ -73,7 +73,7 @@ def _labels(reports: Sequence[Report]) -> list[str]:
 
 
 def _way_names(ways: Mapping[str, Report]) -> dict[str, str]:
-    """A name for each way to measure a task, by its key."""
+    """Key of a way to measure a task -> its name."""
     reports = list(ways.values())
     if len(reports) == 1:
         return {key: report.task for key, report in ways.items()}
@@ -85,13 +85,13 @@ def _way_names(ways: Mapping[str, Report]) -> dict[str, str]:
 
 
 def _label_of_failed(report: Report, ways: Mapping[str, Mapping[str, Report]], names: Mapping[str, str]) -> str:
-    """That of a report with the same settings; a failed one may not know its data."""
+    """The label of a report with the same settings, since a failed report may not know its data."""
     found = [key for key, other in ways.get(report.task, {}).items() if other.settings() == report.settings()]
     return names[found[0]] if found else report.task
 
 
 def _checkpoint_names(reports: Sequence[Report], labels: Sequence[str], folders: Sequence[Path]) -> list[str]:
-    """The checkpoint as it was given; with its weights' hash, precision, seed or folder where that is not enough."""
+    """The checkpoint as given by the user; plus weights hash, precision, seed or folder if needed to be unique."""
     names = [str(report.checkpoint.get("spec") or folder.name) for report, folder in zip(reports, folders, strict=True)]
     weights = [str(report.checkpoint.get("weights_sha256") or "")[:8] for report in reports]
     names = _tell_apart(names, weights, set(names))
@@ -106,7 +106,7 @@ def _checkpoint_names(reports: Sequence[Report], labels: Sequence[str], folders:
 
 
 def _tell_apart(names: Sequence[str], facts: Sequence[str], unclear: Collection[str]) -> list[str]:
-    """Add the facts to the unclear names that they tell apart."""
+    """Append the details to ambiguous names, if this makes them differ."""
     known: dict[str, set[str]] = {}
     for name, fact in zip(names, facts, strict=True):
         known.setdefault(name, set()).update({fact} - {""})

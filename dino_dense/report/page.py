@@ -1,7 +1,7 @@
-"""The report page: one HTML file that needs nothing else, made to be read by strangers.
+"""The report page: one self-contained HTML file.
 
-Every name, error and setting in it may come from a file that somebody else wrote: Jinja escapes all of them, and the
-page's own policy allows no script or style but the two it carries (by their hashes) and no request at all.
+Names, errors and settings may come from untrusted files: Jinja escapes all of them. The page's content security policy
+allows only its own script and style (by their hashes), and no request at all.
 """
 
 import base64
@@ -32,18 +32,18 @@ PICTURE_SIZE = (900, 1200)  # largest width and height, pixels
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for a broken file
 JPEG_QUALITY = 80
 WIDE = 2.2  # width / height from which a picture takes a row of its own
-PLOT = (4.0, 96.0)  # where the lowest and the highest number of a column lie, percent of the plot's width
+PLOT = (4.0, 96.0)  # positions of the lowest and the highest number of a column, percent of the plot's width
 
 
 @dataclass(frozen=True)
 class _Plot:
-    """A number on its column's scale, percent of the plot's width."""
+    """A number on its column's scale; positions in percent of the plot's width."""
 
     dot: float
     low: float
     high: float
     mark: float | None = None
-    """The published number, or zero of a difference."""
+    """Position of the published number, or of 0 for a difference."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class _Shown:
     """A picture in the page."""
 
     source: str
-    """data: URI; "" where the file cannot be read."""
+    """data: URI; "" if the file is unreadable."""
     caption: str
     width: int = 0
     height: int = 0
@@ -67,11 +67,11 @@ def render_page(
     """The whole page.
 
     Args:
-        comparison: rows of `compare.compare_all`, shown in a section of their own.
-        now: the date it bears; default now.
+        comparison: rows of `compare.compare_all`, for a separate section.
+        now: the date on the page; default now.
 
     Raises:
-        ValueError: the entries are no table (`table.check_entries`).
+        ValueError: the entries do not form a table (`table.check_entries`).
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dino_dense.report", "templates"),
@@ -101,7 +101,7 @@ def render_page(
 
 
 def _section(entries: Sequence[Entry], label: str, place: int) -> dict[str, Any]:
-    """What the page says of one entry of the suite."""
+    """The section of one entry of the suite."""
     mine = [entry for entry in entries if entry.label == label]
     found = columns(entries)[label]
     measured = [entry for entry in mine if entry.report.status == "ok"]
@@ -120,7 +120,7 @@ def _section(entries: Sequence[Entry], label: str, place: int) -> dict[str, Any]
 
 
 def _said_of(entries: Sequence[Entry], say: Any) -> list[tuple[str, str]]:
-    """Texts, and of which checkpoints each was said ("" for all of them)."""
+    """Distinct texts, each with the names of its checkpoints ("" for all)."""
     texts: dict[str, list[str]] = {}
     for entry in entries:
         if text := say(entry):
@@ -139,13 +139,13 @@ def _data_text(entry: Entry) -> str:
 
 
 def _sources(entries: Sequence[Entry], found: Sequence[Column]) -> list[str]:
-    """Where the published numbers of a section come from."""
+    """Sources of the published numbers of a section."""
     known = [entry.report.published(column.metric.name) for entry in entries for column in found]
     return list(dict.fromkeys(f"{number.source} ({number.benchmark})" for number in known if number))
 
 
 def _column_plots(column: Column) -> list[_Plot | None]:
-    """Where each number lies between the lowest and the highest of its column, error bars included."""
+    """The plot of each number of a column, on the range of the column with its error bars."""
     ends = [end for cell in column.cells if cell.value is not None for end in (*_bar(cell), *_mark(cell))]
     if not ends:
         return [None] * len(column.cells)
@@ -166,13 +166,13 @@ def _bar(cell: Cell) -> tuple[float, float]:
 
 
 def _mark(cell: Cell) -> list[float]:
-    """The published number, where it was measured on the same data: others have no place on this scale."""
+    """The published number if it is on the same data; other numbers do not fit this scale."""
     return [] if cell.published is None or cell.difference is None else [cell.published]
 
 
 @dataclass(frozen=True)
 class _Scale:
-    """From a number to its place in a plot."""
+    """Maps a number to its position in a plot."""
 
     low: float
     high: float
@@ -185,7 +185,7 @@ class _Scale:
 
 
 def _comparison(comparison: pd.DataFrame | None) -> dict[str, Any]:
-    """What the page says of a comparison; empty lists where there is none."""
+    """The section of a comparison; empty lists without a comparison."""
     if comparison is None or comparison.empty:
         return {"compared": [], "not_compared": [], "baselines": [], "confidence": "", "resamples": 0, "small": SMALL}
     rows = comparison[comparison["reason"] == ""]
@@ -200,7 +200,7 @@ def _comparison(comparison: pd.DataFrame | None) -> dict[str, Any]:
 
 
 def _compared(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a comparison as the page shows them; the plots of a metric share a scale."""
+    """The rows of a comparison for the page; the plots of a metric share a scale."""
     shown = []
     for (_, _), group in rows.groupby(["entry", "metric"], sort=False):
         scale = _Scale(min(0.0, group["low"].min()), max(0.0, group["high"].max()))
@@ -220,7 +220,7 @@ def _pictures(entry: Entry) -> list[_Shown]:
         try:
             with Image.open(beside(entry.folder, picture.file)) as image:
                 small = image.convert("RGB")
-        except UNREADABLE:  # a page without one picture is better than no page
+        except UNREADABLE:  # an unreadable picture must not prevent the page
             shown.append(_Shown("", f"{picture.file}: cannot be read. {picture.caption}"))
             continue
         small.thumbnail(PICTURE_SIZE)
@@ -232,12 +232,12 @@ def _pictures(entry: Entry) -> list[_Shown]:
 
 
 def _breakable(name: str) -> Markup:
-    """A long name that may go on in the next line after its separators."""
+    """A long name with allowed line breaks after its separators."""
     return Markup("<wbr>").join(re.split(r"(?<=[_:/.,-])", name))
 
 
 def _value_text(value: Any) -> str:
-    """A setting as one writes it."""
+    """A setting as written on the command line."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -254,5 +254,5 @@ def _template_text(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    """The source expression that allows exactly this inline text."""
+    """The CSP source expression that allows exactly this inline text."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

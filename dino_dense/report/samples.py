@@ -1,9 +1,12 @@
-"""The table of single samples beside a report: what a score is made of, and what is compared.
+"""The table of single samples next to a report: scores are computed from it, and comparisons use it.
 
-Columns: `sample`, its unique name; `cluster`, the name of what was drawn with it (a video, an original, a landmark),
-without which every sample is a draw of its own; and for each metric either a column of its name, whose mean over the
-rows with a value is the score, or pairs of columns `METRIC hits CLASS` and `METRIC union CLASS`, whose sums over the
-rows give the score as the mean of 100 * hits / union over the classes (mIoU is that).
+Columns:
+- `sample`: a unique name.
+- `cluster` (optional): the group of dependent samples (a video, an original, a landmark). Without it, samples are
+  independent.
+- `METRIC`: values; the score is their mean over the rows with a value.
+- or `METRIC hits CLASS` and `METRIC union CLASS`: the score is the mean over classes of 100 * hits / union, each summed
+  over the rows (mIoU).
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ SAMPLE, CLUSTER = "sample", "cluster"
 
 
 class Terms(NamedTuple):
-    """What each of n samples adds to the sums that a metric is a function of."""
+    """Each sample's contribution to the sums that determine a metric."""
 
     rows: Numbers
     """[n, D]"""
@@ -35,10 +38,10 @@ class Terms(NamedTuple):
 
 
 def metric_terms(samples: pd.DataFrame, metric: str) -> Terms | None:
-    """The terms of a metric in a table of samples; None where the table does not have it.
+    """The terms of a metric in a table of samples; None if the table does not have the metric.
 
     Raises:
-        ValueError: a column of hits without its union, or the reverse.
+        ValueError: a column of hits without its column of unions, or the reverse.
     """
     if metric in samples:
         values = samples[metric].to_numpy(np.float64)
@@ -58,7 +61,7 @@ def metric_terms(samples: pd.DataFrame, metric: str) -> Terms | None:
 
 
 def class_columns(columns: Sequence[str], metric: str) -> list[str]:
-    """Names of the classes that columns of this metric have hits or unions of, in order."""
+    """Names of the classes with columns of hits or unions of this metric, in order."""
     prefixes = tuple(_column(metric, part, "") for part in ("hits", "union"))
     return list(dict.fromkeys(c.removeprefix(p) for c in columns for p in prefixes if c.startswith(p)))
 
@@ -72,12 +75,12 @@ def ratio_columns(
 
 
 def clusters_of(samples: pd.DataFrame) -> list[str]:
-    """The cluster of each row; its own name where the table has none."""
+    """The cluster of each row; the sample's own name if the table has no clusters."""
     return samples[CLUSTER if CLUSTER in samples else SAMPLE].astype(str).tolist()
 
 
 def score_samples(samples: pd.DataFrame, metric: str) -> Score:
-    """A metric's value, the number of samples that have one, and its standard error over clusters.
+    """A metric's value, its number of samples, and its standard error over clusters.
 
     Raises:
         ValueError: the table does not have the metric.
@@ -87,7 +90,7 @@ def score_samples(samples: pd.DataFrame, metric: str) -> Score:
         raise ValueError(f"no values of {metric} in columns {', '.join(samples.columns)}")
     clusters = [cluster for cluster, counted in zip(clusters_of(samples), terms.counted, strict=True) if counted]
     sums = cluster_sums(terms.rows[terms.counted], clusters)
-    # A mean is taken in the order of the rows, so that no score depends on the clusters, not by rounding either.
+    # Summing in the order of the rows makes the score independent of clusters, even in rounding.
     value = float(samples[metric].mean() if metric in samples else terms.value(sums.sum(axis=0)))
     return Score(metric, value, int(terms.counted.sum()), standard_error(sums, terms.value))
 

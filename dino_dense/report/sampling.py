@@ -1,8 +1,8 @@
-"""How far a number depends on which clusters were drawn: standard errors, intervals, and whether two networks differ.
+"""Sampling errors of metrics: standard errors, confidence intervals, and tests of the difference of two networks.
 
-A cluster (a video, a landmark, an original and its copies) is what a data set draws; frames of one video are alike, and
-are no new draws. A metric is a function of sums over clusters: a mean is sum / count, mIoU is the mean over classes of
-sum of hits / sum of unions. So a cluster is left out or drawn twice by its row of sums.
+A data set is a sample of clusters (a video, a landmark, an original and its copies): frames of one video are similar,
+so they are not independent. A metric is a function of sums over clusters: a mean is sum / count, mIoU is the mean over
+classes of sum of hits / sum of unions. So removing or repeating a cluster means removing or repeating its row of sums.
 
 Shapes: G clusters, D sums a cluster.
 """
@@ -20,13 +20,13 @@ Value = Callable[[Numbers], Numbers]
 """Sums [..., D] -> the metric [...]."""
 
 SMALL = 20  # clusters; below, percentiles of a bootstrap are too narrow (Hesterberg 2015, table 1)
-DRAWS_AT_ONCE = 2**22  # clusters drawn at once, 32 MiB of them; does not change the result
-ROUNDING = 1e-9  # two differences that are equal but for rounding, as a share of the larger
+DRAWS_AT_ONCE = 2**22  # clusters drawn at once (32 MiB); does not change the result
+ROUNDING = 1e-9  # two differences this close count as equal, as a share of the larger
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference of two networks, and how sure it is."""
+    """A difference of two networks, with its confidence interval."""
 
     difference: float
     stderr: float
@@ -34,7 +34,7 @@ class Interval:
     high: float
     clusters: int
     decided: bool
-    """Whether it is larger than chance explains; never with fewer than 6 clusters at 95 % confidence."""
+    """Whether it is larger than chance explains; never true with fewer than 6 clusters at 95 % confidence."""
 
 
 def mean_value(sums: Numbers) -> Numbers:
@@ -43,7 +43,7 @@ def mean_value(sums: Numbers) -> Numbers:
 
 
 def mean_ratio_value(sums: Numbers) -> Numbers:
-    """Percent, from [..., 2K]: the mean over K classes of hits / union, without classes whose union is 0."""
+    """Percent, from [..., 2K]: the mean of hits / union over K classes, without classes with union 0."""
     hits, unions = np.split(sums, 2, axis=-1)
     seen = unions > 0
     ratios = np.divide(100 * hits, unions, out=np.zeros_like(hits), where=seen)
@@ -52,7 +52,7 @@ def mean_ratio_value(sums: Numbers) -> Numbers:
 
 
 def cluster_sums(rows: Numbers, clusters: Sequence[str]) -> Numbers:
-    """Sums [G, D] of the rows [n, D] of each cluster, the clusters in the order of their names."""
+    """Sums [G, D] over each cluster's rows of [n, D], clusters sorted by name."""
     names, index = np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)
     sums = np.zeros((len(names), rows.shape[1]))
     np.add.at(sums, index, rows)
@@ -65,9 +65,9 @@ def mean_sums(values: Numbers, clusters: Sequence[str]) -> Numbers:
 
 
 def standard_error(sums: Numbers, value: Value) -> float | None:
-    """Jackknife standard error of a metric: every cluster left out once (Efron and Tibshirani 1993, eq. 11.5).
+    """Jackknife standard error of a metric: each cluster is omitted once (Efron and Tibshirani 1993, eq. 11.5).
 
-    Of a mean where every sample is its own cluster this is s / sqrt(n). None for fewer than two clusters.
+    For a mean with one sample in each cluster this is s / sqrt(n). None for fewer than two clusters.
     """
     count = len(sums)
     if count < 2:
@@ -80,10 +80,10 @@ def standard_error(sums: Numbers, value: Value) -> float | None:
 def compare_sums(baseline: Numbers, candidate: Numbers, value: Value, config: IntervalConfig) -> Interval:
     """The difference of a metric of two networks on the same G clusters, G at least 2.
 
-    From `SMALL` clusters on the interval is a percentile bootstrap of clusters, expanded to the width that Student's t
-    has (Hesterberg 2015, section 4.4). Below, it is Student's t with the jackknife's error, and the difference
-    must also be rare among all ways to exchange the two networks cluster by cluster: a test that is exact where the
-    networks do not differ, and that cannot decide from fewer than 6 clusters.
+    From `SMALL` clusters on, the interval is a percentile bootstrap of clusters, expanded to the width of Student's t
+    (Hesterberg 2015, section 4.4). With fewer clusters it is Student's t with the jackknife error, and the difference
+    must also pass an exchange test: it must be rare among all exchanges of the two networks cluster by cluster. The
+    test is exact for equal networks, and cannot decide with fewer than 6 clusters.
     """
     count, size = len(baseline), baseline.shape[1]
     both = np.concatenate([baseline, candidate], axis=1)
@@ -118,9 +118,9 @@ def bootstrap(sums: Numbers, value: Value, resamples: int, seed: int) -> Numbers
 
 
 def exchange_p_value(baseline: Numbers, candidate: Numbers, value: Value, config: IntervalConfig) -> float:
-    """How often the networks, exchanged cluster by cluster at random, differ by as much as they do (two-sided).
+    """Share of exchanges of the networks, cluster by cluster, with a difference at least as large (two-sided).
 
-    All 2^G exchanges where these are no more than `config.bootstrap`, else so many random ones (Phipson and Smyth
+    Uses all 2^G exchanges if they are at most `config.bootstrap`, else as many random exchanges (Phipson and Smyth
     2010).
     """
     count, total_a, total_b = len(baseline), baseline.sum(axis=0), candidate.sum(axis=0)

@@ -1,4 +1,4 @@
-"""Every pair of checkpoint and suite entry in one table."""
+"""The table of all pairs of checkpoint and suite entry."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import pandas as pd
 from dino_dense.report.record import Metric, Report
 
 FIELDS = ("value", "stderr", "n", "published", "difference", "direction")
-"""What the batch table says of each metric."""
+"""Fields of each metric in the batch table."""
 DTYPES = {"value": "float64", "stderr": "float64", "n": "Int64", "published": "float64", "difference": "float64"}
 
 
@@ -19,12 +19,12 @@ class Entry:
     """One pair of a batch: a checkpoint measured by one entry of a suite."""
 
     label: str
-    """Name of the suite's entry: the task's, or one that tells two entries of a task apart."""
+    """Name of the suite's entry: the task's name, or a unique name if the task has several entries."""
     checkpoint: str
     """Name of the checkpoint, for tables."""
     report: Report
     folder: Path
-    """Where the report lies, with its pictures and samples."""
+    """The folder of the report, its pictures and samples."""
 
 
 def labels(entries: Sequence[Entry]) -> list[str]:
@@ -38,7 +38,7 @@ def checkpoints(entries: Sequence[Entry]) -> list[str]:
 
 
 def metrics(entries: Sequence[Entry], label: str) -> list[Metric]:
-    """The metrics of a suite's entry, the headline first; [] where no report of it names any."""
+    """The metrics of a suite's entry, the headline first; [] if its reports name none."""
     found: dict[str, Metric] = {}
     for entry in entries:
         if entry.label == label:
@@ -48,10 +48,10 @@ def metrics(entries: Sequence[Entry], label: str) -> list[Metric]:
 
 
 def check_entries(entries: Sequence[Entry]) -> None:
-    """Raise where the entries are no table.
+    """Raise if the entries do not form a table.
 
     Raises:
-        ValueError: there are none, a pair is there twice, or one label stands for two tasks.
+        ValueError: there are no entries, a pair occurs twice, or two tasks share a label.
     """
     if not entries:
         raise ValueError("no reports: expected at least one to make a table of.")
@@ -77,9 +77,9 @@ def batch_frame(entries: Sequence[Entry]) -> pd.DataFrame:
     """All pairs in one table.
 
     Returns:
-        A row a checkpoint, in the order given. Columns (entry, metric, field): for each metric value and stderr (in
-        its unit), n, published, difference (value - published, on the same benchmark only) and direction ("higher" or
-        "lower" is better); then (entry, "", "status"), which is ok, failed or missing (no report), and
+        A row for each checkpoint, in the given order. Columns (entry, metric, field): for each metric value and stderr
+        (in its unit), n, published, difference (value - published, on the same benchmark only) and direction ("higher"
+        or "lower" is better); then (entry, "", "status"), which is ok, failed or missing (no report), and
         (entry, "", "error").
 
     Raises:
@@ -102,11 +102,10 @@ def batch_frame(entries: Sequence[Entry]) -> pd.DataFrame:
 
 
 def pairs_frame(entries: Sequence[Entry]) -> pd.DataFrame:
-    """All pairs in long form: a row a pair and score (a row in all for a failed pair).
+    """All pairs in long form: a row for each score of a pair (one row for a failed pair).
 
     Returns:
-        Columns entry, checkpoint (their names), spec (the checkpoint as given), folder, and those of
-        `Report.to_frame`.
+        Columns entry, checkpoint (names), spec (the checkpoint as given), folder, and the columns of `Report.to_frame`.
 
     Raises:
         ValueError: see `check_entries`.
@@ -137,7 +136,7 @@ def _flat_name(label: str, metric: str, field: str) -> str:
 
 
 def _fields(report: Report | None, metric: Metric) -> dict[str, Any]:
-    """What a report says of a metric, under the names of `FIELDS`."""
+    """The values of a metric in a report, keyed by `FIELDS`."""
     fields: dict[str, Any] = dict.fromkeys(FIELDS)
     fields["direction"] = "higher" if metric.higher_is_better else "lower"
     if report is not None and report.scores:

@@ -17,7 +17,7 @@ LATEX_ESCAPES = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    "[": "{[}",  # after \\ a bracket or a star would be an argument
+    "[": "{[}",  # directly after \\, a bracket or a star would be an argument
     "]": "{]}",
     "*": "{*}",
     MINUS: "$-$",
@@ -36,7 +36,7 @@ KEY = (
 
 @dataclass(frozen=True)
 class _Table:
-    """A heading over columns, and what must be known to read them."""
+    """Columns with a heading and a note."""
 
     heading: str
     columns: list[Column]
@@ -99,12 +99,12 @@ def failures(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def escape_latex(text: str) -> str:
-    """Text that LaTeX prints as it is, on one line."""
+    """Text escaped for LaTeX, on one line."""
     return "".join(LATEX_ESCAPES.get(character, character) for character in _one_line(text))
 
 
 def escape_markdown(text: str) -> str:
-    """Text that Markdown shows as it is, in a table's cell too."""
+    """Text escaped for Markdown, also in a table cell."""
     return MARKDOWN_MARKS.sub(lambda mark: "&lt;" if mark[0] == "<" else f"\\{mark[0]}", _one_line(text))
 
 
@@ -120,7 +120,7 @@ def _tables(entries: Sequence[Entry]) -> list[_Table]:
 def _rows(
     table: _Table, names: Sequence[str], escape: Callable[[str], str], bold: Callable[[str], str]
 ) -> pd.DataFrame:
-    """A row a checkpoint, a column a metric, every text escaped."""
+    """A row for each checkpoint and a column for each metric, every text escaped."""
     headings = [escape(column_heading(column, with_label=not table.heading)) for column in table.columns]
     cells = [[_cell(cell, escape, bold) for cell in column.cells] for column in table.columns]
     rows = zip([escape(name) for name in names], *cells, strict=True)
