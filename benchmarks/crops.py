@@ -29,8 +29,8 @@ from dino_dense.arrays import Pixels
 from dino_dense.backbone.dino_vit import IMAGENET_MEAN, IMAGENET_STD
 from dino_dense.pretrain.batches import CropDataset, MicroBatch
 from dino_dense.pretrain.config import PretrainConfig
-from dino_dense.pretrain.crops import Box, MultiCrop, View, allowed_reduction, prepare, reduced_box, resize
-from dino_dense.pretrain.photometric import Look, apply_look, apply_looks
+from dino_dense.pretrain.crops import CropBox, MultiCrop, View, allowed_reduction, prepare, reduced_box, resize
+from dino_dense.pretrain.photometric import Photometric, apply_photometric, apply_photometric_batch
 from dino_dense.training.plan import Position
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,12 +101,12 @@ def plain_view(pixels: Pixels, view: View, size: int) -> Pixels:
     image = image.resize((size, size), Image.Resampling.BICUBIC)
     image = ImageOps.mirror(image) if view.flip else image
     adjust = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
-    for operation in view.look.order:
-        if view.look.factors[operation] != Look().factors[operation]:
-            image = adjust[operation](image, view.look.factors[operation])
-    image = tv.rgb_to_grayscale(image, 3) if view.look.gray else image
-    image = image.filter(ImageFilter.GaussianBlur(view.look.blur)) if view.look.blur else image
-    return np.asarray(ImageOps.solarize(image) if view.look.solarize else image)
+    for operation in view.photometric.order:
+        if view.photometric.factors[operation] != Photometric().factors[operation]:
+            image = adjust[operation](image, view.photometric.factors[operation])
+    image = tv.rgb_to_grayscale(image, 3) if view.photometric.gray else image
+    image = image.filter(ImageFilter.GaussianBlur(view.photometric.blur)) if view.photometric.blur else image
+    return np.asarray(ImageOps.solarize(image) if view.photometric.solarize else image)
 
 
 # --- Ours ---
@@ -143,21 +143,23 @@ def our_batches(files: Files, config: PretrainConfig) -> list[MicroBatch]:
 
 def prepared(batch: MicroBatch) -> None:
     """What the training process does to a micro-batch."""
-    prepare(batch.global_views, batch.global_looks)
-    prepare(batch.local_views, batch.local_looks)
+    prepare(batch.global_views, batch.global_photometric)
+    prepare(batch.local_views, batch.local_photometric)
 
 
 def our_views(pixels: Pixels, views: Sequence[View], config: PretrainConfig) -> list[Pixels]:
-    """Views with fixed parameters, with the looks applied where `config` says; rounded to 8 bits."""
+    """Views with fixed parameters, with photometric changes applied as `config` says; rounded to 8 bits."""
     crop = MultiCrop(config)
     into = [np.empty((kind.size, kind.size, 3), np.uint8) for kind in crop.kinds]
     crop.render(DecodedPicture(pixels), views, into)
-    if crop.applies_looks:
+    if crop.applies_photometric:
         return into
     planes = [torch.from_numpy(view).permute(2, 0, 1)[None] for view in into]
-    looks = [torch.tensor([view.look.row()]) for view in views]
-    looked = [apply_looks(view, look)[0] for view, look in zip(planes, looks, strict=True)]
-    return [view.permute(1, 2, 0).round().byte().numpy() for view in looked]
+    parameters = [torch.tensor([view.photometric.row()]) for view in views]
+    changed = [
+        apply_photometric_batch(view, photometric)[0] for view, photometric in zip(planes, parameters, strict=True)
+    ]
+    return [view.permute(1, 2, 0).round().byte().numpy() for view in changed]
 
 
 # --- How far apart ---
@@ -173,7 +175,7 @@ def differences(files: Files, config: PretrainConfig, n: int = 10) -> str:
         gaps = []
         for index in range(min(n, len(files))):
             picture = files[index]
-            views = [view._replace(look=of(view.look)) for view in crop.draw(picture.size, seed=index)]
+            views = [view._replace(photometric=of(view.photometric)) for view in crop.draw(picture.size, seed=index)]
             pixels = picture.decode()
             plain = [plain_view(pixels, view, kind.size) for view, kind in zip(views, crop.kinds, strict=True)]
             ours = our_views(pixels, views, config)
@@ -185,18 +187,18 @@ def differences(files: Files, config: PretrainConfig, n: int = 10) -> str:
     return "mean/max difference to Pillow, of 255: " + ", ".join(parts)
 
 
-SINGLE: dict[str, Callable[[Look], Look]] = {
-    "resize": lambda look: Look(),
-    "brightness": lambda look: Look(brightness=look.brightness),
-    "contrast": lambda look: Look(contrast=look.contrast),
-    "saturation": lambda look: Look(saturation=look.saturation),
-    "hue": lambda look: Look(hue=look.hue),
-    "gray": lambda look: Look(gray=True),
-    "blur": lambda look: Look(blur=look.blur or 1.0),
-    "solarize": lambda look: Look(solarize=True),
-    "all": lambda look: look,
+SINGLE: dict[str, Callable[[Photometric], Photometric]] = {
+    "resize": lambda drawn: Photometric(),
+    "brightness": lambda drawn: Photometric(brightness=drawn.brightness),
+    "contrast": lambda drawn: Photometric(contrast=drawn.contrast),
+    "saturation": lambda drawn: Photometric(saturation=drawn.saturation),
+    "hue": lambda drawn: Photometric(hue=drawn.hue),
+    "gray": lambda drawn: Photometric(gray=True),
+    "blur": lambda drawn: Photometric(blur=drawn.blur or 1.0),
+    "solarize": lambda drawn: Photometric(solarize=True),
+    "all": lambda drawn: drawn,
 }
-"""What of a drawn look is applied."""
+"""The applied part of drawn parameters, by case."""
 
 
 def reduced_difference(files: Files) -> str:
@@ -209,8 +211,8 @@ def reduced_difference(files: Files) -> str:
         whole, views = files[index].decode(), crop.draw(files[index].size, seed=index)
         r = allowed_reduction(files.reductions, [view.box for view in views], [kind.size for kind in crop.kinds])
         small = files[index].decode(r)
-        boxes = [Box(*(side * r for side in reduced_box(view.box, r, small))) for view in views]
-        bare = [View(box, view.flip, Look()) for view, box in zip(views, boxes, strict=True)]
+        boxes = [CropBox(*(side * r for side in reduced_box(view.box, r, small))) for view in views]
+        bare = [View(box, view.flip, Photometric()) for view, box in zip(views, boxes, strict=True)]
         used.add(r)
         from_small = [np.empty((kind.size, kind.size, 3), np.uint8) for kind in crop.kinds]
         crop.render(files[index], bare, from_small)
@@ -319,27 +321,27 @@ def small_rows(paths: Sequence[Path], what: str) -> list[Row]:
             check=differences(files, IN_LOADER),
             better="higher",
         ),
-        _looks_row(files),
+        _photometric_row(files),
     ]
 
 
-def _looks_row(files: Files) -> Row:
+def _photometric_row(files: Files) -> Row:
     """What the batched operations cost where there is no GPU."""
     some = Files(files.paths[:20])
     batches, crop = our_batches(some, ON_DEVICE), MultiCrop(IN_LOADER)
-    looks = [view.look for index in range(len(some)) for view in crop.draw(some[index].size, index)]
-    whole, box = some[0].decode(), Box(0, 0, *some[0].size)
+    parameters = [view.photometric for index in range(len(some)) for view in crop.draw(some[index].size, index)]
+    whole, box = some[0].decode(), CropBox(0, 0, *some[0].size)
     sizes = [kind.size for kind in crop.kinds] * len(some)
     views = [resize(whole, box, np.empty((size, size, 3), np.uint8)) for size in sizes]
 
     def in_loader() -> None:
-        for view, look in zip(views, looks, strict=True):
-            apply_look(view, look)
+        for view, photometric in zip(views, parameters, strict=True):
+            apply_photometric(view, photometric)
 
     def batched() -> None:
         for batch in batches:
-            apply_looks(batch.global_views, batch.global_looks)
-            apply_looks(batch.local_views, batch.local_looks)
+            apply_photometric_batch(batch.global_views, batch.global_photometric)
+            apply_photometric_batch(batch.local_views, batch.local_photometric)
 
     one_by_one, at_once = rates(len(some), in_loader, batched, repeats=3)
     work = "colors of 2x224 + 8x96: view by view in the loader, beside the device's batches run on the CPU"

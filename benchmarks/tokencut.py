@@ -148,7 +148,7 @@ def _residual(features: Tensor, vector: np.ndarray) -> float:
     """|(D - A) y - v D y| of z = D^1/2 y of length 1, in float64, a block of rows at a time."""
     graph: Graph = patch_graph(features, TAU, EPS)
     y = torch.from_numpy(vector)
-    rows = zip(graph.joined.split(512), y.split(512), strict=True)
+    rows = zip(graph.adjacency.split(512), y.split(512), strict=True)
     parts = [(1 - EPS) * (part.double() @ y) + EPS * y.sum() for part, _ in rows]
     degree = graph.links(torch.ones(len(y), dtype=torch.bool))
     root = degree.sqrt()

@@ -63,8 +63,8 @@ def make_batch(config: PretrainConfig, seed: int) -> MicroBatch:
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
     sizes = (2, config.global_crop_size), (config.local_crops_number, config.local_crop_size)
-    looks = torch.empty(0, 1)
-    return MicroBatch(*(views(*size) for size in sizes), looks, looks, torch.arange(config.batch_size), [])
+    photometric = torch.empty(0, 1)
+    return MicroBatch(*(views(*size) for size in sizes), photometric, photometric, torch.arange(config.batch_size), [])
 
 
 # --- The plain loop -----------------------------------------------------------------------------------------
@@ -91,7 +91,9 @@ class PlainLoop:
             group["lr"] = trainer.stepper.schedules.lr[step]
             if group["decay"]:
                 group["weight_decay"] = trainer.stepper.schedules.weight_decay[step]
-        crops = [prepare(views.to(DEVICE), batch.global_looks) for views in (batch.global_views, batch.local_views)]
+        crops = [
+            prepare(views.to(DEVICE), batch.global_photometric) for views in (batch.global_views, batch.local_views)
+        ]
         with torch.autocast(DEVICE.type, self.dtype, enabled=self.dtype is not None):
             with torch.no_grad():
                 teacher = self._forward(self.teacher, crops[:1])

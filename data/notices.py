@@ -20,7 +20,7 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def gathered() -> Iterator[list[str]]:
+def captured() -> Iterator[list[str]]:
     """The lines that are said within, in order, for a report."""
     lines: list[str] = []
     _listeners.append(lines)

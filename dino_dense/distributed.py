@@ -109,17 +109,17 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
 
 @contextmanager
 def session(device: str) -> Iterator[tuple[World, torch.device]]:
-    """`joined`, with this process's device.
+    """`process_group`, with this process's device.
 
     Raises:
-        LostProcessError, ValueError: see `joined` and `resolve_device`.
+        LostProcessError, ValueError: see `process_group` and `resolve_device`.
     """
-    with joined(device) as world:
+    with process_group(device) as world:
         yield world, resolve_device(device, world.local_rank)
 
 
 @contextmanager
-def joined(device: str) -> Iterator[World]:
+def process_group(device: str) -> Iterator[World]:
     """Join the other processes if torchrun started this one (its variable WORLD_SIZE); a single process otherwise.
 
     On CUDA, gloo is opened beside NCCL, so that small flags of the host travel without a device synchronization.
@@ -228,7 +228,7 @@ def _join(world: World, here: torch.device) -> None:
     import torch.distributed as dist
 
     missing = [rank for rank in range(world.size) if rank != world.rank]
-    with _says_that_it_waits(world, missing):
+    with _waiting_notices(world, missing):
         store = _open_store(world)
         _meet(store, world, here, missing)
         backend = "gloo" if here.type == "cpu" else "cpu:gloo,cuda:nccl"
@@ -315,18 +315,18 @@ def _identity(device: torch.device) -> str:
 def _never_came(world: World, missing: Sequence[int]) -> str:
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     return (
-        f"process {world.rank} of {world.size}: {_named(missing)} did not come to {address} in {GIVE_UP:.0f} s. See "
-        f"its own message, and that every process has the same MASTER_ADDR and MASTER_PORT. {HOW_TO_LEAVE}"
+        f"process {world.rank} of {world.size}: {_rank_list(missing)} did not come to {address} in {GIVE_UP:.0f} s. "
+        f"See its own message, and that every process has the same MASTER_ADDR and MASTER_PORT. {HOW_TO_LEAVE}"
     )
 
 
-def _named(ranks: Sequence[int]) -> str:
+def _rank_list(ranks: Sequence[int]) -> str:
     names = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
     return f"process {names}" if len(ranks) == 1 else f"processes {names}"
 
 
 @contextmanager
-def _says_that_it_waits(world: World, missing: Sequence[int]) -> Iterator[None]:
+def _waiting_notices(world: World, missing: Sequence[int]) -> Iterator[None]:
     """Print a line on standard error if the block takes more than PATIENCE seconds, and every minute after."""
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     begun, ended = time.monotonic(), threading.Event()
@@ -335,7 +335,7 @@ def _says_that_it_waits(world: World, missing: Sequence[int]) -> Iterator[None]:
         patience = PATIENCE
         while not ended.wait(patience):
             patience = 60.0
-            whom = _named(missing) if missing else "an answer of the others"
+            whom = _rank_list(missing) if missing else "an answer of the others"
             print(
                 f"process {world.rank} of {world.size} has waited {time.monotonic() - begun:.0f} s at {address} for "
                 f"{whom}: WORLD_SIZE says that there are {world.size} processes. {HOW_TO_LEAVE}",

@@ -48,7 +48,7 @@ class LostWorkerError(OSError):
     exit_status = 1
 
 
-class Hands:
+class WorkerItems:
     """The item that each worker process is reading, in shared memory, so that a death can name its item.
 
     Args:
@@ -107,30 +107,30 @@ class Hands:
         self.table = self.table.clone()  # not in shared memory
 
 
-_OPEN: list[Hands] = []
+_OPEN: list[WorkerItems] = []
 """The tables of all open loaders."""
-_BROKEN_OFF: deque[Hands] = deque(maxlen=8)
+_CLOSED_EARLY: deque[WorkerItems] = deque(maxlen=8)
 """The tables of loaders that were closed early: the signal of a worker's death may come after its loader is closed."""
 
 
 @atexit.register
 def _end_workers() -> None:
     """End the workers that a traceback keeps open at exit: torch would send SIGTERM, which they ignore, and wait."""
-    if alive := [child for hands in _OPEN for child in hands.processes.values() if child.is_alive()]:
+    if alive := [child for worker_items in _OPEN for child in worker_items.processes.values() if child.is_alive()]:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise
         for child in alive:
             child.kill()
 
 
-class _Plain:
+class _ErrorsAsValues:
     """A data set that returns errors as values, and records the item being read.
 
     Args:
-        index: key -> index of the item; None if the data set calls `hands.reading` itself.
+        index: key -> index of the item; None if the data set calls `worker_items.reading` itself.
     """
 
-    def __init__(self, items: Dataset[Any], hands: Hands, index: Callable[[Any], int] | None) -> None:
-        self.items, self.hands, self.index = items, hands, index
+    def __init__(self, items: Dataset[Any], worker_items: WorkerItems, index: Callable[[Any], int] | None) -> None:
+        self.items, self.worker_items, self.index = items, worker_items, index
 
     def __len__(self) -> int:
         return len(self.items)  # type: ignore[arg-type]
@@ -139,7 +139,7 @@ class _Plain:
         try:
             if self.index is None:
                 return self.items[key]
-            with self.hands.reading(self.index(key)):
+            with self.worker_items.reading(self.index(key)):
                 return self.items[key]
         except (ValueError, OSError) as error:
             return error
@@ -160,18 +160,19 @@ class _Collate:
 
 def read_items(
     items: Dataset[Any],
-    hands: Hands,
+    worker_items: WorkerItems,
     *,
     index: Callable[[Any], int] | None = int,
     collate: Callable[[Any], Any] | None = None,
     set_up: Callable[[int], None] | None = None,
     **options: Any,
 ) -> Generator[Any]:
-    """Batches of a data set, read by as many worker processes as `hands` has rows; 0 reads in this process.
+    """Batches of a data set, read by as many worker processes as `worker_items` has rows; 0 reads in this process.
 
     Args:
         items: a map-style data set. Its ValueErrors and OSErrors arrive here unchanged.
-        index: key -> index of the item, which `hands` names; None if the data set calls `hands.reading` itself.
+        index: key -> index of the item, which `worker_items` names; None if the data set calls `worker_items.reading`
+            itself.
         collate: samples -> batch; torch's default if None.
         set_up: runs first in each worker.
         options: further options of torch's DataLoader. `batch_size=None` gives single items.
@@ -185,31 +186,33 @@ def read_items(
 
     single = options.get("batch_size", 1) is None
     loader: DataLoader[Any] = DataLoader(
-        _Plain(items, hands, index),  # type: ignore[arg-type]
-        num_workers=len(hands.table),
+        _ErrorsAsValues(items, worker_items, index),  # type: ignore[arg-type]
+        num_workers=len(worker_items.table),
         collate_fn=_Collate(collate or (default_convert if single else default_collate), single=single),
         worker_init_fn=set_up or leave_signals_to_parent,
         **options,
     )
-    _OPEN.append(hands)
+    _OPEN.append(worker_items)
     try:
-        for batch in _told(loader, hands):
+        for batch in _batches(loader, worker_items):
             if isinstance(batch, Exception):
                 raise batch
             yield batch
     except BaseException:
-        _BROKEN_OFF.append(hands)
+        _CLOSED_EARLY.append(worker_items)
         raise
     finally:
-        hands.close()
-        _OPEN.remove(hands)
+        worker_items.close()
+        _OPEN.remove(worker_items)
 
 
-def _told(loader: DataLoader[Any], hands: Hands) -> Generator[Any]:
+def _batches(loader: DataLoader[Any], worker_items: WorkerItems) -> Generator[Any]:
     """The loader's batches; a worker that dies while one is read raises LostWorkerError."""
     others = set(multiprocessing.active_children())
     batches = iter(loader)
-    hands.processes = {child.pid or 0: child for child in multiprocessing.active_children() if child not in others}
+    worker_items.processes = {
+        child.pid or 0: child for child in multiprocessing.active_children() if child not in others
+    }
     try:
         while True:
             try:
@@ -253,28 +256,28 @@ def _explain(error: Exception, wait: float) -> None:
     """Raise LostWorkerError if the error names a dead worker, or if a worker is seen dead within `wait` seconds."""
     if _RAISED_IN_WORKER.match(str(error)):
         return
-    lost = _told_by(error)
+    lost = _dead_workers(error)
     until = time.monotonic() + wait
     while not lost and time.monotonic() < until:
         try:
             time.sleep(_POLL_SECONDS)
-            lost = {pid for hands in _OPEN for pid, child in hands.processes.items() if child.exitcode}
+            lost = {pid for worker_items in _OPEN for pid, child in worker_items.processes.items() if child.exitcode}
         except RuntimeError as signaled:  # the signal of the death comes now
-            lost = _told_by(signaled)
+            lost = _dead_workers(signaled)
     if not lost:
         return
-    loaders = [*reversed(_OPEN), *reversed(_BROKEN_OFF)]
-    phrases = [phrase for hands in loaders for phrase in hands.of(lost)]
-    signals = [-code for hands in loaders for pid in lost if (code := hands.exit_code(pid))]
+    loaders = [*reversed(_OPEN), *reversed(_CLOSED_EARLY)]
+    phrases = [phrase for worker_items in loaders for phrase in worker_items.of(lost)]
+    signals = [-code for worker_items in loaders for pid in lost if (code := worker_items.exit_code(pid))]
     hint = next((HINTS[signal.Signals(number)] for number in signals if number in HINTS), UNKNOWN)
-    option = next((hands.option for hands in loaders if hands.of(lost)), "--workers")
+    option = next((worker_items.option for worker_items in loaders if worker_items.of(lost)), "--workers")
     raise LostWorkerError(
         f"loader process {', '.join(map(str, sorted(lost)))} died {', '.join(phrases) or 'before its first item'}. "
         + hint.format(option=option)
     ) from error
 
 
-def _told_by(error: Exception) -> set[int]:
+def _dead_workers(error: Exception) -> set[int]:
     """Process ids of the workers that torch's loader reports dead."""
     match = _LOST_WORKER.search(str(error))
     return {int(pid) for pid in match[1].split(",")} if match else set()

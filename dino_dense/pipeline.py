@@ -66,7 +66,7 @@ def in_batches(items: Iterable[Item], key: Callable[[Item], object], size: int) 
         yield batch
 
 
-def gathered(items: Iterable[Item], key: Callable[[Item], object], size: int, most: int) -> Generator[list[Item]]:
+def batches_by_key(items: Iterable[Item], key: Callable[[Item], object], size: int, most: int) -> Generator[list[Item]]:
     """Batches of at most ``size`` items with the same key, in the order in which batches fill.
 
     When ``most`` items wait, the items of the most frequent key become a smaller batch.
@@ -84,7 +84,7 @@ def gathered(items: Iterable[Item], key: Callable[[Item], object], size: int, mo
     yield from waiting.values()
 
 
-class Behind:
+class BackgroundCalls:
     """Calls made by other threads, at most ``backlog`` unfinished at a time; leaving the `with` waits for all.
 
     The first error is raised at the next `submit`, or at the end of the `with`.
@@ -101,7 +101,7 @@ class Behind:
         self._raise_first()
         self._pool.submit(call, *arguments).add_done_callback(self._done)
 
-    def __enter__(self) -> "Behind":
+    def __enter__(self) -> "BackgroundCalls":
         return self
 
     def __exit__(

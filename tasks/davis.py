@@ -21,7 +21,7 @@ from data.sample import sample_data
 from dino_dense import Metric, Picture, Score
 from dino_dense.config import command_line
 from dino_dense.config.schema import path, runtime, selects
-from dino_dense.pipeline import Behind
+from dino_dense.pipeline import BackgroundCalls
 from dino_dense.progress import Progress
 from dino_dense.propagation.protocol import PropagationProtocol
 from tasks.harness import figures
@@ -254,7 +254,7 @@ def _write_masks(
     session.folder("masks")
     try:
         propagated = propagator.run(_frames(sequence))
-        with Behind(workers=FINISHERS, backlog=BACKLOG) as behind, closing(propagated):
+        with BackgroundCalls(workers=FINISHERS, backlog=BACKLOG) as behind, closing(propagated):
             for index, (_, ids) in enumerate(propagated):
                 behind.submit(finish, index, ids)
         unfinished.rename(session.out / "masks" / sequence.name)

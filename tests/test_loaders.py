@@ -22,7 +22,7 @@ from data.pretraining import open_pretraining_data
 from data.segmentation import LabeledPixels
 from dino_dense import Backbone, load_backbone
 from dino_dense.distributed import World
-from dino_dense.loaders import Hands, LostWorkerError, lost_workers_explained, read_items
+from dino_dense.loaders import LostWorkerError, WorkerItems, lost_workers_explained, read_items
 from dino_dense.pretrain.trainer import Trainer
 from dino_dense.probes.pixels import PixelProbe, train_head
 from tasks import RunOptions, Session, get, run_one
@@ -89,9 +89,9 @@ def dies_handing_over(end: Callable[[Any], None]) -> Callable[[int], None]:
 
 @pytest.mark.parametrize("end", [refuse, hang_up, hang_up_late])
 def test_a_worker_that_dies_while_it_hands_over_a_tensor_is_explained(end: Callable[[Any], None]):
-    hands = Hands(1, name)
+    worker_items = WorkerItems(1, name)
     with pytest.raises(LostWorkerError, match=r"loader process \d+ died (while|after) reading number \d\. .*--workers"):
-        list(read_items(Numbers(dies_handing_over(end)), hands, batch_size=None))
+        list(read_items(Numbers(dies_handing_over(end)), worker_items, batch_size=None))
 
 
 def kill_at(index: int, number: int) -> Callable[[int], None]:
@@ -112,7 +112,7 @@ def kill_at(index: int, number: int) -> Callable[[int], None]:
 )
 def test_the_way_it_died_says_what_to_do(number: int, hint: str):
     with pytest.raises(LostWorkerError, match=rf"died while reading number 5\. .*{hint}"):
-        list(read_items(Numbers(kill_at(5, number)), Hands(1, name, "--loaders"), batch_size=2))
+        list(read_items(Numbers(kill_at(5, number)), WorkerItems(1, name, "--loaders"), batch_size=2))
 
 
 def test_a_worker_that_leaves_without_a_signal_is_explained():
@@ -121,7 +121,7 @@ def test_a_worker_that_leaves_without_a_signal_is_explained():
             os._exit(3)
 
     with pytest.raises(LostWorkerError, match="died while reading number 5"):
-        list(read_items(Numbers(leave), Hands(2, name), batch_size=None))
+        list(read_items(Numbers(leave), WorkerItems(2, name), batch_size=None))
 
 
 def test_a_death_while_the_main_process_is_elsewhere_is_explained():
@@ -131,7 +131,7 @@ def test_a_death_while_the_main_process_is_elsewhere_is_explained():
 
 
 def batches_until_the_signal() -> Iterator[None]:
-    for _ in read_items(Numbers(kill_at(2, signal.SIGKILL)), Hands(1, name), batch_size=1):
+    for _ in read_items(Numbers(kill_at(2, signal.SIGKILL)), WorkerItems(1, name), batch_size=1):
         time.sleep(20)
     yield
 
@@ -142,7 +142,7 @@ def test_of_two_open_loaders_each_names_its_own_item():
         first, second = (
             read_items(
                 Numbers(kill_at(-1 if death is None else death, signal.SIGKILL)),
-                Hands(1, lambda index, label=label: f"{label} {index}", label),  # type: ignore[misc]
+                WorkerItems(1, lambda index, label=label: f"{label} {index}", label),  # type: ignore[misc]
                 batch_size=1,
             )
             for label, death in zip(("--first", "--second"), deaths, strict=True)
@@ -162,7 +162,7 @@ def test_workers_are_gone_when_a_loop_is_left():
             raise ValueError("0.jpg: cut short")
 
     with pytest.raises(ValueError, match="cut short") as kept:
-        list(read_items(Numbers(slow), Hands(2, name), batch_size=1))
+        list(read_items(Numbers(slow), WorkerItems(2, name), batch_size=1))
     assert not multiprocessing.active_children()
     assert kept.tb is not None
 
@@ -170,7 +170,7 @@ def test_workers_are_gone_when_a_loop_is_left():
 FAULTY = """
 import time
 from torch.utils.data import Dataset
-from dino_dense.loaders import Hands, read_items
+from dino_dense.loaders import WorkerItems, read_items
 
 class Faulty(Dataset):
     def __len__(self): return 10
@@ -178,7 +178,7 @@ class Faulty(Dataset):
         if index == 5: raise KeyError(index)
         return index
 
-list(read_items(Faulty(), Hands(2, str), batch_size=1))
+list(read_items(Faulty(), WorkerItems(2, str), batch_size=1))
 """
 
 
@@ -197,7 +197,7 @@ def test_an_error_of_an_item_arrives_as_it_was_raised(workers: int, error: Excep
 
     begun = time.monotonic()
     with pytest.raises(type(error)) as raised, lost_workers_explained("runs/a"):
-        list(read_items(Numbers(fail), Hands(workers, name), batch_size=2))
+        list(read_items(Numbers(fail), WorkerItems(workers, name), batch_size=2))
     assert str(raised.value) == str(error)
     assert time.monotonic() - begun < 60
 
@@ -207,13 +207,13 @@ def test_a_fault_of_the_program_stays_a_traceback():
         raise KeyError(index)
 
     with pytest.raises(KeyError, match="Traceback"):
-        list(read_items(Numbers(fail), Hands(1, name), batch_size=2))
+        list(read_items(Numbers(fail), WorkerItems(1, name), batch_size=2))
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize("size", [None, 4])
 def test_the_items_do_not_depend_on_the_number_of_workers(workers: int, size: int | None):
-    batches = list(read_items(Numbers(lambda index: None), Hands(workers, name), batch_size=size))
+    batches = list(read_items(Numbers(lambda index: None), WorkerItems(workers, name), batch_size=size))
     items = torch.stack(batches) if size is None else torch.cat(batches)
     assert items[:, 0].tolist() == list(range(10))
     assert len(batches) == (10 if size is None else 3)

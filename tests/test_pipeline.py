@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dino_dense.pipeline import Behind, gathered, in_batches, read_ahead
+from dino_dense.pipeline import BackgroundCalls, batches_by_key, in_batches, read_ahead
 
 
 @pytest.mark.parametrize("ahead", [1, 3, 100])
@@ -53,7 +53,7 @@ def test_the_with_waits_for_all_and_the_backlog_is_bounded():
         gate.wait()
         done.append(item)
 
-    with Behind(workers=2, backlog=3) as behind:
+    with BackgroundCalls(workers=2, backlog=3) as behind:
         for item in range(3):
             behind.submit(work, item)
         fourth = threading.Thread(target=behind.submit, args=(work, 3))
@@ -70,29 +70,29 @@ def fail() -> None:
 
 
 def test_the_first_error_is_raised_at_the_end():
-    with pytest.raises(OSError, match="disk full"), Behind(workers=1, backlog=2) as behind:
+    with pytest.raises(OSError, match="disk full"), BackgroundCalls(workers=1, backlog=2) as behind:
         behind.submit(fail)
 
 
 def test_an_error_stops_the_work_before_the_end():
     submitted: list[int] = []
 
-    def go_on(behind: Behind) -> None:
+    def go_on(behind: BackgroundCalls) -> None:
         for item in range(100):
             behind.submit(fail)
             submitted.append(item)
 
-    with pytest.raises(OSError, match="disk full"), Behind(workers=1, backlog=1) as behind:
+    with pytest.raises(OSError, match="disk full"), BackgroundCalls(workers=1, backlog=1) as behind:
         go_on(behind)
     assert len(submitted) < 5
 
 
 def test_an_error_of_the_main_thread_is_not_replaced():
-    def both_fail(behind: Behind) -> None:
+    def both_fail(behind: BackgroundCalls) -> None:
         behind.submit(fail)
         raise KeyError("mine")
 
-    with pytest.raises(KeyError), Behind(workers=1, backlog=2) as behind:
+    with pytest.raises(KeyError), BackgroundCalls(workers=1, backlog=2) as behind:
         both_fail(behind)
 
 
@@ -117,7 +117,7 @@ def test_gathered_batches_hold_every_item_once_and_few_wait(keys: str, size: int
             yield item
 
     given_back: list[tuple[int, str]] = []
-    for batch in gathered(ask(), lambda item: item[1], size, most):
+    for batch in batches_by_key(ask(), lambda item: item[1], size, most):
         assert len({key for _, key in batch}) == 1
         assert len(batch) <= size
         given_back += batch
@@ -125,4 +125,4 @@ def test_gathered_batches_hold_every_item_once_and_few_wait(keys: str, size: int
 
 
 def test_gathered_batches_fill_across_other_keys():
-    assert ["".join(batch) for batch in gathered("abababc", str, 3, 99)] == ["aaa", "bbb", "c"]
+    assert ["".join(batch) for batch in batches_by_key("abababc", str, 3, 99)] == ["aaa", "bbb", "c"]

@@ -233,8 +233,8 @@ def describe(module: nn.Module) -> dict[str, Any]:
         return {"body": "vit", **asdict(module.shape)}
     if isinstance(module, DinoV3):
         return {"body": "dinov3", **asdict(module.shape)}
-    facts: Any = module.pretrained_cfg
-    return {"body": "timm", "name": facts["architecture"]}
+    timm_config: Any = module.pretrained_cfg
+    return {"body": "timm", "name": timm_config["architecture"]}
 
 
 def rebuild(description: Any) -> nn.Module:
@@ -246,15 +246,15 @@ def rebuild(description: Any) -> nn.Module:
     Raises:
         ValueError: `describe` does not write such a description.
     """
-    facts = dict(description) if isinstance(description, dict) else {}
-    kind = facts.pop("body", None)
+    fields = dict(description) if isinstance(description, dict) else {}
+    kind = fields.pop("body", None)
     try:
         if kind == "vit":
-            return DinoViT(_checked_shape(ViTShape(**facts)))
+            return DinoViT(_checked_shape(ViTShape(**fields)))
         if kind == "dinov3":
-            return DinoV3(_checked_shape(RotaryShape(**facts)))
-        if kind == "timm" and timm.is_model(facts["name"]):
-            return create_timm(facts["name"], pretrained=False)
+            return DinoV3(_checked_shape(RotaryShape(**fields)))
+        if kind == "timm" and timm.is_model(fields["name"]):
+            return create_timm(fields["name"], pretrained=False)
     except (TypeError, KeyError, ValueError, RuntimeError, ZeroDivisionError, AssertionError) as error:
         raise ValueError(f"architecture {description!r:.200} cannot be built ({error}).") from None
     raise ValueError(f"architecture {description!r:.200} is none of ours and none of timm's own.")

@@ -153,8 +153,8 @@ def _pretrained(name: str, spec: str) -> Backbone:
             f"{spec}: its pretrained weights could not be loaded ({reason}). Check the name and the network, "
             f"or write random:{name} if random weights are what you want."
         ) from error
-    facts: Any = module.pretrained_cfg
-    name = ".".join(part for part in (facts["architecture"], facts.get("tag")) if part)
+    timm_config: Any = module.pretrained_cfg
+    name = ".".join(part for part in (timm_config["architecture"], timm_config.get("tag")) if part)
     if ("dinov2" in name or name.endswith(".dino")) and isinstance(module, VisionTransformer):
         module = with_dino_positions(module, spec)
     return _in_memory(module, name, spec)
@@ -172,12 +172,12 @@ def with_dino_positions(module: VisionTransformer, spec: str) -> DinoViT:
 
 
 def _in_memory(module: nn.Module, name: str, spec: str) -> Backbone:
-    facts = getattr(module, "pretrained_cfg", None) or {}
+    timm_config = getattr(module, "pretrained_cfg", None) or {}
     return Backbone(
         module,
         name=name,
         sha256=sha256_of_weights(module),
         spec=spec,
-        mean=tuple(facts.get("mean", IMAGENET_MEAN)),  # type: ignore[arg-type]
-        std=tuple(facts.get("std", IMAGENET_STD)),  # type: ignore[arg-type]
+        mean=tuple(timm_config.get("mean", IMAGENET_MEAN)),  # type: ignore[arg-type]
+        std=tuple(timm_config.get("std", IMAGENET_STD)),  # type: ignore[arg-type]
     )

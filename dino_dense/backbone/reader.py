@@ -10,8 +10,8 @@ from typing import Literal, Protocol, get_args
 
 from torch import Tensor, nn
 
-Kind = Literal["patches", "cls", "keys", "queries", "values", "attention"]
-KINDS: frozenset[str] = frozenset(get_args(Kind))
+FeatureKind = Literal["patches", "cls", "keys", "queries", "values", "attention"]
+KINDS: frozenset[str] = frozenset(get_args(FeatureKind))
 """All kinds of features; `Features` describes each."""
 
 

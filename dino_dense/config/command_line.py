@@ -20,7 +20,15 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
 
 from dino_dense.config.presets import load_protocol, protocol_names
-from dino_dense.config.schema import RENAMED, at_home, field_docs, field_names, from_plain, frozen, with_new_names
+from dino_dense.config.schema import (
+    RENAMED,
+    with_home_expanded,
+    field_docs,
+    field_names,
+    from_plain,
+    frozen,
+    with_new_names,
+)
 from dino_dense.threads import let_threads_sleep
 
 DEBUG_VARIABLE = "DINO_DENSE_DEBUG"
@@ -138,7 +146,9 @@ def parse(
     _take_old_names(parser, values)
     try:
         built = tuple(
-            config_type(**at_home(config_type, {name: frozen(values[name]) for name in field_names(config_type)}))
+            config_type(
+                **with_home_expanded(config_type, {name: frozen(values[name]) for name in field_names(config_type)})
+            )
             for config_type in config_types
         )
     except ValueError as error:  # a config is checked on construction
@@ -156,7 +166,9 @@ def from_recipe(config_type: type, values: Mapping[str, Any]) -> Any:
     parser = _Checker()
     _add_fields(parser, config_type)
     checked = parser.parse_object(with_new_names(values))
-    return config_type(**at_home(config_type, {name: frozen(checked[name]) for name in field_names(config_type)}))
+    return config_type(
+        **with_home_expanded(config_type, {name: frozen(checked[name]) for name in field_names(config_type)})
+    )
 
 
 class _Checker(_Parser):

@@ -60,7 +60,7 @@ def idle_fields(config: Any, layout: str) -> list[str]:
     ]
 
 
-def at_home(config_type: type, values: Mapping[str, Any]) -> dict[str, Any]:
+def with_home_expanded(config_type: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a config with `~` and `~user` expanded in path fields."""
 
     def expanded(text: str) -> str:
@@ -79,9 +79,9 @@ def _paths_mapped(config_type: type, values: Mapping[str, Any], change: Callable
     return {name: changed(value) if name in paths else value for name, value in values.items()}
 
 
-def moved(config_type: type, values: Mapping[str, Any], root: str) -> dict[str, Any]:
+def below_root(config_type: type, values: Mapping[str, Any], root: str) -> dict[str, Any]:
     """The values of a config with relative paths moved below `root`."""
-    return _paths_mapped(config_type, at_home(config_type, values), lambda text: str(Path(root) / text))
+    return _paths_mapped(config_type, with_home_expanded(config_type, values), lambda text: str(Path(root) / text))
 
 
 def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:

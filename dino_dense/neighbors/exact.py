@@ -44,15 +44,18 @@ def nearest(queries: Tensor, database: Tensor, k: int, *, max_bytes: int = SEARC
     for first in range(0, len(database), rows):
         block = database[first : first + rows].to(queries.device).T
         for part in torch.arange(len(queries)).split(at_once):
-            here = slice(int(part[0]), int(part[-1]) + 1)
-            found, places = largest(queries[here] @ block, min(k, block.shape[1]))
-            both = torch.cat([values[here], found], dim=1), torch.cat([indices[here], places + first], dim=1)
-            values[here], kept = both[0].topk(k, dim=1)
-            indices[here] = both[1].gather(1, kept)
-    return _first_leads(values, indices)
+            rows_here = slice(int(part[0]), int(part[-1]) + 1)
+            block_values, block_columns = grouped_topk(queries[rows_here] @ block, min(k, block.shape[1]))
+            both = (
+                torch.cat([values[rows_here], block_values], dim=1),
+                torch.cat([indices[rows_here], block_columns + first], dim=1),
+            )
+            values[rows_here], order = both[0].topk(k, dim=1)
+            indices[rows_here] = both[1].gather(1, order)
+    return _ties_by_index(values, indices)
 
 
-def largest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def grouped_topk(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest values of each row of [Q, N], and their columns, [Q, k], as `topk`.
 
     Each of them is in one of the k groups with the largest maxima: otherwise each of these k groups would have a larger
@@ -61,19 +64,19 @@ def largest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     columns = similarity.shape[1]
     groups = columns // GROUP
     if groups < 2 * k:
-        found = similarity.topk(k, dim=1)
-        return found.values, found.indices
+        top = similarity.topk(k, dim=1)
+        return top.values, top.indices
     # Members of a group are `groups` columns apart, so that maxima are taken over whole rows of memory.
     maxima = similarity[:, : groups * GROUP].unflatten(1, (GROUP, groups)).amax(1)
     best = maxima.topk(k, dim=1, sorted=False).indices
     steps = torch.arange(0, groups * GROUP, groups, device=best.device)
     left_over = torch.arange(groups * GROUP, columns, device=best.device).expand(len(best), -1)
     candidates = torch.cat([(best[:, None] + steps[:, None]).flatten(1), left_over], dim=1)
-    values, kept = similarity.gather(1, candidates).topk(k, dim=1)
-    return values, candidates.gather(1, kept)
+    values, chosen = similarity.gather(1, candidates).topk(k, dim=1)
+    return values, candidates.gather(1, chosen)
 
 
-def _first_leads(values: Tensor, indices: Tensor) -> Nearest:
+def _ties_by_index(values: Tensor, indices: Tensor) -> Nearest:
     """Sort equal values by index, which `topk` does not guarantee."""
     indices, order = indices.sort(dim=1)
     values, by_value = values.gather(1, order).sort(dim=1, descending=True, stable=True)

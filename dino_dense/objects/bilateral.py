@@ -62,8 +62,8 @@ def refine(image: Pixels, target: Floats) -> Floats:
     matrix, right = system(grid, target.ravel())
     preconditioner = scipy.sparse.diags(1 / np.maximum(matrix.diagonal(), SMALLEST_DIAGONAL))
     start = right / (grid.splat @ np.full(target.size, CONFIDENCE))
-    found, _ = cg(matrix, right, x0=start, M=preconditioner, maxiter=ITERATIONS, rtol=RELATIVE_TOLERANCE)
-    return (grid.splat.T @ found).reshape(target.shape)
+    solution, _ = cg(matrix, right, x0=start, M=preconditioner, maxiter=ITERATIONS, rtol=RELATIVE_TOLERANCE)
+    return (grid.splat.T @ solution).reshape(target.shape)
 
 
 def binarise(solution: Floats, coarse: Mask) -> Mask:

@@ -40,17 +40,17 @@ MASKCUT_AREA = 0.01  # maskcut.py: share of the image up to which a mask is drop
 class Graph(NamedTuple):
     """A graph of patches with edge weights 1 (adjacent) and eps (all others)."""
 
-    joined: Tensor
+    adjacency: Tensor
     """[N, N], float32 zeros and ones, symmetric."""
     eps: float
 
     def weights(self) -> Floats:
         """[N, N]."""
-        return np.where(self.joined.cpu().numpy() > 0, 1.0, self.eps)
+        return np.where(self.adjacency.cpu().numpy() > 0, 1.0, self.eps)
 
     def links(self, side: Tensor) -> Tensor:
         """The sum of weights from each patch to the patches of `side` (bool [N]), float64 [N]."""
-        counts = self.joined @ side.to(self.joined)  # whole numbers, exact
+        counts = self.adjacency @ side.to(self.adjacency)  # whole numbers, exact
         return (1 - self.eps) * counts.double() + self.eps * side.sum()
 
 
@@ -83,22 +83,22 @@ def second_eigenvector(graph: Graph, start: Floats | None = None) -> SecondEigen
     Args:
         start: [N], an approximate solution, such as the previous frame's; it only saves time.
     """
-    found = by_lanczos(graph, start) if len(graph.joined) >= LANCZOS_FROM else None
-    if found is None:
+    eigenpairs = by_lanczos(graph, start) if len(graph.adjacency) >= LANCZOS_FROM else None
+    if eigenpairs is None:
         weights = graph.weights()
         degree = np.diag(weights.sum(axis=1))
-        found = scipy.linalg.eigh(degree - weights, degree, subset_by_index=[1, 2])
-    values, vectors = found
+        eigenpairs = scipy.linalg.eigh(degree - weights, degree, subset_by_index=[1, 2])
+    values, vectors = eigenpairs
     return SecondEigenpair(vectors[:, 0], float(values[0]), float(values[1] - values[0]))
 
 
 def by_lanczos(graph: Graph, start: Floats | None = None) -> tuple[Floats, Floats] | None:
     """The second and third eigenvalue [2] and their vectors [N, 2]; None if Lanczos does not converge."""
-    degree = graph.links(torch.ones(len(graph.joined), device=graph.joined.device, dtype=torch.bool))
+    degree = graph.links(torch.ones(len(graph.adjacency), device=graph.adjacency.device, dtype=torch.bool))
     root = degree.sqrt()
     first = None if start is None else torch.from_numpy(start).to(root) * root
     pairs = leading_pairs(
-        graph.joined[None],
+        graph.adjacency[None],
         degree[None],
         graph.eps,
         tolerance=LARGEST_RESIDUAL,
@@ -133,8 +133,8 @@ def maskcut(features: Tensor, tau: float = 0.2, eps: float = 1e-5, masks: int = 
     later mask is at most 1 % of the image, or has an IoU above 0.5 with the previous mask. Patches of earlier masks are
     excluded from later masks. The reference then refines each mask with a dense CRF, which is not implemented here.
     """
-    found = [_cut(features, tau, eps, corners=True)]
-    taken, before, left, new = found[0].mask, found[0].mask, features, found[0]
+    segments = [_cut(features, tau, eps, corners=True)]
+    taken, before, left, new = segments[0].mask, segments[0].mask, features, segments[0]
     for _ in range(masks - 1):
         left = left * torch.from_numpy(~taken).to(left)
         new = _cut(left, tau, eps, corners=True, start=new.eigenvector)
@@ -143,8 +143,8 @@ def maskcut(features: Tensor, tau: float = 0.2, eps: float = 1e-5, masks: int = 
         before, own = new.mask, new.mask & ~taken
         taken = taken | new.mask
         if own.any():
-            found.append(new._replace(mask=own))
-    return found
+            segments.append(new._replace(mask=own))
+    return segments
 
 
 def _cut(features: Tensor, tau: float, eps: float, *, corners: bool, start: Floats | None = None) -> Segment:
@@ -152,7 +152,7 @@ def _cut(features: Tensor, tau: float, eps: float, *, corners: bool, start: Floa
     check_finite(features)
     height, width = features.shape[-2:]
     graph = patch_graph(features, tau, eps)
-    if len(graph.joined) < SMALLEST_GRAPH or graph.joined.min() == graph.joined.max():
+    if len(graph.adjacency) < SMALLEST_GRAPH or graph.adjacency.min() == graph.adjacency.max():
         return Segment(np.zeros((height, width), bool), 0.0, ncut=1.0)
     pair = second_eigenvector(graph, None if start is None else start.ravel())
     values = pair.vector
@@ -169,7 +169,7 @@ def _cut(features: Tensor, tau: float, eps: float, *, corners: bool, start: Floa
 
 def _normalized_cut(graph: Graph, side: Mask) -> float:
     """The normalized cut of a partition [N]: the sum over both sides of cut / volume (Shi and Malik 2000)."""
-    inside = torch.from_numpy(side).to(graph.joined.device)
+    inside = torch.from_numpy(side).to(graph.adjacency.device)
     volume = graph.links(torch.ones_like(inside))
     cut = graph.links(inside)[~inside].sum()
     return float(cut / volume[inside].sum() + cut / volume[~inside].sum())

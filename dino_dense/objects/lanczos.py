@@ -27,7 +27,7 @@ class Eigenpairs(NamedTuple):
 
 
 def leading_pairs(
-    joined: Tensor, degree: Tensor, eps: float, *, tolerance: float, start: Tensor | None = None
+    adjacency: Tensor, degree: Tensor, eps: float, *, tolerance: float, start: Tensor | None = None
 ) -> Eigenpairs | None:
     """The two largest eigenvalues, except the trivial 1, of M = D^-1/2 A D^-1/2 of graphs with two weights.
 
@@ -39,7 +39,7 @@ def leading_pairs(
     excluded from the basis.
 
     Args:
-        joined: [n, N, N], float32 zeros and ones, symmetric.
+        adjacency: [n, N, N], float32 zeros and ones, symmetric.
         degree: [n, N], row sums of A, float64.
         eps: weight between nodes that are not adjacent.
         tolerance: stops at this residual |M x - value x| of the first pair, and SETTLED of the second.
@@ -52,7 +52,7 @@ def leading_pairs(
 
     def apply(rows: Tensor) -> Tensor:
         scaled = rows / root
-        return ((1 - eps) * exact_product(scaled, joined) + eps * scaled.sum(2, keepdim=True)) / root
+        return ((1 - eps) * exact_product(scaled, adjacency) + eps * scaled.sum(2, keepdim=True)) / root
 
     basis = root / root.norm(dim=2, keepdim=True)  # the trivial vector, then the blocks
     block = _orthonormal(_first_block(root, start), basis)
@@ -74,7 +74,7 @@ def leading_pairs(
     return None
 
 
-def exact_product(rows: Tensor, joined: Tensor) -> Tensor:
+def exact_product(rows: Tensor, adjacency: Tensor) -> Tensor:
     """rows @ adjacency with float64 accuracy at half the memory, independent of the order of summation.
 
     float32 adds integers exactly while the sum is below 2^24. So each row is split into PIECES rows of integers of few
@@ -83,7 +83,7 @@ def exact_product(rows: Tensor, joined: Tensor) -> Tensor:
 
     Args:
         rows: [n, b, N], float64.
-        joined: [n, N, N], float32 zeros and ones.
+        adjacency: [n, N, N], float32 zeros and ones.
     """
     bits = WHOLE_FLOAT32 - math.ceil(math.log2(rows.shape[2]))
     largest = rows.abs().amax(2, keepdim=True).clamp(min=SMALLEST)
@@ -95,7 +95,7 @@ def exact_product(rows: Tensor, joined: Tensor) -> Tensor:
         pieces.append(piece)
         units.append(unit)
         unit = unit * 2.0**-bits
-    products = torch.cat(pieces, dim=1).float() @ joined  # [n, PIECES * b, N]
+    products = torch.cat(pieces, dim=1).float() @ adjacency  # [n, PIECES * b, N]
     parts = zip(products.double().chunk(PIECES, dim=1), units, strict=True)
     return torch.stack([product * unit for product, unit in parts]).sum(0)
 

@@ -25,14 +25,14 @@ def lost(features: Tensor, k: int = 100) -> Segment:
     height, width = features.shape[-2:]
     tokens = features.flatten(1).T.float()  # [N, C]
     products = tokens @ tokens.T
-    joined = ((products > 0).sum(1) - (products.diagonal() > 0).long()).cpu()
+    degrees = ((products > 0).sum(1) - (products.diagonal() > 0).long()).cpu()
     # Many degrees are equal, and their order decides the result: sort as the reference does, on the same input.
-    order = torch.argsort(-joined.float(), descending=True)
+    order = torch.argsort(-degrees.float(), descending=True)
     seed = int(order[0])
     foreground = (votes(products, order, seed, k) > 0).reshape(height, width).cpu().numpy()
     mask = component(foreground, seed)
     others = max(1, len(tokens) - 1)
-    return Segment(mask, 1 - int(joined[seed]) / others, seed) if mask.any() else Segment(mask, 0.0)
+    return Segment(mask, 1 - int(degrees[seed]) / others, seed) if mask.any() else Segment(mask, 0.0)
 
 
 def votes(products: Tensor, order: Tensor, seed: int, k: int) -> Tensor:

@@ -42,11 +42,11 @@ def maps_ahead(
     def read_one(item: Item) -> tuple[Item, Given]:
         return item, read(item)
 
-    with closing(read_ahead(read_one, items, ahead=2 * batch_size, workers=READERS)) as given:
-        prepared = ((item, found, prepare(found)) for item, found in given)
-        for batch in in_batches(prepared, lambda one: one[2].shape, batch_size):
+    with closing(read_ahead(read_one, items, ahead=2 * batch_size, workers=READERS)) as contents:
+        prepared = ((item, content, prepare(content)) for item, content in contents)
+        for batch in in_batches(prepared, lambda entry: entry[2].shape, batch_size):
             maps = extract(torch.stack([image for _, _, image in batch]))
-            yield from ((item, found, one) for (item, found, _), one in zip(batch, maps, strict=True))
+            yield from ((item, content, image_maps) for (item, content, _), image_maps in zip(batch, maps, strict=True))
 
 
 def default_batch(backbone: Backbone) -> int:

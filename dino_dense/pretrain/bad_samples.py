@@ -61,13 +61,13 @@ class BadSamples:
             self.rows = {row["sample"]: row for row in rows}
             self._write()
 
-    def add(self, found: Sequence[tuple[int, str, str, str]]) -> str | None:
+    def add(self, rows: Sequence[tuple[int, str, str, str]]) -> str | None:
         """Add the bad samples since the last call, as rows of FIELDS. Returns a warning if there are new ones.
 
         Raises:
             BadSamplesError: too many images are bad.
         """
-        new = [dict(zip(FIELDS, row, strict=True)) for row in sorted(found) if row[1] not in self.rows]
+        new = [dict(zip(FIELDS, row, strict=True)) for row in sorted(rows) if row[1] not in self.rows]
         if not new:
             return None
         for row in new:

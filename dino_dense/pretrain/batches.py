@@ -14,12 +14,12 @@ from torch.utils.data import Dataset, get_worker_info
 
 from dino_dense.arrays import Pixels
 from dino_dense.distributed import World
-from dino_dense.loaders import Hands, read_items
+from dino_dense.loaders import WorkerItems, read_items
 from dino_dense.pretrain import streams
 from dino_dense.pretrain.bad_samples import BadSample
 from dino_dense.pretrain.config import PretrainConfig
-from dino_dense.pretrain.crops import MultiCrop, Picture, View
-from dino_dense.pretrain.photometric import ROW
+from dino_dense.pretrain.crops import EncodedPicture, MultiCrop, View
+from dino_dense.pretrain.photometric import PARAMETERS
 from dino_dense.training.plan import Plan, PlanSampler, Position
 from dino_dense.training.seeds import derive_seed
 from dino_dense.training.signals import leave_signals_to_parent
@@ -37,7 +37,7 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Picture: ...
+    def __getitem__(self, index: int) -> EncodedPicture: ...
 
     def name(self, index: int) -> str:
         """Name of a picture in messages."""
@@ -50,10 +50,10 @@ class MicroBatch(NamedTuple):
     """uint8 [2*b, 3, G, G], view-major, channels last in memory."""
     local_views: Tensor
     """uint8 [n*b, 3, L, L], in the same order; empty without local crops."""
-    global_looks: Tensor
-    """[2*b, ROW]: photometric parameters to apply on the device; [0, ROW] if the loader has applied them."""
-    local_looks: Tensor
-    """[n*b, ROW] or [0, ROW], the same for local views."""
+    global_photometric: Tensor
+    """[2*b, PARAMETERS]: photometric parameters to apply on the device; [0, PARAMETERS] if the loader applied them."""
+    local_photometric: Tensor
+    """[n*b, PARAMETERS] or [0, PARAMETERS], the same for local views."""
     slots: Tensor
     """int64 [b]: each image's slot in the global batch."""
     bad: list[BadSample]
@@ -72,28 +72,30 @@ class CropDataset(Dataset[MicroBatch]):
     replaced, or raises its ValueError or OSError.
     """
 
-    def __init__(self, images: ImageSource, config: PretrainConfig, hands: Hands | None = None) -> None:
+    def __init__(self, images: ImageSource, config: PretrainConfig, worker_items: WorkerItems | None = None) -> None:
         self.images = images
         self.crop = MultiCrop(config)
         self.seed = config.seed
         self.skips = config.on_bad_sample == "skip"
-        self.hands = hands or Hands(0, images.name)
+        self.worker_items = worker_items or WorkerItems(0, images.name)
 
     def __getitem__(self, positions: list[Position]) -> MicroBatch:
         b, sizes = len(positions), [kind.size for kind in self.crop.kinds]
         global_views, local_views = (_empty_views(b, of_group) for of_group in (sizes[:2], sizes[2:]))
         by_view = [*global_views.numpy(), *local_views.numpy()]  # V times [b, S, S, 3]
-        looks = torch.empty(len(sizes), 0 if self.crop.applies_looks else b, ROW)
+        photometric = torch.empty(len(sizes), 0 if self.crop.applies_photometric else b, PARAMETERS)
         bad: list[BadSample] = []
         for i, position in enumerate(positions):
             views = self._read(position, [pixels[i] for pixels in by_view], bad)
-            if not self.crop.applies_looks:
-                looks[:, i] = torch.tensor([number for view in views for number in view.look.row()]).view(-1, ROW)
+            if not self.crop.applies_photometric:
+                photometric[:, i] = torch.tensor([number for view in views for number in view.photometric.row()]).view(
+                    -1, PARAMETERS
+                )
         return MicroBatch(
             global_views.flatten(0, 1).permute(0, 3, 1, 2),
             local_views.flatten(0, 1).permute(0, 3, 1, 2),
-            looks[:2].flatten(0, 1),
-            looks[2:].flatten(0, 1),
+            photometric[:2].flatten(0, 1),
+            photometric[2:].flatten(0, 1),
             torch.tensor([position.slot for position in positions]),
             bad,
         )
@@ -122,7 +124,7 @@ class CropDataset(Dataset[MicroBatch]):
         return views
 
     def _crop(self, image: int, seed: int, pixels: list[Pixels]) -> list[View]:
-        with self.hands.reading(image):
+        with self.worker_items.reading(image):
             picture = self.images[image]
             views = self.crop.draw(picture.size, seed)
             self.crop.render(picture, views, pixels)
@@ -147,10 +149,10 @@ def build_loader(
         LostWorkerError: a worker died.
         ValueError, OSError: an unreadable picture, with on_bad_sample = raise.
     """
-    hands = Hands(workers, images.name, "--num-workers")
+    worker_items = WorkerItems(workers, images.name, "--num-workers")
     return read_items(
-        CropDataset(images, config, hands),
-        hands,
+        CropDataset(images, config, worker_items),
+        worker_items,
         index=None,
         set_up=set_up_worker,
         batch_size=None,  # an item is a whole micro-batch

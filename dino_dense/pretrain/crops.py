@@ -19,7 +19,13 @@ from torch import Tensor
 from dino_dense.arrays import Pixels
 from dino_dense.backbone.dino_vit import IMAGENET_MEAN, IMAGENET_STD
 from dino_dense.pretrain.options import COUNT, NOT_NEGATIVE, SHARE, Ranges
-from dino_dense.pretrain.photometric import Look, PhotometricOptions, apply_look, apply_looks, draw_look
+from dino_dense.pretrain.photometric import (
+    Photometric,
+    PhotometricOptions,
+    apply_photometric,
+    apply_photometric_batch,
+    draw_photometric,
+)
 
 BOX_TRIES = 10
 """Boxes drawn before falling back to a center crop (torchvision's RandomResizedCrop)."""
@@ -61,7 +67,7 @@ class CropOptions(PhotometricOptions):
         return 2 + self.local_crops_number
 
 
-class Picture(Protocol):
+class EncodedPicture(Protocol):
     """A picture that is not decoded yet."""
 
     @property
@@ -76,7 +82,7 @@ class Picture(Protocol):
         """RGB uint8 [ceil(H / reduction), ceil(W / reduction), 3]; ValueError or OSError if unreadable."""
 
 
-class Box(NamedTuple):
+class CropBox(NamedTuple):
     """Part of a picture (pixels)."""
 
     top: int
@@ -88,12 +94,12 @@ class Box(NamedTuple):
 class View(NamedTuple):
     """All random parameters of a view."""
 
-    box: Box
+    box: CropBox
     flip: bool
-    look: Look
+    photometric: Photometric
 
 
-class Kind(NamedTuple):
+class ViewSpec(NamedTuple):
     """Parameters that all views of a kind share."""
 
     size: int
@@ -110,13 +116,13 @@ class MultiCrop:
 
     def __init__(self, config: CropOptions) -> None:
         self.config = config
-        self.applies_looks = config.augment_on != "device"
+        self.applies_photometric = config.augment_on != "device"
         blur_1, blur_2, blur_local = config.blur_probs
         size, scale = config.global_crop_size, config.global_crops_scale
-        local = Kind(config.local_crop_size, config.local_crops_scale, blur_local, 0.0)
+        local = ViewSpec(config.local_crop_size, config.local_crops_scale, blur_local, 0.0)
         self.kinds = [
-            Kind(size, scale, blur_1, 0.0),
-            Kind(size, scale, blur_2, config.solarize_prob),
+            ViewSpec(size, scale, blur_1, 0.0),
+            ViewSpec(size, scale, blur_2, config.solarize_prob),
             *[local] * config.local_crops_number,
         ]
 
@@ -127,12 +133,12 @@ class MultiCrop:
             View(
                 draw_box(size, kind.scale, rng),
                 rng.random() < self.config.flip_prob,
-                draw_look(self.config, kind.blur_prob, kind.solarize_prob, rng),
+                draw_photometric(self.config, kind.blur_prob, kind.solarize_prob, rng),
             )
             for kind in self.kinds
         ]
 
-    def render(self, picture: Picture, views: Sequence[View], into: Sequence[Pixels]) -> None:
+    def render(self, picture: EncodedPicture, views: Sequence[View], into: Sequence[Pixels]) -> None:
         """Write each view's pixels uint8 [S, S, 3] (RGB): decoded, cropped, resized, flipped.
 
         Photometric changes are applied unless `augment_on` is "device". Raises the errors of the picture's `decode`.
@@ -144,16 +150,16 @@ class MultiCrop:
         for view, size, target in zip(views, sizes, into, strict=True):
             crop = scratch[size]
             box = view.box if reduction == 1 else reduced_box(view.box, reduction, pixels)
-            if self.applies_looks:
+            if self.applies_photometric:
                 resize(pixels, box, crop)
-                np.copyto(target, apply_look(cv2.flip(crop, 1) if view.flip else crop, view.look))
+                np.copyto(target, apply_photometric(cv2.flip(crop, 1) if view.flip else crop, view.photometric))
             elif view.flip:
                 cv2.flip(resize(pixels, box, crop), 1, dst=target)
             else:
                 resize(pixels, box, target)
 
 
-def draw_box(size: tuple[int, int], scale: tuple[float, float], rng: random.Random) -> Box:
+def draw_box(size: tuple[int, int], scale: tuple[float, float], rng: random.Random) -> CropBox:
     """A random box, as in torchvision's RandomResizedCrop.get_params.
 
     Args:
@@ -167,27 +173,27 @@ def draw_box(size: tuple[int, int], scale: tuple[float, float], rng: random.Rand
         ratio = math.exp(rng.uniform(*_LOG_RATIOS))
         h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
         if 0 < h <= height and 0 < w <= width:
-            return Box(int(rng.random() * (height - h + 1)), int(rng.random() * (width - w + 1)), h, w)
+            return CropBox(int(rng.random() * (height - h + 1)), int(rng.random() * (width - w + 1)), h, w)
     h = min(height, round(width / ASPECT_RATIOS[0]))
     w = min(width, round(height * ASPECT_RATIOS[1]))
-    return Box((height - h) // 2, (width - w) // 2, h, w)
+    return CropBox((height - h) // 2, (width - w) // 2, h, w)
 
 
-def allowed_reduction(reductions: Sequence[int], boxes: Sequence[Box], sizes: Sequence[int]) -> int:
+def allowed_reduction(reductions: Sequence[int], boxes: Sequence[CropBox], sizes: Sequence[int]) -> int:
     """The largest reduction with every box at least `REDUCTION_GAP` times its view's size (pixels), or 1."""
     room = min(min(box.height, box.width) / size for box, size in zip(boxes, sizes, strict=True))
     return max((reduction for reduction in reductions if room >= REDUCTION_GAP * reduction), default=1)
 
 
-def reduced_box(box: Box, reduction: int, pixels: Pixels) -> Box:
+def reduced_box(box: CropBox, reduction: int, pixels: Pixels) -> CropBox:
     """The box in the reduced picture, rounded to its pixels: an error of at most a quarter of a view's pixel."""
     top, left = round(box.top / reduction), round(box.left / reduction)
     height = min(round(box.height / reduction), pixels.shape[0] - top)
     width = min(round(box.width / reduction), pixels.shape[1] - left)
-    return Box(top, left, height, width)
+    return CropBox(top, left, height, width)
 
 
-def resize(pixels: Pixels, box: Box, into: Pixels) -> Pixels:
+def resize(pixels: Pixels, box: CropBox, into: Pixels) -> Pixels:
     """A box of uint8 [H, W, 3] -> `into`, uint8 [S, S, 3]: bicubic with antialiasing.
 
     torchvision uses this torch kernel for tensors. It differs from Pillow's by at most one level, except in one value
@@ -201,9 +207,9 @@ def resize(pixels: Pixels, box: Box, into: Pixels) -> Pixels:
     return into
 
 
-def prepare(views: Tensor, looks: Tensor) -> Tensor:
-    """uint8 [N, 3, S, S], and photometric parameters [N, ROW] to apply (or [0, ROW]) -> float32, normalized."""
-    return normalize(apply_looks(views, looks) if len(looks) else views)
+def prepare(views: Tensor, photometric: Tensor) -> Tensor:
+    """uint8 [N, 3, S, S] -> float32, normalized, after photometric changes [N, PARAMETERS] (or [0, PARAMETERS])."""
+    return normalize(apply_photometric_batch(views, photometric) if len(photometric) else views)
 
 
 def normalize(views: Tensor) -> Tensor:

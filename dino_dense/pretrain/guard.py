@@ -78,14 +78,14 @@ class Guard:
             print(f"WARNING: step {number + 1} is not finite and skipped: {report}", file=sys.stderr)
         return True
 
-    def note(self, measured: Measured, micro_batches: Sequence[MicroBatch]) -> None:
+    def record(self, measured: Measured, micro_batches: Sequence[MicroBatch]) -> None:
         """Record a finished step for the next check."""
         self.step += 1
         self.bad += [bad for batch in micro_batches for bad in batch.bad]
         if not self.skipped:
             self.unchecked.append((self.step, self._must_be_finite(measured)))
 
-    def look(self) -> str | None:
+    def check_steps(self) -> str | None:
         """Check all steps since the last check, in all processes together. Returns a warning about bad pictures."""
         if self.unchecked:
             steps, totals = zip(*self.unchecked, strict=True)

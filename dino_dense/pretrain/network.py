@@ -157,7 +157,7 @@ class DropPathKeys:
         shape = (len(self.modules), self.n_views, self.batch_size)
         return seeds.uniform(shape, streams.DROP_PATH, self.seed, step)
 
-    def arm(self, step: int, slots: Tensor, device: torch.device) -> None:
+    def set_masks(self, step: int, slots: Tensor, device: torch.device) -> None:
         """Prepare the masks of a micro-batch's two forward passes: 2 global views, then the local views."""
         if not self.modules:
             return

@@ -1,15 +1,15 @@
-"""What a view looks like: color jitter, gray, blur and solarization, drawn once and applied in either of two places.
+"""Photometric augmentation of views: color jitter, gray, blur and solarization, applied by the loader or the device.
 
-Drawn per view (`draw_look`), they are a row of numbers (`Look`). A loader process applies them to 8-bit pixels with
-OpenCV (`apply_look`), or the training device applies them to all views of a batch at once (`apply_looks`). Both are the
-operations of main_dino.py, which uses PIL through torchvision, after resizing:
+The parameters of a view (`Photometric`) are drawn once (`draw_photometric`). A loader process applies them to 8-bit
+pixels with OpenCV (`apply_photometric`), or the training device applies them to all views of a batch at once
+(`apply_photometric_batch`). Both do the operations of main_dino.py, which uses PIL through torchvision, after resizing:
 
-    brightness, contrast, saturation    x -> p + f (x - p), cut to [0, 255], with p = 0, the mean gray level, the
+    brightness, contrast, saturation    x -> p + f (x - p), clipped to [0, 255], with p = 0, the mean gray level, the
                                         pixel's own gray (PIL ImageEnhance); fractions are dropped, as in PIL
-    hue                                 a turn of H in HSV by a share of the circle
+    hue                                 a rotation of H in HSV by a share of the circle
     blur                                PIL's GaussianBlur(radius), see `blur_kernel`
 
-The loader rounds to 8 bits after each operation as PIL does; the device does not, which is the difference of the two.
+Only the loader rounds to 8 bits after each operation, as PIL does.
 
 Shapes: N views of S x S pixels, T taps of the blur's kernel.
 """
@@ -31,15 +31,15 @@ from dino_dense.arrays import Pixels
 from dino_dense.pretrain.options import SHARE, Options, Ranges
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-"""The operations of the jitter, as numbered in `Look.order`."""
+"""The operations of the jitter, as numbered in `Photometric.order`."""
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)
-"""Gray = their product with RGB (ITU-R BT.601, as PIL's convert("L") has it)."""
+"""Weights of R, G and B in gray (ITU-R BT.601, as in PIL's convert("L"))."""
 SOLARIZE_THRESHOLD = 128
 """Pixel values from here up are inverted (the default of PIL's solarize, which the published code uses)."""
 HUE_STEPS = 255
-"""The hue's turn is a whole number of these, fractions dropped (torchvision's adjust_hue of a PIL image)."""
+"""The hue rotates by a whole number of these steps, rounded towards 0 (torchvision's adjust_hue of a PIL image)."""
 BLUR_PASSES = 3
-"""Box filters that make up PIL's Gaussian blur (the default of Pillow's ImagingGaussianBlur)."""
+"""Number of box filters in PIL's Gaussian blur (the default of Pillow's ImagingGaussianBlur)."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,19 @@ class PhotometricOptions(Options):
     solarize_prob: float = 0.2
     """Probability of solarization, in global crop 2 only. (main_dino)"""
     augment_on: Literal["auto", "loader", "device"] = "auto"
-    """Where color jitter, gray, blur and solarization are applied: in the loader processes, one view at a time on
-    8-bit pixels (as main_dino), or on the training device, a batch at a time. auto = device on CUDA, loader on the
-    CPU. Ours."""
+    """Where to apply color jitter, gray, blur and solarization: loader = in the loader processes, one view at a time on
+    8-bit pixels (as main_dino); device = on the training device, a batch at a time; auto = device on CUDA, loader on
+    the CPU. Ours."""
 
     RANGES: ClassVar[Ranges] = dict.fromkeys(("jitter_prob", "gray_prob", "blur_probs", "solarize_prob"), SHARE)
     RISING: ClassVar[tuple[str, ...]] = ("blur_radius",)
 
 
-class Look(NamedTuple):
+class Photometric(NamedTuple):
     """One view's photometric parameters; the defaults change nothing."""
 
     order: tuple[int, ...] = (BRIGHTNESS, CONTRAST, SATURATION, HUE)
-    """In which the jitter's operations are applied."""
+    """Order of the jitter's operations."""
     brightness: float = 1.0
     contrast: float = 1.0
     saturation: float = 1.0
@@ -84,56 +84,58 @@ class Look(NamedTuple):
 
     @property
     def factors(self) -> tuple[float, float, float, float]:
-        """By operation."""
+        """The strength of each operation, indexed by its number."""
         return self.brightness, self.contrast, self.saturation, self.hue
 
     def row(self) -> list[float]:
-        """All of it as numbers, for a table of looks [N, ROW]."""
+        """All parameters as numbers: a row of a table [N, PARAMETERS]."""
         return [*self.order, *self.factors, float(self.gray), self.blur, float(self.solarize)]
 
 
-ROW = len(Look().row())
-_ORDER, _FACTORS, _GRAY, _BLUR, _SOLARIZE = slice(0, 4), slice(4, 8), 8, 9, 10  # columns of a table of looks
+PARAMETERS = len(Photometric().row())
+_ORDER, _FACTORS, _GRAY, _BLUR, _SOLARIZE = slice(0, 4), slice(4, 8), 8, 9, 10  # columns of the table
 
 
-def draw_look(options: PhotometricOptions, blur_prob: float, solarize_prob: float, rng: random.Random) -> Look:
+def draw_photometric(
+    options: PhotometricOptions, blur_prob: float, solarize_prob: float, rng: random.Random
+) -> Photometric:
     """Random parameters with the distributions of torchvision's ColorJitter and main_dino's transforms."""
-    look = _draw_jitter(options.jitter, rng) if rng.random() < options.jitter_prob else Look()
-    return look._replace(
+    photometric = _draw_jitter(options.jitter, rng) if rng.random() < options.jitter_prob else Photometric()
+    return photometric._replace(
         gray=rng.random() < options.gray_prob,
         blur=rng.uniform(*options.blur_radius) if rng.random() < blur_prob else 0.0,
         solarize=rng.random() < solarize_prob,
     )
 
 
-def _draw_jitter(strengths: tuple[float, float, float, float], rng: random.Random) -> Look:
-    """Factors uniform in [max(0, 1 - s), 1 + s], hue in [-s, s], in an order drawn from all 24."""
+def _draw_jitter(strengths: tuple[float, float, float, float], rng: random.Random) -> Photometric:
+    """Factors uniform in [max(0, 1 - s), 1 + s], hue in [-s, s], in a random order of all 24."""
     order = [BRIGHTNESS, CONTRAST, SATURATION, HUE]
     rng.shuffle(order)
     brightness, contrast, saturation = (rng.uniform(max(0.0, 1 - width), 1 + width) for width in strengths[:HUE])
-    return Look(tuple(order), brightness, contrast, saturation, rng.uniform(-strengths[HUE], strengths[HUE]))
+    return Photometric(tuple(order), brightness, contrast, saturation, rng.uniform(-strengths[HUE], strengths[HUE]))
 
 
 # --- In a loader process: 8-bit pixels, one view at a time ---
 
-_DROP_FRACTION = -0.499  # added before OpenCV rounds to the nearest: PIL drops what is behind the point
+_DROP_FRACTION = -0.499  # added before OpenCV rounds to nearest, to round down as PIL does
 _SOLARIZED = np.where(np.arange(256) < SOLARIZE_THRESHOLD, np.arange(256), 255 - np.arange(256)).astype(np.uint8)
 
 
-def apply_look(pixels: Pixels, look: Look) -> Pixels:
-    """A view uint8 [S, S, 3] (RGB) with `look`; the array itself stays as it was."""
-    for operation in look.order:
-        factor = look.factors[operation]
+def apply_photometric(pixels: Pixels, photometric: Photometric) -> Pixels:
+    """Apply the parameters to a view, uint8 RGB [S, S, 3]; returns a new array."""
+    for operation in photometric.order:
+        factor = photometric.factors[operation]
         if operation == HUE and factor != 0:
             pixels = _turn_hue(pixels, factor)
         elif operation != HUE and factor != 1:
             pixels = _blend(pixels, operation, factor)
-    if look.gray:
+    if photometric.gray:
         pixels = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    if look.blur > 0:
-        kernel = blur_kernel(look.blur)
+    if photometric.blur > 0:
+        kernel = blur_kernel(photometric.blur)
         pixels = cv2.sepFilter2D(pixels, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
-    return cv2.LUT(pixels, _SOLARIZED) if look.solarize else pixels
+    return cv2.LUT(pixels, _SOLARIZED) if photometric.solarize else pixels
 
 
 def _blend(pixels: Pixels, operation: int, factor: float) -> Pixels:
@@ -160,8 +162,8 @@ def blur_kernel(radius: float) -> npt.NDArray[np.float32]:
 
     PIL approximates a Gaussian of standard deviation r by three passes of an extended box filter (Gwosdek et al.,
     Theoretical Foundations of Gaussian Convolution by Extended Box Filtering, 2011): 2l + 1 taps of weight 1 and one
-    of weight a at each end, with l and a such that the three variances add up to r^2. Here the three are one kernel;
-    only within T/2 pixels of the border, which PIL extends anew for each pass, does that change anything.
+    of weight a at each end, with l and a such that the three variances add up to r^2. Here the three passes are one
+    kernel. This differs only within T/2 pixels of the border, which PIL extends again in each pass.
     """
     variance = radius * radius / BLUR_PASSES
     reach = int((math.sqrt(12 * variance + 1) - 1) / 2)  # l
@@ -174,13 +176,13 @@ def blur_kernel(radius: float) -> npt.NDArray[np.float32]:
 
 # --- On the training device: a batch at a time ---
 
-_DROPPED = 0.5  # what the 8-bit operations drop on average: without it, these would be that much brighter
+_DROPPED = 0.5  # mean loss of the 8-bit operations by rounding down: subtracted to keep the same brightness
 
 
-def apply_looks(views: Tensor, table: Tensor) -> Tensor:
-    """Views [N, 3, S, S], 0 to 255, with the looks of `table` [N, ROW]: float32 [N, 3, S, S], 0 to 255.
+def apply_photometric_batch(views: Tensor, table: Tensor) -> Tensor:
+    """Apply the parameters `table` [N, PARAMETERS] to views [N, 3, S, S], 0 to 255: float32 [N, 3, S, S], 0 to 255.
 
-    The table is read on the CPU, where it says which views an operation is for: the device is never waited for.
+    The table is on the CPU and selects the views of each operation there, without waiting for the device.
     """
     views = views.contiguous().float()
     factors = table[:, _FACTORS]
@@ -194,7 +196,7 @@ def apply_looks(views: Tensor, table: Tensor) -> Tensor:
 
 
 def _change(views: Tensor, amounts: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """In place, the views whose amount [N] is not 0."""
+    """Change in place the views with an amount [N] other than 0."""
     index = amounts.nonzero()[:, 0]
     if len(index):
         where = index.to(views.device, non_blocking=True)
@@ -208,7 +210,7 @@ def _gray(views: Tensor) -> Tensor:
 
 
 def _blend_batch(views: Tensor, operations: Tensor, factors: Tensor) -> Tensor:
-    """The operation [N] of each view with its factor [N], as one product of 3x3 matrices; hue stays as it is."""
+    """Apply to each view its operation [N] with its factor [N], as one batch of 3x3 matrices; identity for hue."""
     factors = factors.where(operations != HUE, 1.0)
     own_gray = (1 - factors).where(operations == SATURATION, 0.0)
     matrices = factors[:, None, None] * torch.eye(3) + own_gray[:, None, None] * torch.tensor(GRAY_WEIGHTS)
@@ -225,22 +227,22 @@ def _blend_batch(views: Tensor, operations: Tensor, factors: Tensor) -> Tensor:
 
 
 def _turn_hue_batch(views: Tensor, turns: Tensor) -> Tensor:
-    """HSV's hue (Smith, Color Gamut Transform Pairs, 1978) in sixths of the circle, turned, and back to RGB."""
+    """Rotate the hue of HSV (Smith, Color Gamut Transform Pairs, 1978), in sixths of the circle, and convert to RGB."""
     red, green, blue = views.unbind(1)
     value = views.amax(dim=1)
     chroma = value - views.amin(dim=1)
-    divisor = chroma.clamp(min=1e-6)  # gray has no hue; any will do
+    divisor = chroma.clamp(min=1e-6)  # gray has no hue; any value works
     hue = torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4)
     hue = torch.where(value == red, (green - blue) / divisor, hue)
     turns = (turns * HUE_STEPS).trunc() / HUE_STEPS
     hue += 6 * turns.to(views.device, non_blocking=True)[:, None, None]
-    # A channel falls from the value by the chroma where the hue is far from its own.
+    # A channel is the value minus up to the chroma, by the distance between the hue and the channel's own hue.
     far = torch.stack([(hue + start) % 6 for start in (5, 3, 1)], dim=1)
     return value[:, None] - chroma[:, None] * torch.minimum(far, 4 - far).clamp_(0, 1)
 
 
 def _blur_batch(views: Tensor, radii: Tensor) -> Tensor:
-    """Each view between two band matrices: faster on a GPU than as many convolutions, and the border comes free."""
+    """Blur as products with two band matrices: faster on a GPU than convolutions, and includes the border."""
     kernels = [blur_kernel(radius) for radius in radii.tolist()]
     taps, size = max(map(len, kernels)), views.shape[-1]
     padded = torch.from_numpy(np.stack([np.pad(kernel, (taps - len(kernel)) // 2) for kernel in kernels]))
@@ -251,7 +253,7 @@ def _blur_batch(views: Tensor, radii: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _shifts(size: int, taps: int, device: torch.device) -> Tensor:
-    """[T, S, S]: matrix t shifts a column of pixels by t - T//2, and repeats the border's."""
+    """[T, S, S]: matrix t shifts a column of pixels by t - T//2, and repeats the border pixel."""
     pixels = torch.arange(size)
     source = (pixels + torch.arange(taps)[:, None] - taps // 2).clamp(0, size - 1)
     return (source[:, :, None] == pixels).float().to(device)

@@ -35,7 +35,7 @@ class RunError(ValueError):
 
 
 @dataclass(frozen=True)
-class Origin:
+class ResumePoint:
     """The state that a run resumes from."""
 
     step: int
@@ -140,7 +140,9 @@ def _statistics_over(learner: Learner, config: PretrainConfig, world_size: int) 
     return config.batch_size // config.accumulate // (world_size if alone else 1)
 
 
-def load_state(run: Path, state: TrainingState, config: PretrainConfig, fingerprint: str, world_size: int) -> Origin:
+def load_state(
+    run: Path, state: TrainingState, config: PretrainConfig, fingerprint: str, world_size: int
+) -> ResumePoint:
     """Load the youngest readable state.
 
     Raises:
@@ -158,7 +160,7 @@ def load_state(run: Path, state: TrainingState, config: PretrainConfig, fingerpr
             "Go on with the version that began the run, or start a new run with --out."
         ) from None
     state.scaler.load_state_dict(metadata["scaler"])
-    return Origin(int(metadata["step"]), file, tuple(damaged), tuple(changes))
+    return ResumePoint(int(metadata["step"]), file, tuple(damaged), tuple(changes))
 
 
 def _read_youngest(run: Path) -> tuple[tuple[Weights, dict[str, Any]], Path, list[CheckpointError]]:

@@ -203,11 +203,14 @@ class OptimizerStep:
     def forward_backward(self, batch: MicroBatch, step: Step, *, is_last: bool) -> tuple[Total, Tensor]:
         """Add a micro-batch's gradients. Returns the terms without gradient, and the teacher's features [2*b, C]."""
         groups = [
-            prepare(views.to(self.device, non_blocking=True), looks)
-            for views, looks in ((batch.global_views, batch.global_looks), (batch.local_views, batch.local_looks))
+            prepare(views.to(self.device, non_blocking=True), photometric)
+            for views, photometric in (
+                (batch.global_views, batch.global_photometric),
+                (batch.local_views, batch.local_photometric),
+            )
             if len(views)
         ]
-        self.drop_path.arm(step.number, batch.slots, self.device)
+        self.drop_path.set_masks(step.number, batch.slots, self.device)
         masks = self.state.learner.masks(step, batch.slots.tolist(), self.grid) if self.grid else None
         config = self.config
         attention = fast_attention(self.device, None if config.compile else autocast_dtype(config.dtype))

@@ -17,7 +17,7 @@ from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.guard import Guard
 from dino_dense.pretrain.monitor import Monitor, feature_spectrum
 from dino_dense.pretrain.optim import build_schedules
-from dino_dense.pretrain.run_folder import Origin
+from dino_dense.pretrain.run_folder import ResumePoint
 from dino_dense.pretrain.step import Measured, OptimizerStep
 from dino_dense.threads import processors
 from dino_dense.training.signals import stop_signals
@@ -30,7 +30,7 @@ QUIET_STEPS = 1000
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainResult:
     """The result of `Trainer.train`."""
 
     step: int
@@ -64,14 +64,16 @@ class Trainer:
         self.plan = pretraining_plan(len(images), config, world)
         schedules = build_schedules(config, self.plan.steps_per_epoch)
         self.stepper = OptimizerStep(config, schedules, self.plan.steps_per_epoch, world, device)
-        self.origin: Origin | None = None
+        self.resume_point: ResumePoint | None = None
         if resumes:
-            self.origin = run_folder.load_state(self.run, self.stepper.state, config, images.fingerprint, world.size)
-        self.step = self.origin.step if self.origin else 0
+            self.resume_point = run_folder.load_state(
+                self.run, self.stepper.state, config, images.fingerprint, world.size
+            )
+        self.step = self.resume_point.step if self.resume_point else 0
         self.monitor: Monitor | None = None
         """In the main process during training."""
 
-    def train(self) -> Outcome:
+    def train(self) -> TrainResult:
         """Train to the end, or to the first SIGINT or SIGTERM, which saves a checkpoint."""
         self._open_folder()
         config, plan = self.config, self.plan
@@ -87,21 +89,21 @@ class Trainer:
                 micro_batches = [next(batches) for _ in range(config.accumulate)]
                 measured = self.stepper.run(self.step, micro_batches, guard.skips)
                 self.step += 1
-                guard.note(measured, micro_batches)
+                guard.record(measured, micro_batches)
                 if self.monitor:
                     self.monitor.tick()
                 if self._is_due(config.log_every) or self.step == 1:
-                    self.say(guard.look())
+                    self.say(guard.check_steps())
                     self._log(measured)
                 stopped = distributed.any_true(bool(received))
                 if stopped or self._is_due(config.save_every or plan.steps_per_epoch):
-                    self.say(guard.look())
+                    self.say(guard.check_steps())
                     guard.check_weights()
                     self._save()
                 if stopped:
                     self._say_how_to_resume()
-                    return Outcome(self.step, received[0] if received else int(signal.SIGTERM))
-        return Outcome(self.step, None)
+                    return TrainResult(self.step, received[0] if received else int(signal.SIGTERM))
+        return TrainResult(self.step, None)
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.plan.last_step
@@ -126,7 +128,7 @@ class Trainer:
         if len(steps) > 1:
             raise run_folder.RunError(f"{self.run}: the processes read states of different steps, {sorted(steps)}.")
         if self.world.is_main:
-            run_folder.open_folder(self.run, self.config, self.origin.damaged if self.origin else ())
+            run_folder.open_folder(self.run, self.config, self.resume_point.damaged if self.resume_point else ())
 
     @contextmanager
     def _reporting(self) -> Generator[None]:
@@ -174,12 +176,12 @@ class Trainer:
             run_folder.save_state(self.run, state, self.step, self.config, fingerprint, self.world.size)
 
     def _say_where_it_begins(self) -> None:
-        if not self.origin:
+        if not self.resume_point:
             return
-        for error in self.origin.damaged:
+        for error in self.resume_point.damaged:
             self.say(f"WARNING: {error} An older state is used; this one is kept as *{run_folder.DAMAGED}.")
-        changes = f" ({'; '.join(self.origin.changes)})" if self.origin.changes else ""
-        self.say(f"{self.run}: goes on from {self.origin.file.name} at step {self.step}{changes}")
+        changes = f" ({'; '.join(self.resume_point.changes)})" if self.resume_point.changes else ""
+        self.say(f"{self.run}: goes on from {self.resume_point.file.name} at step {self.step}{changes}")
         if self.step >= self.plan.last_step:
             self.say(f"{self.run}: already finished, at step {self.step}")
 

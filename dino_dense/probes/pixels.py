@@ -24,7 +24,7 @@ from torchvision.transforms import v2
 from dino_dense import Backbone, distributed
 from dino_dense.backbone.grid import fit
 from dino_dense.checkpoint import read_tensors, write_tensors
-from dino_dense.loaders import Hands, read_items
+from dino_dense.loaders import WorkerItems, read_items
 from dino_dense.probes.protocol import PixelProbe
 from dino_dense.probes.readout import slide_logits
 from dino_dense.progress import progress, tracked
@@ -189,8 +189,8 @@ class _FreshBatches:
     def load(self, **order: Any) -> Batches:
         """Tokens and ids of this process's own share, on the backbone's device."""
         crops = _Crops(self.pairs, self.config, self.seed)
-        hands = Hands(self.workers, lambda image: self.pairs[image].name)
-        for images, ids in read_items(crops, hands, index=image_of, **order):
+        worker_items = WorkerItems(self.workers, lambda image: self.pairs[image].name)
+        for images, ids in read_items(crops, worker_items, index=image_of, **order):
             tokens = self.backbone.extract(images.to(self.backbone.device)).patches
             yield tokens, ids.to(tokens.device)
 

@@ -156,18 +156,18 @@ class ContextFrames:
 
     def _propagate_tile(self, queries: Tensor, tile: Tile) -> Tensor:
         """[Q, D] -> [Q, C]"""
-        kept, parts = self.neighborhood.top_k, list(self._compare(queries, tile))
-        found = [self._candidates(part, kept + 1) for part in parts]
-        values, patches = (torch.cat(pieces, dim=1) for pieces in zip(*found, strict=True))
-        values, order = values.topk(min(kept + 1, values.shape[1]), dim=1)
+        top_k, parts = self.neighborhood.top_k, list(self._compare(queries, tile))
+        candidates = [self._candidates(part, top_k + 1) for part in parts]
+        values, patches = (torch.cat(pieces, dim=1) for pieces in zip(*candidates, strict=True))
+        values, order = values.topk(min(top_k + 1, values.shape[1]), dim=1)
         patches = patches.gather(1, order)
-        weights = (values[:, :kept] / self.neighborhood.temperature).softmax(dim=1)  # [Q, top_k]
-        labels = self.labels.flatten(0, 1)[patches[:, :kept]]  # [Q, top_k, C]
+        weights = (values[:, :top_k] / self.neighborhood.temperature).softmax(dim=1)  # [Q, top_k]
+        labels = self.labels.flatten(0, 1)[patches[:, :top_k]]  # [Q, top_k, C]
         out = (weights[:, None] @ labels)[:, 0]
-        if self.neighborhood.keep_ties and values.shape[1] > kept:
-            tied = ((values[:, kept - 1] == values[:, kept]) & values[:, kept].isfinite()).nonzero()[:, 0]
+        if self.neighborhood.keep_ties and values.shape[1] > top_k:
+            tied = ((values[:, top_k - 1] == values[:, top_k]) & values[:, top_k].isfinite()).nonzero()[:, 0]
             if len(tied):
-                out[tied] = self._with_ties(parts, tied, values[tied, kept - 1])
+                out[tied] = self._with_ties(parts, tied, values[tied, top_k - 1])
         return out
 
     def _compare(self, queries: Tensor, tile: Tile) -> Iterator[_Part]:

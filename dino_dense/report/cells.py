@@ -98,12 +98,12 @@ def columns(entries: Sequence[Entry]) -> dict[str, list[Column]]:
 
 def headlines(entries: Sequence[Entry]) -> list[Column]:
     """The first column of each entry of the suite; a column without numbers if the entry never succeeded."""
-    found = columns(entries)
+    by_label = columns(entries)
     unknown = Metric("", unit="")
     statuses = {(entry.label, entry.checkpoint): entry.report.status for entry in entries}
     return [
-        found[label][0]
-        if found[label]
+        by_label[label][0]
+        if by_label[label]
         else Column(
             label,
             unknown,

@@ -111,17 +111,17 @@ def differences(a: Report, b: Report) -> list[str]:
     """Differences that prevent a comparison: task, data, config (except `Report.free`); [] if none."""
     if a.task != b.task:
         return [f"task {a.task} against {b.task}"]
-    found = [] if a.data.get("sha256") else ["hash of the data unknown"]
+    texts = [] if a.data.get("sha256") else ["hash of the data unknown"]
     if a.data.get("sha256") != b.data.get("sha256"):
-        facts = [f"{data.get('name')} ({str(data.get('sha256'))[:8]})" for data in (a.data, b.data)]
-        found.append(f"data {facts[0]} against {facts[1]}")
-    mine, others = a.settings(), b.settings()
-    found += [
-        f"config {key}: {mine.get(key)} against {others.get(key)}"
-        for key in {**mine, **others}
-        if mine.get(key) != others.get(key)
+        names = [f"{data.get('name')} ({str(data.get('sha256'))[:8]})" for data in (a.data, b.data)]
+        texts.append(f"data {names[0]} against {names[1]}")
+    settings, other_settings = a.settings(), b.settings()
+    texts += [
+        f"config {key}: {settings.get(key)} against {other_settings.get(key)}"
+        for key in {**settings, **other_settings}
+        if settings.get(key) != other_settings.get(key)
     ]
-    return found
+    return texts
 
 
 def readable(comparison: pd.DataFrame, escape: Callable[[str], str] = str) -> pd.DataFrame:
@@ -167,10 +167,10 @@ def _why_not(baseline: Entry, candidate: Entry) -> list[str]:
 def _other_names(a: pd.DataFrame, b: pd.DataFrame) -> str:
     """A text with the samples that only one of two tables has."""
     texts = []
-    for mine, others, which in ((a, b, "the baseline"), (b, a, "the candidate")):
-        only = mine.index.difference(others.index)
+    for table, other, which in ((a, b, "the baseline"), (b, a, "the candidate")):
+        only = table.index.difference(other.index)
         if len(only):
-            texts.append(f"{len(only)} of {len(mine)} samples are in {which} only, for example {only[0]}")
+            texts.append(f"{len(only)} of {len(table)} samples are in {which} only, for example {only[0]}")
     return "; ".join(texts)
 
 

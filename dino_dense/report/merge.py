@@ -53,10 +53,10 @@ def _report_files(path: Path) -> list[Path]:
         raise ValueError(f"{path}: no such file or folder; expected {REPORT_FILE}, or a folder with one.")
     if (path / REPORT_FILE).is_file():
         return [path / REPORT_FILE]
-    found = sorted(path.rglob(REPORT_FILE))
-    if not found:
+    files = sorted(path.rglob(REPORT_FILE))
+    if not files:
         raise ValueError(f"{path}: no {REPORT_FILE} in or below this folder; expected the results of a task or batch.")
-    return found
+    return files
 
 
 def _labels(reports: Sequence[Report]) -> list[str]:
@@ -65,7 +65,7 @@ def _labels(reports: Sequence[Report]) -> list[str]:
     for report in reports:
         if report.status == "ok":
             ways.setdefault(report.task, {}).setdefault(report.protocol(), report)
-    names = {key: name for found in ways.values() for key, name in _way_names(found).items()}
+    names = {key: name for task_ways in ways.values() for key, name in _way_names(task_ways).items()}
     return [
         names[report.protocol()] if report.status == "ok" else _label_of_failed(report, ways, names)
         for report in reports
@@ -80,14 +80,14 @@ def _way_names(ways: Mapping[str, Report]) -> dict[str, str]:
     settings = [{"data": report.data.get("name"), **report.settings()} for report in reports]
     keys = [key for key in dict.fromkeys(chain(*settings)) if len({str(known.get(key)) for known in settings}) > 1]
     texts = [", ".join(f"{key} {known.get(key)}" for key in keys[:SHOWN_SETTINGS]) for known in settings]
-    numbered = [text if texts.count(text) == 1 else f"{text} #{place}".strip() for place, text in enumerate(texts, 1)]
+    numbered = [text if texts.count(text) == 1 else f"{text} #{number}".strip() for number, text in enumerate(texts, 1)]
     return {key: f"{report.task} ({text})" for (key, report), text in zip(ways.items(), numbered, strict=True)}
 
 
 def _label_of_failed(report: Report, ways: Mapping[str, Mapping[str, Report]], names: Mapping[str, str]) -> str:
     """The label of a report with the same settings, since a failed report may not know its data."""
-    found = [key for key, other in ways.get(report.task, {}).items() if other.settings() == report.settings()]
-    return names[found[0]] if found else report.task
+    keys = [key for key, other in ways.get(report.task, {}).items() if other.settings() == report.settings()]
+    return names[keys[0]] if keys else report.task
 
 
 def _checkpoint_names(reports: Sequence[Report], labels: Sequence[str], folders: Sequence[Path]) -> list[str]:
@@ -95,22 +95,22 @@ def _checkpoint_names(reports: Sequence[Report], labels: Sequence[str], folders:
     names = [str(report.checkpoint.get("spec") or folder.name) for report, folder in zip(reports, folders, strict=True)]
     weights = [str(report.checkpoint.get("weights_sha256") or "")[:8] for report in reports]
     names = _tell_apart(names, weights, set(names))
-    for facts in (
+    for details in (
         [str(report.environment.get("dtype")) for report in reports],
         [f"seed {report.environment.get('seed')}" for report in reports],
         [str(folder) for folder in folders],
     ):
         pairs = Counter(zip(labels, names, strict=True))
-        names = _tell_apart(names, facts, {name for (_, name), count in pairs.items() if count > 1})
+        names = _tell_apart(names, details, {name for (_, name), count in pairs.items() if count > 1})
     return names
 
 
-def _tell_apart(names: Sequence[str], facts: Sequence[str], unclear: Collection[str]) -> list[str]:
+def _tell_apart(names: Sequence[str], details: Sequence[str], unclear: Collection[str]) -> list[str]:
     """Append the details to ambiguous names, if this makes them differ."""
     known: dict[str, set[str]] = {}
-    for name, fact in zip(names, facts, strict=True):
-        known.setdefault(name, set()).update({fact} - {""})
+    for name, detail in zip(names, details, strict=True):
+        known.setdefault(name, set()).update({detail} - {""})
     return [
-        f"{name} ({fact})" if name in unclear and fact and len(known[name]) > 1 else name
-        for name, fact in zip(names, facts, strict=True)
+        f"{name} ({detail})" if name in unclear and detail and len(known[name]) > 1 else name
+        for name, detail in zip(names, details, strict=True)
     ]

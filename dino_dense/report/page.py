@@ -100,21 +100,21 @@ def render_page(
     )
 
 
-def _section(entries: Sequence[Entry], label: str, place: int) -> dict[str, Any]:
+def _section(entries: Sequence[Entry], label: str, number: int) -> dict[str, Any]:
     """The section of one entry of the suite."""
-    mine = [entry for entry in entries if entry.label == label]
-    found = columns(entries)[label]
-    measured = [entry for entry in mine if entry.report.status == "ok"]
+    own_entries = [entry for entry in entries if entry.label == label]
+    own_columns = columns(entries)[label]
+    measured = [entry for entry in own_entries if entry.report.status == "ok"]
     return {
-        "id": f"entry-{place}",
+        "id": f"entry-{number}",
         "label": label,
-        "task": mine[0].report.task,
-        "columns": [(column, _column_plots(column)) for column in found],
+        "task": own_entries[0].report.task,
+        "columns": [(column, _column_plots(column)) for column in own_columns],
         "data": _said_of(measured, _data_text),
         "notes": _said_of(measured, lambda entry: entry.report.note),
-        "sources": _sources(measured, found),
+        "sources": _sources(measured, own_columns),
         "mixed": mixed_data(entries, label),
-        "pairs": mine,
+        "pairs": own_entries,
         "pictures": [(entry.checkpoint, shown) for entry in measured if (shown := _pictures(entry))],
     }
 
@@ -138,9 +138,9 @@ def _data_text(entry: Entry) -> str:
     return " · ".join(words)
 
 
-def _sources(entries: Sequence[Entry], found: Sequence[Column]) -> list[str]:
+def _sources(entries: Sequence[Entry], own_columns: Sequence[Column]) -> list[str]:
     """Sources of the published numbers of a section."""
-    known = [entry.report.published(column.metric.name) for entry in entries for column in found]
+    known = [entry.report.published(column.metric.name) for entry in entries for column in own_columns]
     return list(dict.fromkeys(f"{number.source} ({number.benchmark})" for number in known if number))
 
 

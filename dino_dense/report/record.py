@@ -129,11 +129,11 @@ class Report:
 
     def published(self, metric: str) -> Published | None:
         """The published number for this metric and checkpoint, on the data measured here or on the only data it has."""
-        mine = {str(self.checkpoint.get("name")), str(self.checkpoint.get("sha256"))}
+        identities = {str(self.checkpoint.get("name")), str(self.checkpoint.get("sha256"))}
         candidates = [
             entry
             for entry in published_numbers()
-            if entry.task == self.task and entry.metric == metric and mine & set(entry.checkpoints)
+            if entry.task == self.task and entry.metric == metric and identities & set(entry.checkpoints)
         ]
         same = [entry for entry in candidates if self.is_on(entry)]
         return next(iter(same or (candidates if len(candidates) == 1 else [])), None)

@@ -39,12 +39,12 @@ def checkpoints(entries: Sequence[Entry]) -> list[str]:
 
 def metrics(entries: Sequence[Entry], label: str) -> list[Metric]:
     """The metrics of a suite's entry, the headline first; [] if its reports name none."""
-    found: dict[str, Metric] = {}
+    by_name: dict[str, Metric] = {}
     for entry in entries:
         if entry.label == label:
             for metric in entry.report.metrics:
-                found.setdefault(metric.name, metric)
-    return list(found.values())
+                by_name.setdefault(metric.name, metric)
+    return list(by_name.values())
 
 
 def check_entries(entries: Sequence[Entry]) -> None:
@@ -140,7 +140,7 @@ def _fields(report: Report | None, metric: Metric) -> dict[str, Any]:
     fields: dict[str, Any] = dict.fromkeys(FIELDS)
     fields["direction"] = "higher" if metric.higher_is_better else "lower"
     if report is not None and report.scores:
-        found = report.to_frame().set_index("metric")
-        if metric.name in found.index:
-            fields |= {name: found.at[metric.name, name] for name in FIELDS[:-1]}
+        frame = report.to_frame().set_index("metric")
+        if metric.name in frame.index:
+            fields |= {name: frame.at[metric.name, name] for name in FIELDS[:-1]}
     return fields

@@ -110,10 +110,10 @@ def escape_markdown(text: str) -> str:
 
 def _tables(entries: Sequence[Entry]) -> list[_Table]:
     tables = [_Table("", headlines(entries))]
-    for label, found in columns(entries).items():
+    for label, label_columns in columns(entries).items():
         note = "Measured on different data: not to be compared." if mixed_data(entries, label) else ""
-        if len(found) > 1 or note:
-            tables.append(_Table(label, found, note))
+        if len(label_columns) > 1 or note:
+            tables.append(_Table(label, label_columns, note))
     return tables
 
 

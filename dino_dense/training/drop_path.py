@@ -26,7 +26,7 @@ class KeyedDropPath(nn.Module):
         if not self.training:
             return x
         if self.uniform is None:
-            raise RuntimeError("drop path has no random numbers for this batch: call `arm` of its keys first")
+            raise RuntimeError("drop path has no random numbers for this batch: call `set_masks` of its keys first")
         scale = (self.uniform < self.keep_prob).to(x.dtype) / self.keep_prob
         return x * scale.view(*scale.shape, *[1] * (x.ndim - scale.ndim))
 

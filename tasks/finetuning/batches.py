@@ -17,7 +17,7 @@ from torchvision.transforms import Compose
 from data.images import LabeledImages, read_rgb
 from dino_dense.backbone.backbone import Triple
 from dino_dense.distributed import World
-from dino_dense.loaders import Hands, read_items
+from dino_dense.loaders import WorkerItems, read_items
 from dino_dense.training.plan import Plan, PlanSampler, Position
 from dino_dense.training.seeds import derive_seed, seeded
 from tasks.finetuning.config import FinetuneConfig
@@ -137,7 +137,7 @@ def training_loader(
     paths = dataset.images.paths
     return read_items(
         dataset,
-        Hands(workers, lambda image: str(paths[image])),
+        WorkerItems(workers, lambda image: str(paths[image])),
         index=image_of,
         collate=collate,
         batch_sampler=PlanSampler(plan, start_step),

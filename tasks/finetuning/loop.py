@@ -154,7 +154,7 @@ class FineTuning:
         """Add one micro-batch's gradients; its mean loss."""
         device = self.backbone.device
         images, targets = self.mix(batch.images.to(device), batch.labels.to(device), self.step)
-        self.drop_path.arm(self.step, batch.slots, device)
+        self.drop_path.set_masks(self.step, batch.slots, device)
         with gradients_in_step(self.forward, is_last=is_last):
             with autocast(device, self.config.amp):
                 scores = self.forward(images)

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from data.images import LabeledImages, read_rgb
 from dino_dense import Backbone, distributed
-from dino_dense.loaders import Hands, read_items
+from dino_dense.loaders import WorkerItems, read_items
 from dino_dense.training.precision import autocast
 from tasks.finetuning.config import FinetuneConfig
 from tasks.harness.session import Session
@@ -64,8 +64,8 @@ def predict(
     """
     items = list(zip(images.paths, images.labels, strict=True))
     dataset = _TestImages(distributed.even_share(items, session.world), Preprocessing(config.resize, config.crop))
-    hands = Hands(config.workers, lambda index: str(dataset.items[index][0]))
-    loader = read_items(dataset, hands, batch_size=batch, generator=torch.Generator())
+    worker_items = WorkerItems(config.workers, lambda index: str(dataset.items[index][0]))
+    loader = read_items(dataset, worker_items, batch_size=batch, generator=torch.Generator())
     device = backbone.device
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (backbone.mean, backbone.std))
     parts = []

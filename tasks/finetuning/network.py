@@ -55,7 +55,7 @@ class DropPathDraws:
         self.modules = insert_drop_path(body, rate) if rate else []
         self.batch, self.seed = batch, seed
 
-    def arm(self, step: int, slots: Tensor, device: torch.device) -> None:
+    def set_masks(self, step: int, slots: Tensor, device: torch.device) -> None:
         """Prepare the masks of one micro-batch, whose images have these slots [b] in the batch."""
         uniform = seeds.uniform((len(self.modules), self.batch), DROP_PATH, self.seed, step)[:, slots].to(device)
         for module, row in zip(self.modules, uniform, strict=True):

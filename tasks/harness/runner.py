@@ -60,7 +60,7 @@ def run_command(task: Task, argv: Sequence[str] | None = None, *, presets: str =
         argv=argv,
         presets=presets or task.name,
     )
-    with distributed.joined(options.device) as world:
+    with distributed.process_group(options.device) as world:
         report = run_one(task, options, config, world=world)
         if world.is_main:
             print_report(report)
@@ -81,7 +81,7 @@ def open_data(task: Task, config: Any) -> Opened:
     Raises:
         ValueError, OSError: they cannot be used.
     """
-    with notices.gathered() as lines:
+    with notices.captured() as lines:
         data = task.open(config)
     return Opened(data, tuple(lines))
 
@@ -125,7 +125,7 @@ def run_one(
     reset_peak_memory(device)
     start = time.perf_counter()
     again = lost_workers_explained(then="Then give the same command again.")
-    with notices.gathered() as lines, distributed.memory_explained(), again:
+    with notices.captured() as lines, distributed.memory_explained(), again:
         outcome = measured(task, backbone, opened.data, config, session)
     report = Report(
         task=task.name,

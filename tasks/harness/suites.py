@@ -84,7 +84,7 @@ def _values(record: dict[str, Any], task: Task, data_root: str | None) -> dict[s
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ValueError(f"config is {values!r}; expected fields and their values, as {{data: FOLDER}}.")
     if data_root is not None:
-        values = schema.moved(task.config, values, data_root)
+        values = schema.below_root(task.config, values, data_root)
     if "preset" not in record:
         return values
     return {**presets.load_protocol(task.name, str(record["preset"])), **values}

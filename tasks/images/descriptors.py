@@ -19,8 +19,8 @@ from data.images import read_rgb
 from dino_dense import Backbone, distributed
 from dino_dense.arrays import Box
 from dino_dense.backbone.grid import fit
-from dino_dense.loaders import Hands, read_items
-from dino_dense.pipeline import gathered
+from dino_dense.loaders import WorkerItems, read_items
+from dino_dense.pipeline import batches_by_key
 from tasks.harness.session import Session
 
 EIGENVALUE_FLOOR = 1e-5  # of the largest (the reference's PCA)
@@ -48,10 +48,10 @@ def describe_all(
     """
     mine = distributed.even_share(range(count), session.world)
     found: dict[int, Tensor] = {}
-    hands = Hands(workers, lambda index: str(names[index]) if names else f"{label}: image {index}")
-    read = enumerate(read_items(dataset, hands, batch_size=None, sampler=mine))
+    worker_items = WorkerItems(workers, lambda index: str(names[index]) if names else f"{label}: image {index}")
+    read = enumerate(read_items(dataset, worker_items, batch_size=None, sampler=mine))
     with session.bar(len(mine), label) as bar:
-        for batch in gathered(read, lambda placed: placed[1].shape, batch_size, WAITING_BATCHES * batch_size):
+        for batch in batches_by_key(read, lambda placed: placed[1].shape, batch_size, WAITING_BATCHES * batch_size):
             places, images = zip(*batch, strict=True)
             found.update(zip(places, describe(torch.stack(images)), strict=True))
             bar.update(len(places))

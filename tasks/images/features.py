@@ -22,7 +22,7 @@ from data.sample import cache_folder
 from dino_dense import Backbone, distributed
 from dino_dense.checkpoint import CheckpointError, read_tensors, write_tensors
 from dino_dense.files import WriteError, clear_unfinished
-from dino_dense.loaders import Hands, read_items
+from dino_dense.loaders import WorkerItems, read_items
 from tasks.harness.session import Session
 from tasks.images.options import ImageFeatureOptions
 
@@ -213,8 +213,8 @@ def _extract(
     label: str,
 ) -> Pieces:
     mine = distributed.even_share(paths, session.world)
-    hands = Hands(workers, lambda index: str(mine[index]))
-    loader = read_items(_Images(mine, preprocessing), hands, batch_size=batch_size)
+    worker_items = WorkerItems(workers, lambda index: str(mine[index]))
+    loader = read_items(_Images(mine, preprocessing), worker_items, batch_size=batch_size)
     found: Pieces = {}
     done = 0
     with session.bar(len(mine), label) as bar:

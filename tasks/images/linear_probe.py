@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from data.images import read_rgb
 from dino_dense import Backbone, distributed
 from dino_dense.checkpoint import write_tensors
-from dino_dense.loaders import Hands, read_items
+from dino_dense.loaders import WorkerItems, read_items
 from dino_dense.probes.classes import (
     Batch,
     Evaluation,
@@ -141,8 +141,8 @@ class LinearProbe:
             chosen = [part.tolist() for part in kept[epoch_order(len(kept), self.session.seed, epoch)].split(size)]
             mine = [distributed.even_share(part, world) for part in chosen]
             crops = _Crops(paths, self.config.crop, self.session.seed, epoch)
-            hands = Hands(self.config.workers, lambda index: str(paths[index]))
-            loader = read_items(crops, hands, batch_sampler=mine)
+            worker_items = WorkerItems(self.config.workers, lambda index: str(paths[index]))
+            loader = read_items(crops, worker_items, batch_sampler=mine)
             for part, pixels in zip(chosen, loader, strict=True):
                 features = distributed.all_gather(self._extract(pixels))[: len(part)]
                 yield features, labels[part].to(features.device)

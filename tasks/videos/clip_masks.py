@@ -21,7 +21,7 @@ from data.masks import write_mask
 from data.video_writer import VideoWriter
 from dino_dense import Backbone
 from dino_dense.arrays import Pixels
-from dino_dense.pipeline import Behind
+from dino_dense.pipeline import BackgroundCalls
 from dino_dense.progress import progress
 from dino_dense.propagation.protocol import PropagationProtocol
 from dino_dense.propagation.stream import DEFAULT_MAX_BYTES
@@ -153,7 +153,7 @@ def write_masks(
         with ExitStack() as stack:
             film = stack.enter_context(VideoWriter(out / f"{clip.name}_masks.mp4", clip.size, clip.shown_rate))
             runs = stack.enter_context(CocoWriter(out / f"{clip.name}_masks.json", clip.size)) if coco else None
-            behind = stack.enter_context(Behind(workers=1, backlog=BACKLOG))
+            behind = stack.enter_context(BackgroundCalls(workers=1, backlog=BACKLOG))
             done = tell or _bar(stack, clip)
             shown = {0, (len(clip) - 1) // 2, len(clip) - 1}
             for number, (frame, ids) in enumerate(carried):

@@ -10,9 +10,9 @@ from data.pretraining import open_pretraining_data
 
 def test_a_line_is_said_once_and_gathered_by_every_report(caplog: pytest.LogCaptureFixture):
     notices.say("before anyone gathers, in this test alone")
-    with notices.gathered() as outer:
+    with notices.captured() as outer:
         notices.say("a line of this test alone")
-        with notices.gathered() as inner:
+        with notices.captured() as inner:
             notices.say("a line of this test alone")
             notices.say("a line of this test alone")
         notices.say("another line of this test alone")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dino_dense.neighbors import exact
-from dino_dense.neighbors.exact import largest, nearest
+from dino_dense.neighbors.exact import grouped_topk, nearest
 
 
 def naive(queries: torch.Tensor, database: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,7 +34,7 @@ def test_blocks_of_any_size_find_what_the_whole_product_has(q: int, n: int, k: i
 @given(st.integers(1, 5), st.integers(1, 700), st.integers(1, 30), st.integers(0, 1000))
 def test_the_largest_by_groups_are_those_of_topk(q: int, n: int, k: int, seed: int):
     similarity = torch.randn(q, n, generator=torch.Generator().manual_seed(seed))
-    values, columns = largest(similarity, min(k, n))
+    values, columns = grouped_topk(similarity, min(k, n))
     expected = similarity.topk(min(k, n), dim=1)
     assert torch.equal(values, expected.values)
     assert torch.equal(columns, expected.indices)
@@ -48,7 +48,7 @@ def test_groups_are_used_where_there_are_many_columns(monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         torch.Tensor, "topk", lambda self, *a, **b: sizes.append(self.shape[1]) or original(self, *a, **b)
     )
-    assert int(largest(similarity, 5)[1][0, 0]) == 64 * exact.GROUP + 2
+    assert int(grouped_topk(similarity, 5)[1][0, 0]) == 64 * exact.GROUP + 2
     assert max(sizes) < similarity.shape[1] / 8
 
 

@@ -14,20 +14,20 @@ EPS = 1e-5
 
 
 def graph(nodes: int, seed: int, groups: int = 4, noise: float = 1.0) -> torch.Tensor:
-    """[N, N] zeros and ones: groups of nodes that are mostly joined."""
+    """[N, N] zeros and ones: groups of nodes that are mostly adjacent."""
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(groups, 16, generator=generator)[torch.arange(nodes) % groups]
     features = torch.nn.functional.normalize(features + noise * torch.randn(nodes, 16, generator=generator), dim=1)
     return (features @ features.T > 0.2).float()
 
 
-def degrees(joined: torch.Tensor) -> torch.Tensor:
-    return (1 - EPS) * joined.sum(-1).double() + EPS * joined.shape[-1]
+def degrees(adjacency: torch.Tensor) -> torch.Tensor:
+    return (1 - EPS) * adjacency.sum(-1).double() + EPS * adjacency.shape[-1]
 
 
-def dense(joined: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+def dense(adjacency: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """All eigenvalues and vectors of D^-1/2 A D^-1/2, from its definition, largest first."""
-    weights = np.where(joined.numpy() > 0, 1.0, EPS)
+    weights = np.where(adjacency.numpy() > 0, 1.0, EPS)
     root = np.sqrt(weights.sum(1))
     values, vectors = np.linalg.eigh(weights / root[:, None] / root)
     return values[::-1], vectors[:, ::-1]
@@ -36,9 +36,9 @@ def dense(joined: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
 @settings(deadline=None, max_examples=20)
 @given(st.integers(40, 120), st.integers(0, 1000), st.integers(2, 5))
 def test_pairs_are_those_of_the_dense_solver(nodes: int, seed: int, groups: int):
-    joined = graph(nodes, seed, groups)
-    found = leading_pairs(joined[None], degrees(joined)[None], EPS, tolerance=1e-10)
-    values, vectors = dense(joined)
+    adjacency = graph(nodes, seed, groups)
+    found = leading_pairs(adjacency[None], degrees(adjacency)[None], EPS, tolerance=1e-10)
+    values, vectors = dense(adjacency)
     assert found is not None
     np.testing.assert_allclose(found.values[0], values[1:3], rtol=0, atol=1e-10)
     if values[1] - values[2] > 1e-3:
@@ -46,20 +46,20 @@ def test_pairs_are_those_of_the_dense_solver(nodes: int, seed: int, groups: int)
 
 
 def test_two_equal_eigenvalues_are_both_found():
-    """Three groups of one size, not joined: what is second is also third."""
-    joined = torch.block_diag(*[torch.ones(40, 40)] * 3)
-    found = leading_pairs(joined[None], degrees(joined)[None], EPS, tolerance=1e-9)
+    """Three groups of one size, without edges between them: the second eigenvalue is also the third."""
+    adjacency = torch.block_diag(*[torch.ones(40, 40)] * 3)
+    found = leading_pairs(adjacency[None], degrees(adjacency)[None], EPS, tolerance=1e-9)
     assert found is not None
-    np.testing.assert_allclose(found.values[0], dense(joined)[0][1:3], rtol=0, atol=1e-10)
+    np.testing.assert_allclose(found.values[0], dense(adjacency)[0][1:3], rtol=0, atol=1e-10)
     assert float(found.values[0, 0] - found.values[0, 1]) == pytest.approx(0, abs=1e-10)
 
 
 def test_many_graphs_at_once_are_each_alone_and_a_start_changes_only_the_time():
-    joined = torch.stack([graph(90, seed) for seed in range(3)])
-    together = leading_pairs(joined, degrees(joined), EPS, tolerance=1e-10)
+    adjacency = torch.stack([graph(90, seed) for seed in range(3)])
+    together = leading_pairs(adjacency, degrees(adjacency), EPS, tolerance=1e-10)
     assert together is not None
     for index in range(3):
-        one, start = joined[index : index + 1], together.vectors[index : index + 1, 0]
+        one, start = adjacency[index : index + 1], together.vectors[index : index + 1, 0]
         for guess in (None, start, torch.zeros_like(start)):
             alone = leading_pairs(one, degrees(one), EPS, tolerance=1e-10, start=guess)
             assert alone is not None
@@ -71,10 +71,10 @@ def test_many_graphs_at_once_are_each_alone_and_a_start_changes_only_the_time():
 @settings(deadline=None, max_examples=30)
 @given(st.integers(2, 300), st.integers(0, 1000), st.integers(-200, 200))
 def test_products_in_float32_pieces_are_those_of_float64(nodes: int, seed: int, power: int):
-    joined, generator = graph(nodes, seed), torch.Generator().manual_seed(seed)
+    adjacency, generator = graph(nodes, seed), torch.Generator().manual_seed(seed)
     rows = torch.randn(3, nodes, generator=generator, dtype=torch.float64)
     rows = rows * torch.tensor([1.0, 2.0**power, 0.0], dtype=torch.float64)[:, None]
-    found = exact_product(rows[None], joined[None])[0]
-    expected = np.array([[math.fsum(row[column > 0]) for column in joined.numpy()] for row in rows.numpy()])
+    found = exact_product(rows[None], adjacency[None])[0]
+    expected = np.array([[math.fsum(row[column > 0]) for column in adjacency.numpy()] for row in rows.numpy()])
     largest = rows.abs().amax(1, keepdim=True).numpy()
     assert (np.abs(found.numpy() - expected) <= 1e-12 * nodes * largest).all()

@@ -24,7 +24,7 @@ from dino_dense.arrays import Pixels
 from dino_dense.distributed import World
 from dino_dense.pretrain.batches import build_loader, pretraining_plan
 from dino_dense.pretrain.crops import (
-    Box,
+    CropBox,
     MultiCrop,
     View,
     allowed_reduction,
@@ -33,7 +33,7 @@ from dino_dense.pretrain.crops import (
     reduced_box,
     resize,
 )
-from dino_dense.pretrain.photometric import Look, apply_looks
+from dino_dense.pretrain.photometric import Photometric, apply_photometric_batch
 from dino_dense.training.seeds import derive_seed
 from tests.pretrain.tiny_run import TINY
 
@@ -106,12 +106,12 @@ def test_a_long_picture_gives_its_middle_as_in_torchvision(size: tuple[int, int]
     assert draw_box(size, (0.9, 1.0), random.Random(0)) == tuple(theirs)
 
 
-def test_looks_belong_to_their_views():
+def test_photometric_parameters_belong_to_their_views():
     config = replace(TINY, blur_probs=(1.0, 0.0, 0.0), solarize_prob=1.0, flip_prob=1.0)
     for seed in range(20):
         views = MultiCrop(config).draw((40, 48), seed)
-        assert [view.look.solarize for view in views] == [False, True, False, False]
-        assert [view.look.blur > 0 for view in views] == [True, False, False, False]
+        assert [view.photometric.solarize for view in views] == [False, True, False, False]
+        assert [view.photometric.blur > 0 for view in views] == [True, False, False, False]
         assert all(view.flip for view in views)
         areas = [view.box.height * view.box.width / (40 * 48) for view in views]
         assert min(areas[:2]) > 0.35
@@ -121,9 +121,9 @@ def test_looks_belong_to_their_views():
 # --- Pixels ---
 
 
-@pytest.mark.parametrize("box", [Box(20, 30, 300, 350), Box(0, 250, 120, 110), Box(7, 9, 60, 45)])
+@pytest.mark.parametrize("box", [CropBox(20, 30, 300, 350), CropBox(0, 250, 120, 110), CropBox(7, 9, 60, 45)])
 @pytest.mark.parametrize("size", [224, 96])
-def test_resizing_is_torchvisions_and_within_two_levels_of_pillows(photo: Pixels, box: Box, size: int):
+def test_resizing_is_torchvisions_and_within_two_levels_of_pillows(photo: Pixels, box: CropBox, size: int):
     ours = resize(photo, box, np.zeros((size, size, 3), np.uint8))
     part = photo[box.top : box.top + box.height, box.left : box.left + box.width]
     planes = torch.from_numpy(part).permute(2, 0, 1)
@@ -139,42 +139,46 @@ def test_resizing_is_torchvisions_and_within_two_levels_of_pillows(photo: Pixels
 
 
 def test_a_flip_mirrors_and_nothing_else(photo: Pixels):
-    crop, box = MultiCrop(TINY), Box(20, 30, 300, 350)
-    plain, flipped = (rendered(crop, DecodedPicture(photo), [View(box, flip, Look())] * 4) for flip in (False, True))
+    crop, box = MultiCrop(TINY), CropBox(20, 30, 300, 350)
+    plain, flipped = (
+        rendered(crop, DecodedPicture(photo), [View(box, flip, Photometric())] * 4) for flip in (False, True)
+    )
     assert all(np.array_equal(a[:, ::-1], b) for a, b in zip(plain, flipped, strict=True))
     assert not np.array_equal(plain[0], flipped[0])
 
 
-def test_without_looks_the_loader_leaves_them_to_the_device(photo: Pixels):
-    """The same seed on either side: the same boxes, flips and looks, so pixels that differ by rounding."""
+def test_the_loader_leaves_photometric_changes_to_the_device(photo: Pixels):
+    """The same seed on either side gives the same boxes, flips and parameters, and pixels equal up to rounding."""
     in_loader, on_device = (MultiCrop(replace(TINY, augment_on=where)) for where in ("loader", "device"))
     views = in_loader.draw((375, 500), 3)
     assert views == on_device.draw((375, 500), 3)
     finished = rendered(in_loader, DecodedPicture(photo), views)
     bare = rendered(on_device, DecodedPicture(photo), views)
-    table = torch.tensor([view.look.row() for view in views])
+    table = torch.tensor([view.photometric.row() for view in views])
     assert not any(np.array_equal(a, b) for a, b in zip(finished, bare, strict=True))
     for a, b, row in zip(finished, bare, table, strict=True):
-        looked = apply_looks(torch.from_numpy(b).permute(2, 0, 1)[None], row[None])[0].permute(1, 2, 0).numpy()
-        assert np.abs(looked - a).mean() < 1.5
+        changed = (
+            apply_photometric_batch(torch.from_numpy(b).permute(2, 0, 1)[None], row[None])[0].permute(1, 2, 0).numpy()
+        )
+        assert np.abs(changed - a).mean() < 1.5
 
 
 def test_reduced_decoding_is_for_boxes_with_twice_the_pixels():
-    boxes = [Box(0, 0, 900, 1000), Box(5, 5, 400, 384)]
+    boxes = [CropBox(0, 0, 900, 1000), CropBox(5, 5, 400, 384)]
     assert allowed_reduction((1, 2, 4, 8), boxes, [224, 96]) == 2
     assert allowed_reduction((1, 2, 4, 8), boxes[:1], [224]) == 2
     assert allowed_reduction((1, 2, 4, 8), boxes[1:], [96]) == 2
-    assert allowed_reduction((1, 2, 4, 8), [Box(0, 0, 383, 900)], [96]) == 1
-    assert allowed_reduction((1, 2, 4, 8), [Box(0, 0, 2000, 1536)], [96]) == 8
-    assert allowed_reduction((1,), [Box(0, 0, 2000, 2000)], [96]) == 1
+    assert allowed_reduction((1, 2, 4, 8), [CropBox(0, 0, 383, 900)], [96]) == 1
+    assert allowed_reduction((1, 2, 4, 8), [CropBox(0, 0, 2000, 1536)], [96]) == 8
+    assert allowed_reduction((1,), [CropBox(0, 0, 2000, 2000)], [96]) == 1
 
 
 def test_a_reduced_box_stays_inside_and_near():
     pixels = np.zeros((38, 51, 3), np.uint8)  # 299 x 401, by 8
-    assert reduced_box(Box(0, 0, 299, 401), 8, pixels) == Box(0, 0, 37, 50)
-    assert reduced_box(Box(99, 99, 200, 302), 8, pixels) == Box(12, 12, 25, 38)
+    assert reduced_box(CropBox(0, 0, 299, 401), 8, pixels) == CropBox(0, 0, 37, 50)
+    assert reduced_box(CropBox(99, 99, 200, 302), 8, pixels) == CropBox(12, 12, 25, 38)
     for top in range(200):
-        box = reduced_box(Box(top, top, 299 - top, 401 - top), 8, pixels)
+        box = reduced_box(CropBox(top, top, 299 - top, 401 - top), 8, pixels)
         assert box.top + box.height <= 38
         assert box.left + box.width <= 51
         assert abs(box.top * 8 - top) <= 4
@@ -275,7 +279,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(augment_on: str, picture
         assert all(torch.equal(x, y) for x, y in zip(a[:-1], b[:-1], strict=True))
         assert a.bad == b.bad == []
         assert [tuple(views.shape) for views in a[:2]] == [(16, 3, 32, 32), (16, 3, 16, 16)]
-        assert [len(looks) for looks in a[2:4]] == ([0, 0] if augment_on == "loader" else [16, 16])
+        assert [len(photometric) for photometric in a[2:4]] == ([0, 0] if augment_on == "loader" else [16, 16])
 
 
 def test_a_micro_batch_is_view_major_and_each_image_is_its_own_function(pictures: Path):
@@ -288,12 +292,14 @@ def test_a_micro_batch_is_view_major_and_each_image_is_its_own_function(pictures
         picture = images[position.image]
         views = crop.draw(picture.size, derive_seed(1, config.seed, position.epoch, position.image))
         for number, (view, pixels) in enumerate(zip(views, rendered(crop, picture, views), strict=True)):
-            of_kind, looks = (
-                (batch.global_views, batch.global_looks) if number < 2 else (batch.local_views, batch.local_looks)
+            of_kind, photometric = (
+                (batch.global_views, batch.global_photometric)
+                if number < 2
+                else (batch.local_views, batch.local_photometric)
             )
             row = (number if number < 2 else number - 2) * config.batch_size + place
             assert np.array_equal(of_kind[row].permute(1, 2, 0).numpy(), pixels)
-            assert looks[row].tolist() == torch.tensor(view.look.row()).tolist()
+            assert photometric[row].tolist() == torch.tensor(view.photometric.row()).tolist()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

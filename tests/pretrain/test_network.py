@@ -83,7 +83,7 @@ def student_features(slots: list[int], step: int = 3) -> torch.Tensor:
     """[views, images, C] of the images at these slots of the batch, in one forward."""
     student, _ = networks()
     keys = keys_of(student)
-    keys.arm(step, torch.tensor(slots), torch.device("cpu"))
+    keys.set_masks(step, torch.tensor(slots), torch.device("cpu"))
     groups = []
     for size, first, views in ((32, 0, 2), (16, 2, 2)):
         whole = torch.stack([crops(8, size, first + view) for view in range(views)])  # [views, B, ...]
@@ -123,7 +123,7 @@ def test_packed_crops_give_the_same_features_and_gradients():
     results = []
     for pack in (False, True):
         student, _ = networks(pack=pack)
-        keys_of(student).arm(3, torch.arange(8), torch.device("cpu"))
+        keys_of(student).set_masks(3, torch.arange(8), torch.device("cpu"))
         features = student([crops(16, 32, 0), crops(16, 16, 1)]).cls
         (features[:, ::2].square().sum() / 100).backward()
         results.append([features, *(p.grad for p in student.parameters() if p.grad is not None)])
@@ -157,7 +157,7 @@ def test_compiled_blocks_give_the_same_features_and_gradients():
             compile_blocks(student)
         for step in (3, 4):  # new masks are no new compilation's constants
             student.zero_grad()
-            keys.arm(step, torch.arange(8), torch.device("cpu"))
+            keys.set_masks(step, torch.arange(8), torch.device("cpu"))
             features = student([crops(16, 32, 0), crops(16, 16, 1)]).cls
             (features[:, ::2].square().sum() / 100).backward()
         results.append([features, *(p.grad for p in student.parameters() if p.grad is not None)])

@@ -20,13 +20,13 @@ from dino_dense.pretrain.photometric import (
     BRIGHTNESS,
     CONTRAST,
     HUE,
-    ROW,
+    PARAMETERS,
     SATURATION,
-    Look,
-    apply_look,
-    apply_looks,
+    Photometric,
+    apply_photometric,
+    apply_photometric_batch,
     blur_kernel,
-    draw_look,
+    draw_photometric,
 )
 
 CONFIG = PretrainConfig()
@@ -50,38 +50,42 @@ def crop() -> Pixels:
     return np.clip(pixels + rng.normal(0, 4, pixels.shape), 0, 255).astype(np.uint8)
 
 
-def with_pil(pixels: Pixels, look: Look) -> Pixels:
+def with_pil(pixels: Pixels, photometric: Photometric) -> Pixels:
     """main_dino's transforms with fixed parameters."""
     image = Image.fromarray(pixels)
-    for operation in look.order:
-        if look.factors[operation] != Look().factors[operation]:
-            image = PIL_OPERATIONS[operation](image, look.factors[operation])
-    if look.gray:
+    for operation in photometric.order:
+        if photometric.factors[operation] != Photometric().factors[operation]:
+            image = PIL_OPERATIONS[operation](image, photometric.factors[operation])
+    if photometric.gray:
         image = tv.rgb_to_grayscale(image, num_output_channels=3)
-    if look.blur:
-        image = image.filter(ImageFilter.GaussianBlur(look.blur))
-    if look.solarize:
+    if photometric.blur:
+        image = image.filter(ImageFilter.GaussianBlur(photometric.blur))
+    if photometric.solarize:
         image = ImageOps.solarize(image)
     return np.asarray(image)
 
 
-def on_device(pixels: Pixels, *looks: Look) -> np.ndarray:
-    """float32 [N, S, S, 3] of one view with each of the looks, applied as one batch."""
-    views = torch.from_numpy(pixels).permute(2, 0, 1).expand(len(looks), 3, *pixels.shape[:2])
-    return apply_looks(views, torch.tensor([look.row() for look in looks])).permute(0, 2, 3, 1).numpy()
+def on_device(pixels: Pixels, *drawn: Photometric) -> np.ndarray:
+    """float32 [N, S, S, 3] of one view with each of the drawn parameters, applied as one batch."""
+    views = torch.from_numpy(pixels).permute(2, 0, 1).expand(len(drawn), 3, *pixels.shape[:2])
+    return (
+        apply_photometric_batch(views, torch.tensor([photometric.row() for photometric in drawn]))
+        .permute(0, 2, 3, 1)
+        .numpy()
+    )
 
 
 SINGLE = {
-    "brightness": [Look(brightness=f) for f in (0.6, 0.9, 1.4)],
-    "contrast": [Look(contrast=f) for f in (0.6, 0.9, 1.4)],
-    "saturation": [Look(saturation=f) for f in (0.8, 0.95, 1.2)],
-    "hue": [Look(hue=h) for h in (-0.1, -0.03, 0.05, 0.1)],
-    "gray": [Look(gray=True)],
-    "blur": [Look(blur=r) for r in (0.1, 0.5, 1.0, 1.5, 2.0)],
-    "solarize": [Look(solarize=True)],
+    "brightness": [Photometric(brightness=f) for f in (0.6, 0.9, 1.4)],
+    "contrast": [Photometric(contrast=f) for f in (0.6, 0.9, 1.4)],
+    "saturation": [Photometric(saturation=f) for f in (0.8, 0.95, 1.2)],
+    "hue": [Photometric(hue=h) for h in (-0.1, -0.03, 0.05, 0.1)],
+    "gray": [Photometric(gray=True)],
+    "blur": [Photometric(blur=r) for r in (0.1, 0.5, 1.0, 1.5, 2.0)],
+    "solarize": [Photometric(solarize=True)],
     "everything": [
-        Look((HUE, CONTRAST, SATURATION, BRIGHTNESS), 1.2, 0.7, 1.15, -0.07, False, 1.3, True),
-        Look((CONTRAST, BRIGHTNESS, HUE, SATURATION), 0.7, 1.3, 0.85, 0.08, True, 0.4, False),
+        Photometric((HUE, CONTRAST, SATURATION, BRIGHTNESS), 1.2, 0.7, 1.15, -0.07, False, 1.3, True),
+        Photometric((CONTRAST, BRIGHTNESS, HUE, SATURATION), 0.7, 1.3, 0.85, 0.08, True, 0.4, False),
     ],
 }
 # Largest mean and maximal difference, in levels of 255. Hue: both sides round H to 8 bits, in their own way. Blur: PIL
@@ -127,9 +131,13 @@ def assert_near(a: np.ndarray, b: np.ndarray, limits: tuple[float, float]) -> No
 @pytest.mark.parametrize("name", SINGLE)
 def test_the_same_parameters_give_pils_pixels_in_the_loader_and_on_the_device(name: str, crop: Pixels):
     before = crop.copy()
-    for look in SINGLE[name]:
-        pil, loader, device = with_pil(crop, look), apply_look(crop, look), on_device(crop, look)[0]
-        assert not np.array_equal(pil, crop), "the look changes nothing"
+    for photometric in SINGLE[name]:
+        pil, loader, device = (
+            with_pil(crop, photometric),
+            apply_photometric(crop, photometric),
+            on_device(crop, photometric)[0],
+        )
+        assert not np.array_equal(pil, crop), "the parameters change nothing"
         assert_near(loader, pil, LOADER_TO_PIL[name])
         assert_near(device, pil, DEVICE_TO_PIL[name])
         assert_near(device, loader, DEVICE_TO_LOADER[name])
@@ -139,8 +147,8 @@ def test_the_same_parameters_give_pils_pixels_in_the_loader_and_on_the_device(na
 @pytest.mark.parametrize("radius", [0.1, 0.7, 1.5, 2.0, 3.3])
 def test_blur_differs_from_pils_by_rounding_away_from_the_border(radius: float, crop: Pixels):
     inside = (slice(12, -12), slice(12, -12))
-    look = Look(blur=radius)
-    assert_near(apply_look(crop, look)[inside], with_pil(crop, look)[inside], (0.8, 3))
+    photometric = Photometric(blur=radius)
+    assert_near(apply_photometric(crop, photometric)[inside], with_pil(crop, photometric)[inside], (0.8, 3))
 
 
 @pytest.mark.parametrize("radius", [0.1, 0.7, 1.5, 2.0, 5.0])
@@ -155,86 +163,92 @@ def test_the_blurs_kernel_has_the_variance_of_its_radius(radius: float):
         assert np.abs(kernel - gauss).max() < 0.02
 
 
-def test_the_default_look_changes_nothing(crop: Pixels):
-    np.testing.assert_array_equal(apply_look(crop, Look()), crop)
-    np.testing.assert_array_equal(on_device(crop, Look())[0], crop)
+def test_default_parameters_change_nothing(crop: Pixels):
+    np.testing.assert_array_equal(apply_photometric(crop, Photometric()), crop)
+    np.testing.assert_array_equal(on_device(crop, Photometric())[0], crop)
 
 
-def random_looks(n: int, config: PretrainConfig = CONFIG) -> list[Look]:
+def random_parameters(n: int, config: PretrainConfig = CONFIG) -> list[Photometric]:
     rng = random.Random(0)
-    return [draw_look(config, 0.5, 0.2, rng) for _ in range(n)]
+    return [draw_photometric(config, 0.5, 0.2, rng) for _ in range(n)]
 
 
 def test_a_view_does_not_depend_on_the_others_of_its_batch(crop: Pixels):
-    looks = random_looks(12)
-    together = on_device(crop, *looks)
-    for look, view in zip(looks, together, strict=True):
-        np.testing.assert_allclose(view, on_device(crop, look)[0], atol=1e-3)
+    drawn = random_parameters(12)
+    together = on_device(crop, *drawn)
+    for photometric, view in zip(drawn, together, strict=True):
+        np.testing.assert_allclose(view, on_device(crop, photometric)[0], atol=1e-3)
 
 
 def test_channels_last_and_float_views_are_taken_and_left_as_they_were(crop: Pixels):
-    looks = torch.tensor([look.row() for look in random_looks(4)])
+    drawn = torch.tensor([photometric.row() for photometric in random_parameters(4)])
     planes = torch.from_numpy(crop).permute(2, 0, 1).expand(4, 3, 96, 96).contiguous()
-    expected = apply_looks(planes, looks)
+    expected = apply_photometric_batch(planes, drawn)
     for views in (planes.to(memory_format=torch.channels_last), planes.float()):
         before = views.clone()
-        torch.testing.assert_close(apply_looks(views, looks), expected, atol=1e-3, rtol=0)
+        torch.testing.assert_close(apply_photometric_batch(views, drawn), expected, atol=1e-3, rtol=0)
         assert torch.equal(views, before)
 
 
-def test_prepared_views_have_imagenet_statistics_after_their_looks(crop: Pixels):
-    looks = random_looks(3)
+def test_prepared_views_have_imagenet_statistics_after_photometric_changes(crop: Pixels):
+    drawn = random_parameters(3)
     views = torch.from_numpy(crop).permute(2, 0, 1).expand(3, 3, 96, 96)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    expected = (torch.from_numpy(on_device(crop, *looks)) / 255 - mean) / std
-    prepared = prepare(views, torch.tensor([look.row() for look in looks]))
+    expected = (torch.from_numpy(on_device(crop, *drawn)) / 255 - mean) / std
+    prepared = prepare(views, torch.tensor([photometric.row() for photometric in drawn]))
     torch.testing.assert_close(prepared.permute(0, 2, 3, 1), expected)
     bare = (torch.from_numpy(crop) / 255 - mean) / std
-    torch.testing.assert_close(prepare(views, torch.empty(0, ROW))[0].permute(1, 2, 0), bare)
+    torch.testing.assert_close(prepare(views, torch.empty(0, PARAMETERS))[0].permute(1, 2, 0), bare)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_gives_what_the_cpu_gives(crop: Pixels):
-    looks = torch.tensor([look.row() for look in random_looks(64)])
+    drawn = torch.tensor([photometric.row() for photometric in random_parameters(64)])
     views = torch.from_numpy(crop).permute(2, 0, 1).expand(64, 3, 96, 96)
-    torch.testing.assert_close(apply_looks(views.cuda(), looks).cpu(), apply_looks(views, looks), atol=0.05, rtol=0)
+    torch.testing.assert_close(
+        apply_photometric_batch(views.cuda(), drawn).cpu(), apply_photometric_batch(views, drawn), atol=0.05, rtol=0
+    )
 
 
 # --- Distributions: samples of fixed seeds ---
 
 
 def test_jitter_is_distributed_as_torchvisions():
-    looks = random_looks(DRAWS, replace(CONFIG, jitter_prob=1.0))
+    drawn = random_parameters(DRAWS, replace(CONFIG, jitter_prob=1.0))
     torch.manual_seed(0)
     strengths = [(0.6, 1.4), (0.6, 1.4), (0.8, 1.2), (-0.1, 0.1)]
     theirs = [ColorJitter.get_params(*strengths) for _ in range(DRAWS)]
     for operation, (low, high) in enumerate(strengths):
-        ours = [look.factors[operation] for look in looks]
+        ours = [photometric.factors[operation] for photometric in drawn]
         assert ks_2samp(ours, [draw[1 + operation] for draw in theirs]).pvalue > 0.01
         assert kstest(ours, "uniform", (low, high - low)).pvalue > 0.01
-    orders, counts = np.unique([look.order for look in looks], axis=0, return_counts=True)
+    orders, counts = np.unique([photometric.order for photometric in drawn], axis=0, return_counts=True)
     assert len(orders) == 24
     assert chisquare(counts).pvalue > 0.01
-    factors = np.array([look.factors for look in looks])
+    factors = np.array([photometric.factors for photometric in drawn])
     assert np.abs(np.corrcoef(factors.T) - np.eye(4)).max() < 0.05
 
 
 def test_operations_are_as_frequent_as_configured_and_independent():
-    looks = random_looks(DRAWS)
+    drawn = random_parameters(DRAWS)
     happened = np.array(
-        [(look.factors != Look().factors, look.gray, look.blur > 0, look.solarize) for look in looks], float
+        [
+            (photometric.factors != Photometric().factors, photometric.gray, photometric.blur > 0, photometric.solarize)
+            for photometric in drawn
+        ],
+        float,
     )
     probabilities = np.array([0.8, 0.2, 0.5, 0.2])
     sigma = np.sqrt(probabilities * (1 - probabilities) / DRAWS)
     assert (np.abs(happened.mean(axis=0) - probabilities) < 3 * sigma).all()
     assert np.abs(np.corrcoef(happened.T) - np.eye(4)).max() < 0.05
-    radii = [look.blur for look in looks if look.blur > 0]
+    radii = [photometric.blur for photometric in drawn if photometric.blur > 0]
     assert kstest(radii, "uniform", (0.1, 1.9)).pvalue > 0.01
 
 
 def test_strong_jitter_never_draws_a_negative_factor():
-    looks = random_looks(500, replace(CONFIG, jitter_prob=1.0, jitter=(2.0, 0.0, 0.0, 0.0)))
-    assert min(look.brightness for look in looks) >= 0
-    assert max(look.brightness for look in looks) > 2
-    assert {look.factors[1:] for look in looks} == {(1.0, 1.0, 0.0)}
+    drawn = random_parameters(500, replace(CONFIG, jitter_prob=1.0, jitter=(2.0, 0.0, 0.0, 0.0)))
+    assert min(photometric.brightness for photometric in drawn) >= 0
+    assert max(photometric.brightness for photometric in drawn) > 2
+    assert {photometric.factors[1:] for photometric in drawn} == {(1.0, 1.0, 0.0)}

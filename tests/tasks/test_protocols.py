@@ -106,13 +106,13 @@ class Elsewhere:
 def test_paths_of_any_task_move_with_the_data_root_and_know_the_home_folder(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     given = {"photos": "set", "lists": ["a", "/b"], "split": "x", "k": 2}
-    assert schema.moved(Elsewhere, given, "/sets") == {
+    assert schema.below_root(Elsewhere, given, "/sets") == {
         "photos": "/sets/set",
         "lists": ["/sets/a", "/b"],
         "split": "x",
         "k": 2,
     }
-    assert schema.moved(Elsewhere, {"photos": "~/set"}, "/sets") == {"photos": "/home/somebody/set"}
+    assert schema.below_root(Elsewhere, {"photos": "~/set"}, "/sets") == {"photos": "/home/somebody/set"}
     parsed = command_line.parse(
         Elsewhere, prog="p", description="", argv=["--photos=~/a", "--lists=~/b,c", "--split=~"]
     )
