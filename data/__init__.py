@@ -5,4 +5,4 @@ Imports nothing of this project outside ``data``.
 
 
 class DataError(ValueError):
-    """Data on disk that cannot be used as asked: the message names the file, what is wrong and what to do."""
+    """Unusable data on disk. The message names the file, the problem and what to do."""

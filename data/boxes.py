@@ -1,4 +1,4 @@
-"""Images with boxes around their objects: VOC and COCO annotations, and masks.
+"""Images with boxes around their objects, from VOC annotations, COCO annotations or masks.
 
 A box is (x0, y0, x1, y1) in pixels from the upper left corner of the image, ends not included.
 """
@@ -22,14 +22,14 @@ from data.notices import say
 from data.saliency import MaskedImage, object_masks
 from data.voc import voc_entries
 
-SMALLEST_PIECE = 1e-3  # of the image: smaller pieces of a mask are specks of its edge, not objects
+SMALLEST_PIECE = 1e-3  # share of the image; smaller components of a mask are specks, not objects
 EIGHT_NEIGHBORS = np.ones((3, 3), int)
 
 SLACK, SLACK_PIXELS = 0.05, 2.0
-"""How far a box may reach out of its image: a part of the side, and pixels; the larger counts."""
+"""Tolerance for boxes that exceed their image: a share of the side, and pixels; the larger counts."""
 
 FRACTIONS_END = 1.001
-"""Corners up to here are fractions; the rest is rounding."""
+"""Largest corner that may be a fraction; the part above 1 allows for rounding."""
 
 XML_ENCODING = re.compile(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")
 WIDE_XML = {b"<\0?\0": "utf-16-le", b"\0<\0?": "utf-16-be", b"<\0a\0": "utf-16-le", b"\0<\0a": "utf-16-be"}
@@ -45,25 +45,25 @@ class BoxedImage:
     image: Path
     boxes: tuple[Box, ...]
     number: int
-    """Of the image in its set: COCO's ids where all are numbers, else counted from 1."""
+    """Number of the image in its set: COCO's ids if all are numbers, else counted from 1."""
     annotation: Path | None = None
-    """The file that says its boxes, where it has one of its own."""
+    """The image's own annotation file, or None."""
     video: str = ""
-    """Of which video it is a frame."""
+    """Name of the video of a frame; "" for a single image."""
 
 
 def load_voc_boxes(root: str | Path, split: str = "trainval", *, hard: bool = True) -> list[BoxedImage]:
     """The images of a VOC tree: ImageSets/Main/SPLIT.txt, Annotations/*.xml, JPEGImages/*.jpg.
 
-    VOC counts pixels from 1 and its boxes include their ends, so that 1 is taken off xmin and ymin only.
+    VOC counts pixels from 1 and its boxes include their ends, so 1 is subtracted from xmin and ymin only.
 
     Args:
         root: the folder VOC2007 or VOC2012.
         split: name of the list.
-        hard: whether objects marked difficult or truncated count too.
+        hard: whether to include objects flagged difficult or truncated.
 
     Raises:
-        DataError: no such list, a listed file is missing, or an annotation cannot be used.
+        DataError: no such list, a listed file is missing, or an annotation is unusable.
     """
     root = Path(root)
     boxed = []
@@ -78,19 +78,19 @@ def load_voc_boxes(root: str | Path, split: str = "trainval", *, hard: bool = Tr
 
 
 def load_coco_boxes(annotations: str | Path, images: str | Path, only: str | Path | None = None) -> list[BoxedImage]:
-    """The images of a COCO annotation file, in its order.
+    """The images of a COCO annotation file, in the order of the file.
 
-    Crowd regions are no objects; corners are rounded to pixels (LOST, datasets.py). A file that is listed more than
-    once is one image.
+    Crowd regions are ignored; corners are rounded to pixels (LOST, datasets.py). An image file that is listed more
+    than once is one image.
 
     Args:
         annotations: the JSON file (instances_train2014.json).
-        images: folder of the image files it names.
-        only: text file with the image file names, or ids, to take: one a line (COCO-20k).
+        images: folder of the image files.
+        only: text file with the names or ids of the images to use, one on each line (COCO-20k).
 
     Raises:
-        DataError: a file is missing or cannot be used, boxes are no pixels of their image, or `only` names an image
-            that is not there.
+        DataError: a file is missing or unusable, boxes are not in pixels of their image, or `only` names an unknown
+            image.
     """
     annotations, images = Path(annotations), Path(images)
     dataset = coco.read(annotations)
@@ -102,23 +102,23 @@ def load_coco_boxes(annotations: str | Path, images: str | Path, only: str | Pat
         numbers.setdefault(paths[identity], identity)
         boxes.setdefault(paths[identity], []).extend(_coco_boxes(annotations, dataset.objects[identity]))
     if len(boxes) < len(chosen):
-        say(f"{annotations}: lists {len(chosen) - len(boxes)} images more than once; their boxes are put together.")
+        say(f"{annotations}: lists {len(chosen) - len(boxes)} images more than once; their boxes are merged.")
     _check_units(annotations, (box for corners in boxes.values() for box in corners))
-    has_numbers = all(isinstance(number, int) for number in numbers.values())
+    has_numbers = all(isinstance(identity_number, int) for identity_number in numbers.values())
     names = _unique_names(list(boxes), images)
     return [
         BoxedImage(
             names[path],
             path,
             tuple(_checked_within(annotations, path, corners)),
-            int(numbers[path]) if has_numbers else place,
+            int(numbers[path]) if has_numbers else number,
         )
-        for place, (path, corners) in enumerate(boxes.items(), start=1)
+        for number, (path, corners) in enumerate(boxes.items(), start=1)
     ]
 
 
 def boxes_of_masks(images: Sequence[MaskedImage]) -> list[BoxedImage]:
-    """Boxes around the objects of masks; a mask without ids has an object for each 8-connected piece."""
+    """Boxes around the objects of masks. In a mask without ids, each 8-connected component is an object."""
     boxed = []
     for number, image in enumerate(images, start=1):
         ids = image.read()[1]
@@ -133,7 +133,7 @@ def _read_voc_boxes(path: Path, hard: bool) -> Iterable[Box]:
     for entry in _parse_xml(path).iter("object"):
         if not hard and "1" in (entry.findtext("difficult"), entry.findtext("truncated")):
             continue
-        # Objects may have parts with boxes of their own: only the direct child is the object's.
+        # Objects may have parts with boxes: only the direct child is the box of the object.
         corners = [entry.findtext(f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax")]
         try:
             x0, y0, x1, y1 = (float(corner or "") for corner in corners)
@@ -145,9 +145,9 @@ def _read_voc_boxes(path: Path, hard: bool) -> Iterable[Box]:
 
 
 def _parse_xml(path: Path) -> ElementTree.Element:
-    """The root of an annotation in the encoding it declares; entities are refused, which could grow without end."""
+    """The root of an annotation in its declared encoding. Refuses entities, which could expand without limit."""
     try:
-        # Decoded here, so that no encoding hides a declaration of entities.
+        # Decoded here, so that no encoding hides an entity declaration.
         text = _decode_xml(path.read_bytes())
         if "<!ENTITY" in text:
             raise DataError(
@@ -161,7 +161,7 @@ def _parse_xml(path: Path) -> ElementTree.Element:
 
 
 def _decode_xml(encoded: bytes) -> str:
-    """The text of an XML file: by its byte order mark, else as its first line declares, else UTF-8."""
+    """The text of an XML file: decoded by its byte order mark, else by its declaration, else as UTF-8."""
     marked = encoding_of(encoded)
     if marked != "utf-8":
         return encoded.decode(marked)
@@ -175,7 +175,7 @@ def _coco_boxes(path: Path, entries: Iterable[coco.Entry]) -> Iterable[Box]:
 
 
 def _coco_box(path: Path, entry: coco.Entry) -> Box:
-    """Corners as stated, pixels, not yet rounded."""
+    """Corners in pixels, not rounded."""
     try:
         x, y, width, height = map(float, entry["bbox"])
         if not all(map(math.isfinite, (x, y, width, height))):
@@ -188,7 +188,7 @@ def _coco_box(path: Path, entry: coco.Entry) -> Box:
 
 
 def _check_units(path: Path, boxes: Iterable[Box]) -> None:
-    """DataError where all corners lie in 0..1: they are fractions of the image, not pixels."""
+    """Raise DataError if all corners lie in 0..1: they are fractions of the image, not pixels."""
     ends = [max(box) for box in boxes]
     if ends and max(ends) <= FRACTIONS_END:
         raise DataError(
@@ -198,7 +198,7 @@ def _check_units(path: Path, boxes: Iterable[Box]) -> None:
 
 
 def _checked_within(path: Path, image: Path, boxes: Iterable[Box]) -> Iterator[Box]:
-    """Boxes rounded to pixels, each within its image; DataError for one that is not."""
+    """Boxes rounded to pixels; DataError for a box outside of its image."""
     size = image_size(image)
     for box in boxes:
         _check_inside(path, image, size, box)
@@ -207,7 +207,7 @@ def _checked_within(path: Path, image: Path, boxes: Iterable[Box]) -> Iterator[B
 
 
 def _check_inside(path: Path, image: Path, size: tuple[int, int], box: Box) -> None:
-    """DataError where a box reaches further out of the image (height, width) than rounding and shaky hands explain."""
+    """Raise DataError if a box exceeds the image (height, width) by more than the tolerance."""
     height, width = size
     slack_x, slack_y = (max(SLACK_PIXELS, SLACK * side) for side in (width, height))
     x0, y0, x1, y1 = box
@@ -220,7 +220,7 @@ def _check_inside(path: Path, image: Path, size: tuple[int, int], box: Box) -> N
 
 
 def _unique_names(paths: Sequence[Path], folder: Path) -> dict[Path, str]:
-    """File names without ending where these are unique, else with their folders."""
+    """File names without suffix if they are unique, else with their folders."""
     stems = Counter(path.stem for path in paths)
     if len(stems) == len(paths):
         return {path: path.stem for path in paths}
@@ -232,7 +232,7 @@ def _unique_names(paths: Sequence[Path], folder: Path) -> dict[Path, str]:
 
 
 def _checked(path: Path, box: Box, *, may_be_flat: bool = False) -> Box:
-    """The box; DataError where its ends are not in order. COCO has objects that round to no width."""
+    """The box; DataError if its corners are not in order. With `may_be_flat`, sides may be 0 (COCO has such boxes)."""
     x0, y0, x1, y1 = box
     if not (x0 <= x1 and y0 <= y1 and (may_be_flat or (x0 < x1 and y0 < y1))):
         raise DataError(f"{path}: a box from ({x0}, {y0}) to ({x1}, {y1}), pixels; expected the smaller ends first")
@@ -240,7 +240,7 @@ def _checked(path: Path, box: Box, *, may_be_flat: bool = False) -> Box:
 
 
 def _pieces(foreground: np.ndarray) -> list[np.ndarray]:
-    """The 8-connected pieces of a mask [H, W] but for specks."""
+    """The 8-connected components of a mask [H, W], without specks."""
     pieces, _ = scipy.ndimage.label(foreground, EIGHT_NEIGHBORS)
     sizes = np.bincount(pieces.ravel())[1:]
     return [pieces == 1 + index for index in np.flatnonzero(sizes >= SMALLEST_PIECE * foreground.size)]

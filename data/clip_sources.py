@@ -1,7 +1,7 @@
-"""Where the frames of a person's own clip come from: a video file, a folder of pictures, an animated picture.
+"""Sources of the frames of a user's clip: a folder of pictures, or an animated picture.
 
-Each source gives the size, the times and the names of its frames, and reads any of them in order, one at a time.
-Nothing here grows with the length of a clip but lists of numbers. Video files are in `data/video_file.py`.
+Each source has the size, times and names of its frames, and reads frames in order, one at a time. Only lists of numbers
+grow with the length of a clip. Video files are in `data/video_file.py`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,9 +19,9 @@ from data.files import IMAGE_SUFFIXES
 from data.images import list_images, read_upright, upright_rgb
 
 FOLDER_RATE = Fraction(24)
-"""Frames a second of pictures that have no times of their own (DAVIS shows its videos at 24)."""
+"""Frames per second of pictures without times (DAVIS shows its videos at 24)."""
 
-LARGEST_DENOMINATOR = 1001  # of a frame rate: 30000/1001 (NTSC)
+LARGEST_DENOMINATOR = 1001  # in a frame rate: 30000/1001 (NTSC)
 ANIMATED_SUFFIXES = frozenset({".gif", ".png", ".apng", ".webp", ".tif", ".tiff", ".avif"})
 """Pictures that may hold several frames."""
 
@@ -36,32 +36,32 @@ class Source(Protocol):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the first frame, pixels, as shown."""
+        """(height, width) of the first frame as displayed, pixels."""
         ...
 
     @property
     def rate(self) -> Fraction:
-        """Frames a second; the mean, where it varies."""
+        """Frames per second; the mean of a variable rate."""
         ...
 
     @property
     def seconds(self) -> Sequence[float]:
-        """When each frame is shown; the first at 0."""
+        """Display time of each frame; 0 for the first."""
         ...
 
     def name(self, index: int) -> str:
-        """Of a frame: its number, or its file's name without ending."""
+        """Name of a frame: its number, or its file's name without suffix."""
         ...
 
     def label(self, index: int) -> str:
-        """A frame as an error names it."""
+        """Name of a frame in errors."""
         ...
 
     def read(self, indices: range) -> Iterator[Pixels]:
-        """The frames of these ascending indices, RGB uint8 [H, W, 3], upright.
+        """Yield the frames of ascending indices, RGB uint8 [H, W, 3], upright.
 
         Raises:
-            DataError: a frame that cannot be decoded.
+            DataError: a frame cannot be decoded.
         """
         ...
 
@@ -94,7 +94,7 @@ class PictureFolder:
 
 
 def open_folder(path: Path) -> PictureFolder:
-    """A folder of frames; DataError without pictures, or with two of one name, whose masks would be one file."""
+    """Open a folder of frames; DataError if it has no pictures, or two of the same name (their masks would collide)."""
     pictures = tuple(list_images(path))
     by_stem: dict[str, Path] = {}
     for picture in pictures:
@@ -110,7 +110,7 @@ def open_folder(path: Path) -> PictureFolder:
 
 @dataclass(frozen=True)
 class Animation:
-    """A picture of several frames: GIF, PNG, WebP, AVIF; or the pages of a TIFF, which have no times."""
+    """A picture with several frames: GIF, PNG, WebP, AVIF; or the pages of a TIFF, which have no times."""
 
     path: Path
     size: tuple[int, int]
@@ -131,7 +131,7 @@ class Animation:
 
 
 def is_animated(path: Path) -> bool:
-    """Whether a file is a picture of more than one frame."""
+    """Whether a file is a picture with more than one frame."""
     if path.suffix.lower() not in ANIMATED_SUFFIXES or not path.is_file():
         return False
     try:
@@ -142,7 +142,7 @@ def is_animated(path: Path) -> bool:
 
 
 def open_animation(path: Path) -> Animation:
-    """An animated picture; DataError where a frame of it cannot be read."""
+    """Open an animated picture; DataError if a frame is unreadable."""
     seconds, elapsed = [], 0.0
     with _picture(path) as image:
         height, width = upright_rgb(image, path).shape[:2]
@@ -165,6 +165,6 @@ def _picture(path: Path) -> Iterator[Image.Image]:
 
 
 def check_is_clip(path: Path) -> None:
-    """DataError for a picture of one frame."""
+    """Raise DataError for a picture with one frame."""
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES | ANIMATED_SUFFIXES:
         raise DataError(f"{path}: a picture, expected a video or a folder of frames.")

@@ -1,4 +1,4 @@
-"""A person's own clip, read as a stream, frame after frame: a video file, a folder of pictures, an animated picture."""
+"""A user's clip as a stream of frames: a video file, a folder of pictures, or an animated picture."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -40,28 +40,28 @@ CLIP_SUFFIXES = frozenset(
         *(".mjpeg", ".mjpg", ".h264", ".h265", ".hevc", ".av1", ".ivf", ".qt", ".divx", ".mpv"),
     }
 )
-"""File name endings, in any case, that a person's clip may have; `open_clip` takes any other too."""
+"""File suffixes, in any case, to offer for a user's clip; `open_clip` accepts others too."""
 
 
 class ClipFrame(NamedTuple):
     """One frame of a clip."""
 
     name: str
-    """Its number in the source, five digits or more, or the name of its file without ending."""
+    """Its number in the source (five or more digits), or its file's name without suffix."""
     seconds: float
-    """When it is shown; the first at 0."""
+    """Display time; 0 for the first frame."""
     rgb: Pixels
     """[H, W, 3]."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """The frames of a source that are read.
+    """A selection of the frames of a source.
 
     Attributes:
-        source: where they come from.
-        every: only every n-th frame.
-        max_frames: at most this many of those.
+        source: the source.
+        every: use every n-th frame.
+        max_frames: use at most this many frames.
     """
 
     source: Source
@@ -75,22 +75,22 @@ class Clip:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) in pixels, as shown."""
+        """(height, width) as displayed, pixels."""
         return self.source.size
 
     @property
     def name(self) -> str:
-        """Of the file or folder, without ending."""
+        """Name of the file or folder, without suffix."""
         return self.path.name if isinstance(self.source, PictureFolder) else self.path.stem
 
     @property
     def pictures(self) -> tuple[Path, ...]:
-        """The files, where it is a folder."""
+        """The files of a folder; empty for other sources."""
         return self.source.pictures if isinstance(self.source, PictureFolder) else ()
 
     @property
     def indices(self) -> range:
-        """Which frames of the source are read."""
+        """Indices of the selected frames in the source."""
         indices = range(0, len(self.source.seconds), self.every)
         return indices if self.max_frames is None else indices[: self.max_frames]
 
@@ -103,14 +103,14 @@ class Clip:
 
     @property
     def shown_rate(self) -> Fraction:
-        """Frames a second of what is read, so that it lasts as long as the source."""
+        """Frames per second of the selection, with the duration of the source."""
         return self.source.rate / self.every
 
     def __iter__(self) -> Iterator[ClipFrame]:
-        """The frames, in order; only the current one is held.
+        """Yield the frames in order; only the current frame is in memory.
 
         Raises:
-            DataError: a frame that cannot be decoded, or of another size than the first.
+            DataError: a frame cannot be decoded, or differs in size from the first.
         """
         seconds = self.source.seconds
         for index, rgb in zip(self.indices, self.source.read(self.indices), strict=True):
@@ -123,16 +123,16 @@ class Clip:
 
 
 def open_clip(path: Path | str, *, every: int = 1, max_frames: int | None = None) -> Clip:
-    """A video file, an animated picture, or a folder of frames (pictures in natural order of their names).
+    """Open a video file, an animated picture, or a folder of frames (pictures in natural order of their names).
 
     Args:
-        every: only every n-th frame; the rate falls with it, so that it lasts as long.
-        max_frames: at most this many.
+        every: use every n-th frame; the rate falls accordingly, so the duration is the same.
+        max_frames: use at most this many frames.
 
     Raises:
         FileNotFoundError: no such file or folder.
-        DataError: a file that is no video, has no picture stream or no frames, or a folder without pictures or with
-            two of one name.
+        DataError: the file is no video, or has no picture stream or no frames; or the folder has no pictures, or two
+            pictures of the same name.
         ValueError: `every` or `max_frames` below 1.
     """
     path = named(path)
@@ -148,11 +148,11 @@ def open_clip(path: Path | str, *, every: int = 1, max_frames: int | None = None
 
 
 def named(path: Path | str) -> Path:
-    """The path; that of a folder given as `.` or `..`, which is no name, in full."""
+    """The path; resolved if it is `.` or `..`, so that its last part is a name."""
     path = Path(path)
     return path if path.name not in ("", "..") else path.resolve()
 
 
 def is_video(path: Path) -> bool:
-    """Whether a file's name ends as a video's does, or it is an animated picture."""
+    """Whether a file has a video's suffix, or is an animated picture."""
     return path.suffix.lower() in CLIP_SUFFIXES or is_animated(path)

@@ -1,6 +1,6 @@
-"""COCO annotation files: images, their objects, and which file each image is.
+"""COCO annotation files: images, their objects and their files.
 
-Ids are numbers in COCO's own files; other tools write texts, and may write 7 in one place and "7" in the other.
+Ids are numbers in COCO's own files. Other tools write texts, and may mix 7 and "7".
 """
 
 import json
@@ -18,25 +18,25 @@ Id = int | str
 Entry = dict[str, Any]
 
 ANNOTATION_FILES = ("_annotations.coco.json", "*/_annotations.coco.json", "annotations/*.json")
-"""Where exports have their annotations (Roboflow, COCO, CVAT), in the order in which they are looked for."""
+"""Usual paths of annotation files (Roboflow, COCO, CVAT), in the order of the search."""
 
 
 @dataclass(frozen=True)
 class CocoFile:
-    """What an annotation file says."""
+    """The content of an annotation file."""
 
     path: Path
     images: dict[Id, Entry]
-    """By id, in the order of the file."""
+    """Images by id, in the order of the file."""
     objects: dict[Id, list[Entry]]
-    """For each image its annotations, crowds too."""
+    """Annotations of each image, including crowds."""
 
 
 def read(path: Path) -> CocoFile:
-    """An annotation file, in UTF-8 (or as its byte order mark says).
+    """Read an annotation file, in UTF-8 or the encoding of its byte order mark.
 
     Raises:
-        DataError: no such file, not such a file, no images, or ids that do not tell images apart.
+        DataError: the file is missing, is no annotation file, has no images, or has duplicate image ids.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected COCO's instances_*.json")
@@ -69,7 +69,7 @@ def _entries(path: Path, record: Entry, key: str) -> list[Entry]:
 
 
 def _by_image(path: Path, images: dict[Id, Entry], annotations: Sequence[Entry]) -> dict[Id, list[Entry]]:
-    """Annotations by the id of their image, 7 and "7" being one where this is clear."""
+    """Annotations by the id of their image. 7 and "7" are the same id if this is unambiguous."""
     objects: dict[Id, list[Entry]] = {identity: [] for identity in images}
     by_number = _by_number(images)
     strange: list[Any] = []
@@ -92,7 +92,7 @@ def _by_image(path: Path, images: dict[Id, Entry], annotations: Sequence[Entry])
 
 
 def _by_number(identities: Iterable[Id]) -> dict[str, Id]:
-    """Ids by the whole number that they are, but for numbers that several are."""
+    """Integer text -> id, without integers that match several ids."""
     by_number: dict[str, Id] = {}
     twice = set()
     for identity in identities:
@@ -103,26 +103,26 @@ def _by_number(identities: Iterable[Id]) -> dict[str, Id]:
 
 
 def _whole(identity: Any) -> Any:
-    """7 for 7.0, which tables write; anything else as it is."""
+    """7 for 7.0, which tables write; other values unchanged."""
     return int(identity) if isinstance(identity, float) and identity.is_integer() else identity
 
 
 def _number(identity: object) -> str:
-    """The whole number that an id is, as a text; for any other a text that is no number's."""
+    """An id that is an integer, as text; for any other id a text that is no number."""
     text = str(identity).strip()
     return str(int(text)) if text.isdecimal() else f"not a number: {text}"
 
 
 def is_crowd(entry: Entry) -> bool:
-    """Whether an annotation is a region of many objects."""
+    """Whether an annotation is a crowd region."""
     return str(entry.get("iscrowd") or 0).lower() not in ("0", "0.0", "false", "")
 
 
 def chosen(dataset: CocoFile, path: Path) -> list[Id]:
-    """Ids of the images that a list of file names or ids names.
+    """Ids of the images in a list of file names or ids.
 
     Raises:
-        DataError: no such list, a line that is no image, or a name that several images have.
+        DataError: no such list, a line names no image, or a name is ambiguous.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected a list of image file names or ids, one a line")
@@ -148,25 +148,25 @@ def _slashes(name: str) -> str:
 
 
 def _bare(name: str) -> str:
-    """A name without the ending of a picture."""
+    """A name without a picture suffix."""
     path = PurePosixPath(name)
     return str(path.with_suffix("")) if path.suffix.lower() in IMAGE_SUFFIXES else name
 
 
 def find_files(dataset: CocoFile, folder: Path, identities: Iterable[Id]) -> dict[Id, Path]:
-    """The file of each image: as named below `folder`, else beside the annotations, with the folders it is named with.
+    """Find the file of each image: its path below `folder`, else next to the annotations.
 
-    A path of another machine is looked for by its end, where no other image of the file has that end.
+    A path from another machine is matched by its last parts, if they are unique in the annotation file.
 
     Raises:
         DataError: a file is missing.
     """
-    places = list(dict.fromkeys((folder, dataset.path.parent, folder.parent)))
-    finders = [read_by_stem(place) for place in places]
+    folders = list(dict.fromkeys((folder, dataset.path.parent, folder.parent)))
+    finders = [read_by_stem(parent) for parent in folders]
     paths, moved = {}, []
     for identity in identities:
         name = dataset.images[identity]["file_name"]
-        path = _as_named(name, places, finders)
+        path = _as_named(name, folders, finders)
         if path is None:
             path = _by_end(name, dataset, folder)
             moved.append(name)
@@ -181,12 +181,12 @@ def find_files(dataset: CocoFile, folder: Path, identities: Iterable[Id]) -> dic
     return paths
 
 
-def _as_named(name: str, places: Sequence[Path], finders: Sequence[Any]) -> Path | None:
-    """The file of exactly this name, with slashes turned, or with another ending of a picture."""
+def _as_named(name: str, folders: Sequence[Path], finders: Sequence[Any]) -> Path | None:
+    """The file with exactly this name, with backslashes replaced, or with another picture suffix."""
     for text in dict.fromkeys((name, _slashes(name))):
-        for place in places:
-            if (place / text).is_file():
-                return place / text
+        for folder in folders:
+            if (folder / text).is_file():
+                return folder / text
     relative = _slashes(name)
     if _is_absolute(relative):
         return None
@@ -218,7 +218,7 @@ def _missing(dataset: CocoFile, identity: Id, folder: Path) -> str:
 
 
 def find_annotations(root: Path) -> list[Path]:
-    """Annotation files that are at their usual places below a folder, the first kind of place that has any."""
+    """Annotation files at the first of the usual paths below a folder that has any."""
     for pattern in ANNOTATION_FILES:
         files = sorted((path for path in root.glob(pattern) if _looks_like_coco(path)), key=natural_key)
         if files:
@@ -227,14 +227,14 @@ def find_annotations(root: Path) -> list[Path]:
 
 
 def _looks_like_coco(path: Path) -> bool:
-    """Whether the first bytes of a file are those of an annotation file; whole ones may have hundreds of MB."""
+    """Whether a file begins like an annotation file (whole files may have hundreds of MB)."""
     with path.open("rb") as stream:
         start = stream.read(1 << 16)
     return any(f'"{key}"'.encode() in start for key in ("images", "image_id"))
 
 
 def find_images(annotations: Path, images: Path) -> Path:
-    """The folder of the images of an annotation file: `images` where it is there, else where the first image is."""
+    """The image folder of an annotation file: `images` if it exists, else the folder of the first image."""
     if images.is_dir():
         return images
     first = next(iter(read(annotations).images.values()))["file_name"]

@@ -1,13 +1,13 @@
-"""INRIA Copydays (Douze et al. 2009): photographs and copies of them after known attacks.
+"""INRIA Copydays (Douze et al. 2009): photographs, and copies of them altered by known attacks.
 
     <root>/original/*.jpg          157 photographs
     <root>/strong/*.jpg            229 copies: print and scan, blur, paint, perspective, ...
     <root>/crops/PERCENT/*.jpg     10 15 20 30 40 50 60 70 80 percent of the surface cut away
     <root>/jpegqual/QUALITY/*.jpg  3 5 8 10 15 20 30 50 75
 
-A copy and its original share the first four characters of their names (200001.jpg is a copy of 200000.jpg). Where these
-do not tell other people's originals apart (IMG_0001.jpg, IMG_0002.jpg), a copy's name begins with that of its original
-(IMG_0001_blur.jpg, IMG_000101.jpg).
+A copy and its original share the first four characters of their names (200001.jpg is a copy of 200000.jpg). In other
+data sets these characters may be ambiguous (IMG_0001.jpg, IMG_0002.jpg): then a copy's name must begin with its
+original's name (IMG_0001_blur.jpg, IMG_000101.jpg).
 """
 
 from collections import Counter, defaultdict
@@ -21,8 +21,8 @@ from data.images import list_images
 
 ORIGINAL, STRONG = "original", "strong"
 FAMILIES = ("crops", "jpegqual")
-KEY_LENGTH = 4  # characters of a name that say which photograph it is
-NAME_LENGTH = 6  # characters of a published name without its ending
+KEY_LENGTH = 4  # first characters of a name that identify the photograph
+NAME_LENGTH = 6  # characters of a published name without suffix
 PUBLISHED_SIZES = {ORIGINAL: 157, STRONG: 229}
 
 
@@ -34,7 +34,7 @@ class Copy:
     attack: str
     """strong, crops/PERCENT or jpegqual/QUALITY."""
     originals: list[int]
-    """Indices of the photographs it shows."""
+    """Indices of the photographs that it shows."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,18 @@ class Copydays:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the photographs and the strong copies are the published ones, by number."""
+        """Whether the numbers of photographs and strong copies are the published numbers."""
         strong = sum(copy.attack == STRONG for copy in self.copies)
         return {ORIGINAL: len(self.originals), STRONG: strong} == PUBLISHED_SIZES
 
 
 def load_copydays(root: Path | str) -> Copydays:
-    """Find the photographs and every folder of copies that there is.
+    """Find the photographs and all folders of copies.
 
     Raises:
-        FileNotFoundError: no such folder, or none of photographs.
-        DataError: no copies, a folder without images, a copy of no photograph (named), or names that do not say
-            which photograph a copy shows.
+        FileNotFoundError: no such folder, or no folder of photographs.
+        DataError: no copies, a folder without images, a copy without photograph (named), or names that do not
+            identify the photograph of a copy.
     """
     root = Path(root)
     originals = list_images(root / ORIGINAL)
@@ -73,7 +73,7 @@ def load_copydays(root: Path | str) -> Copydays:
 
 
 def _by_key(originals: Sequence[Path], copies: Sequence[Path]) -> Mapping[str, list[int]] | None:
-    """Indices of the originals by the first characters of their names; None where these do not tell them apart."""
+    """Indices of the originals by the first characters of their names; None if these are ambiguous."""
     by_key: dict[str, list[int]] = defaultdict(list)
     for index, path in enumerate(originals):
         by_key[path.name[:KEY_LENGTH]].append(index)
@@ -90,7 +90,7 @@ def _by_key(originals: Sequence[Path], copies: Sequence[Path]) -> Mapping[str, l
 
 
 def _twice(originals: Sequence[Path], copies: Sequence[Path]) -> bool:
-    """Whether all is numbered as published, photograph and picture of it, with at most two originals of each."""
+    """Whether all names have the published form (photograph and picture number), at most two originals for each key."""
     named = {path.stem for path in originals}
     stems = named | {path.stem for path in copies}
     if not all(len(stem) == NAME_LENGTH and stem.isdecimal() for stem in stems):
@@ -100,12 +100,13 @@ def _twice(originals: Sequence[Path], copies: Sequence[Path]) -> bool:
 
 
 def _by_whole_names(originals: Sequence[Path], copies: Sequence[Path]) -> list[list[int]]:
-    """For each copy of a folder its original: the longest name that it begins with, without cutting a number.
+    """The original of each copy in a folder: the longest original name that the copy's name begins with.
 
-    Where all names cut one (IMG_0001 and IMG_000101), the names that leave as many characters in every such copy.
+    The match must not end within a number. If all matches do (IMG_0001 and IMG_000101), the remainder must have the
+    same length in every such copy.
 
     Raises:
-        DataError: some copies have no such original, or more than one: three are named.
+        DataError: copies have no original, or more than one; the message names three.
     """
     indices = {path.stem: index for index, path in enumerate(originals)}
     names = [[path.stem[:end] for end in range(len(path.stem), 0, -1) if path.stem[:end] in indices] for path in copies]
@@ -132,12 +133,12 @@ def _by_whole_names(originals: Sequence[Path], copies: Sequence[Path]) -> list[l
 
 
 def _cuts_number(name: str, start: str) -> bool:
-    """Whether a name goes on with a digit where its start ends with one."""
+    """Whether `start` ends within a number of `name`."""
     return start[-1:].isdigit() and name[len(start) : len(start) + 1].isdigit()
 
 
 def is_copydays(root: Path) -> bool:
-    """Whether a folder looks like this set."""
+    """Whether a folder has the layout of this set."""
     return (root / ORIGINAL).is_dir()
 
 

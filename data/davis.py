@@ -1,15 +1,15 @@
-"""DAVIS trees: the frames and masks of a split, read as pixels and object ids.
+"""DAVIS trees: read the frames and masks of a split as pixels and object ids.
 
 Layout (DAVIS 2016 and 2017, https://davischallenge.org)::
 
-    ROOT/ImageSets/2017/val.txt                      one sequence name a line
+    ROOT/ImageSets/2017/val.txt                      one sequence name on each line
     ROOT/JPEGImages/480p/<sequence>/00000.jpg        frames, in the order of the numbers in their names
     ROOT/Annotations/480p/<sequence>/00000.png       object ids (2017) or foreground (2016)
 
-Frames of other endings are read too, and masks of other formats that keep their values.
+Frames with other suffixes are read too, and masks in other lossless formats.
 
-What a mask's value means depends on the year: in 2016 every value above 0 is the one object, in 2017 the
-value is the object's id and 255 is void (davis2017/davis.py of the official evaluation).
+The meaning of a mask's value depends on the year. In 2016 every value above 0 is the object. In 2017 the value is the
+object's id and 255 is void (davis2017/davis.py of the official evaluation).
 """
 
 import difflib
@@ -34,7 +34,7 @@ from data.notices import say
 Void = Literal["error", "background"]
 
 
-# The official val lists (ImageSets/2016/val.txt, ImageSets/2017/val.txt): what "DAVIS val" in a paper means.
+# The official val lists (ImageSets/2016/val.txt, ImageSets/2017/val.txt): "DAVIS val" in papers.
 VAL_2016 = frozenset(
     [
         *(
@@ -67,14 +67,14 @@ JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 
 @dataclass(frozen=True)
 class VideoSequence:
-    """One video: its frames, and a mask for each frame that has one (the first always has).
+    """One video: its frames, and a mask for some or all frames (always for the first).
 
     Attributes:
         name: folder name of the sequence.
         frames: JPEG files in temporal order.
-        masks: PNG file of each frame, None where the tree has none (test-dev gives only the first).
-        year: 2016 (one foreground object) or 2017 (object ids); says how mask values are read.
-        void: what value 255 in a 2017 first mask is: an error, or background.
+        masks: mask file of each frame, or None (test-dev has only the first).
+        year: meaning of mask values: 2016 (one foreground object) or 2017 (object ids).
+        void: treatment of value 255 in a 2017 first mask: an error, or background.
     """
 
     name: str
@@ -88,7 +88,7 @@ class VideoSequence:
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the first frame in pixels; every frame and mask must have it."""
+        """(height, width) of the first frame in pixels; all frames and masks must have this size."""
         height, width = _decode_frame(self.frames[0]).shape[:2]
         return height, width
 
@@ -99,18 +99,18 @@ class VideoSequence:
 
     @property
     def has_ground_truth(self) -> bool:
-        """Whether every frame has a mask, so that the sequence can be scored."""
+        """Whether every frame has a mask, as scoring needs."""
         return all(mask is not None for mask in self.masks)
 
     def read_frame(self, index: int) -> Pixels:
-        """Frame ``index`` as RGB uint8 [H, W, 3]; DataError if unreadable, truncated or of another size."""
+        """Frame ``index``, RGB uint8 [H, W, 3]; DataError if unreadable, truncated or of another size."""
         path = self.frames[index]
         frame = _decode_frame(path)
         self._check_size(path, frame)
         return frame
 
     def read_mask(self, index: int) -> Pixels:
-        """Object ids uint8 [H, W] of frame ``index``: 0 background, void counted as background."""
+        """Object ids uint8 [H, W] of frame ``index``: 0 is background; void becomes background."""
         ids = self._read_ids(index)
         if ids.max(initial=0) == VOID_ID:
             ids[ids == VOID_ID] = 0
@@ -126,20 +126,20 @@ class VideoSequence:
         path, ids = self.masks[0], self._read_ids(0)
         if self.void == "background":
             ids[ids == VOID_ID] = 0
-        found = [int(value) for value in np.unique(ids) if value > 0]
-        if VOID_ID in found:
+        objects = [int(value) for value in np.unique(ids) if value > 0]
+        if VOID_ID in objects:
             raise DataError(
-                f"{path}: value {VOID_ID} (void: pixels without a label) in a first mask of values {found}. "
+                f"{path}: value {VOID_ID} (void: pixels without a label) in a first mask of values {objects}. "
                 "If this is a 0/255 foreground mask, read it with year 2016; if void may count as "
                 "background, pass void='background'"
             )
-        if not found:
+        if not objects:
             raise DataError(f"{path}: the first mask has no object (all values are 0): nothing to propagate")
-        if found != list(range(1, len(found) + 1)):
+        if objects != list(range(1, len(objects) + 1)):
             raise DataError(
-                f"{path}: object ids {found} have gaps. The protocol counts max(id) = {found[-1]} objects, "
-                "and one that is never there scores J = 1: relabel them consecutively as "
-                f"1..{len(found)}"
+                f"{path}: object ids {objects} have gaps. The protocol counts max(id) = {objects[-1]} objects, "
+                "and a missing object scores J = 1: relabel them consecutively as "
+                f"1..{len(objects)}"
             )
         return ids
 
@@ -153,9 +153,9 @@ class VideoSequence:
 
     def _check_size(self, path: Path, pixels: Pixels) -> None:
         if pixels.shape[:2] != self.size:
-            found, expected = pixels.shape[:2], self.size
+            shape, expected = pixels.shape[:2], self.size
             raise DataError(
-                f"{path}: {found[0]}x{found[1]} pixels (height x width), but the first frame of sequence "
+                f"{path}: {shape[0]}x{shape[1]} pixels (height x width), but the first frame of sequence "
                 f"{self.name!r} has {expected[0]}x{expected[1]}; frames and masks must have one size"
             )
 
@@ -173,17 +173,17 @@ def load_davis(
     """The sequences of a DAVIS split, in the order of its list, with every first mask checked.
 
     Args:
-        root: the folder that holds ``ImageSets``, ``JPEGImages`` and ``Annotations``.
-        year: 2016 or 2017: which list, and what mask values mean.
+        root: the folder with ``ImageSets``, ``JPEGImages`` and ``Annotations``.
+        year: 2016 or 2017: selects the list and the meaning of mask values.
         split: name of the list: ``val``, ``train``, ``test-dev``, ...
-        sequences: only these of the split; None takes all.
-        max_frames: only the first frames of each sequence; None takes all.
+        sequences: only these sequences of the split; None for all.
+        max_frames: only the first frames of each sequence; None for all.
         resolution: folder under JPEGImages and Annotations, ``480p`` or ``Full-Resolution``.
-        void: what value 255 in a 2017 first mask is.
+        void: treatment of value 255 in a 2017 first mask.
 
     Raises:
-        DataError: no such folder, not a DAVIS tree, an unknown sequence, or a first frame or mask that cannot
-            be used (``VideoSequence.first_mask``).
+        DataError: no such folder, not a DAVIS tree, an unknown sequence, or an unusable first frame or mask
+            (``VideoSequence.first_mask``).
     """
     root = Path(root)
     if year not in YEARS:
@@ -199,7 +199,7 @@ def load_davis(
 
 
 def is_official_val(sequences: Sequence[VideoSequence], year: int) -> bool:
-    """Whether these are the sequences of the official val list of that year, all of them and no other."""
+    """Whether these are exactly the sequences of the official val list of that year."""
     return {sequence.name for sequence in sequences} == (VAL_2016 if year == 2016 else VAL_2017)
 
 
@@ -207,8 +207,8 @@ def read_prediction(folder: str | Path, sequence: VideoSequence, index: int) -> 
     """Predicted ids uint8 [H, W] of a frame from ``folder/<sequence>/<frame>.png``.
 
     Raises:
-        DataError: the file is missing or unreadable, has another size than the frame, or holds an id above the
-            number of objects in the first mask.
+        DataError: the file is missing or unreadable, differs in size from the frame, or has an id above the number of
+            objects in the first mask.
     """
     path = Path(folder) / sequence.name / f"{sequence.frames[index].stem}.png"
     if not path.is_file():
@@ -224,7 +224,7 @@ def read_prediction(folder: str | Path, sequence: VideoSequence, index: int) -> 
 
 
 def _decode_frame(path: Path) -> Pixels:
-    """RGB uint8 [H, W, 3]; of a JPEG by OpenCV's decoder (the reference's, so pixels are the same)."""
+    """Decode a frame, RGB uint8 [H, W, 3]; JPEG by OpenCV, as in the reference, so that pixels are equal."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     if path.suffix.lower() not in JPEG_SUFFIXES:
@@ -262,7 +262,7 @@ def _listing(folder: Path, limit: int = 8) -> str:
 
 
 def _split_names(root: Path, year: int, split: str, resolution: str) -> list[str]:
-    """Names in a split's list, which holds names (2017 package) or pairs of paths (2016 package)."""
+    """Sequence names of a split's list, which has names (2017 package) or pairs of paths (2016 package)."""
     candidates = [root / "ImageSets" / folder / f"{split}.txt" for folder in (str(year), resolution)]
     listed = next((path for path in candidates if path.is_file()), None)
     if listed is None:
@@ -276,13 +276,13 @@ def _split_names(root: Path, year: int, split: str, resolution: str) -> list[str
     if not names:
         raise DataError(f"{listed}: the list is empty")
     paths = [name for name in names if name in ("", ".", "..") or "\\" in name]
-    if paths:  # masks are written under these names
+    if paths:  # masks are written to these names
         raise DataError(f"{listed}: {paths[0]!r} is no name of a sequence; expected those of folders in JPEGImages")
     return list(dict.fromkeys(names))
 
 
 def _with_slashes(word: str) -> str:
-    """A path to a frame as Windows writes it, with slashes; any other word as it is."""
+    """A Windows path to a frame with slashes; other words unchanged."""
     is_frame = Path(word).suffix.lower() in IMAGE_SUFFIXES
     return word.replace("\\", "/") if is_frame else word
 
@@ -314,7 +314,7 @@ def _find_sequence(
     files = FilesByStem(annotations, ID_SUFFIXES)
     by_stem = {mask.stem: mask for mask in files.only()}
     alone = sorted(by_stem.keys() - {frame.stem for frame in every}, key=lambda stem: natural_key(Path(stem)))
-    if alone:  # without that frame, what is propagated is another video
+    if alone:  # without these frames, the video would be another
         raise DataError(
             f"{folder / alone[0]}.jpg: no such file, but {annotations} has a mask of that frame ({len(alone)} such). "
             "Copy the missing frames, or take the masks out"
@@ -329,7 +329,7 @@ def _find_sequence(
 
 
 def _say_gaps(folder: Path, frames: Sequence[Path]) -> None:
-    """A line where the numbers of the frames leave some out: motion between them is larger than it was."""
+    """Say if frame numbers have gaps: the motion between frames is then larger."""
     numbers = [int(frame.stem) for frame in frames if frame.stem.isdecimal()]
     steps = {later - earlier for earlier, later in itertools.pairwise(numbers)}
     if len(numbers) == len(frames) and len(steps) > 1:

@@ -1,4 +1,4 @@
-"""Files of a folder: their order, which of them count, and finding one by its name without ending."""
+"""List the files of a folder: order, suffixes, ignored files, and search by name without suffix."""
 
 import os
 import re
@@ -20,13 +20,13 @@ IMAGE_SUFFIXES = frozenset(
         *(".msp", ".pcd", ".pxr", ".ras", ".xbm", ".xpm"),
     ]
 )
-"""File name endings, in any case, that count as images: all that Pillow reads without another program."""
+"""Image suffixes, in any case: all formats that Pillow reads without another program."""
 
 COMMON_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif")
 """Examples for messages."""
 
 UNSURE_SUFFIXES = frozenset({"", ".heic", ".heif", ".hif", ".jxl"})
-"""Endings of files that are looked into: pictures that Pillow reads with a plugin, or that are named wrongly."""
+"""Suffixes of files to test by content: formats that Pillow needs a plugin for, and missing suffixes."""
 
 SYSTEM_FOLDERS = frozenset(
     [
@@ -35,13 +35,13 @@ SYSTEM_FOLDERS = frozenset(
         *("__pycache__", "resource.frk"),
     ]
 )
-"""Names, in lower case, of folders that a system makes beside a person's own."""
+"""Names, in lower case, of folders that systems create."""
 
 SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
-"""Names, in lower case, of files that a system makes."""
+"""Names, in lower case, of files that systems create."""
 
 THUMBNAIL_FOLDERS = frozenset({"thumbnails", "thumbnail", "thumbs", "thumb", "_thumbs"})
-"""Names, in lower case, of folders that probably hold small copies of other pictures; they are named, not left out."""
+"""Names, in lower case, of folders that probably have thumbnails; they are reported, not skipped."""
 
 
 def natural_key(path: Path) -> list[tuple[int, int, str]]:
@@ -50,33 +50,34 @@ def natural_key(path: Path) -> list[tuple[int, int, str]]:
     for name in path.parts:
         parts = [part for part in re.split(r"(\d+)", name) if part]
         key += [(1, int(part), part) if part.isdecimal() else (2, 0, part) for part in parts]
-        key.append((0, 0, ""))  # a name that ends sorts before one that goes on
+        key.append((0, 0, ""))  # a shorter name sorts before its continuations
     return key
 
 
 def is_system(name: str) -> bool:
-    """Whether a file or folder of this name is a leftover of an editor or a system: hidden, resource forks, ..."""
+    """Whether a file or folder name belongs to an editor or a system: hidden files, resource forks, ..."""
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS or name.lower() in SYSTEM_FILES
 
 
 def is_hidden(path: Path, root: Path) -> bool:
-    """Whether `path` or a folder between it and `root` is a leftover (`is_system`)."""
+    """Whether `path` or a folder between it and `root` is a system file (`is_system`)."""
     return any(is_system(part) for part in path.relative_to(root).parts)
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """The folders in a folder, linked ones too, in natural order; leftovers are left out."""
+    """The folders in a folder, including links, in natural order, without system folders."""
     return sorted((path for path in folder.iterdir() if path.is_dir() and not is_system(path.name)), key=natural_key)
 
 
 def list_files(root: Path | str, suffixes: Iterable[str]) -> list[Path]:
-    """Files below `root`, at any depth, with one of these endings (in any case), in natural order.
+    """Files below `root`, at any depth, with one of these suffixes (in any case), in natural order.
 
-    Leftovers (`is_system`) are left out; of all other files that are, a line says how many and of which endings.
-    Linked folders are followed, each once.
+    System files (`is_system`) are skipped. A notice counts other skipped files by suffix. Links to folders are
+    followed, each folder once.
 
-    Raises FileNotFoundError for no such path; DataError when `root` is not a folder, for a link to a folder above
-    itself, and for a name that is no text.
+    Raises:
+        FileNotFoundError: no such path.
+        DataError: `root` is not a folder, a link leads to a folder above itself, or a name is not valid text.
     """
     root = check_folder(root)
     files, left_out = files_and_rest(root, suffixes)
@@ -85,7 +86,7 @@ def list_files(root: Path | str, suffixes: Iterable[str]) -> list[Path]:
 
 
 def check_folder(root: Path | str) -> Path:
-    """The path; FileNotFoundError where there is none, DataError where it is no folder."""
+    """The path; FileNotFoundError if it does not exist, DataError if it is no folder."""
     root = Path(root)
     if not root.exists():
         raise FileNotFoundError(f"{root}: no such folder. Check the path.")
@@ -95,7 +96,7 @@ def check_folder(root: Path | str) -> Path:
 
 
 def files_and_rest(root: Path, suffixes: Iterable[str]) -> tuple[list[Path], Counter[str]]:
-    """`list_files` without the line: the files, and the number of files of each other ending."""
+    """`list_files` without the notice: the files, and the number of files of each other suffix."""
     wanted = frozenset(suffixes)
     looks_inside = wanted >= IMAGE_SUFFIXES
     files, left_out = [], Counter[str]()
@@ -114,25 +115,25 @@ def files_and_rest(root: Path, suffixes: Iterable[str]) -> tuple[list[Path], Cou
 
 
 def say_left_out(root: Path, left_out: Mapping[str, int], most: int = 8) -> None:
-    """A line for files that are not read; none where there are none."""
+    """Print a notice for skipped files, if there are any."""
     if not left_out:
         return
     endings = sorted(left_out, key=lambda ending: (-left_out[ending], ending))
     shown = ", ".join(f"{left_out[ending]} {ending}" for ending in endings[:most])
     shown += f" and {len(endings) - most} other endings" if len(endings) > most else ""
     total = sum(left_out.values())
-    say(f"{root}: {total} {'files are' if total > 1 else 'file is'} left out, which cannot be read here ({shown}).")
+    say(f"{root}: {total} {'files are' if total > 1 else 'file is'} skipped: unreadable here ({shown}).")
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """Files below a folder; real folders first, then linked ones that were not reached so."""
+    """Files below a folder: real folders first, then linked folders that were not reached before."""
     seen: set[tuple[int, int]] = set()
     folders, links = [root], list[Path]()
     while folders or links:
         folder = folders.pop() if folders else links.pop(0)
         status = folder.stat()
         if (status.st_dev, status.st_ino) in seen:
-            say(f"{folder}: the same folder as another, by a link; it is read already, and not twice.")
+            say(f"{folder}: a link to a folder that is read already; it is not read twice.")
             continue
         seen.add((status.st_dev, status.st_ino))
         try:
@@ -143,7 +144,7 @@ def _walk(root: Path) -> Iterator[Path]:
             ) from None
         for entry in (entry for entry in entries if not is_system(entry.name)):
             path = folder / entry.name
-            # A link to nowhere is listed too: it is an error where it is read, not a smaller data set.
+            # A broken link is listed too: reading it is an error; skipping it would shrink the data set silently.
             if entry.is_dir(follow_symlinks=False):
                 folders.append(path)
             elif entry.is_symlink() and path.is_dir():
@@ -159,7 +160,7 @@ def _check_loop(link: Path) -> None:
 
 
 def _is_picture(path: Path) -> bool:
-    """Whether Pillow knows a file by its first bytes."""
+    """Whether Pillow recognizes a file by its first bytes."""
     try:
         with Image.open(path):
             return True
@@ -168,7 +169,7 @@ def _is_picture(path: Path) -> bool:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a file's name can be written down; Python carries bytes that are not UTF-8 as lone surrogates."""
+    """Whether a file name is valid UTF-8; Python represents other bytes as lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
@@ -185,14 +186,14 @@ def _say_thumbnails(root: Path, files: Iterable[Path]) -> None:
 
 
 class FilesByStem:
-    """Files of one folder (not of those below it) by their name without ending.
+    """Files of one folder (not of its subfolders) by their name without suffix.
 
     Args:
-        folder: need not be there; then it has no files.
-        suffixes: endings, in any case, of the files that count.
+        folder: may not exist; then there are no files.
+        suffixes: suffixes, in any case, of the files to include.
 
     Attributes:
-        paths: by stem, in natural order; several where files differ in their ending only.
+        paths: files by stem, in natural order; several if files differ in their suffix only.
     """
 
     def __init__(self, folder: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> None:
@@ -204,9 +205,10 @@ class FilesByStem:
                 self.paths.setdefault(path.stem, []).append(path)
 
     def find(self, name: str) -> Path | None:
-        """The file of this name, given without ending or with it (that of another format counts too).
+        """The file with this name, given with or without suffix (a file with another suffix matches too).
 
-        Raises DataError where several files have it and none has exactly the name given.
+        Raises:
+            DataError: several files match, and none has exactly this name.
         """
         candidates = self.paths.get(name)
         if candidates is None and Path(name).suffix.lower() in self.suffixes:
@@ -222,12 +224,12 @@ class FilesByStem:
         return (exact or candidates)[0]
 
     def only(self) -> list[Path]:
-        """All files, each the only one of its name; DataError where two have one name."""
+        """All files; DataError if two have the same stem."""
         return [path for stem in self.paths if (path := self.find(stem)) is not None]
 
 
 def read_by_stem(folder: Path) -> Callable[[str], Path | None]:
-    """`FilesByStem(folder).find` for names that may begin with folders below `folder`."""
+    """`FilesByStem(folder).find` for names that may include folders below `folder`."""
     read: dict[Path, FilesByStem] = {}
 
     def find(name: str) -> Path | None:

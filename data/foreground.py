@@ -1,6 +1,6 @@
-"""The object in masks as people store them: which values are object is decided from all masks of a set together.
+"""Read the foreground of masks in any format: all masks of a set together decide which values are the object.
 
-One rule a set, so that no mask is read in another way than its neighbors. Shapes: H x W pixels.
+A set has one rule, so that all masks are read in the same way. Shapes: H x W pixels.
 """
 
 import struct
@@ -21,54 +21,54 @@ from data.masks import VOID_ID
 from data.notices import say
 
 Channel = Literal["brightest", "darkest", "alpha", "over black"]
-"""The largest or smallest of the three colors; how opaque a pixel is; the largest color of opaque pixels, else 0."""
+"""The largest or smallest of R, G, B; the opacity; the largest color of opaque pixels and 0 for others."""
 
 Values = npt.NDArray[Any]
 
 LOSSY_FORMATS = frozenset({"JPEG", "MPO", "AVIF", "HEIF"})
-"""Formats of Pillow that keep no value exactly."""
+"""Lossy formats of Pillow."""
 
 FEW_LEVELS = 8
-"""So many values or fewer, in a format that keeps them, are meant; more may be noise or soft edges."""
+"""Up to this many values in a lossless format are exact; more may be noise or soft edges."""
 
 NUMBERS_END = 64
-"""Values up to here without large gaps are numbers of objects, not noise around two levels."""
+"""Values up to this, without large gaps, are object ids, not noise around two levels."""
 
 INTERIOR = 0.1
-"""Part of a level's pixels whose neighbors have its value too, from which on it is the level of an object."""
+"""A level belongs to an object from this share of interior pixels on (their neighbors have the same value)."""
 
 STRAY = 5e-3
-"""Part of all pixels that may be of other levels where all others are levels of objects."""
+"""Share of all pixels that may have other values, if the rest are levels of objects."""
 
 NEAR = 0.25
-"""Of the distance of the two levels: further from both, a value lies between them."""
+"""Share of the distance of the two levels: a value further from both lies between them."""
 
 FLAT = 0.04
-"""Of the distance of the two levels: neighbors that differ less are a surface, not an edge."""
+"""Share of the distance of the two levels: neighbors with a smaller difference are a surface, not an edge."""
 
 SURFACES = 0.1
-"""Surfaces between the two levels, as a part of what is nearer to the upper one, that make a third level."""
+"""Surfaces between the two levels are a third level from this share of the pixels nearer to the upper level on."""
 
 BETWEEN = 0.15
-"""Part of all pixels between the two levels from which on they are no levels."""
+"""There are not two levels from this share of pixels between them on."""
 
 CLEARER = 1.2
-"""So many times as far apart must the levels of the darkest color be to be taken instead of the brightest's."""
+"""The darkest color is used instead of the brightest if its levels are this many times further apart."""
 
 BORDER = 0.75
-"""Part of the pixels at the images' borders from which on the level there is probably the ground's."""
+"""A level with at least this share of the images' border is probably the background."""
 
 
 @dataclass(frozen=True)
 class ForegroundRule:
-    """Values of a channel above a threshold are the object; where the ground is the brighter level, those below."""
+    """The object is above a threshold of a channel, or below it if the background is brighter."""
 
     channel: Channel
     threshold: float
     ground_is_brighter: bool = False
 
     def read(self, path: Path) -> Pixels:
-        """Foreground uint8 [H, W] in {0, 1}; DataError for a file that cannot be read."""
+        """Foreground uint8 [H, W] in {0, 1}; DataError for an unreadable file."""
         values = read_channels(path).values(self.channel)
         above = values > self.threshold
         return (~above if self.ground_is_brighter else above).astype(np.uint8)
@@ -78,11 +78,11 @@ class MaskChannels(NamedTuple):
     """A mask file, decoded."""
 
     brightest: Values
-    """The largest color [H, W], in the file's own range; of a palette without colors the index."""
+    """The largest of R, G, B [H, W], in the file's range; the index for a palette without distinct colors."""
     darkest: Values
-    """The smallest color [H, W]."""
+    """The smallest of R, G, B [H, W]."""
     alpha: Values
-    """How opaque [H, W], 0 to 255."""
+    """Opacity [H, W], 0 to 255."""
     is_lossy: bool
     is_palette: bool
 
@@ -94,7 +94,7 @@ class MaskChannels(NamedTuple):
 
 
 def read_channels(path: Path) -> MaskChannels:
-    """The channels of a mask of any mode; DataError for a file that cannot be read."""
+    """The channels of a mask of any mode; DataError for an unreadable file."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
@@ -112,7 +112,7 @@ def read_channels(path: Path) -> MaskChannels:
 
 
 def _extremes(image: Image.Image) -> tuple[Values, Values]:
-    """The largest and the smallest color of each pixel; indices of a palette where its colors are all one."""
+    """The largest and smallest of R, G, B of each pixel; palette indices if all palette colors are equal."""
     values: Values
     if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;"):
         values = np.array(image.convert("L") if image.mode == "1" else image)
@@ -129,13 +129,13 @@ def _extremes(image: Image.Image) -> tuple[Values, Values]:
 
 @dataclass
 class _Levels:
-    """How often each value of one channel occurs in a set."""
+    """Histogram of the values of one channel in a set."""
 
     counts: Counter[float] = field(default_factory=Counter)
     interior: Counter[float] = field(default_factory=Counter)
-    """Only pixels whose four neighbors have their value."""
+    """Counts of pixels whose four neighbors have the same value."""
     border: Counter[float] = field(default_factory=Counter)
-    """Only pixels at the image's border."""
+    """Counts of pixels at the image's border."""
     ranges: list[tuple[float, float]] = field(default_factory=list)
     """Smallest and largest value of each mask."""
 
@@ -150,17 +150,17 @@ class _Levels:
         self.ranges.append((float(values.min()), float(values.max())))
 
     def are_regions(self) -> bool:
-        """Whether nearly all pixels are of levels that cover surfaces: objects with their numbers, not noise."""
+        """Whether nearly all pixels have levels that cover surfaces: object ids, not noise."""
         strays = (n for value, n in self.counts.items() if self.interior[value] < INTERIOR * n)
         return sum(strays) <= STRAY * self.counts.total()
 
     def border_above(self, threshold: float) -> float:
-        """Part of the border's pixels that are above a threshold."""
+        """Share of border pixels above a threshold."""
         return sum(n for value, n in self.border.items() if value > threshold) / max(1, self.border.total())
 
 
 def _count(counter: Counter[float], values: Values) -> None:
-    if values.dtype.kind in "bu" and values.dtype.itemsize <= 2:  # much faster than sorting them
+    if values.dtype.kind in "bu" and values.dtype.itemsize <= 2:  # much faster than sorting
         counts = np.bincount(values.ravel())
         levels = np.flatnonzero(counts)
         counts = counts[levels]
@@ -170,14 +170,14 @@ def _count(counter: Counter[float], values: Values) -> None:
 
 
 def foreground_rule(paths: Sequence[Path]) -> ForegroundRule:
-    """How the object is read from the masks of a set; what was decided is said where it is more than "0 and above".
+    """The rule that reads the object from the masks of a set. Prints a notice unless the rule is "above 0".
 
-    Two values: the upper is the object. Several values in a format that keeps them: all but the lowest. Two values with
-    noise or soft edges around them: above their middle. Where pixels differ in how opaque they are, what is transparent
-    is ground. Where no value is 0, the ground is what lies at the border of the images.
+    Of two values, the upper is the object. Of several values in a lossless format, all but the lowest are. Two values
+    with noise or soft edges around them are separated at their middle. If opacity varies, transparent pixels are
+    background. If no value is 0, the background is the value at the border of the images.
 
     Raises:
-        DataError: a mask cannot be read, or the values are neither two levels nor numbers.
+        DataError: a mask is unreadable, or the values are neither two levels nor ids.
     """
     folder, masks = paths[0].parent, _Masks()
     for path in paths:
@@ -185,7 +185,7 @@ def foreground_rule(paths: Sequence[Path]) -> ForegroundRule:
     channel = masks.channel()
     levels = masks.by_channel[channel]
     if channel in ("alpha", "over black"):
-        say(f"{folder}: masks with transparent pixels, which are ground.")
+        say(f"{folder}: masks with transparent pixels, which are background.")
     if masks.are_exact(levels):
         rule = _rule_of_exact_levels(folder, channel, levels)
     else:
@@ -196,7 +196,7 @@ def foreground_rule(paths: Sequence[Path]) -> ForegroundRule:
 
 @dataclass
 class _Masks:
-    """What the masks of a set have in common."""
+    """Statistics over the masks of a set."""
 
     by_channel: dict[Channel, _Levels] = field(default_factory=lambda: {name: _Levels() for name in get_args(Channel)})
     is_lossy: bool = False
@@ -210,8 +210,8 @@ class _Masks:
             levels.add(mask.values(channel))
 
     def channel(self) -> Channel:
-        """Which channel tells object from ground."""
-        levels = {name: found.counts for name, found in self.by_channel.items()}
+        """The channel that separates object and background."""
+        levels = {name: channel_levels.counts for name, channel_levels in self.by_channel.items()}
         if len(levels["alpha"]) > 1:  # cut-outs of photographs have all colors, black silhouettes none
             over = levels["over black"]
             transparent = sum(n for value, n in levels["alpha"].items() if value <= VOID_ID // 2)
@@ -222,7 +222,7 @@ class _Masks:
         return "darkest" if is_colored and dark > CLEARER * bright else "brightest"
 
     def are_exact(self, levels: _Levels) -> bool:
-        """Whether every value is meant, and none is noise or a soft edge."""
+        """Whether every value is exact, without noise or soft edges."""
         values = sorted(levels.counts)
         if len(values) <= 2 or self.is_lossy:
             return len(values) <= 2
@@ -269,9 +269,9 @@ def _rule_of_two_levels(folder: Path, channel: Channel, levels: _Levels, paths: 
 
 
 def _two_levels(counts: Counter[float]) -> tuple[float, float, float]:
-    """The two levels that values gather around, and their middle.
+    """The two main levels of the values, and their middle.
 
-    Values are parted where the variance between both parts is largest (Otsu 1979); a level is the median of its part.
+    Otsu's threshold (1979) splits the values; a level is the median of its part.
     """
     values = np.array(sorted(counts))
     if len(values) == 1:
@@ -295,7 +295,7 @@ def _distance(counts: Counter[float]) -> float:
 
 
 def _surface_between(values: Values, low: float, high: float) -> int:
-    """Pixels between the two levels whose neighbors to the right and below are nearly alike."""
+    """Number of pixels between the two levels with nearly equal neighbors to the right and below."""
     values, distance = values.astype(np.float64), high - low
     here = values[:-1, :-1]
     between = np.minimum(abs(here - low), abs(here - high)) > NEAR * distance
@@ -304,7 +304,7 @@ def _surface_between(values: Values, low: float, high: float) -> int:
 
 
 def _say_extremes(paths: Sequence[Path], levels: _Levels, rule: ForegroundRule) -> None:
-    """Lines for masks that are all object or without one, and for objects that are probably the ground."""
+    """Print notices for masks that are all object or empty, and for objects that are probably the background."""
     sides = [(low > rule.threshold, high <= rule.threshold) for low, high in levels.ranges]
     full, empty = zip(*(pair[::-1] if rule.ground_is_brighter else pair for pair in sides), strict=True)
     folder = paths[0].parent

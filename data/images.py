@@ -1,4 +1,4 @@
-"""Image files: finding them, reading them, and folders with one sub-folder per class."""
+"""Image files: list them, read them, and read folders with one sub-folder for each class."""
 
 import difflib
 import hashlib
@@ -29,19 +29,21 @@ from data.files import (
 from data.notices import say
 
 WIDE_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N", "F"})
-"""PIL modes with more than 8 bits a channel, which PIL would clip to white on the way to RGB."""
+"""PIL modes with more than 8 bits per channel; PIL would clip them to white when converting to RGB."""
 
 TRAIN_FOLDERS = ("train", "training")
 """Names of the training split, in any case."""
 
 VAL_FOLDERS = ("val", "valid", "validation", "test", "testing")
-"""Names of the evaluation split, in any case, in the order in which they are looked for."""
+"""Names of the evaluation split, in any case, in the order of the search."""
 
 
 def list_images(root: Path | str) -> list[Path]:
     """Image files below `root`, nested or flat, in natural order.
 
-    Raises FileNotFoundError for no such path, DataError for a file or a folder without images.
+    Raises:
+        FileNotFoundError: no such path.
+        DataError: a file, or a folder without images.
     """
     paths = list_files(root, IMAGE_SUFFIXES)
     if not paths:
@@ -50,12 +52,12 @@ def list_images(root: Path | str) -> list[Path]:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Image files of a folder, not of those below it, in natural order."""
+    """Image files of a folder, not of its subfolders, in natural order."""
     return [path for paths in FilesByStem(folder).paths.values() for path in paths]
 
 
 def _no_images(folder: Path) -> str:
-    """How a message about a folder without images ends."""
+    """The end of a message about a folder without images."""
     other = files_and_rest(folder, IMAGE_SUFFIXES)[1]
     endings = ", ".join(f"{count} {ending}" for ending, count in other.most_common(8)) or "nothing"
     return f". Expected files ending in {', '.join(COMMON_SUFFIXES)} or another that Pillow reads; found {endings}."
@@ -64,8 +66,9 @@ def _no_images(folder: Path) -> str:
 def read_rgb(path: Path | str) -> Image.Image:
     """The whole picture as 8-bit RGB.
 
-    Raises FileNotFoundError for no such file; DataError, naming the file, when it is cut short, damaged, no
-    image at all, or has more than 8 bits a channel.
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: the file is truncated, damaged, no image, or has more than 8 bits per channel.
     """
     with _opened(path) as image:
         if image.mode in WIDE_MODES:
@@ -74,25 +77,25 @@ def read_rgb(path: Path | str) -> Image.Image:
 
 
 def image_size(path: Path | str) -> tuple[int, int]:
-    """(height, width) in pixels as stored, from the head of the file; raises as `read_rgb` where there is none."""
+    """(height, width) in pixels as stored, from the file's header; raises the errors of `read_rgb`."""
     with _opened(path) as image:
         return image.height, image.width
 
 
 def read_upright(path: Path | str) -> npt.NDArray[np.uint8]:
-    """A person's own picture as it is meant to be seen, RGB [H, W, 3].
+    """A user's picture as displayed, RGB [H, W, 3].
 
-    Turned as its EXIF tag says, 16-bit gray brought to 8 bits, transparency over white. Data sets are read by
-    `read_rgb`, which does none of this: published numbers were measured on pixels as stored, and masks lie on those.
+    Rotated by its EXIF tag, 16-bit gray scaled to 8 bits, transparency over white. Data sets are read by `read_rgb`,
+    without these changes: published numbers and masks refer to pixels as stored.
 
-    Raises what `read_rgb` raises; DataError for 32-bit pixels, which say not what is white.
+    Raises the errors of `read_rgb`, and DataError for 32-bit pixels, which do not define white.
     """
     with _opened(path) as image:
         return upright_rgb(image, path)
 
 
 def upright_rgb(image: Image.Image, path: Path | str) -> npt.NDArray[np.uint8]:
-    """The current frame of an opened picture, as `read_upright` gives it."""
+    """The current frame of an opened picture, as from `read_upright`."""
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I;16"):
         gray = (np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8)
@@ -107,12 +110,12 @@ def upright_rgb(image: Image.Image, path: Path | str) -> npt.NDArray[np.uint8]:
 
 @contextmanager
 def _opened(path: Path | str) -> Iterator[Image.Image]:
-    """An image file; whatever is wrong with it becomes a DataError that names it."""
+    """Open an image file; every error becomes a DataError that names the file."""
     try:
         with Image.open(path) as image:
             yield image
     except FileNotFoundError:
-        gone = "a link to nowhere" if Path(path).is_symlink() else "no such file, or gone since it was listed"
+        gone = "a broken link" if Path(path).is_symlink() else "no such file, or removed since it was listed"
         raise FileNotFoundError(f"{path}: {gone}. Restore it, or take it out of the data.") from None
     except UnidentifiedImageError:
         raise DataError(f"{path}: not an image that can be read. Replace or remove it.") from None
@@ -121,7 +124,7 @@ def _opened(path: Path | str) -> Iterator[Image.Image]:
 
 
 class DecodedPicture:
-    """A picture whose pixels are there."""
+    """A picture that is decoded already."""
 
     reductions: tuple[int, ...] = (1,)
 
@@ -142,16 +145,16 @@ class DecodedPicture:
 
 
 class JpegPicture:
-    """A JPEG file in memory, decoded by OpenCV when asked for; at a half, a quarter or an eighth if that is enough.
+    """A JPEG file in memory, decoded by OpenCV on request, at full, 1/2, 1/4 or 1/8 size.
 
     Args:
-        path: named in errors.
+        path: for errors.
         encoded: a whole JPEG of 1 or 3 channels.
         header: its size.
     """
 
     reductions: tuple[int, ...] = (1, 2, 4, 8)
-    """Whole pictures of 1 / r the height and width (rounded up) that libjpeg makes from the DCT coefficients."""
+    """libjpeg decodes the whole picture at 1 / r of height and width (rounded up), from the DCT coefficients."""
 
     def __init__(self, path: Path, encoded: bytes, header: jpeg.Header) -> None:
         self.path, self.encoded, self.header = path, encoded, header
@@ -164,7 +167,9 @@ class JpegPicture:
     def decode(self, reduction: int = 1) -> Pixels:
         """RGB uint8 [ceil(H / reduction), ceil(W / reduction), 3].
 
-        Raises DataError, naming the file, when it is damaged; ValueError for a reduction that is not offered.
+        Raises:
+            DataError: the file is damaged.
+            ValueError: the reduction is not among `reductions`.
         """
         if reduction not in self.reductions:
             raise ValueError(f"reduction is {reduction}, expected one of {self.reductions}")
@@ -179,7 +184,7 @@ class JpegPicture:
         return pixels
 
 
-_REDUCED = {  # OpenCV's flags without their bit for the order BGR, which excludes that for RGB
+_REDUCED = {  # OpenCV's flags without the bit for BGR order, which excludes the RGB flag
     1: 0,
     2: cv2.IMREAD_REDUCED_COLOR_2 & ~cv2.IMREAD_COLOR,
     4: cv2.IMREAD_REDUCED_COLOR_4 & ~cv2.IMREAD_COLOR,
@@ -188,16 +193,16 @@ _REDUCED = {  # OpenCV's flags without their bit for the order BGR, which exclud
 
 
 def open_picture(path: Path) -> JpegPicture | DecodedPicture:
-    """A picture file for one who wants to know its size before it is decoded.
+    """Open a picture file so that its size is known before decoding.
 
-    Pixels are those of `read_rgb`; ordinary JPEGs are decoded by OpenCV, all other files, CMYK JPEGs among
-    them, by `read_rgb` at once.
+    Pixels equal those of `read_rgb`. Ordinary JPEGs are decoded later by OpenCV; all other files, including CMYK
+    JPEGs, are decoded by `read_rgb` here.
 
-    Raises FileNotFoundError and DataError as `read_rgb` does (damage inside a JPEG's data shows in `decode`).
+    Raises the errors of `read_rgb` (damage inside a JPEG's data shows in `decode`).
     """
     encoded = path.read_bytes()
     header = jpeg.read_header(encoded)
-    if header and header.height * header.width > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):  # as PIL has it
+    if header and header.height * header.width > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):  # PIL's limit
         raise DataError(
             f"{path}: cannot be read whole ({header.height}x{header.width} pixels are more than memory should be given "
             "to). Replace or remove it."
@@ -215,7 +220,7 @@ def names_fingerprint(names: Iterable[str]) -> str:
 
 
 class UnlabeledImages(Sequence[Image.Image]):
-    """Image files, read as RGB when indexed; raises what `read_rgb` raises."""
+    """Image files, read as RGB when indexed, with the errors of `read_rgb`."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)
@@ -241,11 +246,13 @@ def class_folders(root: Path | str, class_names: Sequence[str] | None = None) ->
 
     Args:
         root: the folder of one split.
-        class_names: the classes to index into, as for an evaluation split that may lack some of the training
-            split's; default: the sub-folders of `root`, of which there must be two or more.
+        class_names: the classes to index into, for an evaluation split that may lack some classes of the training
+            split; default: the sub-folders of `root`, two or more.
 
-    Raises FileNotFoundError for no such path; DataError for no class folders, only one class, a class folder
-    without images, or (with `class_names`) a folder that is none of them.
+    Raises:
+        FileNotFoundError: no such path.
+        DataError: no class folders, only one class, a class folder without images, or (with `class_names`) a folder
+            that is not among them.
     """
     root = check_folder(root)
     folders = folders_in(root)
@@ -270,12 +277,12 @@ def class_folders(root: Path | str, class_names: Sequence[str] | None = None) ->
         left_out += other
     say_left_out(root, left_out)
     if beside := images_in(root):
-        say(f"{root}: {len(beside)} images are left out, as they lie beside the class folders ({beside[0].name}, ...).")
+        say(f"{root}: {len(beside)} images are skipped, since they are not in a class folder ({beside[0].name}, ...).")
     return LabeledImages(paths, labels, names)
 
 
 def _check_distinct(folders: Sequence[Path]) -> None:
-    """DataError for two class folders that are one, by a link."""
+    """Raise DataError if two class folders are the same folder, by a link."""
     by_target: dict[Path, Path] = {}
     for folder in folders:
         other = by_target.setdefault(folder.resolve(), folder)
@@ -296,7 +303,7 @@ def _some(names: list[str], most: int = 8) -> str:
 
 
 def split_folder(root: Path, names: Sequence[str]) -> Path | None:
-    """The folder of a split, whose name is one of these in any case, the first in their order; None for none."""
+    """The folder of a split: the first of these names (in any case) that exists; None without one."""
     folders = {folder.name.lower(): folder for folder in folders_in(root)}
     return next((folders[name] for name in names if name in folders), None)
 
@@ -304,7 +311,7 @@ def split_folder(root: Path, names: Sequence[str]) -> Path | None:
 def labeled_splits(root: Path | str) -> tuple[LabeledImages, LabeledImages]:
     """ROOT/train and ROOT/val (or another of VAL_FOLDERS), each a folder of class folders, with train's classes.
 
-    Raises FileNotFoundError for a missing split, and what `class_folders` raises.
+    Raises FileNotFoundError for a missing split, and the errors of `class_folders`.
     """
     root = Path(root)
     if not root.is_dir():

@@ -1,6 +1,6 @@
-"""JPEG files before they are decoded: their size, and whether they are whole (ITU-T T.81).
+"""Inspect JPEG files without decoding: their size, and whether they are complete (ITU-T T.81).
 
-OpenCV fills what a truncated file lacks with gray and only warns on stderr, so this is looked at first.
+OpenCV fills the missing part of a truncated file with gray and only warns on stderr, so completeness is checked first.
 """
 
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ _HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive (table B
 
 
 class Header(NamedTuple):
-    """What the frame header says (section B.2.2)."""
+    """The frame header (section B.2.2)."""
 
     height: int
     width: int
     channels: int
-    """1 gray, 3 color, 4 CMYK and its like."""
+    """1 gray, 3 color, 4 CMYK and similar."""
 
 
 def read_header(encoded: bytes) -> Header | None:
@@ -32,20 +32,20 @@ def read_header(encoded: bytes) -> Header | None:
 
 
 def is_whole(encoded: bytes) -> bool:
-    """Whether a JPEG goes on to its end marker.
+    """Whether a JPEG has its end marker.
 
-    Header segments are stepped over, so that the end of an embedded thumbnail is not taken for the picture's;
-    whatever follows the marker (some cameras append data) does not matter.
+    Header segments are skipped, so that the end marker of an embedded thumbnail does not count. Data after the marker
+    (some cameras append data) are ignored.
     """
     for marker, position in _segments(encoded):
         if marker == _START_OF_SCAN:
-            # Most files end with the marker: looking there first spares a search through all of the file.
+            # Most files end with the marker: checking the end first avoids a search through the whole file.
             return encoded.endswith(END_OF_IMAGE) or encoded.find(END_OF_IMAGE, position) != -1
     return False
 
 
 def _segments(encoded: bytes) -> Iterator[tuple[int, int]]:
-    """Marker and position of each header segment, to the first scan (section B.1.1)."""
+    """Marker and position of each header segment, up to the first scan (section B.1.1)."""
     if not encoded.startswith(START_OF_IMAGE):
         return
     position = len(START_OF_IMAGE)

@@ -1,4 +1,4 @@
-"""Text files with one name a line."""
+"""Text files with one name on each line."""
 
 import codecs
 from pathlib import Path
@@ -7,7 +7,7 @@ from data import DataError
 
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16: its mark begins with the mark of UTF-16
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
@@ -15,12 +15,12 @@ BYTE_ORDER_MARKS = (
 
 
 def encoding_of(encoded: bytes) -> str:
-    """The encoding that the first bytes of a text mark; UTF-8 where they mark none."""
+    """The encoding of a text by its byte order mark; UTF-8 without one."""
     return next((name for mark, name in BYTE_ORDER_MARKS if encoded.startswith(mark)), "utf-8")
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, or in the encoding of its byte order mark; DataError for any other."""
+    """Read a text file in UTF-8, or in the encoding of its byte order mark; DataError for other encodings."""
     encoded = path.read_bytes()
     try:
         return encoded.decode(encoding_of(encoded))
@@ -29,5 +29,5 @@ def read_text(path: Path) -> str:
 
 
 def read_list(path: Path) -> list[str]:
-    """The lines of a text file; DataError as `read_text`."""
+    """The lines of a text file; raises the errors of `read_text`."""
     return read_text(path).splitlines()

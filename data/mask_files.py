@@ -1,4 +1,4 @@
-"""Mask files as people make them, decoded without a decision: numbers or colors, and which pixels are transparent."""
+"""Decode mask files of any format to numbers or colors and transparency, without interpreting the values."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +13,9 @@ from data.arrays import Mask, Pixels
 from data.mask_json import is_json, read_json_mask
 
 LOSSY_FORMATS = frozenset({"JPEG", "MPO", "JPEG2000"})
-GRAY_TOLERANCE = 6  # by which the channels of a gray JPEG may differ
-FEW_INDICES = 16  # a gray palette with more is a picture's, not an id's
-OPAQUE = 128  # alpha from which a pixel is seen
+GRAY_TOLERANCE = 6  # largest difference between the channels of a gray JPEG
+FEW_INDICES = 16  # a gray palette with more entries is a picture's, not a mask's
+OPAQUE = 128  # a pixel is visible from this alpha on
 
 Kind = Literal["ids", "levels", "colors"]
 
@@ -24,26 +24,26 @@ class Raster(NamedTuple):
     """One mask file."""
 
     kind: Kind
-    """ids: numbers as they are; levels: numbers or brightness; colors."""
+    """ids: numbers are ids; levels: ids or brightness; colors."""
     values: npt.NDArray[np.integer]
-    """[H, W], of colors uint8 [H, W, 3]."""
+    """[H, W]; for colors uint8 [H, W, 3]."""
     transparent: Mask | None = None
-    """[H, W], where some pixels are transparent and some are not."""
+    """[H, W]; None unless some pixels are transparent and others are not."""
     lossy: bool = False
-    """Of a format that does not keep values."""
+    """Whether the format is lossy."""
     names: Sequence[str] = ()
-    """Of the ids 1, 2, ..., where the file has names."""
+    """Names of the ids 1, 2, ..., if the file has names."""
 
 
 def read_raster(path: Path, frame: str = "") -> Raster:
     """Decode a mask file.
 
     Args:
-        frame: name of the frame that it is for, by which COCO's JSON finds the image.
+        frame: name of the mask's frame, to find the image in COCO's JSON.
 
     Raises:
         FileNotFoundError: no such file.
-        DataError: neither a picture nor JSON of labelme or COCO; or damaged.
+        DataError: the file is damaged, or neither a picture nor JSON of labelme or COCO.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such mask. Check the path.")
@@ -65,7 +65,7 @@ def read_raster(path: Path, frame: str = "") -> Raster:
 
 
 def _of_palette(image: Image.Image) -> Raster:
-    """Indices are ids, unless index 0 is no ground: then the colors say more."""
+    """Palette indices are ids if index 0 is background; else the colors are used."""
     shown = np.array(image.convert("RGBA"))
     indices = np.array(image)[..., 0] if image.mode == "PA" else np.array(image)
     used = np.unique(indices)
@@ -80,7 +80,7 @@ def _of_palette(image: Image.Image) -> Raster:
 
 
 def _is_ground(rgba: Pixels) -> Mask:
-    """Which colors [N, 4] are black or transparent."""
+    """Whether colors [N, 4] are black or transparent."""
     return ~rgba[:, :3].any(axis=1) | (rgba[:, 3] < OPAQUE)
 
 
@@ -108,5 +108,5 @@ def _of_colors(image: Image.Image, lossy: bool) -> Raster:
 
 
 def _if_some(mask: Mask) -> Mask | None:
-    """The mask, where it tells pixels apart."""
+    """The mask if it has both values, else None."""
     return mask if mask.any() and not mask.all() else None

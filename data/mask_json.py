@@ -1,4 +1,4 @@
-"""Masks drawn as shapes: JSON of labelme, and of COCO."""
+"""Masks drawn as shapes, in JSON of labelme or COCO."""
 
 import json
 from collections.abc import Sequence
@@ -17,22 +17,22 @@ MOST_OBJECTS = 254  # 255 is void
 
 
 def is_json(path: Path) -> bool:
-    """Whether a file's name says JSON."""
+    """Whether a file has the suffix of JSON."""
     return path.suffix.lower() == ".json"
 
 
 def read_json_mask(path: Path, frame: str = "") -> tuple[Pixels, list[str]]:
-    """Ids uint8 [H, W] of the shapes that a file draws, and the names of the ids 1, 2, ...
+    """Ids uint8 [H, W] of the shapes in a file, and the names of the ids 1, 2, ...
 
-    An object is a shape of labelme (those of one `group_id` and label are one). Of COCO it is a category, where no
-    image of the file has two annotations of one, so that an object keeps its id from frame to frame; elsewhere an
-    annotation. Where two overlap, the later one is on top.
+    In labelme an object is a shape, or all shapes with the same `group_id` and label. In COCO it is a category if no
+    image has two annotations of the same category, so that an object keeps its id from frame to frame; else it is an
+    annotation. Of overlapping objects the later is on top.
 
     Args:
-        frame: of COCO with several images: the name of the image's file, with or without ending and folders.
+        frame: for COCO with several images: the name of the image's file, with or without suffix and folders.
 
     Raises:
-        DataError: no JSON of labelme or COCO, no such image, or a shape that is no region.
+        DataError: the file is no JSON of labelme or COCO, has no such image, or has a shape that is no region.
     """
     content = _load(path)
     if isinstance(content, dict) and "shapes" in content:
@@ -51,7 +51,7 @@ def read_json_mask(path: Path, frame: str = "") -> tuple[Pixels, list[str]]:
 
 
 def json_frames(path: Path) -> list[str]:
-    """Names of the images that a COCO file has annotations of; none for one image, or for labelme."""
+    """Names of the annotated images in a COCO file with several images; [] for one image, or for labelme."""
     content = _load(path)
     if not isinstance(content, dict) or not isinstance(content.get("images"), list) or len(content["images"]) < 2:
         return []
@@ -83,7 +83,7 @@ def _labelme(path: Path, content: dict[str, Any]) -> Drawn:
 
 
 def _labelme_shape(shape: dict[str, Any], size: tuple[int, int]) -> Pixels:
-    """A shape as labelme fills it (labelme/utils/shape.py: PIL's polygon, rectangle and ellipse)."""
+    """A filled shape as in labelme (labelme/utils/shape.py: PIL's polygon, rectangle and ellipse)."""
     canvas = Image.new("L", (size[1], size[0]))
     draw = ImageDraw.Draw(canvas)
     points = [(float(x), float(y)) for x, y in shape["points"]]
@@ -135,12 +135,12 @@ def _coco_image(path: Path, images: Sequence[dict[str, Any]], frame: str) -> dic
 
 
 def _same_name(one: str, other: str) -> bool:
-    """Whether two names of a frame are equal, numbers with or without leading zeros."""
+    """Whether two names of a frame are equal; numbers may differ in leading zeros."""
     return one == other or (one.isdecimal() and other.isdecimal() and int(one) == int(other))
 
 
 def _coco_shape(segmentation: Any, size: tuple[int, int]) -> Pixels:
-    """Polygons or run lengths as a mask [H, W]."""
+    """Polygons or run lengths -> mask [H, W]."""
     if isinstance(segmentation, list):
         if not segmentation or any(len(polygon) < 6 for polygon in segmentation):
             raise ValueError("a segmentation without polygons of three points or more")

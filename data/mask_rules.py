@@ -1,8 +1,8 @@
-"""Which values of a person's masks are which object: looked at over all masks of a clip, then the same for each.
+"""Map the values of a user's masks to object ids: one rule for all masks of a clip.
 
-Values of lossless files that lie in patches are what somebody chose. JPEG's noise and the soft edges of resizing lie
-around and between such values: then the values of even areas are the centers, and every other pixel goes to a center
-that is near it in the picture and in value.
+In lossless files, values that cover patches are intended. JPEG noise and soft edges from resizing add values around and
+between the intended values. Then the values of even areas are the centers, and each other pixel gets a center that is
+close in position and value.
 
 Shapes: H x W pixels, K centers, c channels (1 of levels, 3 of colors).
 """
@@ -19,36 +19,36 @@ from data.mask_files import Raster
 from data.masks import PALETTE, VOID_ID
 
 EVEN = 12  # range of values within 3x3 pixels of an even area, noise included
-SAME = 20  # values nearer than this to a center, in noise, are that center's
-NEAR = 11  # pixels: side of the square in which a soft pixel finds its center
-DARKEST_LEVEL = 32  # below this, values are ids: a picture that dark shows nothing
-FAR = 64  # levels between ground and a thin object that has no even area
-SMALLEST = 9  # pixels, in all masks, of an even area that counts
+SAME = 20  # in noise, values closer than this to a center belong to it
+NEAR = 11  # pixels: side of the square in which a soft pixel searches its center
+DARKEST_LEVEL = 32  # smaller values are ids: a picture would be too dark to see
+FAR = 64  # levels between background and a thin object without even area
+SMALLEST = 9  # pixels, over all masks, of the smallest even area
 MOST_VALUES = 64  # flat colors of one set of masks
-CLOSE, COVERED = 4, 0.6  # so close to a center lies this share of the pixels, at least; of a picture it does not
-SHARE_OF_OBJECT = 0.05  # of the pixels above 0: a value of fewer is noise
-BORDER = 0.95  # share of the border that a ground covers
+CLOSE, COVERED = 4, 0.6  # in a mask, at least this share of pixels is this close to a center; in a photograph less
+SHARE_OF_OBJECT = 0.05  # smallest share of an object among pixels above 0; less is noise
+BORDER = 0.95  # share of the border that the background covers
 
 
 Values = npt.NDArray[np.int64]
 
 
 class AmbiguousMaskError(ValueError):
-    """Values that can be read in more than one way. The message says which ways, and how to say the one meant."""
+    """Mask values with more than one meaning. The message names them, and how to choose."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How values become ids."""
+    """Maps values to ids."""
 
     centers: Values
-    """[K, c] ascending, the values that are meant."""
+    """[K, c] ascending, the intended values."""
     ids: npt.NDArray[np.uint8]
-    """[K], the id of each; 0 is ground."""
+    """[K], the id of each center; 0 is background."""
     soft: bool = False
-    """Whether other values occur: noise, or soft edges."""
+    """Whether there are other values: noise or soft edges."""
     said: str = ""
-    """What was decided, for a person."""
+    """Description of the rule, for the user."""
 
     def apply(self, raster: Raster) -> Pixels:
         """Ids uint8 [H, W]."""
@@ -61,7 +61,7 @@ class Rule:
 
 
 class Counts:
-    """How many pixels have which value."""
+    """The number of pixels of each value."""
 
     def __init__(self, channels: int) -> None:
         self.values: Values = np.empty((0, channels), np.int64)
@@ -78,7 +78,7 @@ class Counts:
         self.values = _from_key(merged, values.shape[1])
 
     def of(self, values: Values) -> npt.NDArray[np.int64]:
-        """Pixels [n] of each of the values [n, c]; 0 of one that was not met."""
+        """Number of pixels [n] of each value [n, c]; 0 for an unknown value."""
         known, wanted = _key(self.values), _key(values)
         if not len(known):
             return np.zeros(len(wanted), np.int64)
@@ -86,7 +86,7 @@ class Counts:
         return np.where(known[places] == wanted, self.pixels[places], 0)
 
     def share(self, centers: Values, number: int) -> float:
-        """Share of the pixels that are nearest to this one of the centers."""
+        """Share of pixels with this center as the nearest."""
         if not len(self.values):
             return 0.0
         nearest, _ = _nearest(self.values, centers)
@@ -94,14 +94,14 @@ class Counts:
 
 
 class Survey:
-    """The values of all masks of a set, counted."""
+    """Counts of the values in all masks of a set."""
 
     def __init__(self, channels: int) -> None:
         self.all, self.border = Counts(channels), Counts(channels)
         self.even, self.loose = Counts(channels), Counts(channels)
-        """Pixels in even areas; pixels in no patch of their value, with darker and brighter ones around them."""
+        """Counts of pixels in even areas; counts of isolated pixels with both darker and brighter neighbors."""
         self.order: list[tuple[int, ...]] = []
-        """Values of even areas in the order in which they are met, row by row."""
+        """Values of even areas in order of first occurrence, row by row."""
         self.lossy = self.transparent = False
 
     def add(self, raster: Raster) -> None:
@@ -125,7 +125,7 @@ def decide(kind: str, rasters: Iterable[Raster]) -> Rule:
     """The rule for a set of masks of one kind (`Raster.kind`).
 
     Raises:
-        AmbiguousMaskError: the values can be read in more than one way, or in none.
+        AmbiguousMaskError: the values have more than one possible meaning, or none.
     """
     survey = Survey(3 if kind == "colors" else 1)
     for raster in rasters:
@@ -146,7 +146,7 @@ def decide(kind: str, rasters: Iterable[Raster]) -> Rule:
 
 
 def _ids(values: Values) -> Rule:
-    """Numbers that are ids already: of a palette, or of drawn shapes; 255 is void, but where it is the only object."""
+    """Numbers that are ids already (palettes, drawn shapes). 255 is void unless it is the only object."""
     numbers = values[:, 0]
     if set(numbers.tolist()) <= {0, VOID_ID}:
         return Rule(values, (numbers > 0).astype(np.uint8))
@@ -155,7 +155,7 @@ def _ids(values: Values) -> Rule:
 
 
 def _levels(centers: Values, survey: Survey, soft: bool) -> Rule:
-    """Numbers or brightness. The lowest is ground; others are ids as they are, or numbered where they cannot be."""
+    """Numbers or brightness. The lowest is background; others are ids, or are numbered if they cannot be ids."""
     levels = centers[:, 0]
     ground = _ground_level(centers, survey, soft)
     objects = levels[levels != ground]
@@ -171,7 +171,7 @@ def _levels(centers: Values, survey: Survey, soft: bool) -> Rule:
 
 
 def _colors(centers: Values, survey: Survey, soft: bool) -> Rule:
-    """Colors: the ids of DAVIS' palette where all are of it, else numbered as they are met."""
+    """Colors: ids of DAVIS' palette if all are in it, else numbered by first occurrence."""
     ground = _ground_color(centers, survey)
     objects = centers if ground is None else np.delete(centers, ground, axis=0)
     said = "noise or soft edges go to the nearest of these" if soft else ""
@@ -187,7 +187,7 @@ def _colors(centers: Values, survey: Survey, soft: bool) -> Rule:
 
 
 def _opaque(centers: Values, survey: Survey, soft: bool) -> Rule:
-    """Transparent pixels are ground; of the others each color is an object, but of a picture: that is one object."""
+    """Transparent pixels are background. Each other color is an object; a photograph is one object."""
     if soft or len(centers) > MOST_VALUES:
         return Rule(centers[:1], np.ones(1, np.uint8), True, "what is not transparent is one object")
     if len(centers) > 1 and not centers.any(axis=1).all():
@@ -202,7 +202,7 @@ def _opaque(centers: Values, survey: Survey, soft: bool) -> Rule:
 
 
 def _as_met(objects: Values, survey: Survey) -> Values:
-    """The centers in the order in which pixels of them are met, row by row; those without an even area last."""
+    """The centers by first occurrence, row by row; centers without an even area are last."""
     if not survey.order:
         return objects
     nearest, distance = _nearest(np.array(survey.order), objects)
@@ -211,11 +211,11 @@ def _as_met(objects: Values, survey: Survey) -> Values:
 
 
 def _numbered(centers: Values, objects: Values, soft: bool, said: str) -> Rule:
-    """Ids 1, 2, ... in the order given; every other center is ground."""
+    """Ids 1, 2, ... in the given order; every other center is background."""
     if len(objects) >= VOID_ID:
         raise AmbiguousMaskError(f"{len(objects)} objects; expected at most {VOID_ID - 1}")
-    number = {key: place for place, key in enumerate(_key(objects).tolist(), 1)}
-    ids = np.array([number.get(key, 0) for key in _key(centers).tolist()], np.uint8)
+    ids_by_key = {key: number for number, key in enumerate(_key(objects).tolist(), 1)}
+    ids = np.array([ids_by_key.get(key, 0) for key in _key(centers).tolist()], np.uint8)
     return Rule(centers, ids, soft, said)
 
 
@@ -241,7 +241,7 @@ def _ground_level(centers: Values, survey: Survey, soft: bool) -> int | None:
 
 
 def _check_not_inverted(centers: Values, survey: Survey) -> None:
-    """A bright level all around the picture is ground as people draw it, and an object as masks have it."""
+    """Refuse a bright level all around the picture: it may be a drawn background, or an object."""
     last = len(centers) - 1
     area = survey.all.share(centers, last)
     if centers[last, 0] in range(VOID_ID - SAME, VOID_ID + 1) and survey.border.share(centers, last) >= BORDER:
@@ -257,7 +257,7 @@ def _check_not_inverted(centers: Values, survey: Survey) -> None:
 
 
 def _ground_color(centers: Values, survey: Survey) -> int | None:
-    """Number of the center that is ground: black, else white or another color that covers the border; else none."""
+    """Index of the background's center: black, else white or another color that covers the border; None if neither."""
     black = int(np.abs(centers).max(axis=1).argmin())
     white = int(np.abs(centers - VOID_ID).max(axis=1).argmin())
     has_black, has_white = centers[black].max() <= SAME, centers[white].min() >= VOID_ID - SAME
@@ -275,7 +275,7 @@ def _ground_color(centers: Values, survey: Survey) -> int | None:
 
 
 def _check_flat(survey: Survey, centers: Values, soft: bool) -> None:
-    """AmbiguousMaskError for a picture: values all over, few of them at a center."""
+    """Raise AmbiguousMaskError for a photograph: many values, few close to a center."""
     values, pixels = survey.all.values, survey.all.pixels
     flat = len(centers) <= (MOST_VALUES if soft or centers.shape[1] == 3 else VOID_ID)
     if flat and len(centers):
@@ -293,7 +293,7 @@ def _check_flat(survey: Survey, centers: Values, soft: bool) -> None:
 
 
 def _is_soft(survey: Survey) -> bool:
-    """Whether values occur that nobody chose: JPEG's noise, soft edges."""
+    """Whether there are unintended values: JPEG noise or soft edges."""
     values, pixels = survey.all.values, survey.all.pixels
     if values.max() <= 1:
         return False
@@ -306,7 +306,7 @@ def _is_soft(survey: Survey) -> bool:
 
 
 def _centers(survey: Survey) -> Values:
-    """The values of even areas [K, c], ascending; one within `SAME` of a commoner one counts as that."""
+    """The values of even areas [K, c], ascending. A value within `SAME` of a more frequent value is merged into it."""
     values, pixels = survey.even.values, survey.even.pixels
     if survey.all.values.max() <= DARKEST_LEVEL:
         return _dark_centers(survey)
@@ -327,7 +327,7 @@ def _centers(survey: Survey) -> Values:
 
 
 def _dark_centers(survey: Survey) -> Values:
-    """Ground and the one object of a JPEG in which values are ids, so low that noise is as high as an id."""
+    """Background and the only object of a JPEG with ids as values, which are as low as noise."""
     values, pixels = survey.all.values, survey.all.pixels
     common = values[pixels >= SHARE_OF_OBJECT * pixels[values.max(axis=1) > 0].sum()]
     if len(common) > 2:
@@ -348,12 +348,12 @@ def _noise_text(levels: npt.NDArray[np.int64]) -> str:
 
 
 def _exact(values: Values, centers: Values) -> npt.NDArray[np.intp]:
-    """Index [H, W] of each pixel's center; every value is one of them, and they ascend."""
+    """Index [H, W] of each pixel's center, for values that are all centers; centers ascend."""
     return np.searchsorted(_key(centers), _key(values)).clip(max=len(centers) - 1)
 
 
 def _key(values: Values) -> npt.NDArray[np.int64]:
-    """A number for each value [..., c], in the same order."""
+    """A number for each value [..., c], with the same order."""
     return values[..., 0] if values.shape[-1] == 1 else values @ np.array([65536, 256, 1])
 
 
@@ -362,7 +362,7 @@ def _from_key(keys: npt.NDArray[np.int64], channels: int) -> Values:
 
 
 def _nearest(values: Values, centers: Values) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Of values [..., c]: the index of the nearest center, and how far it is in its worst channel."""
+    """For values [..., c]: the index of the nearest center, and the largest difference over channels."""
     best = np.full(values.shape[:-1], np.iinfo(np.int64).max)
     index = np.zeros(values.shape[:-1], np.int64)
     for number, center in enumerate(centers):
@@ -373,9 +373,9 @@ def _nearest(values: Values, centers: Values) -> tuple[npt.NDArray[np.int64], np
 
 
 def _nearest_nearby(values: Values, centers: Values) -> npt.NDArray[np.int64]:
-    """Index [H, W] of the center nearest in value, of those with an even area nearby where there are any.
+    """Index [H, W] of the center nearest in value, among centers with an even area nearby (all centers without one).
 
-    Between ground and a bright object lie all levels between: a pixel there is none of a third object.
+    An edge between background and a bright object has all levels between: its pixels are not a third object.
     """
     index, distance = _nearest(values, centers)
     if len(centers) < 3:
@@ -391,26 +391,26 @@ def _nearest_nearby(values: Values, centers: Values) -> npt.NDArray[np.int64]:
 
 
 def _is_even(values: Values) -> Mask:
-    """[H, W]: whether the values of 3x3 pixels lie close together."""
+    """[H, W]: whether the values of 3x3 pixels are close."""
     lowest, highest = _range(values)
     return np.asarray((highest - lowest).max(axis=-1) <= EVEN)
 
 
 def _is_between(values: Values) -> Mask:
-    """[H, W]: whether a pixel has, in some channel, a darker neighbor and a brighter one, as in a soft edge."""
+    """[H, W]: whether a pixel has both a darker and a brighter neighbor in some channel, as in a soft edge."""
     lowest, highest = _range(values)
     return np.asarray(((lowest < values) & (values < highest)).any(axis=-1))
 
 
 def _range(values: Values) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Least and greatest value [H, W, c] of each 3x3 pixels."""
+    """Smallest and largest value [H, W, c] of each 3x3 pixels."""
     square, pixels = np.ones((3, 3), np.uint8), values.astype(np.float32)
     lowest, highest = cv2.erode(pixels, square), cv2.dilate(pixels, square)
     return lowest.reshape(values.shape), highest.reshape(values.shape)
 
 
 def _same_neighbors(values: Values) -> npt.NDArray[np.int64]:
-    """[H, W]: how many of a pixel's eight neighbors have its value."""
+    """[H, W]: number of a pixel's eight neighbors with its value."""
     key = np.pad(_key(values), 1, constant_values=-1)
     height, width = values.shape[:2]
     shifts = [(y, x) for y in range(3) for x in range(3) if (y, x) != (1, 1)]
@@ -419,7 +419,7 @@ def _same_neighbors(values: Values) -> npt.NDArray[np.int64]:
 
 
 def _in_order(values: Values) -> list[tuple[int, ...]]:
-    """The values [n, c] in the order in which they are met first."""
+    """The distinct values of [n, c] by first occurrence."""
     keys, first = np.unique(_key(values), return_index=True)
     ordered = _from_key(keys[np.argsort(first)], values.shape[1])
     return [tuple(value) for value in ordered.tolist()]

@@ -1,4 +1,4 @@
-"""Mask files: ids, palettes, void, painted masks; reading, writing and run-length encoding."""
+"""Read and write mask files: ids, palettes, void, painted masks."""
 
 import os
 import struct
@@ -16,19 +16,19 @@ VOID_ID = 255  # the official scorer turns this value of a 2017 ground truth int
 
 
 ID_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".pgm")
-"""Endings, in any case, of files that hold ids: formats that keep every value (JPEG does not)."""
+"""Suffixes, in any case, of lossless formats for ids (not JPEG)."""
 
 
 def read_ids(path: str | Path, advice: str = "") -> Pixels:
-    """Raw ids uint8 [H, W] of a palette or grayscale file: the palette index, not its color.
+    """Raw ids uint8 [H, W] of a palette or grayscale file (the palette index, not its color).
 
-    Wider values and three equal channels are read too, as far as they are ids below 256.
+    Wider values and three equal channels are read too, if all ids are below 256.
 
     Args:
-        advice: ends the message for a mask of colors.
+        advice: end of the message for a mask with colors.
 
     Raises:
-        DataError: a file that is missing, damaged, or holds no such ids.
+        DataError: the file is missing, damaged, or has no such ids.
     """
     mode, pixels = _decode_mask(Path(path))
     if mode in ("LA", "RGBA", "PA"):
@@ -51,7 +51,7 @@ def read_ids(path: str | Path, advice: str = "") -> Pixels:
 
 
 def read_foreground(path: str | Path) -> Pixels:
-    """Foreground uint8 [H, W] in {0, 1} of a mask of any mode: 1 where the value or any color is above 0."""
+    """Foreground uint8 [H, W] in {0, 1} of a mask of any mode: 1 if the value or any color is above 0."""
     mode, pixels = _decode_mask(Path(path))
     if pixels.ndim == 3:
         colors = pixels.shape[-1] - mode.endswith("A")  # alpha says nothing about the object
@@ -60,7 +60,7 @@ def read_foreground(path: str | Path) -> Pixels:
 
 
 def write_mask(path: str | Path, ids: Pixels) -> None:
-    """Write ids uint8 [H, W] as a palette PNG; the file is either whole or not there."""
+    """Write ids uint8 [H, W] as a palette PNG, atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(np.ascontiguousarray(ids, np.uint8), mode="P")
@@ -87,7 +87,7 @@ PALETTE = _voc_palette()
 
 
 def _decode_mask(path: Path) -> tuple[str, npt.NDArray]:
-    """PIL mode and values of a mask, refusing a truncated or damaged file."""
+    """PIL mode and values of a mask; DataError for a truncated or damaged file."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:

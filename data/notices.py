@@ -1,4 +1,4 @@
-"""Lines for a person: what a reader decided or left out, where nothing is wrong."""
+"""Notices for the user: decisions and skipped files of a reader, when nothing is wrong."""
 
 import logging
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ _said: set[str] = set()
 
 
 def say(line: str) -> None:
-    """Tell the user, once a process (on stderr, unless logging is set up otherwise), and all who gather."""
+    """Log a notice once per process (to stderr by default), and add it to all lists of `captured`."""
     for lines in _listeners:
         if line not in lines:
             lines.append(line)
@@ -21,7 +21,7 @@ def say(line: str) -> None:
 
 @contextmanager
 def captured() -> Iterator[list[str]]:
-    """The lines that are said within, in order, for a report."""
+    """A list that collects the notices of the block, in order, for a report."""
     lines: list[str] = []
     _listeners.append(lines)
     try:

@@ -1,8 +1,8 @@
-"""The masks that a person made for a clip: one reader for every way in which people make them.
+"""Masks that a user made for a clip, in any format.
 
-Palettes, gray levels, colors, transparency, 16-bit ids, JPEG's noise, soft edges, JSON of labelme and COCO. All masks
-of a clip are looked at before any is read (`data.mask_rules`), so that an object has one id in all of them; what was
-decided is said, and what could be read in two ways is refused.
+Palettes, gray levels, colors, transparency, 16-bit ids, JPEG noise, soft edges, JSON of labelme and COCO. All masks of
+a clip are inspected before any is converted (`data.mask_rules`), so that an object has the same id in all masks. The
+decision is reported; ambiguous values are refused.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,19 +17,19 @@ from data.mask_rules import AmbiguousMaskError, Rule, decide
 
 
 class OwnMasks(Mapping[str, Pixels]):
-    """Ids uint8 [H, W] by the names of the frames, read when they are asked for.
+    """Maps frame names to ids uint8 [H, W], read on access.
 
     Args:
-        files: the mask file of each frame, by its name.
-        size: (height, width) that all must have, pixels.
+        files: frame name -> mask file.
+        size: required (height, width), pixels.
 
     Attributes:
-        objects: the ids of all masks, ascending; 0 is ground.
-        said: what was decided, for a person.
+        objects: the ids of all masks, ascending; 0 is background.
+        said: the decision in words, for the user.
 
     Raises:
         FileNotFoundError: no such file.
-        DataError: not a mask, another size, no object, or values that can be read in more than one way.
+        DataError: a file is no mask, has another size or no object, or its values are ambiguous.
     """
 
     def __init__(self, files: Mapping[str, Path], size: tuple[int, int]) -> None:
@@ -79,7 +79,7 @@ class OwnMasks(Mapping[str, Pixels]):
         return kinds
 
     def _count(self) -> dict[int, int]:
-        """Pixels of each object in the mask in which it is met first."""
+        """Number of pixels of each object in the first mask that has it."""
         pixels: dict[int, int] = {}
         for ids in self.values():
             values, counts = np.unique(ids[ids > 0], return_counts=True)

@@ -1,7 +1,7 @@
-"""Values of an 8-bit gray or palette PNG as they are stored (PNG specification, third edition, W3C 2025).
+"""Stored values of an 8-bit gray or palette PNG (PNG specification, third edition, W3C 2025).
 
-OpenCV decodes twice as fast as Pillow and lets other threads run, but turns palette indices into colors. A file whose
-header calls the same bytes gray keeps them.
+OpenCV decodes twice as fast as Pillow and releases Python's lock, but converts palette indices to colors. So the header
+is changed to gray before decoding, which keeps the indices.
 """
 
 import struct
@@ -16,11 +16,11 @@ from data.arrays import Pixels
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GRAY, _PALETTE = 0, 3  # color types (table 12)
-_FRAME = 12  # bytes of a chunk beside its data: length, type, checksum
+_FRAME = 12  # bytes of a chunk besides its data: length, type, checksum
 
 
 class Stored(NamedTuple):
-    """A picture as its file stores it."""
+    """The stored values of a picture."""
 
     mode: Literal["P", "L"]
     """Palette indices or gray values, by Pillow's letters."""
@@ -29,7 +29,7 @@ class Stored(NamedTuple):
 
 
 def read_stored(encoded: bytes) -> Stored | None:
-    """The values of an 8-bit gray or palette PNG that is whole; None for any other file, damaged ones too."""
+    """The values of a complete 8-bit gray or palette PNG; None for any other or damaged file."""
     chunks = list(_chunks(encoded))
     kinds = {kind for kind, _ in chunks}
     if (
@@ -48,7 +48,7 @@ def read_stored(encoded: bytes) -> Stored | None:
     parts += [chunk for kind, chunk in chunks if kind in (b"IDAT", b"IEND")]
     try:
         values = cv2.imdecode(np.frombuffer(b"".join(parts), np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:  # more pixels than OpenCV allows
+    except cv2.error:  # too many pixels for OpenCV
         return None
     if values is None or values.shape != (height, width) or values.dtype != np.uint8:
         return None
@@ -56,7 +56,7 @@ def read_stored(encoded: bytes) -> Stored | None:
 
 
 def _chunks(encoded: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Type and bytes of each chunk up to the end of the picture, or to the first that is cut off or damaged."""
+    """Type and bytes of each chunk, up to the end or to the first truncated or damaged chunk."""
     if not encoded.startswith(SIGNATURE):
         return
     position = len(SIGNATURE)

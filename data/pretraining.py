@@ -1,4 +1,4 @@
-"""Everything below a folder that can be trained on: images, and frames of videos, under one index."""
+"""The training pictures below a folder: images and frames of videos, under one index."""
 
 import bisect
 import itertools
@@ -12,7 +12,7 @@ from data.video import VIDEO_SUFFIXES, VideoFrames
 
 
 class PictureFiles(Sequence[JpegPicture | DecodedPicture]):
-    """Image files, opened when indexed; raises what `open_picture` raises."""
+    """Image files, opened when indexed, with the errors of `open_picture`."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)
@@ -66,15 +66,15 @@ class PretrainingImages(Sequence[JpegPicture | DecodedPicture]):
 def open_pretraining_data(
     root: Path | str, frame_stride: int = 1, frames_per_video: int | None = None
 ) -> PretrainingImages:
-    """Everything below `root` that can be trained on: images (nested, flat, folders of frames) and video
-    files.
+    """Open all training pictures below `root`: images (nested, flat, folders of frames) and video files.
 
     Args:
         root: a folder, or one video file.
-        frame_stride, frames_per_video: which frames of each video file, see `VideoFrames`.
+        frame_stride, frames_per_video: frames of each video file, see `VideoFrames`.
 
-    Raises FileNotFoundError for no such path; DataError for a folder without images or videos, or a broken
-    video.
+    Raises:
+        FileNotFoundError: no such path.
+        DataError: no images or videos, or a broken video.
     """
     root = Path(root)
     if root.is_file() and root.suffix.lower() in VIDEO_SUFFIXES:

@@ -1,10 +1,10 @@
-"""Revisited Oxford and Paris (Radenović et al. 2018, arXiv 1803.11285): which images answer which query.
+"""Revisited Oxford and Paris (Radenović et al. 2018, arXiv 1803.11285): queries and their relevant images.
 
     <root>/gnd_roxford5k.pkl    or gnd_rparis6k.pkl, or any gnd_NAME.pkl of the same form
     <root>/jpg/*.jpg
 
-The ground truth is a pickle, and a pickle is a program. It is read with stand-ins for the few things that such
-a file needs (NumPy's arrays and numbers); whatever else it names is refused before it is looked up.
+The ground truth is a pickle, which can run code. It is read with stand-ins for NumPy's arrays and numbers, which such a
+file needs; all other names are refused before any import.
 """
 
 import pickle
@@ -29,32 +29,32 @@ PUBLISHED_SIZES = {"roxford5k": (4993, 70), "rparis6k": (6322, 70)}
 
 @dataclass(frozen=True)
 class Revisited:
-    """A database, queries, and for each query the database images (by index) that are easy, hard and junk."""
+    """A database, queries, and for each query the indices of its easy, hard and junk database images."""
 
     name: str
-    """roxford5k, rparis6k, or what stands in the name of the ground-truth file."""
+    """roxford5k, rparis6k, or NAME of the ground-truth file gnd_NAME.pkl."""
     root: Path
     ground_truth: Path
     database: list[Path]
     queries: list[Path]
     boxes: list[Box]
-    """For each query the landmark: left, top, right, bottom (pixels of the full image)."""
+    """The landmark of each query: left, top, right, bottom (pixels of the full image)."""
     labels: list[dict[str, Indices]]
-    """For each query, under "easy", "hard" and "junk"."""
+    """For each query, indices under "easy", "hard" and "junk"."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether this is a published set, whole."""
+        """Whether this is a complete published set."""
         return PUBLISHED_SIZES.get(self.name) == (len(self.database), len(self.queries))
 
 
 def load_revisited(root: Path | str) -> Revisited:
-    """Read the ground truth and check that every image is there.
+    """Read the ground truth, and check that all images exist.
 
     Raises:
         FileNotFoundError: no such folder.
-        DataError: no ground-truth file or more than one; one that is damaged, names anything but plain data,
-            or contradicts itself; missing images (the first ones are named).
+        DataError: no ground-truth file or more than one; the file is damaged, names other than plain data, or
+            contradicts itself; or images are missing (the first are named).
     """
     root = Path(root)
     if not root.is_dir():
@@ -64,27 +64,27 @@ def load_revisited(root: Path | str) -> Revisited:
     names = {key: _image_names(file, record, key) for key in ("imlist", "qimlist")}
     answers = record.get("gnd")
     if not isinstance(answers, list) or len(answers) != len(names["qimlist"]):
-        found = len(answers) if isinstance(answers, list) else type(answers).__name__
-        raise DataError(f"{file}: expected a gnd entry for each of {len(names['qimlist'])} queries, found {found}.")
+        content = len(answers) if isinstance(answers, list) else type(answers).__name__
+        raise DataError(f"{file}: expected a gnd entry for each of {len(names['qimlist'])} queries, found {content}.")
     paths = {key: [root / "jpg" / f"{name}.jpg" for name in listed] for key, listed in names.items()}
     _check_images(root, [*paths["imlist"], *paths["qimlist"]])
-    where = [f"{file}: gnd[{number}]" for number in range(len(answers))]
+    places = [f"{file}: gnd[{number}]" for number in range(len(answers))]
     return Revisited(
         name=file.stem.removeprefix("gnd_"),
         root=root,
         ground_truth=file,
         database=paths["imlist"],
         queries=paths["qimlist"],
-        boxes=[_box(place, answer) for place, answer in zip(where, answers, strict=True)],
+        boxes=[_box(where, answer) for where, answer in zip(places, answers, strict=True)],
         labels=[
-            {label: _indices(place, answer, label, len(paths["imlist"])) for label in LABELS}
-            for place, answer in zip(where, answers, strict=True)
+            {label: _indices(where, answer, label, len(paths["imlist"])) for label in LABELS}
+            for where, answer in zip(places, answers, strict=True)
         ],
     )
 
 
 def is_revisited(root: Path) -> bool:
-    """Whether a folder looks like one of these sets."""
+    """Whether a folder has the layout of these sets."""
     return any(root.glob("gnd_*.pkl"))
 
 
@@ -94,13 +94,13 @@ def is_revisited(root: Path) -> bool:
 def _ground_truth_file(root: Path) -> Path:
     files = sorted(root.glob("gnd_*.pkl"))
     if len(files) != 1:
-        found = ", ".join(file.name for file in files) or "none"
-        raise DataError(f"{root}: expected one of gnd_roxford5k.pkl and gnd_rparis6k.pkl (and jpg/), found {found}.")
+        names = ", ".join(file.name for file in files) or "none"
+        raise DataError(f"{root}: expected one of gnd_roxford5k.pkl and gnd_rparis6k.pkl (and jpg/), found {names}.")
     return files[0]
 
 
 def _image_names(file: Path, record: Mapping[str, Any], key: str) -> list[str]:
-    """Names without ending, all below jpg/."""
+    """Names without suffix, all below jpg/."""
     names = record.get(key)
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise DataError(f"{file}: expected a list of image names under {key!r}, found {_short(names)}.")
@@ -118,29 +118,29 @@ def _check_images(root: Path, paths: Sequence[Path]) -> None:
         raise DataError(f"{root}: {len(missing)} of {len(paths)} images are missing ({some}{more}). Unpack them there.")
 
 
-def _indices(place: str, answer: Any, label: str, count: int) -> Indices:
-    """Indices into the database, each within it."""
+def _indices(where: str, answer: Any, label: str, count: int) -> Indices:
+    """Valid indices into the database."""
     value = answer.get(label) if isinstance(answer, dict) else None
-    found = _plain_array(value)
-    if found is None or found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
-        raise DataError(f"{place}: expected a list of indices under {label!r}, found {_short(value)}.")
-    if found.size and (found.min() < 0 or found.max() >= count):
+    indices = _plain_array(value)
+    if indices is None or indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
+        raise DataError(f"{where}: expected a list of indices under {label!r}, found {_short(value)}.")
+    if indices.size and (indices.min() < 0 or indices.max() >= count):
         raise DataError(
-            f"{place}: {label} goes from {found.min()} to {found.max()}, expected 0 to {count - 1} "
+            f"{where}: {label} goes from {indices.min()} to {indices.max()}, expected 0 to {count - 1} "
             "(the images of imlist)."
         )
-    return found.astype(np.int64)
+    return indices.astype(np.int64)
 
 
-def _box(place: str, answer: Any) -> Box:
-    """The query's landmark, pixels."""
+def _box(where: str, answer: Any) -> Box:
+    """The landmark of a query, pixels."""
     value = answer.get("bbx") if isinstance(answer, dict) else None
-    found = _plain_array(value)
-    if found is None or found.shape != (4,) or found.dtype.kind not in "iuf" or not np.isfinite(found).all():
-        raise DataError(f"{place}: expected four numbers under 'bbx', found {_short(value)}.")
-    left, top, right, bottom = (float(side) for side in found)
+    corners = _plain_array(value)
+    if corners is None or corners.shape != (4,) or corners.dtype.kind not in "iuf" or not np.isfinite(corners).all():
+        raise DataError(f"{where}: expected four numbers under 'bbx', found {_short(value)}.")
+    left, top, right, bottom = (float(side) for side in corners)
     if not (left < right and top < bottom):
-        raise DataError(f"{place}: bbx is {found.tolist()}, expected left < right and top < bottom.")
+        raise DataError(f"{where}: bbx is {corners.tolist()}, expected left < right and top < bottom.")
     return left, top, right, bottom
 
 
@@ -160,7 +160,7 @@ def _short(value: Any) -> str:
 
 
 class _DType:
-    """Stands in for numpy.dtype: plain numbers only."""
+    """Replaces numpy.dtype; plain numbers only."""
 
     def __init__(self, code: str, *_: object) -> None:
         if not re.fullmatch(r"[<>=|]?[biuf]\d{1,2}", code):
@@ -172,7 +172,7 @@ class _DType:
 
 
 class _Array:
-    """Stands in for numpy.ndarray."""
+    """Replaces numpy.ndarray."""
 
     values: npt.NDArray[Any] | None = None
 
@@ -182,7 +182,7 @@ class _Array:
 
 
 def _decode(raw: Any, kind: _DType) -> npt.NDArray[Any]:
-    # A text is bytes that Python 2 wrote.
+    # Bytes that Python 2 wrote arrive as text.
     return np.frombuffer(raw.encode("latin1") if isinstance(raw, str) else raw, kind.dtype)
 
 
@@ -191,9 +191,9 @@ def _reconstruct(*_: object) -> _Array:
 
 
 def _from_buffer(raw: Any, kind: _DType, shape: Any, order: str) -> _Array:
-    found = _Array()
-    found.__setstate__((1, shape, kind, order == "F", raw))
-    return found
+    array = _Array()
+    array.__setstate__((1, shape, kind, order == "F", raw))
+    return array
 
 
 def _scalar(kind: _DType, raw: Any) -> int | float:
@@ -228,7 +228,7 @@ def _read_plain_pickle(file: Path) -> dict[str, Any]:
     """The dict in a pickle of plain data.
 
     Raises:
-        DataError: it is damaged, asks for more than plain data, or holds no dict.
+        DataError: it is damaged, asks for more than plain data, or has no dict.
     """
     with file.open("rb") as stream:
         try:

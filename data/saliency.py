@@ -1,6 +1,6 @@
-"""Images with a mask of what is in them: saliency sets, VOC segmentation, DAVIS frames.
+"""Images with object masks: saliency sets, VOC segmentation, DAVIS frames.
 
-Layouts, as the sets ship::
+Layouts::
 
     ECSSD/       images/*.jpg               ground_truth_mask/*.png
     DUTS-TE/     DUTS-TE-Image/*.jpg        DUTS-TE-Mask/*.png
@@ -39,7 +39,7 @@ PUBLISHED_PAIRS = {
     ("DUTS-TE-Image", "DUTS-TE-Mask"): "DUTS-TE",
     ("DUT-OMRON-image", "pixelwiseGT-new-PNG"): "DUT-OMRON",
 }
-"""Names of the image and the mask folder of published sets; in these, any value above 0 is object."""
+"""Names of the image and the mask folder of published sets, in which any value above 0 is object."""
 
 FOLDER_PAIRS = (*PUBLISHED_PAIRS, ("images", "masks"))
 """Names of the image and the mask folder of known sets."""
@@ -58,16 +58,16 @@ MASK_FOLDERS = (
 )
 """Names, in lower case, of folders of other people's sets."""
 
-DEPTH = 2  # folders below the root that are looked into
+DEPTH = 2  # levels of folders below the root to search
 
 
 MASK_MODES = frozenset({"1", "L", "P", "LA", "I;16"})  # PIL modes that are no color photograph's
-MASK_COLORS = 0.9  # part of the pixels that a mask stored in color has in its two commonest colors, noise aside
+MASK_COLORS = 0.9  # smallest share of the two most frequent colors in a mask stored in color, without noise
 
 
 @dataclass(frozen=True)
 class MaskedImage:
-    """An image file and the mask file that belongs to it."""
+    """An image file and its mask file."""
 
     name: str
     """Unique in its set."""
@@ -76,12 +76,12 @@ class MaskedImage:
     has_ids: bool = False
     """Whether mask values are object ids with 255 as void; else there is one object."""
     rule: ForegroundRule | None = None
-    """Which values are the one object; without it, any above 0 (published sets)."""
+    """The rule for the foreground; None for any value above 0 (published sets)."""
     video: str = ""
-    """Of which video it is a frame."""
+    """Name of the video of a frame; "" for a single image."""
 
     def read(self) -> tuple[Pixels, Pixels]:
-        """RGB [H, W, 3], and ids [H, W]: 0 background, 1 and up objects, 255 void (only with `has_ids`).
+        """RGB [H, W, 3], and ids [H, W]: 0 background, objects from 1 on, 255 void (only with `has_ids`).
 
         Raises:
             DataError: a file is missing or unreadable, or their sizes differ.
@@ -109,17 +109,17 @@ def load_saliency(
     year: int = 2016,
     sequences: Sequence[str] | None = None,
 ) -> list[MaskedImage]:
-    """The images of a set, in natural order (or in that of its list).
+    """The images of a set, in natural order or the order of its list.
 
     Args:
         root: its folder.
-        layout: which of the layouts above; "auto" looks.
+        layout: one of the layouts above, or "auto" to detect it.
         split: list under ImageSets (voc: ImageSets/Segmentation; davis: ImageSets/YEAR).
-        year: of davis: 2016 (one foreground) or 2017 (ids).
-        sequences: of davis: only these.
+        year: davis only: 2016 (one foreground) or 2017 (ids).
+        sequences: davis only: use only these.
 
     Raises:
-        DataError: no such folder, folders that are not found, images without masks or masks without images.
+        DataError: a folder is missing, or an image has no mask, or a mask no image.
     """
     root = Path(root)
     layout = detect_layout(root) if layout == "auto" else layout
@@ -133,7 +133,7 @@ def load_saliency(
 
 
 def detect_layout(root: Path) -> Literal["pairs", "voc", "davis"]:
-    """Which layout a folder has; DataError if there is no such folder."""
+    """The layout of a folder; DataError if there is no such folder."""
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; expected images and masks in two folders, a VOC or a DAVIS tree")
     if (root / "SegmentationObject").is_dir():
@@ -142,9 +142,9 @@ def detect_layout(root: Path) -> Literal["pairs", "voc", "davis"]:
 
 
 def load_pairs(root: Path) -> list[MaskedImage]:
-    """Images and masks of the same names in two folders below `root`; masks may have a common word more (a_mask.png).
+    """Images and masks with the same names in two folders below `root`; masks may share an affix (a_mask.png).
 
-    A published set, whole, is read by its own rule; of any other, all masks are looked at (`foreground_rule`).
+    A complete published set is read by its own rule. For other sets, all masks decide the rule (`foreground_rule`).
     """
     folders = _pair_of_folders(root)
     images, masks = (_by_stem(folder) for folder in folders)
@@ -165,7 +165,7 @@ def load_pairs(root: Path) -> list[MaskedImage]:
 
 
 def _without_common_words(images: dict[str, Path], masks: dict[str, Path]) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Both with what begins and ends all names of a folder taken off, where these are then the same names."""
+    """Both dicts without the common prefix and suffix of the names in a folder, if the names are then equal."""
     cut_images, cut_masks = _cut(images), _cut(masks)
     if len(images) > 1 and cut_images.keys() == cut_masks.keys() and len(cut_images) == len(images):
         return cut_images, {stem: cut_masks[stem] for stem in cut_images}
@@ -180,7 +180,7 @@ def _cut(files: dict[str, Path]) -> dict[str, Path]:
 
 
 def _same_characters(names: Sequence[str]) -> int:
-    """How many characters all names begin with."""
+    """Length of the common prefix of all names."""
     return sum(1 for _ in itertools.takewhile(lambda row: len(set(row)) == 1, zip(*names, strict=False)))
 
 
@@ -202,12 +202,12 @@ def load_davis_frames(root: Path, split: str, year: int, sequences: Sequence[str
 
 
 def object_masks(ids: Pixels) -> list[npt.NDArray[np.bool_]]:
-    """A mask [H, W] for each object of ids [H, W]; background and void are none."""
+    """A mask [H, W] for each object of ids [H, W], without background and void."""
     return [ids == value for value in np.unique(ids) if value not in (0, VOID_ID)]
 
 
 def _pair_of_folders(root: Path) -> tuple[Path, Path]:
-    """Where the images are, and where the masks: by known names, else by what is in them."""
+    """The folders of images and masks: by known names, else by content."""
     below = [
         root,
         *(path for depth in range(1, DEPTH + 1) for path in sorted(root.glob("*/" * depth), key=natural_key)),
@@ -224,16 +224,16 @@ def _pair_of_folders(root: Path) -> tuple[Path, Path]:
     gray = [path for path in folders if _looks_like_masks(path)]
     if len(folders) != 2 or len(gray) != 1:
         known = " or ".join(f"{images}/ and {masks}/" for images, masks in FOLDER_PAIRS)
-        found = ", ".join(path.relative_to(root).as_posix() for path in folders) or "none"
+        names = ", ".join(path.relative_to(root).as_posix() for path in folders) or "none"
         raise DataError(
             f"{root}: expected {known}, or one folder of color images and one of gray masks; found folders with "
-            f"images: {found}, with gray ones: {len(gray)}"
+            f"images: {names}, with gray ones: {len(gray)}"
         )
     return next(path for path in folders if path not in gray), gray[0]
 
 
 def _named_pair(folders: Sequence[Path]) -> tuple[Path, Path] | None:
-    """The only folder with a name for images and the only one for masks."""
+    """The only folder with a name for images, and the only folder with a name for masks."""
     images, masks = (
         [path for path in folders if path.name.lower() in names] for names in (IMAGE_FOLDERS, MASK_FOLDERS)
     )
@@ -245,7 +245,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _looks_like_masks(folder: Path) -> bool:
-    """Whether the first file is no color image, or has hardly more than two colors."""
+    """Whether the first file is no color image, or has almost only two colors."""
     first = next(path for path in sorted(folder.iterdir(), key=natural_key) if _is_image(path))
     try:
         with Image.open(first) as image:
@@ -259,7 +259,7 @@ def _looks_like_masks(folder: Path) -> bool:
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    """Images by name without ending; DataError where two have the same."""
+    """Images by stem; DataError if two have the same."""
     paths = list_images(folder)
     twice = [stem for stem, count in Counter(path.stem for path in paths).items() if count > 1]
     if twice:

@@ -1,4 +1,4 @@
-"""Random frames of video files, by decord: what pretraining draws from."""
+"""Random frames of video files, by decord, for pretraining."""
 
 import contextlib
 import math
@@ -18,7 +18,7 @@ from data.images import DecodedPicture
 from data.video_file import Orientation, orientation, turned
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"})
-"""File name endings, in any case, that count as videos."""
+"""Suffixes of video files, in any case."""
 
 
 OPEN_VIDEOS = 4
@@ -26,10 +26,11 @@ OPEN_VIDEOS = 4
 
 
 def open_video(path: Path | str) -> decord.VideoReader:
-    """A decoder with random access to RGB frames; one thread, as loaders already run in several processes.
+    """A decoder with random access to RGB frames; single-threaded, since loaders run in several processes.
 
-    Raises FileNotFoundError for no such file; DataError, naming the file, when it has no frames that can be
-    decoded.
+    Raises:
+        FileNotFoundError: no such file.
+        DataError: no frame can be decoded.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such video. Check the path.")
@@ -44,7 +45,7 @@ def open_video(path: Path | str) -> decord.VideoReader:
 
 
 def _lacking_decoder(path: Path | str) -> str:
-    """The codec of a picture stream that FFmpeg decodes and decord does not; "" where there is none."""
+    """Advice for a picture stream that FFmpeg decodes and decord does not; "" without one."""
     with contextlib.suppress(av.FFmpegError), av.open(str(path)) as container:
         for stream in container.streams.video:
             codec = stream.codec_context.codec.canonical_name
@@ -53,7 +54,7 @@ def _lacking_decoder(path: Path | str) -> str:
 
 
 def mirrored_orientation(path: Path | str) -> Orientation | None:
-    """How a video that is shown mirrored is turned; None for any other, which decord turns right."""
+    """The orientation of a mirrored video; None for any other, which decord displays correctly."""
     with contextlib.suppress(av.FFmpegError, StopIteration), av.open(str(path)) as container:
         a, b, c, d = orientation(next(container.decode(video=0)))
         return (a, b, c, d) if a * d - b * c < 0 else None
@@ -61,14 +62,14 @@ def mirrored_orientation(path: Path | str) -> Orientation | None:
 
 
 def unmirrored(rgb: npt.NDArray[np.uint8], shown: Orientation) -> npt.NDArray[np.uint8]:
-    """A frame of a mirrored video as it is shown: decord only turns it, by the angle of the matrix's first row."""
+    """A frame of a mirrored video as displayed: decord only rotates it, by the angle of the matrix's first row."""
     a, b, _, _ = shown
     quarters = round(math.atan2(b, a) / (math.pi / 2))  # clockwise
     return turned(np.rot90(rgb, quarters), shown)
 
 
 def reason_of(error: Exception) -> str:
-    """The first line of decord's message, without the place in its source."""
+    """The first line of decord's message, without its source position."""
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
     reason = re.sub(r"^\[[\d:]+\] \S+: (Check failed: .*? (?=ERROR|Error))?", "", line)
     return "no picture stream: audio only?" if "cannot find video stream" in reason else reason
@@ -77,7 +78,7 @@ def reason_of(error: Exception) -> str:
 def rgb_of(frame: decord.ndarray.NDArray) -> npt.NDArray[np.uint8]:
     """A decoded frame as RGB [H, W, 3].
 
-    decord 0.6 pads the rows of some narrow videos (16, 24, 48 pixels), and says that their pixels had more channels.
+    decord 0.6 pads the rows of some narrow videos (16, 24, 48 pixels), and reports more channels than there are.
     """
     pixels: npt.NDArray[np.uint8] = frame.asnumpy()
     height, width, channels = pixels.shape
@@ -87,7 +88,7 @@ def rgb_of(frame: decord.ndarray.NDArray) -> npt.NDArray[np.uint8]:
 
 
 def sampled_frames(n_frames: int, stride: int = 1, count: int | None = None) -> list[int]:
-    """Indices of every `stride`-th frame, or of `count` evenly spaced ones (all, when there are fewer)."""
+    """Indices of every `stride`-th frame, or of `count` evenly spaced frames (all if there are fewer)."""
     if count is None:
         return list(range(0, n_frames, stride))
     return sorted(set(np.linspace(0, n_frames - 1, min(count, n_frames)).round().astype(int).tolist()))
@@ -96,15 +97,15 @@ def sampled_frames(n_frames: int, stride: int = 1, count: int | None = None) -> 
 class VideoFrames(Sequence[DecodedPicture]):
     """Sampled frames of video files, RGB.
 
-    Each process opens the files itself, when it first needs them: a decoder does not survive a fork. A frame
-    is decoded from the key frame before it, so random access costs some tens of decoded frames.
+    Each process opens the files on first use: a decoder does not survive a fork. A frame is decoded from the key frame
+    before it, so random access decodes some tens of frames.
 
     Args:
         paths: video files.
         frame_stride: use every n-th frame.
-        frames_per_video: use this many frames of each file, evenly spaced, instead.
+        frames_per_video: instead, use this many evenly spaced frames of each file.
 
-    Raises what `open_video` raises, for any of the files.
+    Raises the errors of `open_video`, for any of the files.
     """
 
     def __init__(self, paths: Sequence[Path], frame_stride: int = 1, frames_per_video: int | None = None) -> None:
@@ -131,7 +132,7 @@ class VideoFrames(Sequence[DecodedPicture]):
             ) from None
 
     def __getstate__(self) -> dict[str, object]:
-        """For a process started afresh: everything but the open files."""
+        """The state without open files, for another process."""
         return {**self.__dict__, "_readers": OrderedDict()}
 
     def name(self, index: int, root: Path) -> str:
@@ -140,7 +141,7 @@ class VideoFrames(Sequence[DecodedPicture]):
         return f"{self.paths[video].relative_to(root).as_posix()}#{frame}"
 
     def names(self, root: Path) -> list[str]:
-        """One name per frame, relative to `root`."""
+        """A name for each frame, relative to `root`."""
         return [self.name(index, root) for index in range(len(self))]
 
     def _reader(self, video: int) -> tuple[decord.VideoReader, Orientation | None]:

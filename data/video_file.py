@@ -1,7 +1,7 @@
-"""Video files as FFmpeg reads them, through PyAV: every container and codec that people have.
+"""Video files in any container and codec, by FFmpeg through PyAV.
 
-Frames are decoded one at a time, upright. decord is not used here: it reads on while one waits, and may hold a whole
-film decoded. Nothing grows with the length of a video but lists of numbers.
+Frames are decoded one at a time, upright. decord is not used here: it decodes ahead without limit, and may keep a whole
+film in memory. Only lists of numbers grow with the length of a video.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -19,38 +19,38 @@ from data.arrays import Pixels
 from data.clip_sources import FOLDER_RATE, LARGEST_DENOMINATOR
 
 SEEK_FROM = 50
-"""Frames further apart than this are sought, not decoded one after another."""
+"""Seek if selected frames are further apart than this; else decode all frames between."""
 
 FRAME_BY_PACKET = frozenset({"h264", "hevc", "vp9", "av1", "prores", "mjpeg"})
-"""Codecs whose packets, in MP4 and Matroska, are whole shown frames, so that frames are counted without decoding them.
-VP8 has packets that show nothing, MPEG-4 part 2 may pack two frames into one, transport streams have fields."""
+"""Codecs with one displayed frame in each packet, in MP4 and Matroska: frames are counted without decoding. VP8 has
+packets without a displayed frame, MPEG-4 part 2 may pack two frames into a packet, transport streams have fields."""
 
 INDEXED_FORMATS = frozenset({"mov", "mp4", "matroska", "webm"})
 Orientation = tuple[int, int, int, int]
-MOST_FRAMES_A_SECOND = 1000  # a rate above it is no rate: files without one tell their clock's
+MOST_FRAMES_A_SECOND = 1000  # a higher rate is wrong: files without a rate may report their clock's
 
 
 @dataclass(frozen=True)
 class VideoFile:
-    """The frames of a video file, as `data.clip_sources.Source` describes them."""
+    """The frames of a video file (a `data.clip_sources.Source`)."""
 
     path: Path
     size: tuple[int, int]
     rate: Fraction
     seconds: Sequence[float] = field(repr=False)
     ticks: Sequence[int] | None = field(repr=False)
-    """When each frame is shown, in the stream's own unit, where frames can be sought by it."""
+    """Display time of each frame in the stream's time base; None if the file cannot be sought by time."""
 
     def name(self, index: int) -> str:
-        """Its number, five digits or more."""
+        """The number of a frame, five or more digits."""
         return f"{index:05d}"
 
     def label(self, index: int) -> str:
-        """A frame as an error names it."""
+        """Name of a frame in errors."""
         return f"{self.path}, frame {index}"
 
     def read(self, indices: range) -> Iterator[Pixels]:
-        """The frames of these ascending indices, RGB [H, W, 3], upright; DataError for one that cannot be decoded."""
+        """Yield the frames of ascending indices, RGB [H, W, 3], upright; DataError if a frame cannot be decoded."""
         sought = self.ticks is not None and indices.step > SEEK_FROM
         done, reason = 0, "the file ends before it"
         try:
@@ -67,7 +67,7 @@ class VideoFile:
             )
 
     def _decode(self, indices: range) -> Generator[Pixels]:
-        """One after another; only the frames that are wanted become pixels."""
+        """Decode all frames in order; only selected frames are converted to pixels."""
         with _opened(self.path) as (container, stream):
             for index, frame in enumerate(container.decode(stream)):
                 if index in indices:
@@ -76,7 +76,7 @@ class VideoFile:
                     return
 
     def _seek(self, indices: range) -> Generator[Pixels]:
-        """Each from the key frame before it."""
+        """Decode each selected frame from the key frame before it."""
         assert self.ticks is not None
         with _opened(self.path) as (container, stream):
             for index in indices:
@@ -89,11 +89,11 @@ class VideoFile:
 
 
 def open_video_file(path: Path) -> VideoFile:
-    """A video file with its frames counted, by its packets where that is certain and by decoding it elsewhere.
+    """Open a video file and count its frames: by packets if this is reliable, else by decoding.
 
     Raises:
         FileNotFoundError: no such file.
-        DataError: no video, no picture stream, no decoder, no frames, or a frame that is cut short or damaged.
+        DataError: no video, no picture stream, no decoder, no frames, or a truncated or damaged frame.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such video. Check the path.")
@@ -112,7 +112,7 @@ def open_video_file(path: Path) -> VideoFile:
 
 
 def _rate(ticks: Sequence[int], unit: Fraction, told: Fraction | None) -> Fraction:
-    """Frames a second: as the file tells it, else from the times."""
+    """Frames per second: as stated in the file, else from the times."""
     if told and 0 < told <= MOST_FRAMES_A_SECOND:
         return Fraction(told).limit_denominator(LARGEST_DENOMINATOR)
     span = (ticks[-1] - ticks[0]) * unit if ticks else 0
@@ -120,10 +120,10 @@ def _rate(ticks: Sequence[int], unit: Fraction, told: Fraction | None) -> Fracti
 
 
 def _ticks_of_packets(path: Path, container: av.container.InputContainer, stream: av.VideoStream) -> list[int] | None:
-    """When each frame is shown, ascending, without decoding; None where packets are not frames, one by one.
+    """Ascending display times of the frames, without decoding; None if packets and frames do not match one to one.
 
-    A packet that is shown before the first one of the file refers to pictures that a cut left out: decoders skip some
-    of these.
+    A packet with a display time before the file's first packet refers to pictures that a cut removed; decoders skip
+    some of them.
     """
     formats = set(container.format.name.split(","))
     if stream.codec_context.codec.canonical_name not in FRAME_BY_PACKET or not formats & INDEXED_FORMATS:
@@ -142,7 +142,7 @@ def _ticks_of_packets(path: Path, container: av.container.InputContainer, stream
 
 
 def _ticks_of_frames(path: Path, container: av.container.InputContainer, stream: av.VideoStream) -> list[int]:
-    """When each frame is shown, by decoding them all; 0 for one that does not say it."""
+    """Display times of all frames, by decoding; 0 for a frame without a time."""
     ticks: list[int] = []
     try:
         for frame in container.decode(stream):
@@ -166,7 +166,7 @@ def _first_size(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """A container and its picture stream. Use neither after the `with`: FFmpeg has freed them."""
+    """A container and its picture stream. Do not use them after the `with`: FFmpeg has freed them."""
     try:
         container = av.open(str(path))
     except av.FFmpegError as error:
@@ -176,7 +176,7 @@ def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoS
 
 
 def _picture_stream(path: Path, container: av.container.InputContainer) -> av.VideoStream:
-    """The first stream of moving pictures; the cover of a song is none."""
+    """The first video stream, ignoring cover pictures."""
     for stream in container.streams.video:
         if not stream.disposition & av.stream.Disposition.attached_pic:
             return stream
@@ -185,7 +185,7 @@ def _picture_stream(path: Path, container: av.container.InputContainer) -> av.Vi
 
 
 def upright(frame: av.VideoFrame) -> Pixels:
-    """A decoded frame RGB [H, W, 3] as it is shown: turned and mirrored as its display matrix says.
+    """A decoded frame RGB [H, W, 3] as displayed: rotated and mirrored by its display matrix.
 
     The matrix (ISO 14496-12, 8.5) maps a pixel (x, y) to (a x + c y, b x + d y). Four of the eight orientations
     exchange rows and columns (a = d = 0).
@@ -194,7 +194,7 @@ def upright(frame: av.VideoFrame) -> Pixels:
 
 
 def orientation(frame: av.VideoFrame) -> Orientation:
-    """The turning part (a, b, c, d) of a frame's display matrix; the identity where it has none."""
+    """The linear part (a, b, c, d) of a frame's display matrix; the identity without one."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if not isinstance(matrix, SideData):
         return 1, 0, 0, 1
@@ -203,7 +203,7 @@ def orientation(frame: av.VideoFrame) -> Orientation:
 
 
 def turned(rgb: Pixels, orientation: Orientation) -> Pixels:
-    """Stored pixels [H, W, 3] as they are shown."""
+    """Stored pixels [H, W, 3] as displayed."""
     a, b, c, d = orientation
     if abs(b) + abs(c) > abs(a) + abs(d):
         rgb, a, d = rgb.transpose(1, 0, 2), c, b

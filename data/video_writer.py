@@ -1,4 +1,4 @@
-"""Videos that browsers play: H.264, each frame at its own time."""
+"""Write videos that browsers play: H.264, with a time for each frame."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,31 +12,31 @@ import numpy as np
 from data.arrays import Pixels
 
 ENCODERS = ("libx264", "libopenh264", "h264_videotoolbox", "mpeg4")
-"""Video encoders in the order they are tried; all but the last make H.264. PyAV's wheels have libx264."""
+"""Video encoders in the order of preference; all but the last write H.264. PyAV's wheels have libx264."""
 
 
 QUALITY = {"crf": "20", "preset": "veryfast"}  # libx264: visually near the source; a tenth of the default's time
 
 
-FINEST_TICK = 10_000  # ticks a second at least: times of a variable frame rate come to 0.1 ms
+FINEST_TICK = 10_000  # smallest number of ticks per second: 0.1 ms resolution for variable frame rates
 
 
 class VideoWriteError(OSError):
-    """A video that cannot be written. The message names it and says why."""
+    """A video that cannot be written. The message names the file and the reason."""
 
     exit_status = 1
 
 
 class VideoWriter:
-    """Writes RGB frames to an mp4, each at its own time; the file is whole or not there.
+    """Writes RGB frames with times to an mp4, atomically.
 
-    H.264 in yuv420p, which browsers play; its sides are even, so an odd one gets one more row or column of the same
-    colors. Without an H.264 encoder it is MPEG-4 part 2, and `note` says so.
+    The format is H.264 in yuv420p, which browsers play. It needs even sides, so the last row or column of an odd side
+    is repeated. Without an H.264 encoder the format is MPEG-4 part 2, and `note` says so.
 
     Args:
         path: the file.
         size: (height, width) of the frames, pixels.
-        rate: frames a second (the mean, where it varies).
+        rate: frames per second (the mean of a variable rate).
     """
 
     def __init__(self, path: Path, size: tuple[int, int], rate: Fraction) -> None:
@@ -44,7 +44,7 @@ class VideoWriter:
         self.encoder = next(name for name in ENCODERS if name in av.codecs_available and can_encode(name))
         self._unfinished = path.with_name(f".{path.stem}.unfinished.mp4")
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Ticks that hold times of constant rates exactly: a multiple of the rate's numerator.
+        # A multiple of the rate's numerator represents times of a constant rate exactly.
         self._tick = Fraction(1, rate.numerator * -(-FINEST_TICK // rate.numerator))
         self._container = av.open(str(self._unfinished), "w", options={"movflags": "faststart"})
         stream = self._container.add_stream(self.encoder, rate=rate, options=self._options())
@@ -60,16 +60,16 @@ class VideoWriter:
 
     @property
     def note(self) -> str:
-        """What a reader must know of the file; "" where browsers play it."""
+        """A note if browsers do not play the file, else ""."""
         if self.encoder != "mpeg4":
             return ""
         return f"{self.path.name} is MPEG-4 part 2, which browsers do not play: PyAV has no H.264 encoder here."
 
     def add(self, rgb: Pixels, seconds: float) -> None:
-        """Write a frame [H, W, 3] shown from `seconds` on, which never goes back.
+        """Write a frame [H, W, 3] displayed from `seconds` on; times must ascend.
 
         Raises:
-            ValueError: a frame of another size.
+            ValueError: the frame has another size.
             VideoWriteError: the disk is full, or the file cannot be written for another reason.
         """
         if rgb.shape != (*self.size, 3):
@@ -105,7 +105,7 @@ class VideoWriter:
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        """Errors of FFmpeg as VideoWriteError."""
+        """Convert errors of FFmpeg to VideoWriteError."""
         try:
             yield
         except av.FFmpegError as error:

@@ -1,4 +1,4 @@
-"""Lists of a VOC tree, and the files that they name."""
+"""Lists of a VOC tree, and the listed files."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -10,24 +10,24 @@ from data.files import COMMON_SUFFIXES, IMAGE_SUFFIXES, FilesByStem, natural_key
 from data.lists import read_list
 
 FLAG = re.compile(r"\s+-?\d+$")
-"""Of the lists of one class: whether the class is there (1), is not (-1), or only in objects that are difficult (0)."""
+"""Flag in the list of a class: the class is present (1), absent (-1), or only in difficult objects (0)."""
 
 
 class VocEntry(NamedTuple):
-    """An image of a list, and the file that belongs to it."""
+    """An image of a list, with its annotation or mask file."""
 
     name: str
-    """Unique in its list; results are written under it."""
+    """Unique in its list; results are written under this name."""
     image: Path
     other: Path
     """Its annotation or mask."""
 
 
 def read_voc_list(root: Path, task: str, split: str) -> list[str]:
-    """The lines of ImageSets/TASK/SPLIT.txt of a VOC tree, each once, without flags of a class.
+    """The distinct lines of ImageSets/TASK/SPLIT.txt of a VOC tree, without class flags.
 
     Raises:
-        DataError: the list is not there or empty, or holds a path: results are written under these names.
+        DataError: the list is missing or empty, or has a path (results are written under these names).
     """
     listed = root / "ImageSets" / task / f"{split}.txt"
     if not listed.is_file():
@@ -45,17 +45,17 @@ def read_voc_list(root: Path, task: str, split: str) -> list[str]:
 
 
 def voc_entries(root: Path, task: str, split: str, folder: str, suffixes: Iterable[str]) -> list[VocEntry]:
-    """The images of a list with their files in FOLDER, in its order.
+    """The images of a list with their files in FOLDER, in the order of the list.
 
-    Pictures end as any that Pillow reads; a name in the list may have an ending too.
+    Pictures may have any suffix that Pillow reads; names in the list may have a suffix.
 
     Args:
         task, split: ImageSets/TASK/SPLIT.txt.
-        folder: where the other files are, below `root`.
-        suffixes: how they end; the first is named where one is missing.
+        folder: folder of the other files, below `root`.
+        suffixes: their suffixes; messages about a missing file use the first.
 
     Raises:
-        DataError: as `read_voc_list`; a file is missing, or there are two of its name.
+        DataError: as `read_voc_list`; or a file is missing, or two files have the same name.
     """
     endings = list(suffixes)
     pictures = FilesByStem(root / "JPEGImages")
@@ -75,7 +75,7 @@ def voc_entries(root: Path, task: str, split: str, folder: str, suffixes: Iterab
 
 
 def _first(pictures: FilesByStem, listed: str) -> Path | None:
-    """The picture that a line names: all of it, or its first word."""
+    """The picture of a line: named by the whole line, or by its first word."""
     return pictures.find(listed) or pictures.find(listed.split()[0])
 
 
@@ -84,8 +84,8 @@ def _bare(name: str, suffixes: Iterable[str]) -> str:
 
 
 def _instead(root: Path, folder: str, name: str) -> str:
-    """Files of that name which are there and do not count."""
-    there = [path for place in ("JPEGImages", folder) for path in _named(root / place, name)]
+    """The end of a message about a missing file: similar files that exist but do not count."""
+    there = [path for parent in ("JPEGImages", folder) for path in _named(root / parent, name)]
     if not there:
         return f" (nor with another ending, such as {', '.join(COMMON_SUFFIXES[1:3])})"
     return f"; found {', '.join(path.relative_to(root).as_posix() for path in there)}"

@@ -1,11 +1,11 @@
-"""The embedded data set: rendered once into a cache folder, then read like any real data set.
+"""The embedded data set: rendered once into a cache folder, then read like a real data set.
 
     <root>/davis/       a DAVIS-2017 tree (JPEGImages/480p, Annotations/480p, ImageSets/2017)
     <root>/images/      train/<class>/*.jpg and val/<class>/*.jpg
     <root>/saliency/    images/*.jpg and masks/*.png (0 and 255)
     <root>/video.mp4    the first validation sequence as a video file
 
-Nothing is downloaded. `python -m data.sample [--out DIR] [--seed N]` prints where the data lie.
+Nothing is downloaded. `python -m data.sample [--out DIR] [--seed N]` prints the folder.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from data.sample.render import KINDS
 from data.sample.scenes import TRAIN_SCENES, VAL_SCENES, saliency_pair, sequence, still
 
 VERSION = 2
-"""Goes up whenever a pixel changes: data of another version are never reused."""
+"""Raised with every change of a pixel: data of another version are never reused."""
 
 
 CACHE_VARIABLE = "DINO_DENSE_CACHE"
@@ -45,16 +45,16 @@ _JPEG_QUALITY = 92
 _FRAMES_PER_SECOND = 12.0
 
 
-_STALE_SECONDS = 3600.0  # a render takes seconds: a partial one this old was left by a killed process
+_STALE_SECONDS = 3600.0  # rendering takes seconds: an older partial render is from a killed process
 
 
-# First number of a picture's seed, after the data set's own.
+# First number of a picture's seed, after the seed of the data set.
 _SEED_PARTS = {"train": 0, "val": 1, "saliency": 2, "davis val": 3, "davis train": 4}
 
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """How much is rendered. The defaults are the embedded data set; tests render less."""
+    """Sizes and counts. The defaults are the embedded data set; tests render less."""
 
     train_per_class: int = 200
     val_per_class: int = 50
@@ -75,7 +75,7 @@ class SampleConfig:
 
 @dataclass(frozen=True)
 class SampleData:
-    """Where the parts of a rendered data set lie."""
+    """Paths of the parts of a rendered data set."""
 
     root: Path
 
@@ -141,7 +141,7 @@ def _render_saliency(root: Path, config: SampleConfig, seed: int, bar: tqdm) -> 
 
 
 def render_davis(data: SampleData, config: SampleConfig, seed: int, bar: tqdm) -> None:
-    """The tree, and the video of its first validation sequence."""
+    """Render the tree, and the video of its first validation sequence."""
     splits = {"val": VAL_SCENES[: config.val_sequences], "train": TRAIN_SCENES[: config.train_sequences]}
     lists = data.davis / "ImageSets" / "2017"
     lists.mkdir(parents=True)
@@ -165,7 +165,7 @@ def render_all(root: Path, config: SampleConfig, seed: int) -> None:
     stills = len(KINDS) * (config.train_per_class + config.val_per_class)
     total = stills + config.saliency_pairs + config.frames * (config.val_sequences + config.train_sequences)
     data = SampleData(root)
-    # Seconds, and so nothing in a log: None shows the bar on a terminal alone.
+    # It takes seconds, too short for a log: None shows the bar on a terminal only.
     with tqdm(total=total, desc="rendering the embedded data", unit="image", disable=None) as bar:
         _render_images(data.images, config, seed, bar)
         _render_saliency(data.saliency, config, seed, bar)
@@ -181,7 +181,7 @@ def _inventory(root: Path) -> dict[str, int]:
 
 
 def _is_finished(root: Path) -> bool:
-    """The marker is written last; its inventory shows whether files were lost or changed since."""
+    """Whether the marker exists (it is written last) and its inventory matches the files."""
     try:
         marker = json.loads((root / _MARKER).read_text())
     except (OSError, ValueError):
@@ -198,7 +198,7 @@ def _sweep(cache: Path) -> None:
 
 
 def _move_in(partial: Path, root: Path) -> None:
-    """Put a finished render in its place in one step, over a damaged one; another's finished one wins."""
+    """Move a finished render to its final path atomically, over a damaged render; another process's render wins."""
     if root.exists() and not _is_finished(root):
         with contextlib.suppress(FileNotFoundError):  # another process did it first
             root.rename(partial.with_name("damaged"))
@@ -210,17 +210,16 @@ def _move_in(partial: Path, root: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """What the environment variable DINO_DENSE_CACHE names, else the user's cache folder for dino_dense."""
+    """The folder in the environment variable DINO_DENSE_CACHE, else the user's cache folder for dino_dense."""
     return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("dino_dense"))
 
 
 def sample_root(cache: Path | None = None, seed: int = 0, config: SampleConfig | None = None) -> Path:
-    """Root of the embedded data set, rendered on the first call (some 10 s and 20 MB; later calls only look).
+    """Root of the embedded data set, rendered on the first call (about 10 s and 20 MB; later calls only check it).
 
-    `cache` is the folder to keep it in: by default what the environment variable DINO_DENSE_CACHE names, else
-    the user's cache folder. Each version, seed and config has a root of its own there. A render that is cut off
-    leaves no root, processes that render at once end with the same one, and a root that lost files is rendered
-    again.
+    `cache` is the parent folder: by default the environment variable DINO_DENSE_CACHE, else the user's cache folder.
+    Each version, seed and config has its own root there. An interrupted render leaves no root, processes that render
+    at the same time get the same root, and a root that lost files is rendered again.
     """
     config = config or SampleConfig()
     if cache is None:
@@ -242,5 +241,5 @@ def sample_root(cache: Path | None = None, seed: int = 0, config: SampleConfig |
 
 
 def sample_data(cache: Path | None = None, seed: int = 0, config: SampleConfig | None = None) -> SampleData:
-    """`sample_root` with a name for each part."""
+    """The parts of `sample_root`."""
     return SampleData(sample_root(cache, seed, config))

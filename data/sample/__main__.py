@@ -1,4 +1,4 @@
-"""Render the embedded data set: `python -m data.sample [--out DIR] [--seed N]` prints where the data lie."""
+"""Render the embedded data set: `python -m data.sample [--out DIR] [--seed N]` prints the folder."""
 
 import argparse
 from pathlib import Path

@@ -1,8 +1,8 @@
 """Draws the pictures of the embedded data set: textured, deforming sprites on textured grounds.
 
-Every quantity of a picture comes from the generator it is given, so one seed gives one picture.
-Color says nothing about the kind of an object: hue and lightness are random everywhere, the ground is often
-painted in the object's own colors, and only surface pattern and outline tell kinds apart.
+All random quantities come from the given generator, so a seed determines a picture.
+Color does not depend on the kind of an object: hue and lightness are random everywhere, and the ground often has the
+object's own colors. Only surface pattern and outline distinguish kinds.
 
 Shapes: canvas [H, W, 3] float32 RGB in [0, 1]; fields (textures, coordinates) [H, W] float32;
 masks [H, W] bool. Lengths are pixels, angles radians, time runs from 0 to 1 over a sequence.
@@ -97,7 +97,7 @@ PATTERNS: dict[str, Pattern] = {
     "spokes": _spokes,
     "lattice": _lattice,
 }
-_CENTERED = ("rings", "spokes")  # these have a middle, which belongs in the middle of the object
+_CENTERED = ("rings", "spokes")  # patterns with a center, placed at the center of the object
 
 
 # --- Outlines: radius over angle, at most about 1 ---------------------------------------------------------
@@ -135,7 +135,7 @@ KINDS: dict[str, tuple[str, str]] = {
 
 
 def draw_palette(rng: np.random.Generator, near: Palette | None = None) -> Palette:
-    """Two colors of random hue, 32 to 48 units of lightness apart; with `near`, a small step from those."""
+    """Two colors of random hue, 32 to 48 units of lightness apart; with `near`, colors close to that palette."""
     if near is not None:
         return near + rng.normal(0, (3, 6, 6), (2, 3)).astype(np.float32)
     lightness, contrast = rng.uniform(48, 60), rng.uniform(16, 24)
@@ -153,7 +153,7 @@ def paint(field: Field, palette: Palette) -> Canvas:
 
 
 def pattern_field(name: str, size: tuple[int, int], period: float, rng: np.random.Generator) -> Field:
-    """Surface pattern on a (height, width) tile, in [0, 1], shifted at random and turned by a few degrees."""
+    """Surface pattern on a (height, width) tile, in [0, 1], randomly shifted and rotated by a few degrees."""
     height, width = size
     y, x = np.mgrid[:height, :width].astype(np.float32)
     angle = rng.uniform(-0.15, 0.15)
@@ -166,7 +166,7 @@ def pattern_field(name: str, size: tuple[int, int], period: float, rng: np.rando
 
 
 def ground_field(size: tuple[int, int], rng: np.random.Generator) -> Field:
-    """Fractal noise, stretched along a random axis, in [0, 1]: no surface pattern of the objects is in it."""
+    """Fractal noise, stretched along a random axis, in [0, 1], without any surface pattern of the objects."""
     height, width = size
     total = np.zeros(size, np.float32)
     stretch = np.exp(rng.uniform(-0.3, 0.3))
@@ -201,10 +201,10 @@ def to_bytes(canvas: Canvas, noise: float, rng: np.random.Generator) -> npt.NDAr
 
 @dataclass(frozen=True)
 class Sprite:
-    """One object: its painted surface and how its body bends over time."""
+    """One object: its painted surface, and the deformation of its body over time."""
 
     surface: Canvas
-    """[S, S, 3]: the tile glued to the body; its middle is the body's middle."""
+    """[S, S, 3]: the texture of the body, with the same center."""
     outline: str
     radius: float
     lobes: tuple[float, float]
@@ -235,7 +235,7 @@ def pose(x: float, y: float, angle: float = 0.0, scale: float = 1.0) -> Affine:
 
 
 def _body_coordinates(sprite: Sprite, placed: Affine, box: tuple[slice, slice], time: float) -> tuple[Field, Field]:
-    """Pixels of the box -> where they lie on the undeformed body."""
+    """Coordinates of the box's pixels on the undeformed body."""
     inverse = np.linalg.inv(placed)
     y, x = np.mgrid[box].astype(np.float32)
     u = (inverse[0, 0] * x + inverse[0, 1] * y + inverse[0, 2]).astype(np.float32)
@@ -255,9 +255,9 @@ def _bounding_box(shape: tuple[int, ...], placed: Affine, reach: float) -> tuple
 
 
 def draw_sprite(canvas: Canvas, sprite: Sprite, placed: Affine, time: float = 0.0) -> Mask:
-    """Draw the sprite into the canvas, in place, with a soft shadow; returns the mask of what it covers.
+    """Draw the sprite into the canvas, in place, with a soft shadow. Returns its mask.
 
-    The mask is where the outline's own equation holds at the pixel's center; only colors are antialiased.
+    The mask has the pixels whose center satisfies the outline's equation; only colors are antialiased.
     """
     mask = np.zeros(canvas.shape[:2], bool)
     box = _bounding_box(canvas.shape, placed, 1.6 * sprite.radius)

@@ -1,7 +1,7 @@
-"""What the pictures of the embedded data set show: labeled stills, image and mask pairs, and sequences.
+"""Scenes of the embedded data set: labeled stills, pairs of image and mask, and sequences.
 
-Shapes: pictures [H, W, 3] uint8 RGB, label maps [H, W] uint8. Every picture has a generator of its own, seeded
-by its own numbers, so it does not depend on how many others are rendered.
+Shapes: pictures [H, W, 3] uint8 RGB, label maps [H, W] uint8. Every picture has its own generator and seed, so it does
+not depend on the number of other pictures.
 """
 
 from collections.abc import Iterator
@@ -13,17 +13,17 @@ import numpy as np
 from data.arrays import Pixels
 from data.sample import render as render
 
-_DRAWS = 200  # tries to lay a scene out so that its objects stay visible
+_DRAWS = 200  # layouts to try for a scene in which all objects stay visible
 _MARGIN = 80  # pixels of ground beyond each edge of a frame, for the camera to move over
 _SHARE_AT_FIRST = 0.02  # of frame 0 that each object covers: about 26 of the 1296 patches of 8 px
-_SHARE_LATER = 0.006  # of the later frames looked at: occluded, never gone
+_SHARE_LATER = 0.006  # of the later frames that are checked: objects may be occluded, but not vanish
 
 
 # --- Stills -----------------------------------------------------------------------------------------------
 
 
 def _colors(rng: np.random.Generator) -> tuple[render.Palette, render.Palette]:
-    """Palettes of object and ground: alike in two images of three, so that color cannot find the object."""
+    """Palettes of object and ground: similar in two of three images, so that color does not identify the object."""
     surface = render.draw_palette(rng)
     return surface, render.draw_palette(rng, near=surface if rng.random() < 0.67 else None)
 
@@ -65,21 +65,21 @@ def saliency_pair(rng: np.random.Generator, size: tuple[int, int] = (180, 240)) 
 
 @dataclass(frozen=True)
 class Scene:
-    """What happens in one sequence; positions, colors and paths come from the seed."""
+    """The content of a sequence; positions, colors and paths come from the seed."""
 
     name: str
     objects: tuple[str, ...]
-    """Kinds of the labeled objects; object 1 is drawn first, so later ones pass in front."""
+    """Kinds of the labeled objects; object 1 is drawn first, later objects are in front."""
     distractors: int = 1
-    """Unlabeled objects in the colors of the scene, behind the labeled ones."""
+    """Unlabeled objects in the colors of the scene, behind the labeled objects."""
     occluders: int = 0
     """Unlabeled objects in front of everything."""
     pan: float = 30.0
-    """Pixels the camera travels."""
+    """Distance that the camera travels, pixels."""
     zoom: float = 1.1
     """Magnification of the last frame relative to the first."""
     turn: float = 0.06
-    """Radians the camera turns."""
+    """Rotation of the camera, radians."""
     gain: float = 0.75
     """Brightness of the last frame relative to the first."""
     slope: float = 0.25
@@ -119,7 +119,7 @@ class Actor:
     """Pixels of a side-step across the path, to and fro once."""
     first_angle: float
     spin: float
-    """Radians turned until the last frame."""
+    """Rotation until the last frame, radians."""
     growth: float
     """Scale of the last frame relative to the first."""
 
@@ -169,7 +169,7 @@ def _cast(scene: Scene, rng: np.random.Generator) -> tuple[list[Actor], render.C
 
 @dataclass(frozen=True)
 class _Stage:
-    """A scene with everything that is drawn in it."""
+    """A scene with all drawn objects."""
 
     scene: Scene
     actors: list[Actor]
@@ -197,7 +197,7 @@ class _Stage:
         return canvas, labels
 
     def is_clear(self) -> bool:
-        """Every labeled object is well visible in frame 0 and never quite gone later."""
+        """Whether every labeled object is clearly visible in frame 0, and never vanishes later."""
         for time, least in ((0.0, _SHARE_AT_FIRST), (0.3, 0.0), (0.6, 0.0), (1.0, _SHARE_LATER)):
             counts = np.bincount(self.shoot(time)[1].ravel(), minlength=len(self.scene.objects) + 1)
             if counts[1:].min() < max(least, _SHARE_LATER) * counts.sum():

@@ -22,11 +22,11 @@ from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
 from dino_dense.config.presets import load_protocol, protocol_names
 from dino_dense.config.schema import (
     RENAMED,
-    with_home_expanded,
     field_docs,
     field_names,
     from_plain,
     frozen,
+    with_home_expanded,
     with_new_names,
 )
 from dino_dense.threads import let_threads_sleep
