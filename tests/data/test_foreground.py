@@ -142,7 +142,7 @@ def test_what_was_decided_is_said_and_the_usual_is_not(tmp_path: Path, caplog: p
     noisy, clear, one = caplog.messages
     assert "noisy: masks of two levels, about 0 and 240, with noise" in noisy
     assert "above 120 is object" in noisy
-    assert "transparent pixels, which are ground" in clear
+    assert "transparent pixels, which are background" in clear
     assert "1 is ground, all above (2) object" in one
 
 

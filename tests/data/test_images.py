@@ -251,12 +251,12 @@ def test_a_line_counts_what_is_left_out(split: Path, caplog: pytest.LogCaptureFi
     save(split / "train" / "beside.png")
     class_folders(split / "train")
     first, second = caplog.messages
-    assert first.startswith(f"{split / 'train'}: 5 files are left out")
+    assert first.startswith(f"{split / 'train'}: 5 files are skipped")
     assert all(part in first for part in ("2 .txt", "1 .mp4", "1 .heic", "1 no ending"))
-    assert "1 images are left out, as they lie beside the class folders (beside.png" in second
+    assert "1 images are skipped, since they are not in a class folder (beside.png" in second
     caplog.clear()
     list_images(split)
-    assert "6 files are left out" in caplog.messages[0]
+    assert "6 files are skipped" in caplog.messages[0]
     assert "1 .csv" in caplog.messages[0]
 
 

@@ -38,4 +38,4 @@ def test_pretraining_reads_every_picture_once_and_says_what_it_leaves_out(tmp_pa
         *("a/2.gif", "a/9.webp", "a/10.png", "b.tga", "linked/c.bmp"),
     ]
     assert all(images[index].size == (8, 8) for index in range(len(images)))
-    assert "1 file is left out, which cannot be read here (1 .txt)" in caplog.text
+    assert "1 file is skipped: unreadable here (1 .txt)" in caplog.text
