@@ -20,3 +20,16 @@ DISCOVERY_SETS = {
     "VOC12 trainval": ("voc", False, 11540),
     "COCO20k": ("coco", True, 19817),
 }
+KEYPOINT_SETS = {
+    # categories, pairs with a common point
+    (18, 12_234): "SPair-71k test",
+}
+TRACKING_SETS = {
+    # videos, name of the file
+    (30, "tapvid_davis"): "TAP-Vid DAVIS",
+    (50, "tapvid_rgb_stacking"): "TAP-Vid RGB-Stacking",
+}
+JHMDB_TEST = 268
+"""Videos of split 1's test list."""
+VIP_VAL = 50
+"""Videos."""

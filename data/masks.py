@@ -3,6 +3,7 @@
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,12 +60,16 @@ def read_foreground(path: str | Path) -> Pixels:
     return (pixels > 0).astype(np.uint8)
 
 
-def write_mask(path: str | Path, ids: Pixels) -> None:
-    """Write ids uint8 [H, W] as a palette PNG, atomically."""
+def write_mask(path: str | Path, ids: Pixels, palette: Sequence[int] | None = None) -> None:
+    """Write ids uint8 [H, W] as a palette PNG, atomically.
+
+    Args:
+        palette: up to 768 values of its colors; PASCAL VOC's without it.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(np.ascontiguousarray(ids, np.uint8), mode="P")
-    image.putpalette(PALETTE.tobytes())
+    image.putpalette(PALETTE.tobytes() if palette is None else palette)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         image.save(unfinished, format="PNG")

@@ -3,12 +3,9 @@
     <root>/gnd_roxford5k.pkl    or gnd_rparis6k.pkl, or any gnd_NAME.pkl of the same form
     <root>/jpg/*.jpg
 
-The ground truth is a pickle, which can run code. It is read with stand-ins for NumPy's arrays and numbers, which such a
-file needs; all other names are refused before any import.
+The ground truth is a pickle, which can run code; it is read without (`plain_pickle`).
 """
 
-import pickle
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,6 +16,7 @@ import numpy.typing as npt
 
 from data import DataError
 from data.arrays import Box
+from data.plain_pickle import StoredArray, read_plain_pickle
 
 Indices = npt.NDArray[np.int64]
 
@@ -60,7 +58,7 @@ def load_revisited(root: Path | str) -> Revisited:
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder. Check the path.")
     file = _ground_truth_file(root)
-    record = _read_plain_pickle(file)
+    record = _record(file)
     names = {key: _image_names(file, record, key) for key in ("imlist", "qimlist")}
     answers = record.get("gnd")
     if not isinstance(answers, list) or len(answers) != len(names["qimlist"]):
@@ -146,7 +144,7 @@ def _box(where: str, answer: Any) -> Box:
 
 def _plain_array(value: Any) -> npt.NDArray[Any] | None:
     """An array of numbers from a list or a stand-in; None for anything else."""
-    if isinstance(value, _Array):
+    if isinstance(value, StoredArray):
         return value.values
     plain = isinstance(value, list | tuple) and all(type(item) in (int, float) for item in value)
     return np.array(value) if plain else None
@@ -156,86 +154,9 @@ def _short(value: Any) -> str:
     return repr(value)[:60] if isinstance(value, str | int | float | list | tuple) else type(value).__name__
 
 
-# --- A pickle without its program --------------------------------------------------------------------------
-
-
-class _DType:
-    """Replaces numpy.dtype; plain numbers only."""
-
-    def __init__(self, code: str, *_: object) -> None:
-        if not re.fullmatch(r"[<>=|]?[biuf]\d{1,2}", code):
-            raise pickle.UnpicklingError(f"it holds an array of {code!r}")
-        self.dtype: np.dtype[Any] = np.dtype(code)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class _Array:
-    """Replaces numpy.ndarray."""
-
-    values: npt.NDArray[Any] | None = None
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, kind, fortran, raw = state
-        self.values = _decode(raw, kind).reshape(shape, order="F" if fortran else "C")
-
-
-def _decode(raw: Any, kind: _DType) -> npt.NDArray[Any]:
-    # Bytes that Python 2 wrote arrive as text.
-    return np.frombuffer(raw.encode("latin1") if isinstance(raw, str) else raw, kind.dtype)
-
-
-def _reconstruct(*_: object) -> _Array:
-    return _Array()
-
-
-def _from_buffer(raw: Any, kind: _DType, shape: Any, order: str) -> _Array:
-    array = _Array()
-    array.__setstate__((1, shape, kind, order == "F", raw))
-    return array
-
-
-def _scalar(kind: _DType, raw: Any) -> int | float:
-    return _decode(raw, kind)[0].item()
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    return text.encode({"latin1": "latin1"}[encoding])
-
-
-_STAND_INS: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _DType,
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy.core.numeric", "_frombuffer"): _from_buffer,  # protocol 5
-    ("_codecs", "encode"): _encode,  # how Python 3 writes bytes in protocol 2
-}
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Builds containers, texts, numbers and stand-ins; imports nothing."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        key = (module.replace("numpy._core", "numpy.core"), name)
-        if key not in _STAND_INS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no ground truth needs")
-        return _STAND_INS[key]
-
-
-def _read_plain_pickle(file: Path) -> dict[str, Any]:
-    """The dict in a pickle of plain data.
-
-    Raises:
-        DataError: it is damaged, asks for more than plain data, or has no dict.
-    """
-    with file.open("rb") as stream:
-        try:
-            record = _PlainUnpickler(stream, encoding="latin1").load()
-        except Exception as error:  # a damaged pickle can raise anything
-            reason = str(error) or type(error).__name__
-            raise DataError(f"{file}: refused, {reason}. Get the published file anew.") from None
+def _record(file: Path) -> dict[str, Any]:
+    """The dict in a ground-truth file; DataError for a file that holds none."""
+    record = read_plain_pickle(file)
     if not isinstance(record, dict):
         raise DataError(f"{file}: expected a dict with imlist, qimlist and gnd, found {type(record).__name__}.")
     return record

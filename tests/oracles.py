@@ -3,8 +3,10 @@
 They know the embedded data: an image is recognized by its thumbnail, whatever size a task gives it.
 """
 
+import json
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -16,13 +18,19 @@ from torch import Tensor, nn
 
 from data.davis import load_davis
 from data.images import labeled_splits, list_images, read_rgb
+from data.jhmdb import load_jhmdb
 from data.masks import read_foreground
 from data.sample import sample_data
+from data.sample.points import sample_joints, sample_late_objects, sample_pairs, sample_parts, sample_tracks
+from data.tracks import load_tracks
+from data.vip import load_vip
+from data.vos import load_vos
 from dino_dense import Backbone
 
 THUMBNAIL = 12  # pixels
 ANSWERS = 16  # channels that say what is there
 INSTANCES = 16  # channels that say which image it is
+SPREAD = 0.02  # of the side of an image: how far a point shows
 CODE = 0.5  # length of the part that says which image it is; the answer's is 1
 
 
@@ -93,7 +101,16 @@ class OracleReader(NoiseReader):
         return {"patches": patches, "cls": patches.mean((-2, -1)), "keys": patches, "attention": attention}
 
 
-Known = tuple[Tensor, Sequence[int | np.ndarray]]
+@dataclass(frozen=True)
+class KnownPoints:
+    """Where points are in an image, (x, y) in shares of its sides [K, 2]; NaN where one is not seen."""
+
+    shares: np.ndarray
+
+
+Answer = int | np.ndarray | KnownPoints
+"""The class of an image, its mask of ids, or its points."""
+Known = tuple[Tensor, Sequence[Answer]]
 
 
 @cache
@@ -110,6 +127,26 @@ def known_samples() -> Known:
     for sequence in load_davis(data.davis):
         thumbnails += [thumbnail(to_tensor(sequence.read_frame(index))) for index in range(len(sequence))]
         answers += [sequence.read_mask(index) for index in range(len(sequence))]
+    for path in sorted((sample_pairs() / "ImageAnnotation").rglob("*.json")):
+        note = json.loads(path.read_text())
+        points = [point or (np.nan, np.nan) for point in note["kps"].values()]
+        thumbnails.append(_thumbnail_of_file(sample_pairs() / "JPEGImages" / path.parent.name / note["filename"]))
+        answers.append(KnownPoints(np.array(points) / [note["image_width"], note["image_height"]]))
+    for video in load_tracks(sample_tracks()):
+        for index in range(len(video)):
+            thumbnails.append(thumbnail(to_tensor(video.read(index, 256))))
+            hidden = video.occluded[:, index, None]
+            answers.append(KnownPoints(np.where(hidden, np.nan, video.points[:, index])))
+    for pose in load_jhmdb(sample_joints()):
+        for index, path in enumerate(pose.frames):
+            thumbnails.append(_thumbnail_of_file(path))
+            answers.append(KnownPoints(pose.joints[index] / pose.size[::-1]))
+    for parsed in load_vip(sample_parts()):
+        thumbnails += [_thumbnail_of_file(path) for path in parsed.frames]
+        answers += [parsed.read_classes(index) for index in range(len(parsed.frames))]
+    for late in load_vos(sample_late_objects(), truth=sample_late_objects() / "truth")[1]:
+        thumbnails += [_thumbnail_of_file(path) for path in late.frames]
+        answers += [late.read_truth(index) for index in range(len(late))]
     return torch.cat(thumbnails), answers
 
 
@@ -128,14 +165,27 @@ def oracle_backbone(known: Known | None = None) -> Backbone:
     return stub_backbone("oracle", OracleReader(known))
 
 
-def _answer(label: int | np.ndarray, index: int, grid: tuple[int, int]) -> Tensor:
+def _answer(label: Answer, index: int, grid: tuple[int, int]) -> Tensor:
     """[C, h, w]: what is in each patch; for an image of a class also which image it is."""
+    if isinstance(label, KnownPoints):
+        return _bumps(label.shares, grid)
     if isinstance(label, int):
         code = torch.randn(INSTANCES, generator=torch.Generator().manual_seed(index))
         channels = torch.cat([F.one_hot(torch.tensor(label), ANSWERS).float(), CODE * F.normalize(code, dim=0)])
         return channels[:, None, None].expand(-1, *grid)
     ids = torch.from_numpy(cv2.resize(label, grid[::-1], interpolation=cv2.INTER_NEAREST_EXACT)).long()
     return F.pad(F.one_hot(ids, ANSWERS).permute(2, 0, 1).float(), (0, 0, 0, 0, 0, INSTANCES))
+
+
+def _bumps(shares: np.ndarray, grid: tuple[int, int]) -> Tensor:
+    """[C, h, w]: a channel a point, high where it is; the last channel is alike everywhere."""
+    rows, columns = ((torch.arange(length) + 0.5) / length for length in grid)
+    maps = torch.zeros(ANSWERS + INSTANCES, *grid)
+    maps[-1] = 0.02
+    for channel, (x, y) in zip(maps, torch.from_numpy(shares).nan_to_num(-9.0), strict=False):
+        distance = (columns[None] - x) ** 2 + (rows[:, None] - y) ** 2
+        channel += torch.exp(-distance / (2 * SPREAD**2)).float()
+    return maps
 
 
 def _share_out(weights: Tensor) -> Tensor:

@@ -15,8 +15,10 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -103,7 +105,8 @@ class SampleData:
 # --- Files ------------------------------------------------------------------------------------------------
 
 
-def _write_jpeg(path: Path, rgb: Pixels) -> None:
+def write_jpeg(path: Path, rgb: Pixels) -> None:
+    """RGB [H, W, 3] as the embedded data keep it."""
     _, encoded = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     path.write_bytes(encoded.tobytes())
 
@@ -126,7 +129,7 @@ def _render_images(root: Path, config: SampleConfig, seed: int, bar: tqdm) -> No
             folder.mkdir(parents=True)
             for index in range(count):
                 rng = np.random.default_rng([seed, _SEED_PARTS[split], label, index])
-                _write_jpeg(folder / f"{index:05d}.jpg", still(kind, config.image_size, rng))
+                write_jpeg(folder / f"{index:05d}.jpg", still(kind, config.image_size, rng))
                 bar.update()
 
 
@@ -135,7 +138,7 @@ def _render_saliency(root: Path, config: SampleConfig, seed: int, bar: tqdm) -> 
         (root / folder).mkdir(parents=True)
     for index in range(config.saliency_pairs):
         image, mask = saliency_pair(np.random.default_rng([seed, _SEED_PARTS["saliency"], index]))
-        _write_jpeg(root / "images" / f"{index:05d}.jpg", image)
+        write_jpeg(root / "images" / f"{index:05d}.jpg", image)
         Image.fromarray(mask).save(root / "masks" / f"{index:05d}.png")
         bar.update()
 
@@ -153,7 +156,7 @@ def render_davis(data: SampleData, config: SampleConfig, seed: int, bar: tqdm) -
             images.mkdir(parents=True)
             scene_seed = [seed, _SEED_PARTS[f"davis {split}"], number]
             for index, (frame, ids) in enumerate(sequence(scene, config.frames, scene_seed)):
-                _write_jpeg(images / f"{index:05d}.jpg", frame)
+                write_jpeg(images / f"{index:05d}.jpg", frame)
                 write_mask(masks / f"{index:05d}.png", ids)
                 frames.append(frame)
                 bar.update()
@@ -222,11 +225,24 @@ def sample_root(cache: Path | None = None, seed: int = 0, config: SampleConfig |
     at the same time get the same root, and a root that lost files is rendered again.
     """
     config = config or SampleConfig()
-    if cache is None:
-        cache = cache_folder()
     identity = {"version": VERSION, "seed": seed, "config": asdict(config)}
+    return rendered_root("sample", identity, lambda root: render_all(root, config, seed), cache)
+
+
+def rendered_root(
+    name: str, identity: dict[str, Any], render: Callable[[Path], None], cache: Path | None = None
+) -> Path:
+    """A root that `render` fills, kept in the cache as `sample_root` says.
+
+    Args:
+        name: begins the root's own.
+        identity: version, seed and config: each has a root of its own.
+        render: fills a folder that is there and empty.
+        cache: default `cache_folder()`.
+    """
+    cache = cache_folder() if cache is None else cache
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
-    root = Path(cache).expanduser().resolve() / f"sample-v{VERSION}-seed{seed}-{key}"
+    root = Path(cache).expanduser().resolve() / f"{name}-v{identity['version']}-seed{identity['seed']}-{key}"
     if _is_finished(root):
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -234,7 +250,7 @@ def sample_root(cache: Path | None = None, seed: int = 0, config: SampleConfig |
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=root.parent, ignore_cleanup_errors=True) as work:
         partial = Path(work) / root.name
         partial.mkdir()
-        render_all(partial, config, seed)
+        render(partial)
         (partial / _MARKER).write_text(json.dumps({**identity, "inventory": _inventory(partial)}, indent=1))
         _move_in(partial, root)
     return root

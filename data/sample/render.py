@@ -246,6 +246,25 @@ def _body_coordinates(sprite: Sprite, placed: Affine, box: tuple[slice, slice], 
     return u.astype(np.float32), v.astype(np.float32)
 
 
+def body_points(sprite: Sprite, placed: Affine, points: npt.NDArray, time: float = 0.0) -> npt.NDArray[np.float64]:
+    """Where points of the undeformed body [K, 2] lie in the plane, (x, y) [K, 2]: the inverse of what is drawn."""
+    u, v = np.asarray(points, np.float64).T
+    beat = sprite.phase + TAU * sprite.beats * time
+    v = v - 0.6 * sprite.bend * np.sin(2.6 * u / sprite.radius - beat)
+    u = u - sprite.bend * np.sin(2.2 * v / sprite.radius + beat)
+    return np.asarray((placed[:2, :2] @ np.stack([u, v])).T + placed[:2, 2])
+
+
+def marks(sprite: Sprite, count: int = 8, share: float = 0.6) -> npt.NDArray[np.float64]:
+    """Points of the undeformed body [count + 1, 2]: its middle, and one in each direction within the outline.
+
+    The same number is the same part of every sprite of a kind.
+    """
+    angles = TAU * np.arange(count) / count
+    reach = share * sprite.radius * OUTLINES[sprite.outline](angles)
+    return np.vstack([np.zeros((1, 2)), np.stack([reach * np.cos(angles), reach * np.sin(angles)], axis=1)])
+
+
 def _bounding_box(shape: tuple[int, ...], placed: Affine, reach: float) -> tuple[slice, slice]:
     x, y = placed[:2, 2]
     reach *= float(np.hypot(placed[0, 0], placed[1, 0]))

@@ -4,14 +4,18 @@ Shapes: pictures [H, W, 3] uint8 RGB, label maps [H, W] uint8. Every picture has
 not depend on the number of other pictures.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from data.arrays import Pixels
 from data.sample import render as render
+
+Marks = Callable[[render.Sprite], npt.NDArray[np.float64]]
 
 _DRAWS = 200  # layouts to try for a scene in which all objects stay visible
 _MARGIN = 80  # pixels of ground beyond each edge of a frame, for the camera to move over
@@ -22,13 +26,13 @@ _SHARE_LATER = 0.006  # of the later frames that are checked: objects may be occ
 # --- Stills -----------------------------------------------------------------------------------------------
 
 
-def _colors(rng: np.random.Generator) -> tuple[render.Palette, render.Palette]:
+def two_palettes(rng: np.random.Generator) -> tuple[render.Palette, render.Palette]:
     """Palettes of object and ground: similar in two of three images, so that color does not identify the object."""
     surface = render.draw_palette(rng)
     return surface, render.draw_palette(rng, near=surface if rng.random() < 0.67 else None)
 
 
-def _expose(canvas: render.Canvas, rng: np.random.Generator) -> Pixels:
+def exposed(canvas: render.Canvas, rng: np.random.Generator) -> Pixels:
     """Random light and sensor noise."""
     slope = (float(rng.uniform(-0.2, 0.2)), float(rng.uniform(-0.2, 0.2)))
     lit = render.relight(canvas, float(rng.uniform(0.75, 1.2)), slope, float(rng.normal(0, 0.06)))
@@ -37,19 +41,19 @@ def _expose(canvas: render.Canvas, rng: np.random.Generator) -> Pixels:
 
 def still(kind: str, side: int, rng: np.random.Generator) -> Pixels:
     """A labeled image [side, side, 3]: one object of the kind."""
-    surface, ground = _colors(rng)
+    surface, ground = two_palettes(rng)
     canvas = render.paint(0.25 + 0.5 * render.ground_field((side, side), rng), ground)
     radius = side * rng.uniform(0.42, 0.54)
     sprite = render.make_sprite(kind, radius, side * rng.uniform(0.1, 0.14), surface, rng)
     x, y = side / 2 + rng.uniform(-0.06, 0.06, 2) * side
     render.draw_sprite(canvas, sprite, render.pose(x, y, rng.uniform(-0.35, 0.35)))
-    return _expose(canvas, rng)
+    return exposed(canvas, rng)
 
 
 def saliency_pair(rng: np.random.Generator, size: tuple[int, int] = (180, 240)) -> tuple[Pixels, Pixels]:
     """An image [H, W, 3] of one or two objects and their mask [H, W], 0 or 255; `size` is (H, W), pixels."""
     height, width = size
-    surface, ground = _colors(rng)
+    surface, ground = two_palettes(rng)
     canvas = render.paint(render.ground_field(size, rng), ground)
     mask = np.zeros(size, bool)
     for index in range(rng.integers(1, 3)):
@@ -57,7 +61,7 @@ def saliency_pair(rng: np.random.Generator, size: tuple[int, int] = (180, 240)) 
         sprite = render.make_sprite(kind, rng.uniform(35, 60), rng.uniform(9, 14), surface, rng)
         x, y = width * (0.35 + 0.3 * index) + rng.uniform(-20, 20), height / 2 + rng.uniform(-25, 25)
         mask |= render.draw_sprite(canvas, sprite, render.pose(x, y, rng.uniform(-0.6, 0.6)))
-    return _expose(canvas, rng), mask.astype(np.uint8) * 255
+    return exposed(canvas, rng), mask.astype(np.uint8) * 255
 
 
 # --- Sequences --------------------------------------------------------------------------------------------
@@ -185,16 +189,26 @@ class _Stage:
         panned = render.pose(shift * np.cos(self.heading) - x, shift * np.sin(self.heading) - y)
         return render.pose(x, y, self.scene.turn * half_way, self.scene.zoom**half_way) @ panned
 
-    def shoot(self, time: float) -> tuple[render.Canvas, Pixels]:
-        """The frame in even light, and its label map."""
+    def drawn(self, time: float) -> tuple[render.Canvas, Pixels]:
+        """The frame in even light, and who is seen in each pixel: 0 the ground, n the n-th actor."""
         height, width = self.scene.size
         camera = self.camera(time)
         ground_to_frame = (camera @ render.pose(-_MARGIN, -_MARGIN))[:2]
         canvas = cv2.warpAffine(self.ground, ground_to_frame, (width, height), borderMode=cv2.BORDER_REFLECT)
-        labels = np.zeros(self.scene.size, np.uint8)
-        for actor in self.actors:
-            labels[render.draw_sprite(canvas, actor.sprite, camera @ actor.placed(time), time)] = actor.label
-        return canvas, labels
+        seen = np.zeros(self.scene.size, np.uint8)
+        for number, actor in enumerate(self.actors, start=1):
+            seen[render.draw_sprite(canvas, actor.sprite, camera @ actor.placed(time), time)] = number
+        return canvas, seen
+
+    def labels(self, seen: Pixels) -> Pixels:
+        """The label of who is seen in each pixel."""
+        table = np.array([0, *(actor.label for actor in self.actors)], np.uint8)
+        return np.asarray(table[seen], np.uint8)
+
+    def shoot(self, time: float) -> tuple[render.Canvas, Pixels]:
+        """The frame in even light, and its label map."""
+        canvas, seen = self.drawn(time)
+        return canvas, self.labels(seen)
 
     def is_clear(self) -> bool:
         """Whether every labeled object is clearly visible in frame 0, and never vanishes later."""
@@ -215,14 +229,79 @@ def _set_stage(scene: Scene, seed: list[int]) -> _Stage:
     raise ValueError(f"scene {scene.name!r}, seed {seed}: none of {_DRAWS} layouts keeps all objects in view")
 
 
+class TrackedFrame(NamedTuple):
+    """A frame of a sequence with points on its objects and on the ground."""
+
+    frame: Pixels
+    """[H, W, 3]"""
+    labels: Pixels
+    """[H, W], ids 0..n."""
+    points: npt.NDArray[np.float64]
+    """[N, 2]: x, y in pixels, also outside the frame."""
+    visible: npt.NDArray[np.bool_]
+    """[N]: inside the frame, and nothing is in front."""
+
+
 def sequence(scene: Scene, frames: int, seed: list[int]) -> Iterator[tuple[Pixels, Pixels]]:
     """Yields (frame [H, W, 3], labels [H, W] with ids 0..n); the light changes over the sequence."""
+    for tracked in tracked_sequence(scene, frames, seed):
+        yield tracked.frame, tracked.labels
+
+
+def tracked_sequence(
+    scene: Scene,
+    frames: int,
+    seed: list[int],
+    marks: Marks | None = None,
+    ground: npt.NDArray[np.float64] | None = None,
+) -> Iterator[TrackedFrame]:
+    """`sequence`, with where points of its labeled objects and of the ground are.
+
+    Args:
+        marks: points of a labeled object's undeformed body [K, 2]; without it there are none.
+        ground: points (x, y) of the first frame [G, 2] that the camera carries away; they come last.
+    """
     stage = _set_stage(scene, seed)
     rng = np.random.default_rng(seed)
     side = rng.uniform(0, render.TAU)
+    world = _on_ground(stage, ground)
     for time in np.linspace(0, 1, frames):
-        canvas, labels = stage.shoot(float(time))
+        canvas, seen = stage.drawn(float(time))
         swing = scene.slope * np.cos(np.pi * time)
         slope = (float(swing * np.cos(side)), float(swing * np.sin(side)))
         lit = render.relight(canvas, scene.gain**time, slope, scene.warmth * (time - 0.5))
-        yield render.to_bytes(lit, 2.5, rng), labels
+        points, owners = _points_at(stage, float(time), marks, world)
+        visible = _is_seen(points, owners, seen)
+        yield TrackedFrame(render.to_bytes(lit, 2.5, rng), stage.labels(seen), points, visible)
+
+
+def _on_ground(stage: _Stage, ground: npt.NDArray[np.float64] | None) -> npt.NDArray[np.float64]:
+    """Points of the first frame (x, y) [G, 2] in the world."""
+    if ground is None:
+        return np.zeros((0, 2))
+    inverse = np.linalg.inv(stage.camera(0.0))
+    return np.asarray(ground @ inverse[:2, :2].T + inverse[:2, 2])
+
+
+def _points_at(
+    stage: _Stage, time: float, marks: Marks | None, world: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Points in the frame (x, y) [N, 2], and the number of the actor that each is on, 0 for the ground."""
+    camera = stage.camera(time)
+    points, owners = [], list[int]()
+    for number, actor in enumerate(stage.actors, start=1):
+        if actor.label and marks is not None:
+            on_body = marks(actor.sprite)
+            points.append(render.body_points(actor.sprite, camera @ actor.placed(time), on_body, time))
+            owners += [number] * len(on_body)
+    points.append(world @ camera[:2, :2].T + camera[:2, 2])
+    return np.concatenate(points), np.array(owners + [0] * len(world), np.int64)
+
+
+def _is_seen(points: npt.NDArray[np.float64], owners: npt.NDArray[np.int64], seen: Pixels) -> npt.NDArray[np.bool_]:
+    """Which points [N, 2] lie inside the frame where their owner is seen."""
+    column, row = np.round(points).astype(np.int64).T
+    inside = (column >= 0) & (column < seen.shape[1]) & (row >= 0) & (row < seen.shape[0])
+    visible: npt.NDArray[np.bool_] = np.zeros(len(points), bool)
+    visible[inside] = seen[row[inside], column[inside]] == owners[inside]
+    return visible

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import errno
 import inspect
+import itertools
 import os
 import re
 import sys
@@ -311,12 +312,21 @@ def _join_repeats(argv: list[str], kinds: Mapping[str, Any]) -> list[str]:
             result.append(word)
             continue
         value = value if equals else next(words, "")
+        if not equals and "," not in value:  # --pair A B
+            value = ",".join([value, *itertools.islice(words, _fixed_length(kinds[option[2:].replace("-", "_")]) - 1)])
         if option in places:
             result[places[option]] += f",{value}"
         else:
             result += [option, value]
             places[option] = len(result) - 1
     return result
+
+
+def _fixed_length(hint: Any) -> int:
+    """How many words a list of texts of fixed length takes; 1 of any other, which is typed a,b,c."""
+    options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    parts = next(get_args(option) for option in options if get_origin(option) is tuple)
+    return len(parts) if Ellipsis not in parts and set(parts) == {str} else 1
 
 
 def _as_list(value: str, hint: Any) -> str:

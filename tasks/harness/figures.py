@@ -24,6 +24,7 @@ STRIP_FRAMES = 5
 STRIP_HEIGHT = 180  # pixels
 WIDEST = 8  # times its height
 FRAME_WIDTH = 6  # pixels
+MATCH_HEIGHT = 300  # pixels of a pair's images
 GRID_TILE = 320  # pixels: the longer side of a tile
 CAPTION_HEIGHT = 22  # pixels
 RIGHT, WRONG, PLAIN = (0, 158, 115), (213, 94, 0), (255, 255, 255)  # green and red that the color-blind tell apart
@@ -105,6 +106,57 @@ def result_strip(path: Path, query: Pixels, results: Sequence[Pixels], right: Se
         framed[FRAME_WIDTH:-FRAME_WIDTH, FRAME_WIDTH:-FRAME_WIDTH] = tile
         tiles.append(framed)
     save(path, np.hstack(tiles))
+
+
+def match_strip(
+    path: Path, source: Pixels, target: Pixels, points: npt.NDArray, found: npt.NDArray, right: npt.NDArray | None
+) -> None:
+    """Write two images side by side with a line from each point to where it was found, as one JPEG.
+
+    Args:
+        source, target: RGB [H, W, 3] of any size.
+        points, found: (x, y) in pixels [P, 2] of the source and of the target.
+        right: [P], green or red; None draws each point in a color of its own.
+    """
+    height = MATCH_HEIGHT
+    scales = [height / image.shape[0] for image in (source, target)]
+    tiles = [
+        cv2.resize(image, (max(1, round(image.shape[1] * scale)), height), interpolation=cv2.INTER_AREA)
+        for image, scale in zip((source, target), scales, strict=True)
+    ]
+    canvas = np.ascontiguousarray(np.hstack(tiles))
+    for number, (start, end) in enumerate(zip(points, found, strict=True)):
+        color = _point_color(number) if right is None else RIGHT if right[number] else WRONG
+        a = (round(start[0] * scales[0]), round(start[1] * scales[0]))
+        b = (round(end[0] * scales[1]) + tiles[0].shape[1], round(end[1] * scales[1]))
+        cv2.line(canvas, a, b, color, 1, cv2.LINE_AA)
+        for point in (a, b):
+            cv2.circle(canvas, point, 4, color, -1, cv2.LINE_AA)
+            cv2.circle(canvas, point, 4, PLAIN, 1, cv2.LINE_AA)
+    save(path, np.asarray(canvas, np.uint8))
+
+
+def tracks_over(rgb: Pixels, trails: npt.NDArray, right: npt.NDArray, hidden: npt.NDArray) -> Pixels:
+    """A frame RGB [H, W, 3] with the way of each point up to it.
+
+    Args:
+        trails: (x, y) in pixels [Q, t, 2]; the last is where the point is now.
+        right: [Q], green or red.
+        hidden: [Q], drawn as a ring.
+    """
+    canvas = rgb.copy()
+    for trail, answer, ring in zip(np.round(trails).astype(int), right, hidden, strict=True):
+        color = RIGHT if answer else WRONG
+        cv2.polylines(canvas, [trail.reshape(-1, 1, 2)], isClosed=False, color=color, thickness=1, lineType=cv2.LINE_AA)
+        center = (int(trail[-1, 0]), int(trail[-1, 1]))
+        cv2.circle(canvas, center, 4, color, 1 if ring else -1, cv2.LINE_AA)
+    return canvas
+
+
+def _point_color(number: int) -> tuple[int, int, int]:
+    """A color for the n-th point, from 0."""
+    red, green, blue = (int(channel) for channel in PALETTE[1 + number % 254])
+    return red, green, blue
 
 
 def _blank_figure(width: float, height: float) -> Figure:
