@@ -12,6 +12,7 @@ import torch
 from dino_dense import tokens
 from dino_dense.clustering import Components, cluster, fit_components, fit_scaling
 from dino_dense.matching import points
+from dino_dense.matching.rules import centered_in_square, scaled_to_square
 from dino_dense.matching.tracks import query_features, track_points
 from dino_dense.neighbors import incontext
 from dino_dense.neighbors.exact import nearest
@@ -340,7 +341,7 @@ def test_probe3d_matches():
     for pair, note, source, target in of_pairs(arrays):
         key = f"pair{pair}.probe3d"
         starts, ends = (
-            keypoints.scaled_to_square(note[f"{end}_kps"], note[f"{end}_imsize"][:2], side) for end in ("src", "trg")
+            scaled_to_square(note[f"{end}_kps"], note[f"{end}_imsize"][1::-1], side) for end in ("src", "trg")
         )
         np.testing.assert_array_equal(starts, arrays[f"{key}.src_kps"][:, :2])
         np.testing.assert_array_equal(ends, arrays[f"{key}.trg_kps"][:, :2])
@@ -392,7 +393,7 @@ def test_geoaware_matches(kind: str):
     for pair, note, source, target in of_pairs(arrays):
         key = f"pair{pair}.{kind}"
         starts, ends = (
-            keypoints.centered_in_square(note[f"{end}_kps"], note[f"{end}_imsize"][:2], side) for end in ("src", "trg")
+            centered_in_square(note[f"{end}_kps"], note[f"{end}_imsize"][1::-1], side) for end in ("src", "trg")
         )
         np.testing.assert_allclose(starts, arrays[f"{key}.src_kps"], atol=1e-4)
         cells = torch.from_numpy(starts / stride).long()

@@ -37,6 +37,37 @@ def at_pixels(features: Tensor, size: tuple[int, int]) -> Tensor:
     return F.normalize(large, dim=0)
 
 
+def best_pixels(queries: Tensor, features: Tensor, size: tuple[int, int], channels: int = 64) -> Tensor:
+    """The most similar pixel (x, y) for each of [P, D], int64 [P, 2]: `best_cells` on `at_pixels`, in less memory.
+
+    Upsampling is linear, so that products with the queries are upsampled in place of features; the lengths of the
+    features at the pixels are summed over `channels` of them at a time.
+
+    Args:
+        features: map [D, h, w] before upsampling.
+        size: (H, W), pixels.
+    """
+    lengths = features.new_zeros(size)
+    for part in features.split(channels):
+        lengths += F.interpolate(part[None], size, mode="bilinear", align_corners=False)[0].square().sum(0)
+    lengths = lengths.sqrt().clamp_min(1e-12)
+    products = torch.einsum("pd,dhw->phw", F.normalize(queries, dim=1), features)
+    best = [
+        (F.interpolate(one[None, None], size, mode="bilinear", align_corners=False)[0, 0] / lengths).argmax()
+        for one in products
+    ]
+    index = torch.stack(best)
+    return torch.stack([index % size[1], index // size[1]], dim=1)
+
+
+def features_at_pixels(features: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
+    """Features [P, D] of length 1 at whole pixels (x, y) [P, 2] of a map [D, h, w] as `at_pixels` upsamples it."""
+    scale = torch.tensor(size[::-1]).to(features)
+    grid = (2 * (points.to(features) + 0.5) / scale - 1)[None, None]
+    sampled = F.grid_sample(features[None], grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return F.normalize(sampled[0, :, 0].T, dim=1)
+
+
 def pixel_features(features: Tensor, points: Tensor) -> Tensor:
     """Features [P, D] of a map [D, H, W] at integer pixels (x, y) [P, 2].
 
@@ -63,7 +94,7 @@ def soft_cells(queries: Tensor, features: Tensor, window: int = SOFT_WINDOW) -> 
     height, width = features.shape[1:]
     similarity = (F.normalize(queries, dim=1) @ F.normalize(features.flatten(1), dim=0)).view(-1, height, width)
     best = best_cells(queries, features)
-    columns, rows = torch.arange(width), torch.arange(height)
+    columns, rows = (torch.arange(length, device=features.device) for length in (width, height))
     near = ((columns - best[:, :1]).abs() <= window)[:, None] & ((rows - best[:, 1:]).abs() <= window)[:, :, None]
     weights = ((similarity * near) / SOFT_TEMPERATURE).flatten(1).softmax(dim=1).view_as(similarity)
     x = (weights.sum(1) * columns).sum(1)

@@ -1,4 +1,4 @@
-"""Percentage of correct keypoints (PCK), and keypoints at the size that a protocol compares them at.
+"""Percentage of correct keypoints (PCK).
 
 Shapes: P points (x, y) in pixels.
 Sources: probe3d `evaluate_spair_correspondence.py`, dift `eval_spair.py`, GeoAware-SC `utils/utils_dataset.py`.
@@ -11,23 +11,7 @@ import numpy.typing as npt
 
 from dino_dense.arrays import Floats
 
-Points = Sequence[Sequence[float]]
 Hits = npt.NDArray[np.bool_]
-
-
-def scaled_to_square(points: Points, size: Sequence[int], side: int) -> npt.NDArray[np.int64]:
-    """Points of an image of `size` (W, H), padded right and below to a square of `side` pixels (Probe3D).
-
-    Coordinates are cut to whole pixels, as in the reference.
-    """
-    return (np.asarray(points, np.float64) * side / max(size)).astype(np.int64)
-
-
-def centered_in_square(points: Points, size: Sequence[int], side: int) -> Floats:
-    """Points of an image of `size` (W, H), scaled to the long side `side` and centered in a square (GeoAware-SC)."""
-    scale = side / max(size)
-    margin = [int((side - round(length * scale)) / 2) for length in size]
-    return np.asarray(points, np.float64) * scale + margin
 
 
 def distances(predicted: npt.NDArray, truth: npt.NDArray) -> Floats:
