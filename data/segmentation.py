@@ -30,6 +30,7 @@ VOC_CLASSES = (
 )
 VOC_NAME = re.compile(r"20\d\d_\d{6}")  # of its images, without ending
 SPECK = 0.01  # of the void and of the ground: fewer pixels of other classes are specks, not classes
+OBJECT_COUNTS = 4  # numbers of objects in masks; ids of classes are never nested 1, 2, ... so often
 EMBEDDED_TRAIN = 40  # of the embedded pairs; the rest is for validation
 
 
@@ -41,6 +42,8 @@ class LabeledPixels:
     mask: Path
     is_binary: bool = False
     """Whether any value above 0 is class 1 (embedded pairs)."""
+    table: tuple[int, ...] | None = None
+    """Class of each id of the file, from 0 up, where they are not the same; 255 stays void."""
 
     @property
     def name(self) -> str:
@@ -59,12 +62,25 @@ class LabeledPixels:
         return picture, ids
 
     def read_ids(self) -> npt.NDArray[np.uint8]:
-        """Class ids uint8 [H, W]."""
-        return read_foreground(self.mask) if self.is_binary else read_ids(self.mask, CLASS_ADVICE)
+        """Class ids uint8 [H, W]; DataError for an id that the table does not have."""
+        if self.is_binary:
+            return read_foreground(self.mask)
+        ids = read_ids(self.mask, CLASS_ADVICE)
+        if self.table is None:
+            return ids
+        top = int(ids[ids != VOID].max(initial=0))
+        if top >= len(self.table):
+            raise DataError(
+                f"{self.mask}: id {top}, expected 0 to {len(self.table) - 1} or {VOID} for void. Are these masks of "
+                "classes, not of objects, and of this data set (--layout)?"
+            )
+        table = np.full(VOID + 1, VOID, np.uint8)
+        table[: len(self.table)] = self.table
+        return table[ids]
 
 
-def load_voc_class_masks(root: Path | str, split: str) -> list[LabeledPixels]:
-    """The images of a split, in the order of its list.
+def load_voc_class_masks(root: Path | str, split: str, folder: str = "SegmentationClass") -> list[LabeledPixels]:
+    """The images of a split, in the order of its list; `folder` has the masks.
 
     Raises:
         DataError: no such tree or list, an empty list, or an image or mask that is missing.
@@ -72,7 +88,7 @@ def load_voc_class_masks(root: Path | str, split: str) -> list[LabeledPixels]:
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; expected JPEGImages, SegmentationClass and ImageSets/Segmentation")
-    entries = voc_entries(root, "Segmentation", split, "SegmentationClass", ID_SUFFIXES)
+    entries = voc_entries(root, "Segmentation", split, folder, ID_SUFFIXES)
     return [LabeledPixels(entry.image, entry.other) for entry in entries]
 
 
@@ -80,12 +96,14 @@ def count_classes(train: Sequence[LabeledPixels], val: Sequence[LabeledPixels]) 
     """K, where ids go from 0 to K - 1 in the masks to train on. Every mask is read.
 
     Raises:
-        DataError: training masks of one class, among them masks of 0 and 255, whose 255 is void here; a validation mask
-            with a class that training never saw.
+        DataError: training masks of one class, among them masks of 0 and 255, whose 255 is void here; masks of
+            objects; a validation mask with a class that training never saw.
     """
-    folder, pixels = train[0].mask.parent, np.zeros(VOID + 1, np.int64)
+    folder, pixels, ids_of = train[0].mask.parent, np.zeros(VOID + 1, np.int64), set[tuple[int, ...]]()
     for pair in train:
-        pixels += np.bincount(pair.read_ids().ravel(), minlength=VOID + 1)
+        counts = np.bincount(pair.read_ids().ravel(), minlength=VOID + 1)
+        pixels += counts
+        ids_of.add(tuple(np.flatnonzero(counts[:VOID]).tolist()))
     void, ground, objects = pixels[VOID], pixels[0], pixels[1:VOID].sum()
     if SPECK * void > objects and SPECK * ground > objects:
         raise DataError(
@@ -93,6 +111,7 @@ def count_classes(train: Sequence[LabeledPixels], val: Sequence[LabeledPixels]) 
             f"and {VOID} is void here: pixels of no class, neither trained on nor scored. If {VOID} is the object, "
             "save it as 1 in all masks"
         )
+    _refuse_objects(folder, ids_of)
     used = np.flatnonzero(pixels[:VOID])
     if used.max(initial=0) < 1:
         raise DataError(f"{folder}: the training masks hold one class only; expected two or more")
@@ -107,6 +126,20 @@ def count_classes(train: Sequence[LabeledPixels], val: Sequence[LabeledPixels]) 
     if unused := highest + 1 - len(used):
         say(f"{folder}: of the ids 0 to {highest} the training masks have {len(used)}; {unused} are of no pixel.")
     return highest + 1
+
+
+def _refuse_objects(folder: Path, ids_of: set[tuple[int, ...]]) -> None:
+    """DataError where the ids of every mask are 0, 1, ..., n with many different n: numbers of objects.
+
+    Args:
+        ids_of: the sets of ids that masks have, 255 left out.
+    """
+    counted = {tuple(identity for identity in ids if identity) for ids in ids_of} - {()}
+    if len(counted) >= OBJECT_COUNTS and all(ids == tuple(range(1, len(ids) + 1)) for ids in counted):
+        raise DataError(
+            f"{folder}: the ids of every mask count from 1 without a gap, up to {max(map(len, counted))}: these are "
+            "masks of objects. Expected masks of classes (in VOC's trees SegmentationClass, not SegmentationObject)"
+        )
 
 
 def class_names(pairs: Sequence[LabeledPixels], count: int) -> tuple[str, ...]:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from dino_dense import Metric, Picture, Score
 from dino_dense.backbone.grid import check_whole
 from dino_dense.config import command_line
-from dino_dense.config.schema import path, runtime, selects
 from dino_dense.probes.protocol import PixelProbe
 from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import Session
 from tasks.harness.task import Outcome, Task
 from tasks.scores.segmentation import class_iou, pixel_accuracy
+from tasks.semantic.options import LabeledImages
 from tasks.semantic.splits import LabeledSplits, draw_worst_and_best, evaluate, image_samples, open_splits, per_class
 
 if TYPE_CHECKING:
@@ -24,23 +24,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SegprobeConfig(PixelProbe):
-    """Which images"""
-
-    data: str | None = path()
-    """Tree in VOC's layout: JPEGImages, SegmentationClass (255 is void), ImageSets/Segmentation; without it, the
-    embedded pairs (classes ground and object)."""
-    train_split: str = selects("train")
-    """List under ImageSets/Segmentation to train on."""
-    split: str = selects("val")
-    """List under ImageSets/Segmentation to score."""
-    workers: int = runtime(0)
-    """Processes that read images beside the main one."""
+class SegprobeConfig(PixelProbe, LabeledImages):
+    """A linear layer on patch tokens"""
 
 
 def open_data(config: SegprobeConfig) -> LabeledSplits:
     """The two splits that a config names; raises what `open_splits` raises."""
-    return open_splits(config.data, config.train_split, config.split)
+    return open_splits(config)
 
 
 def measure(backbone: Backbone, splits: LabeledSplits, config: SegprobeConfig, session: Session) -> Outcome:

@@ -68,7 +68,7 @@ def soft_labels(
     Args:
         queries: features [N, D], of any length.
         memory: features [M, D] of length 1.
-        memory_labels: class shares [M, C].
+        memory_labels: class shares [M, C], of any type: counts give counts.
         neighbors: number of rows that vote, 1 to M.
         temperature: the softmax's (`beta` in the reference, 0.02).
 
@@ -85,7 +85,7 @@ def soft_labels(
         rows = indices[start : start + step]
         cosine = torch.einsum("nd,nkd->nk", unit[start : start + step], memory[rows])
         weights = (cosine / temperature).softmax(dim=-1)
-        result[start : start + step] = torch.einsum("nk,nkc->nc", weights, memory_labels[rows])
+        result[start : start + step] = torch.einsum("nk,nkc->nc", weights, memory_labels[rows].to(weights.dtype))
     return result
 
 

@@ -6,7 +6,6 @@ Sources: NeCo and Leopart `experiments/utils.py` (PredsmIoU), open-hummingbird-e
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
 from dino_dense.arrays import Floats
 from tasks.scores.segmentation import Counts
@@ -50,6 +49,8 @@ def precision_scores(matrix: Counts) -> Floats:
 
 def match_hungarian(matrix: Counts) -> Mapping:
     """Each cluster to one class so that the sum of IoUs is largest; clusters without a class go to class 0."""
+    from scipy.optimize import linear_sum_assignment
+
     rows, columns = linear_sum_assignment(iou_scores(matrix), maximize=True)
     mapping = np.zeros(matrix.shape[1], np.int64)
     mapping[columns] = rows

@@ -14,14 +14,8 @@ import numpy as np
 from PIL import Image
 
 from data.sample import sample_data
-from data.segmentation import (
-    VOID,
-    LabeledPixels,
-    class_names,
-    count_classes,
-    embedded_segmentation,
-    load_voc_class_masks,
-)
+from data.segmentation import VOID, LabeledPixels, class_names, count_classes, embedded_segmentation
+from data.segmentation_layouts import open_labeled
 from dino_dense import Picture
 from dino_dense.arrays import Pixels
 from dino_dense.report.samples import ratio_columns
@@ -29,6 +23,7 @@ from tasks.harness import figures
 from tasks.harness.session import DataFacts, Session
 from tasks.harness.task import file_list_hash
 from tasks.scores.segmentation import Counts, class_iou, confusion, pixel_accuracy
+from tasks.semantic.options import LabeledImages
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,31 +42,47 @@ class LabeledSplits:
     val: list[LabeledPixels]
     class_names: tuple[str, ...]
     facts: DataFacts
+    has_other: bool = False
+    """Whether class 0 is "other", labeled and not scored (ADE20K)."""
+
+    def truth(self, ids: Pixels) -> Pixels:
+        """Class ids [...] with `VOID` wherever a pixel is not scored."""
+        return np.where(ids == 0, VOID, ids).astype(np.uint8) if self.has_other else ids
 
 
-def open_splits(data: str | None, train_split: str, split: str) -> LabeledSplits:
-    """The two splits of a tree, or the embedded pairs without `data`; every training mask is read for its classes.
+def open_splits(images: LabeledImages, *, zero_is_void: bool = True) -> LabeledSplits:
+    """The two splits of a data set, or the embedded pairs without `data`.
+
+    Where the layout does not say how many classes there are, every mask is read.
+
+    Args:
+        zero_is_void: of ADE20K, whether its class 0 ("other") is void, or a class.
 
     Raises:
         DataError: a split cannot be used, or a validation image has a class that training never saw.
     """
-    if data is None:
+    other = False
+    if images.data is None:
         root = sample_data().saliency
         train, val = embedded_segmentation(sample_data())
         names: tuple[str, ...] = ("ground", "object")
     else:
-        root = Path(data)
-        train, val = (load_voc_class_masks(root, name) for name in (train_split, split))
-        names = class_names([*train, *val], count_classes(train, val))
+        root = Path(images.data)
+        lists = [
+            open_labeled(root, split, images.layout, classes=images.coco_classes, zero_is_void=zero_is_void)
+            for split in (images.train_split, images.split)
+        ]
+        train, val, other = lists[0].pairs, lists[1].pairs, lists[0].has_other
+        names = lists[0].class_names or class_names([*train, *val], count_classes(train, val))
     files = [file for pair in (*train, *val) for file in (pair.image, pair.mask)]
     facts = DataFacts(
-        name=f"{root.resolve().name} {split}" if data else "embedded pairs",
+        name=f"{root.resolve().name} {images.split}" if images.data else "embedded pairs",
         root=str(root),
         n=len(val),
         unit="images",
         sha256=file_list_hash(root, files),
     )
-    return LabeledSplits(train, val, names, facts)
+    return LabeledSplits(train, val, names, facts, other)
 
 
 def evaluate(predict: Predict, splits: LabeledSplits, session: Session) -> tuple[Counts, pd.DataFrame]:

@@ -52,6 +52,7 @@ def test_every_published_number_has_its_protocol_file():
         ("retrieval", {"image_size": 300}),
         ("copydetect", {"top": None}),
         ("segprobe", {"steps": 10}),
+        ("incontext", {"memory_size": 1000}),
     ],
 )
 def test_a_changed_constant_is_no_published_protocol(name: str, changes: dict[str, object]):

@@ -28,6 +28,7 @@ from dino_dense.probes.readout import window_starts
 from tasks import RunOptions, get, run_one
 from tasks.scores.segmentation import class_iou, confusion, pixel_accuracy
 from tasks.segprobe import SegprobeConfig
+from tasks.semantic.options import LabeledImages
 from tasks.semantic.splits import open_splits
 from tests.data.test_segmentation import halves, make_tree
 
@@ -164,7 +165,7 @@ def test_gray_levels_are_learned(tmp_path: Path, changes: dict):
 
 def test_a_stopped_run_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("dino_dense.probes.pixels.SAVE_SECONDS", 0.0)
-    splits = open_splits(str(tree(tmp_path / "voc")), "train", "val")
+    splits = open_splits(LabeledImages(data=str(tree(tmp_path / "voc"))))
     config = PixelProbe(steps=12, crop=32, batch_size=2)
     backbone = load_backbone(RANDOM)
 
