@@ -100,7 +100,7 @@ def labeled_batches(
         keys: (position among all, key) of this process's images.
     """
     worker_items = WorkerItems(workers, lambda image: squares.pairs[image].name)
-    loaded = read_items(squares, hands, index=image_of, batch_size=batch_size, sampler=[key for _, key in keys])
+    loaded = read_items(squares, worker_items, index=image_of, batch_size=batch_size, sampler=[key for _, key in keys])
     for start, (images, ids) in zip(range(0, len(keys), batch_size), loaded, strict=True):
         positions = [position for position, _ in keys[start : start + batch_size]]
         yield LabeledBatch(positions, backbone.extract(images.to(backbone.device)).patches, ids)
