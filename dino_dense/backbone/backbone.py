@@ -13,21 +13,11 @@ from torch import Tensor, nn
 
 from dino_dense.backbone.cpu_attention import fast_attention
 from dino_dense.backbone.dino_vit import IMAGENET_MEAN, IMAGENET_STD
-from dino_dense.backbone.eva import EvaReader
+from dino_dense.backbone.families import reader_of
 from dino_dense.backbone.reader import KINDS, Reader
-from dino_dense.backbone.stages import StageReader
-from dino_dense.backbone.vit import VitReader
 from dino_dense.checkpoint import sha256_of_weights
 
 Triple = tuple[float, float, float]
-
-READERS: tuple[type[Reader], ...] = (VitReader, EvaReader, StageReader)
-"""One reader for each family of networks; the first whose `reads` is true is used."""
-
-
-def reader_of(module: nn.Module) -> Reader:
-    """The reader of a network's family."""
-    return next(reader for reader in READERS if reader.reads(module))(module)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from dino_dense.backbone import families
 from dino_dense.backbone.dinov3 import DinoV3, RotaryShape
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -152,7 +153,8 @@ def build_module(
     """A network with random weights.
 
     Args:
-        name: `vit_{micro,tiny,small,base,large}_patch{P}_{SIZE}` for a DINO ViT, else any timm model name.
+        name: `vit_{micro,tiny,small,base,large}_patch{P}_{SIZE}` for a DINO ViT, a name of `families.architectures`,
+            else any timm model name.
         drop_path_rate: stochastic depth rate of the last block, in [0, 1); 0 for a network without stochastic depth.
         img_size: side in pixels of the square image that the position grid is for; default from the name.
         num_heads: attention heads; default from the name.
@@ -176,8 +178,10 @@ def build_module(
         options["num_heads"] = num_heads
     if name.startswith("resnet"):
         options["zero_init_last"] = False  # torchvision's initialization, which DINO used
-    check_timm_name(name)
     try:
+        if name in families.architectures():
+            return families.build(name, **options)
+        check_timm_name(name)
         return create_timm(name.partition(".")[0], pretrained=False, **options)
     except TypeError as error:
         raise ValueError(f"{name} cannot be built with {', '.join(options) or 'these options'} ({error}).") from None
@@ -197,7 +201,8 @@ def _widen_attention(body: DinoViT) -> None:
 def check_timm_name(name: str) -> None:
     """Raise ValueError, with the nearest names, unless timm knows an architecture of this name."""
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name.split(".")[0], [*timm.list_models(), *_example_names()], n=4)
+        known = [*timm.list_models(), *_example_names(), *families.architectures()]
+        near = difflib.get_close_matches(name.split(".")[0], known, n=4)
         hint = f" Near names: {', '.join(near)}." if near else ""
         raise ValueError(
             f"unknown architecture {name!r}.{hint} Expected vit_{{micro,tiny,small,base,large}}_patch{{P}}_{{SIZE}} "
@@ -233,6 +238,8 @@ def describe(module: nn.Module) -> dict[str, Any]:
         return {"body": "vit", **asdict(module.shape)}
     if isinstance(module, DinoV3):
         return {"body": "dinov3", **asdict(module.shape)}
+    if isinstance(name := getattr(module, "architecture", None), str):
+        return {"body": "family", "name": name}
     timm_config: Any = module.pretrained_cfg
     return {"body": "timm", "name": timm_config["architecture"]}
 
@@ -253,6 +260,8 @@ def rebuild(description: Any) -> nn.Module:
             return DinoViT(_checked_shape(ViTShape(**fields)))
         if kind == "dinov3":
             return DinoV3(_checked_shape(RotaryShape(**fields)))
+        if kind == "family" and fields["name"] in families.architectures():
+            return families.build(fields["name"])
         if kind == "timm" and timm.is_model(fields["name"]):
             return create_timm(fields["name"], pretrained=False)
     except (TypeError, KeyError, ValueError, RuntimeError, ZeroDivisionError, AssertionError) as error:

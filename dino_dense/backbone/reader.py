@@ -1,6 +1,6 @@
 """The protocol of readers: a family of networks implements it to be measured.
 
-A family is one file (vit.py, eva.py, stages.py), with one entry in `backbone.READERS`.
+A family is one file of `families/`.
 
 Shapes: B images, h x w patch grid, C channels, L requested layers.
 """
@@ -20,6 +20,7 @@ class Reader(Protocol):
 
     Attributes:
         version: raised with every change of a value that `read` returns; caches compare it.
+        last_resort: whether it reads what no other family does.
         patch_size: pixels a feature cell spans; image sides are multiples of it.
         embed_dim: channels C of the last layer.
         depth: number of layers; `layers` are numbers below it.
@@ -32,6 +33,7 @@ class Reader(Protocol):
     """
 
     version: int
+    last_resort: bool
     patch_size: int
     embed_dim: int
     depth: int

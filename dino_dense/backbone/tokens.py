@@ -35,7 +35,7 @@ class TokenReader:
     """
 
     version = 1
-    uniform_width, nonnegative_maps = True, False
+    last_resort, uniform_width, nonnegative_maps = False, True, False
 
     def __init__(self, module: nn.Module) -> None:
         body: Any = module

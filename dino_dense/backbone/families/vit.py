@@ -42,3 +42,6 @@ class VitReader(TokenReader):
     def compared(self, attention: Any, queries: Tensor, keys: Tensor, _: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Queries and keys of the dot product: after their norms, if the network has them."""
         return attention.q_norm(queries), attention.k_norm(keys)
+
+
+READER = VitReader

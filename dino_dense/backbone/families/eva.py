@@ -66,3 +66,6 @@ class EvaReader(TokenReader):
         """[B, heads, P+N, c] with the patches rotated by their positions; prefix tokens have no position."""
         prefix, patches = x[:, :, : self.prefix], x[:, :, self.prefix :]
         return torch.cat([prefix, apply_rot_embed_cat(patches, rope, half=attention.rotate_half)], dim=2).type_as(x)
+
+
+READER = EvaReader

@@ -37,6 +37,7 @@ class StageReader:
     """
 
     version = 2
+    last_resort = True
 
     def __init__(self, module: nn.Module) -> None:
         body: Any = module
@@ -181,3 +182,6 @@ class _MapError(ValueError):
 def parameters_of(body: nn.Module, method: str) -> Sequence[str]:
     """Parameter names of a method; empty if there is no such method."""
     return list(inspect.signature(getattr(body, method)).parameters) if hasattr(body, method) else []
+
+
+READER = StageReader
