@@ -4,6 +4,7 @@ Each source has the size, times and names of its frames, and reads frames in ord
 grow with the length of a clip. Video files are in `data/video_file.py`.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -94,8 +95,19 @@ class PictureFolder:
 
 
 def open_folder(path: Path) -> PictureFolder:
-    """Open a folder of frames; DataError if it has no pictures, or two of the same name (their masks would collide)."""
+    """Open a folder of frames.
+
+    Raises:
+        DataError: no pictures, pictures of several folders, or two of the same name (their masks would collide).
+    """
     pictures = tuple(list_images(path))
+    counts = Counter(picture.parent for picture in pictures)
+    if len(counts) > 1:
+        some = ", ".join(f"{folder} ({count} pictures)" for folder, count in list(counts.items())[:8])
+        raise DataError(
+            f"{path}: {len(counts)} folders with pictures: {some}{', ...' if len(counts) > 8 else ''}. Expected one "
+            "clip. Which of them is it? Give that folder."
+        )
     by_stem: dict[str, Path] = {}
     for picture in pictures:
         other = by_stem.setdefault(picture.stem, picture)

@@ -1,7 +1,7 @@
 """Revisited Oxford and Paris (Radenović et al. 2018, arXiv 1803.11285): queries and their relevant images.
 
     <root>/gnd_roxford5k.pkl    or gnd_rparis6k.pkl, or any gnd_NAME.pkl of the same form
-    <root>/jpg/*.jpg
+    <root>/jpg/*.jpg            or another ending of pictures
 
 The ground truth is a pickle, which can run code; it is read without (`plain_pickle`).
 """
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from data import DataError
 from data.arrays import Box
+from data.files import read_by_stem
 from data.plain_pickle import StoredArray, read_plain_pickle
 
 Indices = npt.NDArray[np.int64]
@@ -64,7 +65,8 @@ def load_revisited(root: Path | str) -> Revisited:
     if not isinstance(answers, list) or len(answers) != len(names["qimlist"]):
         content = len(answers) if isinstance(answers, list) else type(answers).__name__
         raise DataError(f"{file}: expected a gnd entry for each of {len(names['qimlist'])} queries, found {content}.")
-    paths = {key: [root / "jpg" / f"{name}.jpg" for name in listed] for key, listed in names.items()}
+    find = read_by_stem(root / "jpg")
+    paths = {key: [find(name) or root / "jpg" / f"{name}.jpg" for name in listed] for key, listed in names.items()}
     _check_images(root, [*paths["imlist"], *paths["qimlist"]])
     places = [f"{file}: gnd[{number}]" for number in range(len(answers))]
     return Revisited(

@@ -82,6 +82,16 @@ def test_a_folder_of_frames_is_a_clip(tmp_path: Path):
         list(clip)
 
 
+def test_two_clips_in_folders_are_asked_about(tmp_path: Path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for index in range(2):
+            Image.fromarray(moving_disc(index, SIZE)).save(tmp_path / name / f"{name}{index}.png")
+    with pytest.raises(DataError, match=r"2 folders with pictures: .*cat \(2 pictures\), .*dog \(2 .*Which"):
+        open_clip(tmp_path)
+    assert len(open_clip(tmp_path / "dog")) == 2
+
+
 def shown(rgb: np.ndarray, orientation: tuple[int, int, int, int]) -> np.ndarray:
     """Every pixel (x, y) moved to (a x + c y, b x + d y), by the definition; then into the picture."""
     a, b, c, d = orientation

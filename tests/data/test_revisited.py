@@ -38,6 +38,16 @@ def write(root: Path, record: Any, protocol: int = 2) -> Path:
     return root
 
 
+def test_images_may_have_other_endings(tmp_path: Path):
+    root = write(tmp_path, ground_truth())
+    for path in sorted((root / "jpg").iterdir())[::2]:
+        Image.new("RGB", (12, 10)).save(path.with_suffix(".PNG"))
+        path.unlink()
+    oxford = load_revisited(root)
+    assert [path.stem for path in oxford.database] == ground_truth()["imlist"]
+    assert {path.suffix for path in oxford.database} == {".jpg", ".PNG"}
+
+
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_every_pickle_protocol_gives_the_same(protocol: int, tmp_path: Path):
     found = load_revisited(write(tmp_path, ground_truth(), protocol))
