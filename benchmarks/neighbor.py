@@ -25,7 +25,9 @@ FAIR = 1.7
 FRAMES = 13
 STEPS = 12
 BUSY = [sys.executable, "-S", "-c", "while True: pass"]
-POLICIES = {"threads spin": {"OMP_WAIT_POLICY": "active"}, "threads sleep": {}}
+SPINS = "300000"
+"""How often libgomp's threads look again before they sleep, where nothing is set (libgomp manual, GOMP_SPINCOUNT)."""
+POLICIES = {"threads spin": {"GOMP_SPINCOUNT": SPINS}, "threads sleep": {}}
 
 
 # --- The work, in a process of its own ----------------------------------------------------------------------
