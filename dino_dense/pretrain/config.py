@@ -62,7 +62,8 @@ class PretrainConfig(
     device: str = "auto"
     """auto (CUDA if available), cpu, cuda or cuda:N."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Autocast type. auto = fp16 with loss scaling on CUDA, as published (main_dino use_fp16), fp32 on the CPU."""
+    """Autocast type. auto = bf16 on CUDA, or fp16 with loss scaling where the device has no bf16 (main_dino use_fp16);
+    fp32 on the CPU."""
     num_workers: int | None = None
     """Loader processes per training process. None: 10 (main_dino), but no more than its share of the CPU cores."""
     log_every: int = 10

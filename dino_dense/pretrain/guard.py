@@ -25,6 +25,9 @@ DUMP_FILE = "not_finite.safetensors"
 """The training state when a non-finite step is noticed, which may be some steps later."""
 MOST_SKIPPED = 10
 """Steps that may be skipped in a row: a single bad batch does not explain more."""
+MOST_OVERFLOWS = 10
+"""Steps in a row whose gradients may overflow under loss scaling. Each halves the scale from 2^16 on: healthy gradients
+fit after a few."""
 
 
 class Guard:
@@ -56,7 +59,10 @@ class Guard:
         self.bad: list[BadSample] = []
         """Bad samples since the last check."""
         self.unchecked: list[tuple[int, Tensor]] = []
-        """Steps since the last check, with the values that must be finite. A check waits for the device."""
+        """Steps since the last check, with the values that must be finite and the gradient's norm. A check waits for
+        the device."""
+        self.overflows = 0
+        """Steps in a row whose gradients overflowed under loss scaling: they changed no weight."""
         self.skipped = 0
         """Steps skipped in a row."""
 
@@ -83,23 +89,31 @@ class Guard:
         self.step += 1
         self.bad += [bad for batch in micro_batches for bad in batch.bad]
         if not self.skipped:
-            self.unchecked.append((self.step, self._must_be_finite(measured)))
+            self.unchecked.append((self.step, torch.stack([self._must_be_finite(measured), measured.grad_norm])))
 
     def check_steps(self) -> str | None:
         """Check all steps since the last check, in all processes together. Returns a warning about bad pictures."""
         if self.unchecked:
             steps, totals = zip(*self.unchecked, strict=True)
-            means = distributed.all_reduce_mean(torch.stack(totals))
-            finite = means.isfinite().tolist()
+            means = distributed.all_reduce_mean(torch.stack(totals)).cpu()
+            losses, gradients = means.isfinite().T.tolist()
             self.unchecked.clear()
-            if not all(finite):
-                first = finite.index(False)
-                self._stop(steps[first], means[first:].tolist(), "the loss or its gradient is")
+            if not all(losses):
+                first = losses.index(False)
+                self._stop(steps[first], means[first:, 0].tolist(), "the loss or its gradient is")
+            self._count_overflows(steps, gradients)
         name = self.images.name
         rows = [(self.step, name(bad.image), name(bad.replaced_by), bad.reason) for bad in self.bad]
         self.bad.clear()
         rows = distributed.gather_objects(rows)
         return self.bad_samples.add(rows) if rows else None
+
+    def _count_overflows(self, steps: Sequence[int], finite: Sequence[bool]) -> None:
+        """Stop where loss scaling has skipped too many steps in a row: their gradients overflow at any scale."""
+        for step, fine in zip(steps, finite, strict=True):
+            self.overflows = 0 if fine else self.overflows + 1
+            if self.overflows > MOST_OVERFLOWS:
+                self._stop(step - MOST_OVERFLOWS, [], f"the gradients of {self.overflows} steps in a row are")
 
     def check_weights(self) -> None:
         """Stop the run if weights are not finite, before they are saved."""
@@ -107,7 +121,7 @@ class Guard:
             self._stop(self.step, [], "some weights are")
 
     def _must_be_finite(self, measured: Measured) -> Tensor:
-        # With loss scaling an overflowing gradient only skips the step.
+        # With loss scaling an overflowing gradient only skips the step; `_count_overflows` looks at those.
         scales = self.stepper.state.scaler.is_enabled()
         return measured.loss if scales else measured.loss + measured.grad_norm
 

@@ -50,7 +50,7 @@ def feature_spectrum(features: Tensor) -> tuple[float, float, float]:
     unit = torch.nn.functional.normalize(features.float(), dim=1)
     centered = unit - unit.mean(dim=0)
     spread = centered.square().mean(dim=0).sqrt().mean().item() * math.sqrt(features.shape[1])
-    eigenvalues = torch.linalg.svdvals(centered).double().square()
+    eigenvalues = torch.linalg.svdvals(centered.cpu()).double().square()
     if eigenvalues.sum() < 1e-12:  # float32 rounding of N equal unit vectors
         return spread, 1.0, 1.0
     shares = eigenvalues / eigenvalues.sum()

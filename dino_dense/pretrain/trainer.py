@@ -20,6 +20,7 @@ from dino_dense.pretrain.optim import build_schedules
 from dino_dense.pretrain.run_folder import ResumePoint
 from dino_dense.pretrain.step import Measured, OptimizerStep
 from dino_dense.threads import processors
+from dino_dense.training.precision import fastest_dtype
 from dino_dense.training.signals import stop_signals
 
 MAX_WORKERS = 10
@@ -55,7 +56,7 @@ class Trainer:
 
     def __init__(self, config: PretrainConfig, images: ImageSource, world: World, device: torch.device) -> None:
         if config.dtype == "auto":
-            config = replace(config, dtype="fp16" if device.type == "cuda" else "fp32")
+            config = replace(config, dtype=fastest_dtype(device))
         if config.augment_on == "auto":
             config = replace(config, augment_on="device" if device.type == "cuda" else "loader")
         self.config, self.images, self.world, self.device = config, images, world, device

@@ -18,6 +18,13 @@ def autocast(device: torch.device, name: str) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
+def fastest_dtype(device: torch.device) -> str:
+    """The type to train in: bf16, which needs no loss scaling, on CUDA devices that compute in it; fp16 on others."""
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
 def grad_scaler(device: torch.device, name: str) -> GradScaler:
     """Loss scaling, enabled for fp16 only: small gradients would underflow in fp16."""
     return GradScaler(device.type, enabled=name == "fp16")

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -219,6 +220,23 @@ def test_skipping_without_end_stops(tmp_path: Path, train: Train, monkeypatch: p
     with pytest.raises(DivergedError, match="11 steps in a row are not finite"):
         train(tmp_path / "run", on_not_finite="skip", save_every=2)
     assert all(t.isfinite().all() for t in read_tensors(tmp_path / "run" / "last.safetensors")[0].values())
+
+
+@pytest.mark.parametrize("on_not_finite", ["stop", "skip"])
+def test_gradients_that_overflow_at_every_scale_stop_a_run_with_loss_scaling(
+    on_not_finite: str, tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+):
+    """One tensor's gradient is never finite. Loss scaling would skip every step, and the run would seem trained."""
+    built = OptimizerStep._build
+
+    def with_hook(self: OptimizerStep) -> Any:
+        learner, teacher = built(self)
+        next(learner.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+        return learner, teacher
+
+    monkeypatch.setattr(OptimizerStep, "_build", with_hook)
+    with pytest.raises(DivergedError, match=r"gradients of 11 steps in a row are not finite since step 1"):
+        train(tmp_path / "run", dtype="fp16", on_not_finite=on_not_finite)
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch):
