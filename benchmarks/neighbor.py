@@ -24,6 +24,7 @@ FAIR = 1.7
 """How many times as long is let pass: 1.5 is the share of three threads on two processors."""
 FRAMES = 13
 STEPS = 12
+RECIPE = Path(__file__).parents[1] / "configs" / "pretrain" / "quickstart.yaml"
 BUSY = [sys.executable, "-S", "-c", "while True: pass"]
 SPINS = "300000"
 """How often libgomp's threads look again before they sleep, where nothing is set (libgomp manual, GOMP_SPINCOUNT)."""
@@ -54,12 +55,14 @@ def davis_work() -> Callable[[], float]:
 
 
 def training_work() -> Callable[[], float]:
-    """STEPS steps of 16 images with ViT-Ti/16, pictures read and cut by loader processes."""
+    """STEPS steps of the quickstart's recipe, pictures read and cut by loader processes."""
     import pandas as pd
     import torch
+    import yaml
 
     from data.pretraining import open_pretraining_data
     from data.sample import sample_data
+    from dino_dense.config import schema
     from dino_dense.distributed import World
     from dino_dense.pretrain.config import PretrainConfig
     from dino_dense.pretrain.trainer import Trainer
@@ -68,14 +71,8 @@ def training_work() -> Callable[[], float]:
 
     def work() -> float:
         with tempfile.TemporaryDirectory() as folder:
-            config = PretrainConfig(
-                arch="vit_tiny_patch16_224",
-                batch_size=16,
-                out_dim=4096,
-                max_steps=STEPS,
-                log_every=STEPS,
-                out=f"{folder}/run",
-            )
+            changes = {"max_steps": STEPS, "log_every": STEPS, "out": f"{folder}/run"}
+            config = schema.from_plain(PretrainConfig, yaml.safe_load(RECIPE.read_text()) | changes)
             Trainer(config, images, World(), torch.device("cpu")).train()
             return float(pd.read_csv(f"{folder}/run/log.csv")["loss"].iloc[-1])
 
@@ -84,7 +81,7 @@ def training_work() -> Callable[[], float]:
 
 WORK = {
     "davis": (davis_work, f"{FRAMES} frames to J&F, ViT-S/16, fp32"),
-    "training": (training_work, f"{STEPS} steps of 16 images, ViT-Ti/16, fp32"),
+    "training": (training_work, f"{STEPS} steps of the quickstart's training"),
 }
 
 
