@@ -2,7 +2,7 @@
 
 On two processors with three threads that want to compute, 1.5 times as long is a fair share. Threads that spin while
 they wait, PyTorch's default, make it 2.6 times and more: the row "threads spin" shows them, "threads sleep" is how the
-project's commands run. Quiet and busy runs alternate in one process that is warm, so that a drift meets both.
+project's commands run (`dino_dense.threads.let_threads_sleep`; here it is set for the process that works). Quiet and busy runs alternate in one process that is warm, so that a drift meets both.
 """
 
 import json
@@ -28,7 +28,7 @@ RECIPE = Path(__file__).parents[1] / "configs" / "pretrain" / "quickstart.yaml"
 BUSY = [sys.executable, "-S", "-c", "while True: pass"]
 SPINS = "300000"
 """How often libgomp's threads look again before they sleep, where nothing is set (libgomp manual, GOMP_SPINCOUNT)."""
-POLICIES = {"threads spin": {"GOMP_SPINCOUNT": SPINS}, "threads sleep": {}}
+POLICIES = {"threads spin": {"GOMP_SPINCOUNT": SPINS}, "threads sleep": {"OMP_WAIT_POLICY": "passive"}}
 
 
 # --- The work, in a process of its own ----------------------------------------------------------------------
@@ -87,9 +87,6 @@ WORK = {
 
 def serve(name: str) -> None:
     """Do the work once for each line on standard input; answer its seconds and its result."""
-    from dino_dense.threads import let_threads_sleep
-
-    let_threads_sleep()
     work = WORK[name][0]()
     sys.stdout, answers = sys.stderr, sys.stdout
     work()  # warm-up
