@@ -1,8 +1,9 @@
 """A neighbor on the machine: how much longer work takes while one other process keeps one processor busy.
 
 On two processors with three threads that want to compute, 1.5 times as long is a fair share. Threads that spin while
-they wait, PyTorch's default, make it 2.6 times and more: the row "threads spin" shows them, "threads sleep" is how the
-project's commands run (`dino_dense.threads.let_threads_sleep`; here it is set for the process that works). Quiet and busy runs alternate in one process that is warm, so that a drift meets both.
+they wait, PyTorch's default, make it 2.6 times and more: the row "threads spin" shows them. "threads sleep" is how the
+project's commands run (`dino_dense.threads.let_threads_sleep`). Quiet and busy runs alternate in one process that is
+warm, so that a drift meets both.
 """
 
 import json
