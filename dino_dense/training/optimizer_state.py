@@ -7,6 +7,7 @@ layer of a DINO head in its frozen first epochs (PyTorch 2.15: TypeError in set_
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -36,5 +37,13 @@ def load_optimizer_tensors(optimizer: Optimizer, module: nn.Module, tensors: Map
     state: dict[int, dict[str, Any]] = {}
     for name, value in tensors.items():
         parameter_name, _, key = name.rpartition(".")
-        state.setdefault(number[id(parameters[parameter_name])], {})[key] = value
+        parameter = parameters[parameter_name]
+        state.setdefault(number[id(parameter)], {})[key] = _laid_out_as(parameter, value)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """The value in the parameter's memory format: fused steps walk through both in the order of memory."""
+    if value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
