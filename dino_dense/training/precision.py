@@ -1,5 +1,7 @@
 """Number types by their option names; autocast and loss scaling."""
 
+from typing import Literal
+
 import torch
 from torch.amp import GradScaler
 
@@ -18,7 +20,7 @@ def autocast(device: torch.device, name: str) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
-def fastest_dtype(device: torch.device) -> str:
+def fastest_dtype(device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
     """The type to train in: bf16, which needs no loss scaling, on CUDA devices that compute in it; fp16 on others."""
     if device.type != "cuda":
         return "fp32"
