@@ -227,14 +227,13 @@ def test_gradients_that_overflow_at_every_scale_stop_a_run_with_loss_scaling(
     on_not_finite: str, tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
 ):
     """One tensor's gradient is never finite. Loss scaling would skip every step, and the run would seem trained."""
-    built = OptimizerStep._build
+    build = optim.build_optimizer
 
-    def with_hook(self: OptimizerStep) -> Any:
-        learner, teacher = built(self)
+    def with_hook(name: str, learner: nn.Module, *more: Any) -> Any:
         next(learner.parameters()).register_hook(lambda gradient: gradient * float("nan"))
-        return learner, teacher
+        return build(name, learner, *more)
 
-    monkeypatch.setattr(OptimizerStep, "_build", with_hook)
+    monkeypatch.setattr(optim, "build_optimizer", with_hook)
     with pytest.raises(DivergedError, match=r"gradients of 11 steps in a row are not finite since step 1"):
         train(tmp_path / "run", dtype="fp16", on_not_finite=on_not_finite)
 
