@@ -59,3 +59,32 @@ def track_points(features: Tensor, queries: Tensor, size: tuple[int, int]) -> tu
         tracks.append((cell + 0.5) * scale)
         cosines.append(best.values)
     return torch.stack(tracks, dim=1), torch.stack(cosines)
+
+
+def cycle_distance(features: Tensor, points: Tensor, tracks: Tensor, size: tuple[int, int]) -> Tensor:
+    """How far from its query each track comes back, pixels [Q, T] (ours).
+
+    The patch where a query was found is itself looked for in the query's frame; a point that is hidden is found on
+    something else, which leads elsewhere. As linear in frames and queries as tracking.
+
+    Args:
+        features: [T, D, h, w].
+        points: [Q, 3] of `query_features`: frame, y, x.
+        tracks: [Q, T, 2] of `track_points`.
+        size: (H, W) of the frames, pixels.
+    """
+    height, width = features.shape[-2:]
+    scale = torch.tensor([size[1] / width, size[0] / height], dtype=features.dtype, device=features.device)
+    cells = (tracks.to(features) / scale).long()  # [Q, T, 2]
+    starts = points[:, [2, 1]].to(features)
+    result = features.new_empty(tracks.shape[:2])
+    frames = points[:, 0].round().long()
+    for frame in frames.unique().tolist():
+        rows = (frames == frame).nonzero()[:, 0].to(features.device)
+        home = F.normalize(features[frame].flatten(1), dim=0)  # [D, h*w]
+        for later, map_ in enumerate(features):
+            column, row = cells[rows, later].T
+            best = (F.normalize(map_[:, row, column], dim=0).T @ home).argmax(dim=1)
+            back = (torch.stack([best % width, best // width], dim=1) + 0.5) * scale
+            result[rows, later] = (back - starts[rows]).norm(dim=1)
+    return result
