@@ -98,3 +98,38 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}: expected one of {', '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class SquashedProtocol:
+    """Label propagation as CRW does it on JHMDB and VIP: frames squashed to a square, frame 0 seen everywhere."""
+
+    image_size: int = 320
+    """Side of the square frames, pixels, rounded to whole patches (CRW: JHMDB 320, VIP 560)."""
+    context_frames: int = 7
+    """Most recent frames used as context besides frame 0, which fills it at first (CRW: JHMDB 7, VIP 4)."""
+    radius: int = 12
+    """Half-width of the round window in patches; 0 looks everywhere."""
+    top_k: int = 10
+    """Most similar patches kept over the whole context."""
+    temperature: float = 0.05
+    """Weights are exp(cosine / temperature)."""
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"image_size is {self.image_size}: expected 1 or more")
+        self.propagation()
+
+    def propagation(self) -> PropagationProtocol:
+        """All constants of the propagation itself; raises what they raise."""
+        return PropagationProtocol(
+            context_frames=self.context_frames,
+            pad_context=True,
+            radius=self.radius,
+            window="open_circle",
+            window_on="recent",
+            top_k=self.top_k,
+            keep_ties=False,
+            temperature=self.temperature,
+            std=(0.229, 0.224, 0.225),
+        )

@@ -61,17 +61,26 @@ def pose_distances(cells: Floats, truth: Floats, size: tuple[int, int], grid: tu
     return PoseDistances(distances[1:], ~seen[1:])
 
 
-def pck(videos: Sequence[PoseDistances], alphas: Sequence[float] = ALPHAS, *, strict: bool = False) -> Floats:
-    """Share of joints met [len(alphas), K + 1], percent; the last column is the mean over the joints.
+def met_joints(
+    video: PoseDistances, alphas: Sequence[float] = ALPHAS, *, strict: bool = False
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """How often each joint of a video is met, by alpha [A, K], and how often it counts [K].
 
     Args:
         strict: count a lost joint as missed. The published rule leaves it out, so that losing joints raises the score.
     """
-    distances = np.concatenate([video.distances for video in videos])
-    lost = np.concatenate([video.lost for video in videos])
-    counted = np.where(lost, np.inf if strict else np.nan, distances)
-    valid = ~np.isnan(counted)
-    met = np.stack([(counted <= alpha).sum(axis=0) for alpha in alphas])  # [A, K]
+    counted = np.where(video.lost, np.inf if strict else np.nan, video.distances)
+    met = np.stack([(counted <= alpha).sum(axis=0) for alpha in alphas])
+    return met, (~np.isnan(counted)).sum(axis=0)
+
+
+def pck(videos: Sequence[PoseDistances], alphas: Sequence[float] = ALPHAS, *, strict: bool = False) -> Floats:
+    """Share of joints met [len(alphas), K + 1], percent; the last column is the mean over the joints.
+
+    Args:
+        strict: see `met_joints`.
+    """
+    met, counted = zip(*(met_joints(video, alphas, strict=strict) for video in videos), strict=True)
     with np.errstate(invalid="ignore"):
-        shares = 100 * met / valid.sum(axis=0)
+        shares = 100 * np.sum(met, axis=0) / np.sum(counted, axis=0)
     return np.concatenate([shares, np.nanmean(shares, axis=1, keepdims=True)], axis=1)
