@@ -51,7 +51,7 @@ class ManyCheckpoints:
     """Which suite, which checkpoints"""
 
     suite: str = path("")
-    """A suite of configs/suites by name (quickstart, dense, classification, paper), or a YAML file like them."""
+    """A suite of configs/suites by name (quickstart, dense, dense2026, dense-small, ...), or a YAML file like them."""
     ckpt: tuple[str, ...] = path(())
     """Checkpoints, as a task's --ckpt takes them: --ckpt A --ckpt B, or A,B."""
     out: str = path("runs/batch")

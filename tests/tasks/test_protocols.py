@@ -53,6 +53,12 @@ def test_every_published_number_has_its_protocol_file():
         ("copydetect", {"top": None}),
         ("segprobe", {"steps": 10}),
         ("incontext", {"memory_size": 1000}),
+        ("correspondence", {"image_size": 512}),
+        ("tracking", {"grid": 16}),
+        ("tokens", {"views": 4}),
+        ("jhmdb", {"radius": 5}),
+        ("vip", {"top_k": 5}),
+        ("vos", {"top_k": 3}),
     ],
 )
 def test_a_changed_constant_is_no_published_protocol(name: str, changes: dict[str, object]):
