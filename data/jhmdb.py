@@ -96,8 +96,8 @@ def _joints(file: Path) -> Floats:
     except (MatReadError, ValueError, TypeError, OSError, NotImplementedError, EOFError) as error:
         raise DataError(f"{file}: not a MATLAB file that can be read ({error}). Get it anew.") from None
     if not isinstance(value, np.ndarray) or value.ndim != 3 or value.shape[0] != 2 or value.dtype.kind not in "fiu":
-        found = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
-        raise DataError(f"{file}: pos_img is {found}; expected numbers [2, K, T].")
+        held = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise DataError(f"{file}: pos_img is {held}; expected numbers [2, K, T].")
     joints = value.transpose(2, 1, 0).astype(np.float64) - 1
     if not np.isfinite(joints).all():
         raise DataError(f"{file}: joints that are no finite numbers.")

@@ -8,7 +8,7 @@ Layouts::
     pfpascal    ROOT/SPLIT_pairs_pf_pascal.csv: two images, class number, XA, YA, XB, YB (numbers joined by ;)
     pfwillow    ROOT/SPLIT_pairs.csv: two images, then ten X and ten Y of each
 
-Points are (x, y) in pixels of the image as stored; those that only one image of a pair has are left out.
+Points are (x, y) in pixels of the image as stored; points that only one image of a pair has are left out.
 """
 
 import csv
@@ -62,7 +62,7 @@ class KeypointPair:
 def load_pairs(
     root: Path | str, layout: Layout = "auto", split: str = "test", categories: Sequence[str] | None = None
 ) -> list[KeypointPair]:
-    """The pairs of a split, by category and name; those without a common point are left out, and a line says so.
+    """The pairs of a split, by category and name; pairs without a common point are left out, and a line says so.
 
     Args:
         categories: only these; None takes all.
@@ -284,7 +284,7 @@ def _listed_image(root: Path, file: Path, name: str) -> Path:
     return _image(file, root / inside)
 
 
-# --- What all layouts share --------------------------------------------------------------------------------
+# --- Shared by all layouts ----------------------------------------------------------------------------------
 
 _READERS: dict[str, Callable[[Path, str], Iterator[KeypointPair]]] = {
     "spair": _spair,

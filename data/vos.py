@@ -231,7 +231,7 @@ def _video(
 def _wanted(
     name: str, objects: Mapping[int, Sequence[str]], stems: Sequence[str], index: Mapping[str, int]
 ) -> frozenset[int]:
-    """Frames that meta.json names for any object; those before the first mask cannot be written."""
+    """Frames that meta.json names for any object; frames before the first mask cannot be written."""
     named = {frame for frames in objects.values() for frame in frames}
     if missing := sorted(named - set(stems)):
         raise DataError(

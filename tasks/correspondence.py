@@ -87,9 +87,9 @@ class Pairs(NamedTuple):
 
 
 class _Measured(NamedTuple):
-    """One pair: where its points were found, the errors in the longer side of the box, and the hits by alpha."""
+    """One pair: where its points are predicted, the errors in the longer side of the box, and the hits by alpha."""
 
-    found: Floats
+    predicted: Floats
     errors: Floats
     hits: dict[float, Mask]
 
@@ -261,7 +261,7 @@ def _measure(source: Tensor, target: Tensor, pair: KeypointPair, patch: int, con
     )
     if matches.truth is None:
         return _Measured(matches.points, np.full(len(matches.points), np.nan), {})
-    distance = distances(matches.found, matches.truth)
+    distance = distances(matches.predicted, matches.truth)
     strict = config.rules != "dift"
     right = {alpha: hits(distance, matches.limit, alpha, strict=strict) for alpha in ALPHAS}
     return _Measured(matches.points, distance / matches.limit, right)
@@ -283,7 +283,7 @@ def _samples(pairs: Sequence[KeypointPair], measured: Sequence[_Measured]) -> pd
     for alpha in ALPHAS:
         columns[f"PCK@{alpha}"] = [100 * float(result.hits[alpha].mean()) for result in measured]
     right = np.array([result.hits[HEADLINE].sum() for result in measured])
-    count = np.array([len(result.found) for result in measured])
+    count = np.array([len(result.predicted) for result in measured])
     categories = list(dict.fromkeys(pair.category for pair in pairs))
     member = np.array([[pair.category == category for category in categories] for pair in pairs])
     columns |= ratio_columns(f"point-PCK@{HEADLINE}", ["all"], right[:, None], count[:, None])
@@ -323,7 +323,7 @@ def _by_variation(pairs: Sequence[KeypointPair], measured: Sequence[_Measured]) 
 
 
 def _pck_row(rows: Sequence[_Measured]) -> dict[str, float]:
-    values: dict[str, float] = {"pairs": len(rows), "points": sum(len(row.found) for row in rows)}
+    values: dict[str, float] = {"pairs": len(rows), "points": sum(len(row.predicted) for row in rows)}
     for alpha in ALPHAS:
         right = [row.hits[alpha] for row in rows]
         values[f"per_image@{alpha}"] = 100 * float(np.mean([one.mean() for one in right]))
@@ -339,7 +339,7 @@ def _matches(pairs: Pairs, measured: Sequence[_Measured]) -> pd.DataFrame:
     for name, pair, result in zip(_names(pairs.items), pairs.items, measured, strict=True):
         for index, (x, y) in enumerate(pair.source_points):
             row = {"pair": name, "point": pair.point_ids[index], "x": x, "y": y}
-            row |= {"found_x": result.found[index, 0], "found_y": result.found[index, 1]}
+            row |= {"predicted_x": result.predicted[index, 0], "predicted_y": result.predicted[index, 1]}
             if not pairs.own:
                 row |= {"error": result.errors[index], f"right@{HEADLINE}": bool(result.hits[HEADLINE][index])}
             rows.append(row)
@@ -378,7 +378,7 @@ def draw(pairs: Pairs, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
         ]
         right = None if pairs.own else result.hits[HEADLINE]
         file = folder / "matches" / f"{pair.category}_{pair.name}.jpg".replace("/", "_")
-        figures.match_strip(file, images[0], images[1], np.array(pair.source_points), result.found, right)
+        figures.match_strip(file, images[0], images[1], np.array(pair.source_points), result.predicted, right)
         pictures.append(Picture(f"matches/{file.name}", caption))
     return tuple(pictures)
 

@@ -119,10 +119,10 @@ def _measure(backbone: Backbone, video: PoseVideo, config: JhmdbConfig) -> _Meas
     labels = with_background(draw_joints(first, grid))
     frames = (video.read(index) for index in range(len(video.frames)))
     cells = [read_joints(soft).cpu().numpy() for soft in propagate(backbone, config, frames, labels, config.batch_size)]
-    found = np.stack(cells).astype(np.float64)
-    lost = (found < 0).any(axis=-1, keepdims=True)
-    pixels = np.where(lost, -1, found / [grid[1], grid[0]] * [width, height])
-    return _Measured(pixels, pose_distances(found, video.joints, video.size, grid))
+    predicted = np.stack(cells).astype(np.float64)
+    lost = (predicted < 0).any(axis=-1, keepdims=True)
+    pixels = np.where(lost, -1, predicted / [grid[1], grid[0]] * [width, height])
+    return _Measured(pixels, pose_distances(predicted, video.joints, video.size, grid))
 
 
 def _samples(videos: Sequence[PoseVideo], measured: Sequence[_Measured]) -> pd.DataFrame:
@@ -186,10 +186,10 @@ def draw(videos: Videos, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
 def _marked(video: PoseVideo, result: _Measured, frame: int) -> Pixels:
     scale = 240 / video.size[0]
     drawn = cv2.resize(video.read(frame), (round(video.size[1] * scale), 240), interpolation=cv2.INTER_AREA)
-    for true, found in zip(video.joints[frame], result.joints[frame], strict=True):
+    for true, predicted in zip(video.joints[frame], result.joints[frame], strict=True):
         cv2.circle(drawn, tuple(int(v) for v in np.round(true * scale)), 5, figures.PLAIN, 1, cv2.LINE_AA)
-        if (found >= 0).all():
-            end = tuple(int(v) for v in np.round(found * scale))
+        if (predicted >= 0).all():
+            end = tuple(int(v) for v in np.round(predicted * scale))
             cv2.line(drawn, tuple(int(v) for v in np.round(true * scale)), end, figures.WRONG, 1, cv2.LINE_AA)
             cv2.circle(drawn, end, 3, figures.RIGHT, -1, cv2.LINE_AA)
     return np.asarray(drawn, np.uint8)

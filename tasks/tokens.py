@@ -1,4 +1,4 @@
-"""What patch tokens look like without any label: stability, artifacts, effective rank, positional leakage."""
+"""Look at patch tokens without any label: stability, artifacts, effective rank, positional leakage."""
 
 from __future__ import annotations
 

@@ -142,7 +142,10 @@ def _write_masks(backbone: Backbone, video: VosVideo, config: VosConfig, session
         backbone, config, video.size, list(video.starts), max_bytes=budget, batch_size=config.batch_size
     )
     try:
-        with BackgroundCalls(workers=1, backlog=BACKLOG) as behind, closing(propagator.run(_frames(video))) as propagated:
+        with (
+            BackgroundCalls(workers=1, backlog=BACKLOG) as behind,
+            closing(propagator.run(_frames(video))) as propagated,
+        ):
             for index, (_, ids) in enumerate(propagated):
                 if index in video.wanted:
                     behind.submit(write_mask, unfinished / f"{video.frames[index].stem}.png", ids, video.palette)

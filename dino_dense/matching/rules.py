@@ -35,7 +35,7 @@ class Matches(NamedTuple):
 
     points: Floats
     """[P, 2]: x, y in pixels of the target as stored."""
-    found: Floats
+    predicted: Floats
     """[P, 2], as the protocol compares them."""
     truth: Floats | None
     """[P, 2], in the same unit; None where none was given."""
@@ -131,10 +131,10 @@ def _geoaware(
     last = features[0].shape[-1] - 1
     cells = torch.from_numpy(np.minimum(centered_in_square(points, sizes[0], side) / patch, last)).long()
     queries = pixel_features(features[0], cells)
-    found = (soft_cells if soft else best_cells)(queries, features[1]).cpu().numpy() * patch + patch // 2
+    predicted = (soft_cells if soft else best_cells)(queries, features[1]).cpu().numpy() * patch + patch // 2
     ends = None if truth is None else centered_in_square(truth, sizes[1], side)
     scale = side / max(sizes[1])
-    return Matches((found - _margins(sizes[1], side)) / scale, found, ends, limit * scale)
+    return Matches((predicted - _margins(sizes[1], side)) / scale, predicted, ends, limit * scale)
 
 
 def scaled_to_square(points: Points, size: Size, side: int) -> npt.NDArray[np.int64]:

@@ -109,13 +109,13 @@ def result_strip(path: Path, query: Pixels, results: Sequence[Pixels], right: Se
 
 
 def match_strip(
-    path: Path, source: Pixels, target: Pixels, points: npt.NDArray, found: npt.NDArray, right: npt.NDArray | None
+    path: Path, source: Pixels, target: Pixels, points: npt.NDArray, predicted: npt.NDArray, right: npt.NDArray | None
 ) -> None:
     """Write two images side by side with a line from each point to where it was found, as one JPEG.
 
     Args:
         source, target: RGB [H, W, 3] of any size.
-        points, found: (x, y) in pixels [P, 2] of the source and of the target.
+        points, predicted: (x, y) in pixels [P, 2] of the source and of the target.
         right: [P], green or red; None draws each point in a color of its own.
     """
     height = MATCH_HEIGHT
@@ -125,7 +125,7 @@ def match_strip(
         for image, scale in zip((source, target), scales, strict=True)
     ]
     canvas = np.ascontiguousarray(np.hstack(tiles))
-    for number, (start, end) in enumerate(zip(points, found, strict=True)):
+    for number, (start, end) in enumerate(zip(points, predicted, strict=True)):
         color = _point_color(number) if right is None else RIGHT if right[number] else WRONG
         a = (round(start[0] * scales[0]), round(start[1] * scales[0]))
         b = (round(end[0] * scales[1]) + tiles[0].shape[1], round(end[1] * scales[1]))

@@ -183,7 +183,7 @@ def test_two_images_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main("correspondence", [*words, *common]) == 0
     matches = pd.read_csv(tmp_path / "out" / "matches.csv")
     assert matches[["x", "y"]].to_numpy().tolist() == [[10, 20], [63, 47]]
-    assert (matches["found_x"] < 80).all()
+    assert (matches["predicted_x"] < 80).all()
     assert "right@0.1" not in matches
     assert (tmp_path / "out" / "matches" / "own_pair.jpg").is_file()
     assert "Not scored" in capsys.readouterr().out
