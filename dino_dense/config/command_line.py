@@ -230,8 +230,11 @@ def _add_fields(parser: _Parser, config_type: type, positional: str = "") -> dic
     hints = get_type_hints(config_type)
     texts = field_docs(config_type)
     defaults = {item.name: item.default for item in dataclasses.fields(config_type)}
+    added: set[str] = set()
     for owner in config_type.__mro__:
-        own = [name for name in inspect.get_annotations(owner) if name in defaults]
+        # A field that a subclass defines again is the subclass's.
+        own = [name for name in inspect.get_annotations(owner) if name in defaults and name not in added]
+        added.update(own)
         group = parser.add_argument_group(_first_line(owner)) if own else None
         for name in own:
             assert group is not None

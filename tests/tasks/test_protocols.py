@@ -138,3 +138,11 @@ def test_results_go_home_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_roles():
     roles = {role: schema.fields_of(Elsewhere, role) for role in ("path", "selects", "runtime", "protocol")}
     assert roles == {"path": {"photos", "lists"}, "selects": {"split"}, "runtime": {"batch_size"}, "protocol": {"k"}}
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_every_command_reads_its_line(name: str):
+    """A config may define a field of its base again, with another default: that is one option."""
+    config_type = get(name).config
+    _, config = command_line.parse(tasks.RunOptions, config_type, prog=name, description="", argv=["--ckpt", "x"])
+    assert config == config_type()
