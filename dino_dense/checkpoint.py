@@ -47,11 +47,27 @@ def write_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Map
         WriteError: the disk is full or the folder cannot be written; what was at `path` before is kept.
     """
     text = json.dumps({"format": FORMAT_VERSION, **metadata})
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    header = {METADATA_KEY: text, CHECKSUM_KEY: _digest(contiguous, text)}
+    contiguous = _contiguous(tensors)
+    _save(path, contiguous, {METADATA_KEY: text, CHECKSUM_KEY: _digest(contiguous, text)})
+
+
+def write_plain_tensors(path: Path | str, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as one safetensors file for other programs, whole or not at all.
+
+    Raises:
+        WriteError: as `write_tensors`.
+    """
+    _save(path, _contiguous(tensors), {"format": "pt"})  # transformers opens no file that does not say so
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _save(path: Path | str, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
     with replacing(path) as temporary:
         try:
-            save_file(contiguous, temporary, metadata=header)
+            save_file(tensors, temporary, metadata=header)
         except SafetensorError as error:  # safetensors wraps the system's errors so
             raise OSError(str(error)) from error
 
