@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "training": {"distributed"},
     "probes": {".", "arrays", "backbone", "checkpoint", "distributed", "loaders", "progress", "training"},
     "maps": {".", "arrays", "backbone", "objects"},
+    "export": {"backbone", "checkpoint", "config", "files", "report"},
     "pretrain": {
         "arrays",
         "backbone",
