@@ -103,6 +103,41 @@ def read_tensors(path: Path | str) -> tuple[Weights, dict[str, Any]]:
     return tensors, _parse_metadata(path, text)
 
 
+INDEX_SUFFIX = ".index.json"
+"""Of the list that says which of several files holds which tensor (huggingface_hub)."""
+
+
+def read_shards(path: Path) -> Weights:
+    """The tensors of all files that an index names; they lie beside it.
+
+    Raises:
+        CheckpointError: the index is damaged, names a file that is missing or elsewhere, or a tensor that is not there.
+    """
+    names = shard_names(path)
+    where = json.loads(path.read_text())["weight_map"]
+    missing = [name for name in names if not (path.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{path}: names {len(missing)} files that are not there ({missing[0]}). Copy them too.")
+    tensors: Weights = {}
+    for name in names:
+        tensors |= read_tensors(path.parent / name)[0]
+    lost = sorted(where.keys() - tensors.keys())
+    if lost:
+        raise CheckpointError(f"{path}: {len(lost)} tensors are in none of its files ({lost[0]}). Copy them again.")
+    return {name: tensors[name] for name in where}
+
+
+def shard_names(path: Path) -> list[str]:
+    """Names of the files that an index names; CheckpointError for one that is damaged or names files elsewhere."""
+    try:
+        names = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        names = []
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise CheckpointError(f"{path}: expected a weight_map of names of tensors to names of files beside it.")
+    return names
+
+
 def _parse_metadata(path: Path | str, text: str) -> dict[str, Any]:
     try:
         metadata = json.loads(text)
@@ -121,7 +156,10 @@ def _parse_metadata(path: Path | str, text: str) -> dict[str, Any]:
 
 
 def sha256_of_file(path: Path | str) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
+    """SHA-256 of a file's bytes, hexadecimal; of an index with the files that it names."""
+    if str(path).endswith(INDEX_SUFFIX):
+        digests = "".join(sha256_of_file(Path(path).parent / name) for name in shard_names(Path(path)))
+        return hashlib.sha256(digests.encode()).hexdigest()
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

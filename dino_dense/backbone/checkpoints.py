@@ -18,10 +18,12 @@ from dino_dense.backbone.layouts import Chosen, NoNetworkError, choose_network, 
 from dino_dense.backbone.names import to_published_names, without_heads
 from dino_dense.backbone.unpickle import StandIn, Unpickled, objects_named, read_pickled
 from dino_dense.checkpoint import (
+    INDEX_SUFFIX,
     STATE_FILE,
     TEACHER_FILE,
     CheckpointError,
     Weights,
+    read_shards,
     read_tensors,
     sha256_of_file,
     write_tensors,
@@ -76,7 +78,9 @@ def load_file(
     """
     path = find_weights(Path(path), network)
     metadata: dict[str, Any] = {}
-    if path.suffix == ".safetensors":
+    if path.name.endswith(INDEX_SUFFIX):
+        read = Unpickled(read_shards(path))
+    elif path.suffix == ".safetensors":
         weights, metadata = read_tensors(path)
         read = Unpickled(weights)
     else:
@@ -118,8 +122,9 @@ def find_weights(path: Path, network: str = "teacher") -> Path:
             f"{path}: a distributed checkpoint of PyTorch (one part a process). Give the teacher_checkpoint.pth that "
             "the training writes for its evaluations."
         )
-    if any(path.glob("*.safetensors.index.json")):
-        raise CheckpointError(f"{path}: its weights are in several files, which is not supported: save them as one.")
+    indices = sorted(path.glob(f"*.safetensors{INDEX_SUFFIX}"))
+    if len(indices) == 1:
+        return indices[0]
     expected = STATE_FILE if network == "student" else TEACHER_FILE
     kind = "student" if network == "student" else "teacher"
     raise FileNotFoundError(f"{path}: a run folder holds {expected} (for the {kind}); found {names}.")
@@ -229,7 +234,8 @@ def pixels_of(path: Path) -> dict[str, Any]:
 
 
 def _config_beside(path: Path) -> dict[str, Any]:
-    return _json_beside(path, "config.json") if path.name in WEIGHT_FILES else {}
+    known = path.name in WEIGHT_FILES or path.name.endswith(INDEX_SUFFIX)
+    return _json_beside(path, "config.json") if known else {}
 
 
 def _json_beside(path: Path, name: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from dino_dense.backbone.dino_vit import (
     describe,
     rebuild,
 )
-from dino_dense.checkpoint import CheckpointError, sha256_of_weights
+from dino_dense.checkpoint import INDEX_SUFFIX, CheckpointError, sha256_of_weights, shard_names
 
 __all__ = ["Backbone", "Features", "build_module", "load_backbone"]
 
@@ -136,10 +136,13 @@ def transformers_weights(name: str) -> Path | None:
             return None
         with contextlib.suppress(EntryNotFoundError):
             fetched("preprocessor_config.json")
-        try:
-            return fetched("model.safetensors")
-        except EntryNotFoundError:
-            return fetched("pytorch_model.bin")
+        for file in ("model.safetensors", f"model.safetensors{INDEX_SUFFIX}"):
+            with contextlib.suppress(EntryNotFoundError):
+                weights = fetched(file)
+                for shard in shard_names(weights) if file.endswith(INDEX_SUFFIX) else ():
+                    fetched(shard)
+                return weights
+        return fetched("pytorch_model.bin")
     except (OSError, ValueError, HfHubHTTPError):
         return None  # timm's own attempt explains the error
 

@@ -28,9 +28,7 @@ POSITIONS = (
 )
 
 
-def model_card(
-    backbone: Backbone, kind: str, differences: Mapping[tuple[int, int], float], report: Path | None
-) -> str:
+def model_card(backbone: Backbone, kind: str, differences: Mapping[tuple[int, int], float], report: Path | None) -> str:
     """Markdown with what the network is, how to open it, how it was checked, and its results.
 
     Raises:

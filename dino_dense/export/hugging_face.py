@@ -142,7 +142,9 @@ def _dinov3_config(body: DinoV3) -> dict[str, Any]:
     rope: Any = body.rope
     official = periods_of(shape.embed_dim // shape.num_heads)
     if not torch.allclose(rope.periods.float(), official, rtol=1e-2):
-        raise ValueError(f"{shape.name}: its rotary periods are not those of base {ROPE_BASE:g}, which config.json says.")
+        raise ValueError(
+            f"{shape.name}: its rotary periods are not those of base {ROPE_BASE:g}, which config.json says."
+        )
     return {
         "model_type": "dinov3_vit",
         "architectures": ["DINOv3ViTModel"],
@@ -215,4 +217,3 @@ def _renamed(name: str, renames: Rename) -> str:
         if match is not None:
             return re.sub(r"<[qkv]>", lambda short: LONG[short[0]], match.expand(new))
     raise ValueError(f"the weight {name} has no place in transformers' network. Take --to timm.")
-

@@ -422,9 +422,36 @@ def test_folder_of_transformers_opens(kind: str, prefix: str, tmp_path: Path):
     assert backbone.mean == (0.5, 0.4, 0.3)
 
 
-def test_weights_in_several_files_are_refused_by_name(tmp_path: Path):
-    (tmp_path / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="its weights are in several files"):
+def write_shards(folder: Path, weights: Tensors) -> None:
+    """Three files and their index, as huggingface_hub splits large networks."""
+    where = {}
+    for index in range(3):
+        name = f"model-0000{index + 1}-of-00003.safetensors"
+        part = {key: weights[key].contiguous() for key in sorted(weights)[index::3]}
+        save_file(part, folder / name, metadata={"format": "pt"})
+        where |= dict.fromkeys(part, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+
+
+def test_weights_in_several_files_open(tmp_path: Path):
+    write_shards(tmp_path, VIT)
+    backbone = load_backbone(str(tmp_path))
+    assert same(backbone.module.state_dict(), VIT)
+    assert load_backbone(str(tmp_path / "model.safetensors.index.json")).sha256 == backbone.sha256
+    save_file({"x": torch.ones(1)}, tmp_path / "model-00002-of-00003.safetensors")
+    with pytest.raises(CheckpointError, match=r"tensors are in none of its files"):
+        load_backbone(str(tmp_path))
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"names 1 files that are not there \(model-00002"):
+        load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "no JSON", '{"weight_map": {}}', '{"weight_map": {"x": "../secret.safetensors"}}']
+)
+def test_an_index_that_is_damaged_or_leads_elsewhere_is_refused(text: str, tmp_path: Path):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"index\.json: expected a weight_map"):
         load_backbone(str(tmp_path))
 
 
