@@ -30,7 +30,7 @@ class Outputs(NamedTuple):
 
 
 class Program(nn.Module):
-    """Images [B, 3, H, W] in [0, 1] -> `Outputs`; H and W are multiples of the patch size.
+    """Images [B, 3, H, W] in [0, 1] -> the fields of `Outputs`; H and W are multiples of the patch size.
 
     Args:
         backbone: a DINO, DINOv2 or DINOv3 vision transformer; its weights are copied.
@@ -52,7 +52,7 @@ class Program(nn.Module):
         self.register_buffer("mean", torch.tensor(backbone.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(backbone.std).view(1, 3, 1, 1))
 
-    def forward(self, images: Tensor) -> Outputs:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # torch.export saves no named tuple
         body: Any = self.body
         grid = body.patch_embed.norm(body.patch_embed.proj((images - self.mean) / self.std).permute(0, 2, 3, 1))
         tokens, options = self._embed(grid)
@@ -61,7 +61,7 @@ class Program(nn.Module):
         attention = self._attention(body.blocks[-1].norm1(tokens), options, grid)
         tokens = self.reader.final_norm(body.blocks[-1](tokens, **options))
         patches = rearrange(tokens[:, self.reader.prefix :], "b (h w) c -> b c h w", h=grid.shape[1], w=grid.shape[2])
-        return Outputs(patches, tokens[:, 0], attention)
+        return patches, tokens[:, 0], attention
 
     def _embed(self, grid: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Patch embeddings [B, h, w, C] -> tokens [B, P+N, C], and what every block takes beside them."""
