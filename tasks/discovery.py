@@ -13,7 +13,7 @@ import numpy as np
 
 from data import DataError, coco
 from data.images import read_rgb
-from data.known_sets import DISCOVERY_SETS
+from data.known_sets import discovery_set
 from data.rle import decode_mask, encode_mask
 from data.saliency import load_saliency
 from data.sample import sample_data
@@ -23,6 +23,7 @@ from dino_dense.config import command_line
 from dino_dense.config.schema import path, runtime, selects
 from dino_dense.files import write_text
 from dino_dense.objects.protocol import CONFIDENCE, SegmentProtocol
+from dino_dense.versions import versions
 from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import DataFacts, Session
@@ -176,14 +177,14 @@ def open_images(config: DiscoveryConfig) -> Images:
     name = root.resolve().name if config.data else "embedded saliency pairs"
     if len(images) < total:
         name += f" (part: {len(images)} of {total})"
-    known = (key for key, facts in DISCOVERY_SETS.items() if facts == (layout, bool(config.only), len(images)))
+    known = discovery_set(layout, bool(config.only), [image.image for image in images]) if config.data else None
     facts = DataFacts(
         name=name,
         root=str(root),
         n=len(images),
         unit="images",
         sha256=file_list_hash(root, [*(image.image for image in images), *files]),
-        dataset=next(known, None) if config.data else None,
+        dataset=known,
     )
     return Images(images, facts, len(listed) - total)
 
@@ -376,6 +377,7 @@ TASK = Task(
     measure=measure,
     draw=draw,
     smoke=DiscoveryConfig(max_images=12),
+    versions=versions("objects", "box scores"),
 )
 
 if __name__ == "__main__":

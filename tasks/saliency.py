@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from data import DataError
-from data.known_sets import SALIENCY_SETS, VOC12_SEGMENTATION_VAL
+from data.known_sets import SALIENCY_SETS, VOC12_NAME, VOC12_SEGMENTATION_VAL, are_named
 from data.masks import VOID_ID
 from data.rle import decode_mask, encode_mask
 from data.saliency import Layout, MaskedImage, detect_layout, load_saliency, object_masks
@@ -21,6 +21,7 @@ from dino_dense.backbone.grid import fit
 from dino_dense.config import command_line
 from dino_dense.config.schema import path, runtime, selects
 from dino_dense.objects.protocol import CONFIDENCE, SegmentProtocol
+from dino_dense.versions import versions
 from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import DataFacts, Session
@@ -256,8 +257,9 @@ def _published_dataset(config: SaliencyConfig, root: Path, images: Sequence[Mask
     if config.data is None:
         return None
     if images[0].has_ids:
-        complete = len(images) == VOC12_SEGMENTATION_VAL and detect_layout(root) == "voc" and config.split == "val"
-        return "VOC12 segmentation val" if complete else None
+        listed = detect_layout(root) == "voc" and config.split == "val" and len(images) == VOC12_SEGMENTATION_VAL
+        named = listed and are_named([image.image for image in images], VOC12_NAME)
+        return "VOC12 segmentation val" if named else None
     folder = str(images[0].image.resolve()).upper()
     return next((name for name, count in SALIENCY_SETS.items() if name in folder and count == len(images)), None)
 
@@ -293,6 +295,7 @@ TASK = Task(
     measure=measure,
     draw=draw,
     smoke=SaliencyConfig(max_images=12),
+    versions=versions("objects", "saliency scores"),
 )
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import functools
 import importlib.resources
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -30,11 +31,17 @@ def protocol_names(presets: str) -> list[str]:
 
 def matching_protocols(presets: str, config: Any) -> tuple[str, ...]:
     """The protocols whose file agrees with the config in every constant that it lists."""
-    return tuple(
-        name
-        for name in protocol_names(presets)
-        if all(_same(getattr(config, field), value) for field, value in _protocol(presets, name).items())
-    )
+    return tuple(name for name in protocol_names(presets) if not changed_fields(presets, name, vars(config)))
+
+
+def changed_fields(presets: str, name: str, values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The fields whose values are not the protocol's constants.
+
+    Raises:
+        ValueError: there is no such protocol.
+    """
+    constants = _protocol(presets, name).items()
+    return tuple(field for field, value in constants if field not in values or not _same(values[field], value))
 
 
 @functools.cache

@@ -25,6 +25,8 @@ class Cell:
     n: int | None = None
     published: float | None = None
     difference: float | None = None
+    differs: str = ""
+    """What keeps the value from being compared with the published number."""
     percent: bool = True
     best: bool = False
     """Best of its column, or printed equal to the best."""
@@ -56,7 +58,7 @@ class Cell:
             return ""
         known = f"{number(self.published, self.places)} published"
         if self.difference is None:
-            return f"{known}, other data"
+            return f"{known}, other {self.differs}"
         return f"{known}, {number(self.difference, self.places, sign=True)}"
 
     @property
@@ -138,6 +140,7 @@ def _cells(frame: pd.DataFrame, label: str, metric: Metric, *, mark_best: bool) 
             n=None if pd.isna(fields.at[row, "n"]) else int(fields.at[row, "n"]),
             published=_known(fields.at[row, "published"]),
             difference=_known(fields.at[row, "difference"]),
+            differs=text if isinstance(text := fields.at[row, "differs"], str) else "",
             percent=metric.unit == "%",
         )
         for row in frame.index

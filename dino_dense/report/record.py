@@ -6,13 +6,15 @@ import functools
 import importlib.resources
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
+from dino_dense.config.presets import changed_fields
 from dino_dense.config.schema import with_new_names
 from dino_dense.files import write_text
 
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 1
+OFFICIAL = ("timm:", "hf-hub:timm/", "hf_hub:timm/")
+"""How a checkpoint is called that timm itself distributes, so that its name is true."""
+DIGEST = re.compile(r"[0-9a-f]{8,64}")
+SHOWN_DIFFERENCES = 3
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,10 @@ class Published:
     value: float
     source: str
     checkpoints: tuple[str, ...]
-    """timm names or SHA-256 digests of the files that are this checkpoint."""
+    """What says that a network is this checkpoint: a name of timm's, or the SHA-256 of its file or of its weights, or
+    the first eight hexadecimal digits or more."""
+    differs: str = ""
+    """What of the protocol is not known, or not as in the paper; "" where all of it is the paper's."""
 
     @property
     def benchmark(self) -> str:
@@ -90,7 +99,8 @@ def published_numbers() -> tuple[Published, ...]:
             protocol=entry["protocol"],
             value=float(value),
             source=entry["source"],
-            checkpoints=tuple(aliases[checkpoint]),
+            checkpoints=tuple(map(str, aliases[checkpoint])),
+            differs=entry.get("differs", ""),
         )
         for entry in registry["numbers"]
         for checkpoint, values in entry["values"].items()
@@ -129,18 +139,46 @@ class Report:
 
     def published(self, metric: str) -> Published | None:
         """The published number for this metric and checkpoint, on the data measured here or on the only data it has."""
-        identities = {str(self.checkpoint.get("name")), str(self.checkpoint.get("sha256"))}
         candidates = [
             entry
             for entry in published_numbers()
-            if entry.task == self.task and entry.metric == metric and identities & set(entry.checkpoints)
+            if entry.task == self.task and entry.metric == metric and self._is_of(entry.checkpoints)
         ]
-        same = [entry for entry in candidates if self.is_on(entry)]
+        same = [
+            entry
+            for entry in candidates
+            if entry.dataset == self.data.get("dataset") and entry.protocol in self.presets
+        ]
         return next(iter(same or (candidates if len(candidates) == 1 else [])), None)
+
+    def _is_of(self, checkpoints: Sequence[str]) -> bool:
+        """Whether these weights are a published checkpoint: by digest, or by name where the hub's own entry was loaded.
+
+        A file's or another repository's metadata may repeat the name of the network that it was fine-tuned from.
+        """
+        spec = str(self.checkpoint.get("spec"))
+        if spec.startswith(OFFICIAL) and self.checkpoint.get("name") in checkpoints:
+            return True
+        digests = [str(self.checkpoint.get(key) or "") for key in ("sha256", "weights_sha256")]
+        prefixes = tuple(known for known in checkpoints if DIGEST.fullmatch(known))
+        return any(digest.startswith(prefixes) for digest in digests if digest)
 
     def is_on(self, published: Published) -> bool:
         """Whether this was measured on the same data under the same protocol as a published number."""
-        return published.dataset == self.data.get("dataset") and published.protocol in self.presets
+        return not self.differences(published)
+
+    def differences(self, published: Published) -> tuple[str, ...]:
+        """What keeps this number from being compared with a published one of its checkpoint; () where nothing does.
+
+        "data", the fields of the config, "features" (other layers than the last, or no norm), and what is not known of
+        the published protocol.
+        """
+        data = ("data",) if published.dataset != self.data.get("dataset") else ()
+        fields: tuple[str, ...] = ()
+        if published.protocol not in self.presets:
+            fields = changed_fields(self.task, published.protocol, self.config) or ("protocol",)
+        features = ("features",) if "features" in self.checkpoint else ()
+        return (*data, *fields, *features, *((published.differs,) if published.differs else ()))
 
     def settings(self) -> dict[str, Any]:
         """The config, without what changes no number and the place of the data, which `data` identifies."""
@@ -181,19 +219,23 @@ class Report:
             "higher_is_better": metric.higher_is_better,
             "published": None,
             "difference": None,
+            "differs": None,
             "published_on": None,
             "source": None,
         }
         known = self.published(score.metric)
         if known is not None:
             row |= {"published": known.value, "published_on": known.benchmark, "source": known.source}
-            if self.is_on(known):
+            if differs := self.differences(known):
+                row["differs"] = _few(differs)
+            else:
                 row["difference"] = score.value - known.value
         return row
 
     def readable(self) -> pd.DataFrame:
         """The columns a person reads, empty ones left out, numbers to two places."""
-        columns = ["metric", "value", "unit", "stderr", "n", "published", "difference", "published_on", "source"]
+        columns = ["metric", "value", "unit", "stderr", "n", "published", "difference", "differs"]
+        columns += ["published_on", "source"]
         frame = self.to_frame()
         frame = frame[[name for name in columns if name in frame and frame[name].notna().any()]]
         return frame.map(lambda x: x if not isinstance(x, float) else "" if math.isnan(x) else f"{x:.2f}")
@@ -261,6 +303,12 @@ def beside(folder: Path, name: str) -> Path:
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{folder}: the report names {name!r}, expected a file in its own folder.")
     return path
+
+
+def _few(words: Sequence[str]) -> str:
+    """The first words, and how many more there are."""
+    more = len(words) - SHOWN_DIFFERENCES
+    return ", ".join(words[:SHOWN_DIFFERENCES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _cell(value: Any) -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from dino_dense.report.record import Metric, Report
 
-FIELDS = ("value", "stderr", "n", "published", "difference", "direction")
+FIELDS = ("value", "stderr", "n", "published", "difference", "differs", "direction")
 """Fields of each metric in the batch table."""
 DTYPES = {"value": "float64", "stderr": "float64", "n": "Int64", "published": "float64", "difference": "float64"}
 
@@ -78,9 +78,9 @@ def batch_frame(entries: Sequence[Entry]) -> pd.DataFrame:
 
     Returns:
         A row for each checkpoint, in the given order. Columns (entry, metric, field): for each metric value and stderr
-        (in its unit), n, published, difference (value - published, on the same benchmark only) and direction ("higher"
-        or "lower" is better); then (entry, "", "status"), which is ok, failed or missing (no report), and
-        (entry, "", "error").
+        (in its unit), n, published, difference (value - published, on the same benchmark only), differs (what is not
+        the same, where there is no difference) and direction ("higher" or "lower" is better); then
+        (entry, "", "status"), which is ok, failed or missing (no report), and (entry, "", "error").
 
     Raises:
         ValueError: see `check_entries`.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from data.images import LabeledImages, labeled_splits
-from data.known_sets import CLASSIFICATION_SETS
+from data.known_sets import classification_set
 from data.sample import sample_data
 from tasks.harness.session import DataFacts
 from tasks.harness.task import file_list_hash
@@ -29,12 +29,8 @@ class LabeledSet:
     """Whether a user named it; else it is the embedded set."""
     train: LabeledImages
     test: LabeledImages
-
-    @property
-    def published_name(self) -> str | None:
-        """The published data set with these numbers of classes and images; None for any other."""
-        sizes = (len(self.train.class_names), len(self.train.paths), len(self.test.paths))
-        return CLASSIFICATION_SETS.get(sizes)
+    dataset: str | None = None
+    """The published data set that it is; None for any other."""
 
     @property
     def test_names(self) -> list[str]:
@@ -50,11 +46,13 @@ class LabeledSet:
             n=len(self.test.paths),
             unit="test images",
             sha256=file_list_hash(self.root, self.train.paths + self.test.paths),
-            dataset=self.published_name,
+            dataset=self.dataset,
         )
 
 
 def open_labeled(config: NamesFolder) -> LabeledSet:
     """The folder named, or the embedded images; raises what `data.images.labeled_splits` raises."""
     root = Path(config.data) if config.data else sample_data().images
-    return LabeledSet(root, config.data is not None, *labeled_splits(root))
+    train, test = labeled_splits(root)
+    dataset = classification_set(root, train.class_names, train.paths, test.paths)
+    return LabeledSet(root, config.data is not None, train, test, dataset)

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from dino_dense.config import presets
 from dino_dense.report import Metric, Report, Score, peak_memory_mib, published_numbers, reset_peak_memory
+
+PROTOCOLS = Path(__file__).parents[2] / "configs" / "protocols"
 
 
 def report(**changes: object) -> Report:
@@ -49,10 +52,69 @@ def test_unknown_checkpoint_has_no_published_number():
     assert report(checkpoint=checkpoint).to_frame()["published"].isna().all()
 
 
-def test_a_files_digest_identifies_it_too():
-    entry = published_numbers()[0]
-    checkpoint = {"spec": "x.pth", "name": "renamed", "sha256": entry.checkpoints[0]}
-    assert report(task=entry.task, checkpoint=checkpoint).published(entry.metric) == entry
+@pytest.mark.parametrize("key", ["sha256", "weights_sha256"])
+def test_a_digest_identifies_a_file_and_its_weights(key: str):
+    entry = next(entry for entry in published_numbers() if entry.protocol == "dinov3")
+    digest = entry.checkpoints[1]
+    for known, value in ((entry, digest + 56 * "0"), (None, digest[:7] + "x" + 56 * "0"), (None, "")):
+        checkpoint = {"spec": "x.pth", "name": "renamed", key: value}
+        assert report(task=entry.task, checkpoint=checkpoint).published(entry.metric) == known
+
+
+@pytest.mark.parametrize(
+    ("spec", "known"),
+    [
+        ("timm:vit_small_patch16_224.dino", True),
+        ("hf-hub:timm/vit_small_patch16_224.dino", True),
+        ("hf-hub:me/net", False),
+        ("runs/fine-tuned/teacher.safetensors", False),
+    ],
+)
+def test_a_name_is_believed_only_where_timms_own_entry_was_loaded(spec: str, known: bool):
+    """timm's save_config_for_hf keeps the tag `dino` of the network that a fine-tuning started from."""
+    checkpoint = {"spec": spec, "name": "vit_small_patch16_224.dino", "sha256": "00"}
+    assert (report(checkpoint=checkpoint).published("J&F-Mean") is not None) == known
+
+
+@pytest.mark.parametrize(
+    ("changes", "differs"),
+    [
+        ({"presets": (), "config": {**presets.load_protocol("davis", "dino"), "radius": 15}}, "radius"),
+        ({"presets": (), "config": {}}, "and 14 more"),
+        ({"presets": ()}, "and 13 more"),
+        ({"data": {"name": "mine", "dataset": None}}, "data"),
+        ({"checkpoint": {"spec": "timm:x", "name": "vit_small_patch16_224.dino", "features": "layer 3"}}, "features"),
+    ],
+)
+def test_the_field_that_differs_stands_in_place_of_a_difference(changes: dict, differs: str):
+    row = report(**changes).to_frame().iloc[0]
+    assert row["published"] == 61.8
+    assert row["difference"] is None
+    assert differs in row["differs"]
+    assert (differs == "data") == ("data" in row["differs"])
+
+
+def test_what_a_protocol_could_not_settle_is_said_and_nothing_is_subtracted():
+    entry = next(entry for entry in published_numbers() if entry.protocol == "flowers")
+    row = report(
+        task="finetune",
+        metrics=(Metric("top-1"),),
+        scores=(Score("top-1", 98.0, 6149),),
+        data={"name": "flowers", "dataset": entry.dataset},
+        checkpoint={"spec": f"timm:{entry.checkpoints[0]}", "name": entry.checkpoints[0]},
+        presets=("flowers",),
+    ).to_frame()
+    assert row.loc[0, "published"] == entry.value
+    assert row.loc[0, "differs"] == "recipe (none was published)"
+    assert row.loc[0, "difference"] is None
+
+
+def test_a_protocol_file_that_leaves_something_open_has_no_difference():
+    """The header of the file and the registry say the same."""
+    for entry in published_numbers():
+        text = (PROTOCOLS / f"{entry.task}_{entry.protocol}.yaml").read_text()
+        leaves_open = any(word in text for word in ("#   not settled", "#   not said", "#   differs:", "# not settled"))
+        assert leaves_open == bool(entry.differs), entry
 
 
 def test_registry_is_sound():

@@ -83,7 +83,9 @@ def test_files_give_back_the_same_numbers(batch: list[Entry], tmp_path: Path):
         name = f"{label}/{metric}" if metric else label
         column = name if field == "value" else f"{name} {field}"
         expected = frame[label, metric, field]
-        if field in ("direction", "status"):
+        if field == "differs":
+            assert [text or None for text in csv[column].fillna("")] == list(expected)
+        elif field in ("direction", "status"):
             assert list(csv[column]) == list(parquet[column]) == list(expected)
         elif field != "error":
             for found in (csv, parquet):
@@ -99,7 +101,7 @@ def test_files_give_back_the_same_numbers(batch: list[Entry], tmp_path: Path):
     [
         (Cell("ok", 74.5, 0.2, 50, 74.5, 0.0), "74.5 ± 0.2 (74.5 published, +0.0)"),
         (Cell("ok", 60.0, 1.5, 61, 61.8, -1.8), "60.0 ± 1.5 (61.8 published, −1.8)"),
-        (Cell("ok", 60.0, None, 61, 61.8), "60.0 (61.8 published, other data)"),
+        (Cell("ok", 60.0, None, 61, 61.8, differs="radius"), "60.0 (61.8 published, other radius)"),
         (Cell("ok", 74.5, 0.03, 50), "74.5 ± 0.03"),
         (Cell("ok", -0.04), "0.0"),
         (Cell("ok", 61.8, published=61.8, difference=-1e-9), "61.8 (61.8 published, +0.0)"),

@@ -1,6 +1,7 @@
 """Object discovery from annotations to CorLoc: boxes against loops, every layout, export, and leaving images out."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -196,7 +197,8 @@ def test_coco_and_its_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     chosen.write_text("COCO_train2014_000000000005.jpg\n")
     config = DiscoveryConfig(data=str(root), only=str(chosen))
     assert [image.number for image in open_images(config)[0]] == [5]
-    monkeypatch.setitem(DISCOVERY_SETS, "COCO20k", ("coco", True, 1))
+    known = replace(DISCOVERY_SETS["COCO20k"], images=1)
+    monkeypatch.setitem(DISCOVERY_SETS, "COCO20k", known)
     assert open_images(config)[1].dataset == "COCO20k"
 
 

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -195,3 +196,15 @@ def test_student_features_are_not_the_teachers(tmp_path: Path):
         backbone = load_backbone(str(tmp_path / "full.pth"), network=name)
         found[name] = image_features(backbone, paths, Preprocessing(32, 32), session=Session(Path()))[CLS]
     assert not torch.equal(found["teacher"], found["student"])
+
+
+@pytest.mark.parametrize(("benchmark", "dataset"), [("auto", "ImageNet-1k"), ("none", None)])
+def test_a_user_says_that_a_set_only_looks_like_the_published_one(
+    benchmark: Literal["auto", "none"], dataset: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As ImageNet-C does: its names, counts and, resized to them, sizes are ImageNet's."""
+    root = make_folder(tmp_path / "set", {"dark": 3, "light": 3})
+    monkeypatch.setattr("tasks.images.labeled.classification_set", lambda *data: "ImageNet-1k")
+    options = RunOptions(ckpt=RANDOM, out=str(tmp_path / "out"), device="cpu", benchmark=benchmark)
+    report = run_one(get("knn"), options, KnnConfig(data=str(root), resize=32, crop=32))
+    assert report.data["dataset"] == dataset
