@@ -20,6 +20,7 @@ from data.sample import sample_data
 from dino_dense import Metric, Picture
 from dino_dense.config import command_line
 from dino_dense.config.schema import idle_fields, path, runtime, selects
+from dino_dense.versions import versions
 from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import DataFacts, Session
@@ -332,6 +333,7 @@ TASK = Task(
     # Mild attacks: contract tests know the truth by a coarse thumbnail, which a strong crop or a print changes.
     smoke=CopydetectConfig(image_size=64, attacks=("crop10", "jpeg20", "blur2"), max_queries=60),
     # No `pieces`: images are squashed as by no other task, so nothing can be shared.
+    versions=versions("image features", "descriptors", "attacks", "retrieval scores"),
 )
 
 if __name__ == "__main__":

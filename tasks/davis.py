@@ -24,6 +24,7 @@ from dino_dense.config.schema import path, runtime, selects
 from dino_dense.pipeline import BackgroundCalls
 from dino_dense.progress import Progress
 from dino_dense.propagation.protocol import PropagationProtocol
+from dino_dense.versions import versions
 from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import DataFacts, Session
@@ -378,6 +379,7 @@ TASK = Task(
     smoke=DavisConfig(short_side=192, max_frames=5),
     needs_backbone=lambda config: config.score is None,
     moved=own_clip,
+    versions=versions("propagation", "jf scores"),
 )
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dino_dense import Picture
 from dino_dense.backbone.grid import check_whole
 from dino_dense.config import command_line
+from dino_dense.versions import versions
 from tasks.finetuning.config import FinetuneConfig
 from tasks.harness.figures import curves
 from tasks.harness.runner import main
@@ -120,6 +121,7 @@ TASK = Task(
         resize=64,
         crop=64,
     ),
+    versions=versions("fine-tuning", "classification scores"),
 )
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from data.images import read_rgb
 from dino_dense import Picture
 from dino_dense.config import command_line
 from dino_dense.config.schema import path, runtime
+from dino_dense.versions import versions
 from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import Session
@@ -155,6 +156,7 @@ TASK = Task(
     draw=draw,
     smoke=KnnConfig(resize=64, crop=64),
     pieces=lambda config, backbone: frozenset({"cls1"}),
+    versions=versions("image features", "neighbors", "classification scores"),
 )
 
 if __name__ == "__main__":

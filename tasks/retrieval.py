@@ -16,6 +16,7 @@ from data.sample import sample_data
 from dino_dense import Picture
 from dino_dense.config import command_line
 from dino_dense.config.schema import constant, idle_fields, path, runtime, selects
+from dino_dense.versions import versions
 from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import DataFacts, Session
@@ -321,6 +322,7 @@ TASK = Task(
     draw=draw,
     smoke=RetrievalConfig(resize=64, crop=64),
     pieces=lambda config, backbone: frozenset({"cls1"}),
+    versions=versions("image features", "descriptors", "retrieval scores"),
 )
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ from dino_dense.lazy import lazy_names
 if TYPE_CHECKING:
     from dino_dense.report.compare import compare_all
     from dino_dense.report.files import write_batch, write_comparison
-    from dino_dense.report.folders import PAIRS_FILE, TASK_FILE, check_out
+    from dino_dense.report.folders import PAIRS_FILE, REPORT_FILE, TASK_FILE, check_out
     from dino_dense.report.intervals import IntervalConfig
-    from dino_dense.report.machine import environment, peak_memory_mib, reset_peak_memory
+    from dino_dense.report.machine import current_commit, environment, peak_memory_mib, reset_peak_memory
     from dino_dense.report.merge import read_entries
     from dino_dense.report.page import render_page
     from dino_dense.report.record import Metric, Picture, Published, Report, Score, published_numbers
@@ -19,9 +19,14 @@ else:
         __name__,
         {
             "dino_dense.report.compare": ("compare_all",),
-            "dino_dense.report.machine": ("environment", "peak_memory_mib", "reset_peak_memory"),
+            "dino_dense.report.machine": (
+                "current_commit",
+                "environment",
+                "peak_memory_mib",
+                "reset_peak_memory",
+            ),
             "dino_dense.report.files": ("write_batch", "write_comparison"),
-            "dino_dense.report.folders": ("PAIRS_FILE", "TASK_FILE", "check_out"),
+            "dino_dense.report.folders": ("PAIRS_FILE", "REPORT_FILE", "TASK_FILE", "check_out"),
             "dino_dense.report.intervals": ("IntervalConfig",),
             "dino_dense.report.merge": ("read_entries",),
             "dino_dense.report.page": ("render_page",),
@@ -32,6 +37,7 @@ else:
 
 __all__ = [
     "PAIRS_FILE",
+    "REPORT_FILE",
     "TASK_FILE",
     "Entry",
     "IntervalConfig",
@@ -43,6 +49,7 @@ __all__ = [
     "batch_frame",
     "check_out",
     "compare_all",
+    "current_commit",
     "environment",
     "pairs_frame",
     "peak_memory_mib",

@@ -4,6 +4,8 @@ from pathlib import Path
 
 PAIRS_FILE = "pairs.csv"
 """Marks the folder of a batch's or comparison's report."""
+REPORT_FILE = "report.json"
+"""A task's report, in its results folder."""
 TASK_FILE = "run.json"
 """Marks the results folder of a task."""
 

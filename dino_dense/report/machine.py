@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,15 @@ except ImportError:  # Windows has no such module
     resource = None  # type: ignore[assignment]
 
 
-def environment(*, device: torch.device | None, dtype: str, seed: int) -> dict[str, Any]:
-    """Versions and machine of a run. Without a device PyTorch was not used, and is not imported."""
+def environment(*, device: torch.device | None, dtype: str, seed: int, commits: Collection[str] = ()) -> dict[str, Any]:
+    """Versions and machine of a run. Without a device PyTorch was not used, and is not imported.
+
+    Args:
+        commits: of the program that computed parts of the results before this run; its own is added.
+    """
+    now = current_commit()
     record: dict[str, Any] = {
-        "commit": _commit(),
+        "commit": " and ".join([*sorted(set(commits) - {now}), *([now] if now else [])]) or None,
         "python": platform.python_version(),
         "torch": importlib.metadata.version("torch"),
         "device": f"{device.type if device else 'cpu'} ({_processor(device)})",
@@ -77,7 +83,7 @@ def peak_memory_mib(device: torch.device | None = None) -> float:
 
 
 @functools.cache
-def _commit() -> str | None:
+def current_commit() -> str | None:
     """Commit of this package's source tree, with "+" if modified; None if it is no git checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():

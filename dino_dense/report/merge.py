@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
+from dino_dense.report.folders import REPORT_FILE
 from dino_dense.report.record import Report
 from dino_dense.report.table import Entry
 
-REPORT_FILE = "report.json"
 SHOWN_SETTINGS = 3  # differing settings that a label spells out
 
 

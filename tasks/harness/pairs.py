@@ -13,15 +13,15 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dino_dense import Report, distributed
 from dino_dense.config import schema
 from dino_dense.files import write_text
-from dino_dense.report import environment
+from dino_dense.report import REPORT_FILE, environment
 from tasks.harness.options import BatchOptions, MeasuringOptions, RunOptions
-from tasks.harness.runner import Opened, identity_of, open_backbone, open_data, run_one
-from tasks.harness.session import OtherRunError
+from tasks.harness.runner import Opened, identity_of, open_backbone, open_data, run_one, versions_of
+from tasks.harness.session import OtherRunError, changed_versions
 from tasks.harness.suites import SuiteEntry
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from dino_dense import Backbone
     from dino_dense.report import Entry
 
-REPORT_FILE = "report.json"
 RANK_SECONDS = 60.0  # within which all processes meet an error that is the same for all
 
 
@@ -103,8 +102,9 @@ def run_checkpoint(
         try:
             if broken is not None and entry.task.needs_backbone(entry.config):
                 raise broken
-            pair = folder / f"{entry.label}-{_digest(entry, run, backbone)}"
-            report = _finished(pair)
+            used = backbone if entry.task.needs_backbone(entry.config) else None
+            pair = folder / f"{entry.label}-{_digest(entry, run, used)}"
+            report = _finished(pair, versions_of(entry.task, used))
             distributed.barrier()  # every process has looked before any writes
             if report is None:
                 data = opened[entry.label]
@@ -169,18 +169,18 @@ def run_options(spec: str, options: BatchOptions) -> RunOptions:
 
 def _digest(entry: SuiteEntry, run: RunOptions, backbone: Backbone | None) -> str:
     """Says which config and weights a pair's folder is for."""
-    used = backbone if entry.task.needs_backbone(entry.config) else None
-    identity = identity_of(entry.task, run, entry.config, used)
+    identity = identity_of(entry.task, run, entry.config, backbone)
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def _finished(pair: Path) -> Report | None:
-    """The report of a pair that is done; None where there is none, or one that cannot be read."""
+def _finished(pair: Path, versions: Mapping[str, Any]) -> Report | None:
+    """The report of a pair that is done; None where there is none, or none of these versions that can be read."""
     try:
         report = Report.from_json((pair / REPORT_FILE).read_text())
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return report if report.status == "ok" else None
+    current = not changed_versions(pair, {"versions": versions})
+    return report if report.status == "ok" and current else None
 
 
 def _pieces_for(entry: SuiteEntry, suite: Sequence[SuiteEntry], backbone: Backbone | None) -> frozenset[str]:

@@ -21,10 +21,10 @@ from dino_dense import distributed
 from dino_dense.config import command_line, presets, schema
 from dino_dense.files import clear_unfinished, write_text
 from dino_dense.loaders import lost_workers_explained
-from dino_dense.report import Report, environment, peak_memory_mib, reset_peak_memory
+from dino_dense.report import Report, current_commit, environment, peak_memory_mib, reset_peak_memory
 from tasks.harness.options import RunOptions
 from tasks.harness.registry import get
-from tasks.harness.session import Session, claim
+from tasks.harness.session import DataFacts, OpenedData, Session, claim
 from tasks.harness.task import Outcome, Task, mean_scores
 
 if TYPE_CHECKING:
@@ -118,14 +118,20 @@ def run_one(
         backbone = backbone or open_backbone(options, device)
     else:
         backbone = device = None
-    identity = {**identity_of(task, options, config, backbone), "data_sha256": opened.data.facts.sha256}
+    identity = {
+        **identity_of(task, options, config, backbone),
+        "data_sha256": opened.data.facts.sha256,
+        "versions": versions_of(task, backbone),
+        "commits": [commit] if (commit := current_commit()) else [],
+    }
     session = Session(_results_folder(task, options, config, backbone), world, device, options.seed, identity, pieces)
-    claim(session.out, identity)
-    session.once(clear_unfinished, session.out)
     reset_peak_memory(device)
     start = time.perf_counter()
     again = lost_workers_explained(then="Then give the same command again.")
     with notices.captured() as lines, distributed.memory_explained(), again:
+        session.commits.update(claim(session.out, identity, is_main=world.is_main))
+        session.once(clear_unfinished, session.out)
+        session.wait()
         outcome = measured(task, backbone, opened.data, config, session)
     report = Report(
         task=task.name,
@@ -135,8 +141,8 @@ def run_one(
         note=" ".join(part for part in (outcome.note, layer_note(options), *opened.notices, *lines) if part).strip(),
         config=schema.to_plain(config),
         checkpoint=describe_checkpoint(backbone),
-        data=dataclasses.asdict(opened.data.facts),
-        environment=environment(device=device, dtype=options.dtype, seed=options.seed),
+        data=dataclasses.asdict(_facts_of(opened.data, options)),
+        environment=environment(device=device, dtype=options.dtype, seed=options.seed, commits=session.commits),
         seconds=time.perf_counter() - start,
         peak_memory_mib=peak_memory_mib(device),
         pictures=outcome.pictures,
@@ -195,16 +201,20 @@ def open_backbone(options: RunOptions, device: torch.device) -> Backbone:
     return backbone.to(device, DTYPES[options.dtype]).with_layers(options.layers, options.norm)
 
 
-def layer_note(options: RunOptions) -> str:
+def layer_note(read: RunOptions | Backbone) -> str:
     """Which layers were measured, where they are not the last after the final norm; else ""."""
-    if options.layers == (-1,) and options.norm:
+    if read.layers == (-1,) and read.norm:
         return ""
-    layers = ", ".join(map(str, options.layers))
-    return f"Features of layers {layers} (-1 is the last), {'after' if options.norm else 'before'} the final norm."
+    layers = ", ".join(map(str, read.layers))
+    return f"Features of layers {layers} (-1 is the last), {'after' if read.norm else 'before'} the final norm."
+
+
+def _facts_of(data: OpenedData, options: RunOptions) -> DataFacts:
+    return dataclasses.replace(data.facts, dataset=None) if options.benchmark == "none" else data.facts
 
 
 def describe_checkpoint(backbone: Backbone | None) -> dict[str, Any]:
-    """What identifies the weights; {} for a task that scores other people's results."""
+    """What identifies the weights and how they are read; {} for a task that scores other people's results."""
     if backbone is None:
         return {}
     facts = backbone.metadata
@@ -216,8 +226,19 @@ def describe_checkpoint(backbone: Backbone | None) -> dict[str, Any]:
         "patch_size": backbone.patch_size,
         "embed_dim": backbone.embed_dim,
         "depth": backbone.depth,
+        "pixels": _pixels_text(backbone),
+        **({"features": layer_note(backbone)} if layer_note(backbone) else {}),
         **{key: facts[key] for key in ("step", "epoch", "timm") if key in facts},
     }
+
+
+def _pixels_text(backbone: Backbone) -> str:
+    """Mean and deviation that pixels are normalized with, and who says so."""
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (backbone.mean, backbone.std))
+    kind = backbone.spec.partition(":")[0]
+    hub = kind in ("timm", "hf-hub", "hf_hub")
+    stated = "stated with the weights" if hub or "mean" in backbone.metadata else "ImageNet's, as nothing states others"
+    return f"mean {mean}, std {std} ({stated})"
 
 
 def print_report(report: Report) -> None:
@@ -254,8 +275,14 @@ def identity_of(task: Task, options: RunOptions, config: Any, backbone: Backbone
         "dtype": options.dtype,
         "seed": options.seed,
         **({"features": layer_note(options)} if layer_note(options) else {}),
+        **({"benchmark": options.benchmark} if options.benchmark != "auto" else {}),
         "config": json.loads(json.dumps(settings)),
     }
+
+
+def versions_of(task: Task, backbone: Backbone | None) -> dict[str, Any]:
+    """Of all that makes a task's numbers: results of others are made anew."""
+    return {**task.versions, **({"features": backbone.reader_version} if backbone else {})}
 
 
 def _results_folder(task: Task, options: RunOptions, config: Any, backbone: Backbone | None) -> Path:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from data.notices import say
 from dino_dense import distributed
 from dino_dense.config.schema import with_new_names
 from dino_dense.files import write_text
 from dino_dense.progress import Progress, progress, tracked
-from dino_dense.report import PAIRS_FILE, TASK_FILE
+from dino_dense.report import PAIRS_FILE, REPORT_FILE, TASK_FILE
 
 if TYPE_CHECKING:
     import torch
 
 IDENTITY_FILE = TASK_FILE
+STALE_FOLDER = "stale"
+"""In a results folder: what an earlier version of the program made there."""
+UNCOMPARED = ("config", "versions", "commits")
+"""Of an identity: what says not whose results they are, or is compared field by field."""
 Item = TypeVar("Item")
 
 
@@ -65,6 +71,8 @@ class Session:
     """All that these results depend on: they are kept apart from those of any other run."""
     pieces: frozenset[str] = frozenset()
     """Further pieces of image features that later tasks will ask for: extracted in one go."""
+    commits: set[str] = field(default_factory=set)
+    """Commits that computed what this run found made: features, heads, masks."""
 
     def folder(self, name: str = "") -> Path:
         """A folder for the task's files, made on first use, so that a run that fails early leaves nothing."""
@@ -105,8 +113,13 @@ class Session:
         distributed.barrier()
 
 
-def claim(out: Path, identity: Mapping[str, Any]) -> None:
+def claim(out: Path, identity: Mapping[str, Any], *, is_main: bool = True) -> list[str]:
     """Have every process look whether `out` is free for this run, before any writes.
+
+    What an earlier version of the program made there is set aside, and a line says so.
+
+    Returns:
+        On the main process the commits that computed what is there, and that the run goes on from.
 
     Raises:
         ValueError: see `check_same_run`.
@@ -114,7 +127,16 @@ def claim(out: Path, identity: Mapping[str, Any]) -> None:
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out}: results need a folder here, found a file. Choose another --out.")
     check_same_run(out, identity)
-    distributed.barrier()
+    changed = changed_versions(out, identity)
+    distributed.barrier()  # every process has looked before any moves
+    if changed:
+        say(
+            f"{out}: made by an earlier version ({'; '.join(changed)}) and made anew; what was there is in "
+            f"{out / STALE_FOLDER}."
+        )
+        if is_main:
+            _set_aside(out)
+    return _commits_with(out, identity.get("commits", ())) if is_main else []
 
 
 def check_same_run(out: Path, identity: Mapping[str, Any]) -> None:
@@ -145,12 +167,47 @@ def check_same_run(out: Path, identity: Mapping[str, Any]) -> None:
         )
 
 
+def changed_versions(out: Path, identity: Mapping[str, Any]) -> list[str]:
+    """What another version made of the results in `out`: a line a part; [] where there is nothing to go on from."""
+    try:
+        held = json.loads((out / IDENTITY_FILE).read_text()).get("versions", {})
+    except (OSError, ValueError, AttributeError):
+        return []
+    wanted = identity.get("versions", {})
+    return [
+        f"{part} was {held.get(part, 'of no version')}, now {version}"
+        for part, version in wanted.items()
+        if held.get(part) != version
+    ]
+
+
+def _commits_with(out: Path, ours: Sequence[str]) -> list[str]:
+    """The commits that computed what is in `out`, in which ours are noted too; [] where nothing is."""
+    if not (out / IDENTITY_FILE).is_file():
+        return []
+    held = json.loads((out / IDENTITY_FILE).read_text())
+    begun = list(held.get("commits", ()))
+    if not set(ours) <= set(begun):
+        write_text(out / IDENTITY_FILE, json.dumps({**held, "commits": [*begun, *ours]}, indent=2) + "\n")
+    return begun
+
+
+def _set_aside(out: Path) -> None:
+    """Move the files of a results folder into one below it, `IDENTITY_FILE` last, and unmake their report."""
+    shutil.rmtree(out / STALE_FOLDER, ignore_errors=True)
+    (out / STALE_FOLDER).mkdir()
+    files = [path for path in out.iterdir() if path.name not in (STALE_FOLDER, IDENTITY_FILE)]
+    for path in [*files, out / IDENTITY_FILE]:
+        path.rename(out / STALE_FOLDER / path.name)
+    (out / STALE_FOLDER / REPORT_FILE).unlink(missing_ok=True)  # else tables of reports would list it
+
+
 def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What differs between two identities; what only the earlier one knows does not count yet."""
     if held.get("task") != wanted["task"]:
         return [f"of the task {held.get('task')}, not {wanted['task']}"]
     flat = [{**record, **with_new_names(record.get("config", {}))} for record in (held, wanted)]
-    keys = set(flat[1]) - {"config"}
+    keys = set(flat[1]) - set(UNCOMPARED)
     return [
         f"{key} was {_short(key, flat[0].get(key))}, now {_short(key, flat[1].get(key))}"
         for key in sorted(keys)

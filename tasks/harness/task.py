@@ -83,6 +83,9 @@ class Task(Generic[Config, Data]):
     pieces: Callable[[Config, Backbone], frozenset[str]] = lambda config, backbone: frozenset()
     """Pieces of image features (`_features`) that a run asks for, so that tasks on one data set share one pass."""
 
+    versions: Mapping[str, int] = field(default_factory=dict)
+    """Of all that makes its numbers but the backbone; each goes up when a number changes (`dino_dense.versions`)."""
+
     def free_fields(self) -> tuple[str, ...]:
         """Fields that comparisons let differ: those that change no number, and paths, whose files the data name."""
         return tuple(sorted(schema.fields_of(self.config, "runtime") | schema.fields_of(self.config, "path")))

@@ -18,11 +18,14 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from data.images import open_picture, read_rgb
+from data.notices import say
 from data.sample import cache_folder
 from dino_dense import Backbone, distributed
 from dino_dense.checkpoint import CheckpointError, read_tensors, write_tensors
 from dino_dense.files import WriteError, clear_unfinished
 from dino_dense.loaders import WorkerItems, read_items
+from dino_dense.report import current_commit
+from dino_dense.versions import VERSIONS
 from tasks.harness.session import Session
 from tasks.images.options import ImageFeatureOptions
 
@@ -30,7 +33,6 @@ CLS = "cls1"
 GEM_POWER = 4.0  # eval_copy_detection.py
 GEM_FLOOR = 1e-6  # eval_copy_detection.py
 DAY = 86_400.0  # seconds: nothing is written for as long
-EXTRACTOR_VERSION = 2  # goes up with every change of a number that `extract_pieces` returns for the same features
 
 Pieces = dict[str, Tensor]
 
@@ -130,21 +132,23 @@ def image_features(
     """Pieces [N, C] of images, float32 on the CPU, in the order of `paths`.
 
     They are read from the cache when it holds this checkpoint, these files (path, size, time of change) and this
-    preprocessing; else extracted, by all processes together, and kept there. When something has to be extracted,
-    the pieces of `session.pieces` are too, for a later call.
+    preprocessing, made by this version of the program; else extracted, by all processes together, and kept there. When
+    something has to be extracted, the pieces of `session.pieces` are too, for a later call.
 
     Raises:
         DataError: an image cannot be read; the message names it.
         ValueError: a piece that the backbone does not have.
     """
     files = {piece: _cache_file(backbone, paths, preprocessing, piece) for piece in {*pieces, *session.pieces}}
-    found = {piece: held for piece in set(pieces) if (held := _read(files[piece])) is not None}
+    maker = _maker(backbone)
+    found = {piece: held for piece in set(pieces) if (held := _read(files[piece], maker, session)) is not None}
     if distributed.any_true(len(found) < len(set(pieces))):
         lacking = [piece for piece in files if piece in pieces or not files[piece].is_file()]
         missing = sorted(set(distributed.gather_objects(lacking)))  # the same in every process, whatever its cache has
         extracted = _extract(backbone, paths, preprocessing, missing, session, batch_size, workers, label)
         for piece, features in extracted.items():
-            facts = {"checkpoint": backbone.sha256, "name": backbone.name, "piece": piece}
+            facts = {"checkpoint": backbone.sha256, "name": backbone.name, "piece": piece, "made_by": maker}
+            facts |= {"commit": commit} if (commit := current_commit()) else {}
             session.once(_keep, files[piece], {piece: features}, facts)
         found |= extracted
     return {piece: found[piece] for piece in pieces}
@@ -181,12 +185,23 @@ def _block(piece: str) -> int:
     return int(number)
 
 
-def _read(file: Path) -> Tensor | None:
-    """Features from the cache; None where there are none, or damaged ones."""
+def _maker(backbone: Backbone) -> str:
+    """Names the code that makes features of this backbone; it changes when a number of theirs does."""
+    return f"image features {VERSIONS['image features']}, {backbone.reader_version}"
+
+
+def _read(file: Path, maker: str, session: Session) -> Tensor | None:
+    """Features from the cache; None where there are none, or damaged ones, or those of another version (it is said)."""
     try:
-        return next(iter(read_tensors(file)[0].values()))
+        tensors, facts = read_tensors(file)
+        features = next(iter(tensors.values()))
     except (CheckpointError, FileNotFoundError, StopIteration):
         return None
+    if facts.get("made_by") != maker:
+        say(f"Features that an earlier version kept ({facts.get('made_by', 'unknown')}) are made anew by {maker}.")
+        return None
+    session.commits.update([facts["commit"]] if facts.get("commit") else [])
+    return features
 
 
 def _keep(file: Path, features: Pieces, facts: Mapping[str, str]) -> None:
@@ -229,10 +244,9 @@ def _extract(
 
 
 def _cache_file(backbone: Backbone, paths: Sequence[Path], preprocessing: Preprocessing, piece: str) -> Path:
-    """Where these features live: the name is a hash of all they depend on."""
+    """Where these features live: the name is a hash of all they depend on but the program, whose version they hold."""
     digest = hashlib.sha256()
     facts = {
-        "made_by": [EXTRACTOR_VERSION, backbone.reader_version],
         "layers": [*backbone.layers, backbone.norm],
         "weights": backbone.weights_sha256,
         "architecture": backbone.name,

@@ -1,0 +1,205 @@
+"""A number that changes for the same input has another version: else what the old one made would live on.
+
+Each part of `dino_dense.versions` and each reader of backbones gives a few numbers here on fixed input. Where they
+change with a purpose, raise the part's version and write both into EXPECTED; the failing test prints them.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dino_dense import load_backbone
+from dino_dense.backbone.backbone import READERS
+from dino_dense.distributed import World
+from dino_dense.objects.attention import attention_masks
+from dino_dense.objects.cuts import maskcut, tokencut
+from dino_dense.objects.lost import lost
+from dino_dense.probes.classes import Evaluation, HeadGrid, hold_out, logistic_regressions, random_tenth
+from dino_dense.probes.pixels import predict, train_head
+from dino_dense.probes.protocol import PixelProbe
+from dino_dense.propagation.video import Frame, VideoPropagator
+from dino_dense.versions import VERSIONS
+from tasks.finetuning.config import FinetuneConfig
+from tasks.finetuning.recipe import build_mixer
+from tasks.images.attacks import apply_attack
+from tasks.images.descriptors import fit_whitening
+from tasks.images.features import Preprocessing, extract_pieces
+from tasks.knn import knn_votes
+from tasks.scores import boxes, jf, retrieval, saliency, segmentation
+from tasks.scores.classification import hits
+from tests.color_backbone import PROTOCOL, color_backbone
+
+Numbers = list[float]
+NETWORKS = {"VitReader": "vit_micro_patch8_64", "EvaReader": "vit_small_patch16_dinov3", "StageReader": "resnet18"}
+
+
+def drawn(*shape: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).random(shape, dtype=np.float32))
+
+
+def picture(side: int = 80) -> Image.Image:
+    rows, columns = np.mgrid[:side, :side]
+    waves = [127 + 120 * np.sin(rows / (4 + k)) * np.cos(columns / (9 - k)) for k in range(3)]
+    return Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8))
+
+
+def scene() -> torch.Tensor:
+    """Features [C, 8, 8] of two objects on a ground."""
+    kinds = torch.zeros(8, 8, dtype=torch.long)
+    kinds[1:4, 1:4], kinds[4:7, 5:7] = 1, 2
+    return torch.eye(6)[kinds].permute(2, 0, 1) + 0.05 * drawn(6, 8, 8)
+
+
+def reader(name: str) -> Numbers:
+    backbone = load_backbone(f"random:{NETWORKS[name]}")
+    found = backbone.extract(drawn(1, 3, 64, 64), backbone.provides)
+    return [float(value.double().square().mean()) for _, value in sorted(found.by_kind.items())]
+
+
+def image_features() -> Numbers:
+    pixels = Preprocessing(64, 32).transform()(picture())[None]
+    found = extract_pieces(load_backbone("random:vit_micro_patch8_64"), pixels, ("cls1", "mean", "gem"))
+    return [float(pixels.mean()), *(float(value.square().mean()) for value in found.values())]
+
+
+def propagation() -> Numbers:
+    frames = [np.asarray(Image.fromarray(np.roll(np.asarray(picture(64)), 4 * k, axis=1))) for k in range(3)]
+    first = np.zeros((64, 64), np.uint8)
+    first[16:40, 8:32] = 1
+    given = [Frame(frame, first if index == 0 else None) for index, frame in enumerate(frames)]
+    masks = VideoPropagator(color_backbone(), PROTOCOL, (64, 64), [1]).run(given)
+    return [float(mask.sum()) for _, mask in masks]
+
+
+def objects() -> Numbers:
+    features = scene()
+    found = [tokencut(features), lost(features, k=10), *maskcut(features)]
+    return [*(float(one.mask.sum()) for one in found), float(attention_masks(drawn(2, 8, 8)).sum())]
+
+
+def class_probe() -> Numbers:
+    images = Evaluation(drawn(30, 5), torch.arange(30) % 3)
+    heads = HeadGrid([0.1, 0.5], 5, 3, 0.9, seed=0)
+    losses = [heads.step(images.features, images.labels, 0.5) for _ in range(4)]
+    ((scores,),), _ = logistic_regressions(images, [1.0], [images.features])
+    held = [*hold_out(images.labels, 0.1, seed=0)[1], *random_tenth(30)[1]]
+    return [*losses[-1].tolist(), float(scores.abs().mean()), float(sum(held))]
+
+
+class Striped:
+    """A picture of two classes."""
+
+    name = "striped"
+
+    def read(self) -> tuple[Image.Image, np.ndarray]:
+        ids = np.zeros((80, 80), np.uint8)
+        ids[:, 40:] = 1
+        return picture(), ids
+
+
+def pixel_probe(tmp_path: Path) -> Numbers:
+    config = PixelProbe(steps=3, batch_size=2, crop=32, lr=0.01)
+    options = {"state": tmp_path / "state", "world": World(), "seed": 0, "workers": 0}
+    backbone = load_backbone("random:vit_micro_patch8_64")
+    trained = train_head(backbone, config, [Striped()], 2, **options)  # type: ignore[arg-type]
+    mask = predict(backbone, trained.head, picture(), replace(config, crop=64))
+    return [*trained.curve["loss"], round(float(mask.mean()), 1)]
+
+
+def fine_tuning() -> Numbers:
+    images, targets = build_mixer(FinetuneConfig(mixing_batch=4), 3, seed=0)(
+        drawn(8, 3, 8, 8), torch.arange(8) % 3, torch.arange(8), 5
+    )
+    return [float(images.square().mean()), float(targets.square().mean())]
+
+
+def attacks() -> Numbers:
+    rng = np.random.default_rng(0)
+    return [float(np.asarray(apply_attack(picture(), a, rng)).mean()) for a in ("crop50", "jpeg8", "blur2", "print")]
+
+
+def neighbors() -> Numbers:
+    votes = knn_votes(drawn(20, 4), torch.arange(20) % 3, drawn(6, 4) + 0.1, k=[5], temperature=0.07, classes=3)
+    return [float(value) for _, order in votes for value in order[:, 0]]
+
+
+def jf_scores() -> Numbers:
+    truth = np.zeros((40, 40), np.uint8)
+    truth[5:20, 5:20], truth[22:35, 10:30] = 1, 2
+    found = jf.score_frame(np.roll(truth, 2, axis=0), truth, 2)
+    return [float(value) for values in found for value in values]
+
+
+def saliency_scores() -> Numbers:
+    predicted, truth = drawn(20, 20).double().numpy(), drawn(20, 20).numpy() > 0.4
+    curve = saliency.f_curve(predicted, truth)
+    return [saliency.iou(predicted, truth), saliency.accuracy(predicted, truth), float(curve.mean())]
+
+
+def segmentation_scores() -> Numbers:
+    ids = (4 * drawn(20, 20)).numpy().astype(np.uint8)
+    matrix = segmentation.confusion(np.roll(ids, 1), ids, 4)
+    return [*segmentation.class_iou(matrix), segmentation.pixel_accuracy(matrix)]
+
+
+PARTS: dict[str, Callable[[], Numbers]] = {
+    "image features": image_features,
+    "descriptors": lambda: [float(fit_whitening(drawn(20, 4), centered=False)(drawn(20, 4)).square().mean())],
+    "attacks": attacks,
+    "propagation": propagation,
+    "objects": objects,
+    "neighbors": neighbors,
+    "class probe": class_probe,
+    "fine-tuning": fine_tuning,
+    "classification scores": lambda: hits(drawn(6, 3).argsort(1), torch.arange(6) % 3, list("abcdef"))[
+        "top-1"
+    ].tolist(),
+    "jf scores": jf_scores,
+    "saliency scores": saliency_scores,
+    "box scores": lambda: boxes.box_iou((0, 0, 10, 10), [(5, 5, 15, 15), (0, 0, 5, 10)]).tolist(),
+    "segmentation scores": segmentation_scores,
+    "retrieval scores": lambda: [retrieval.average_precision(np.array([0, 3, 7]), 4)],
+}
+
+EXPECTED: dict[str, tuple[int, Numbers]] = {
+    "jf scores": (1, [0.76471, 0.73333, 0.53333, 0.42424]),
+    "image features": (2, [0.49281, 0.99996, 0.035605, 0.97841]),
+    "descriptors": (1, [0.77266]),
+    "attacks": (1, [127.91, 127.81, 126.31, 177.18]),
+    "propagation": (1, [576.0, 188.0, 343.0]),
+    "objects": (1, [9.0, 64.0, 9.0, 6.0, 50.0]),
+    "neighbors": (1, [0.0, 0.0, 2.0, 0.0, 1.0, 0.0]),
+    "class probe": (1, [1.0954, 1.0861, 0.59318, 116.0]),
+    "pixel probe": (1, [0.69468, 0.55928, 0.3]),
+    "fine-tuning": (1, [0.34409, 0.23332]),
+    "classification scores": (1, [0.0, 0.0, 0.0, 0.0, 0.0, 100.0]),
+    "saliency scores": (1, [0.85659, 0.9075, 0.78497]),
+    "box scores": (1, [0.14286, 0.5]),
+    "segmentation scores": (1, [14.65, 18.667, 16.667, 12.621, 26.75]),
+    "retrieval scores": (1, [0.43676]),
+    "VitReader": (1, [0.004518, 0.99994, 3.9634, 1.0, 3.937, 0.051107]),
+    "EvaReader": (1, [0.002338, 0.97428, 0.154, 0.99998, 0.16345, 0.14984]),
+    "StageReader": (2, [3.1087, 4.4221]),
+}
+
+
+def numbers_of(part: str, tmp_path: Path) -> Numbers:
+    if part == "pixel probe":
+        return pixel_probe(tmp_path)
+    return PARTS[part]() if part in PARTS else reader(part)
+
+
+@pytest.mark.parametrize("part", [*VERSIONS, *(kind.__name__ for kind in READERS)])
+def test_a_number_that_changes_has_another_version(part: str, tmp_path: Path):
+    found = numbers_of(part, tmp_path)
+    versions = {**VERSIONS, **{kind.__name__: kind.version for kind in READERS}}
+    known = EXPECTED.get(part, (0, []))
+    assert (versions[part], found) == (known[0], pytest.approx(known[1], rel=2e-3, abs=1e-6)), (
+        f"raise the version of {part!r}, and write here: {part!r}: ({versions[part]}, "
+        f"{[float(f'{number:.5g}') for number in found]}),"
+    )
