@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dino_dense import Picture
 from dino_dense.config import command_line
+from dino_dense.versions import versions
 from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import Session
@@ -18,6 +19,11 @@ from tasks.scores.classification import METRICS, hits
 if TYPE_CHECKING:
     from dino_dense import Backbone
 
+CHOSEN_ON = {
+    "val": "the test images",
+    "heldout": "a tenth of the training images, of each class",
+    "random": "a random tenth of the training images",
+}
 WIDE = 768  # channels from which the paper takes the last block alone and its mean patch (ViT-B)
 
 
@@ -51,7 +57,9 @@ def measure(backbone: Backbone, images: LabeledSet, config: LinearConfig, sessio
     samples = hits(scores.topk(min(5, scores.shape[1])).indices, probe.test.labels, images.test_names)
     chosen = candidates.iloc[best]
     kind = "lr" if config.solver == "sgd" else "C"
-    where = "the test images, as published" if config.select == "val" else "a tenth of the training images"
+    where = CHOSEN_ON[config.selection]
+    if kind == "C" and config.selection != "val":
+        where += ", then fitted again on all"
     note = f"{' + '.join(pieces)}; {kind} {chosen[kind]:g}, chosen on {where}, of {len(candidates)} in candidates.csv."
     if best in (0, len(candidates) - 1) and len(candidates) > 1:
         note += " That is the end of the grid: a wider one may find better."
@@ -74,7 +82,7 @@ def draw(images: LabeledSet, outcome: Outcome, folder: Path) -> tuple[Picture, .
 TASK = Task(
     name="linear",
     summary="Linear classification of frozen features (top-1).",
-    source="DINO, arXiv 2104.14294, sec. 4.1; eval_linear.py; grid and logistic regression as in dinov2.",
+    source="DINO, arXiv 2104.14294, sec. 4.1; eval_linear.py; logistic regression: ours, or dinov2's (preset dinov2).",
     config=LinearConfig,
     metrics=METRICS,
     open=open_labeled,
@@ -82,6 +90,7 @@ TASK = Task(
     draw=draw,
     smoke=LinearConfig(features="cached", resize=64, crop=64, epochs=20, batch_size=256),
     pieces=lambda config, backbone: frozenset(pieces_of(config, backbone)),
+    versions=versions("image features", "class probe", "classification scores"),
 )
 
 if __name__ == "__main__":

@@ -171,34 +171,57 @@ def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
 
 
 def logistic_regressions(
-    train: Evaluation, strengths: Sequence[float], targets: Sequence[Tensor], *, world: World = ALONE
+    train: Evaluation,
+    strengths: Sequence[float],
+    targets: Sequence[Tensor],
+    *,
+    standardize: bool = True,
+    tolerance: float = 1e-4,
+    double: bool = False,
+    world: World = ALONE,
 ) -> tuple[list[list[Tensor]], pd.DataFrame]:
-    """Multinomial logistic regression by L-BFGS (scikit-learn), on features standardized channel by channel.
+    """Multinomial logistic regression by L-BFGS (scikit-learn), with an intercept that is not penalized.
 
     Args:
-        train: labels 0..K-1, each of which occurs.
+        train: labels 0..K-1; a class that does not occur scores minus infinity.
         strengths: values of C, the inverse of the L2 penalty.
         targets: features [M, D] to score, of each.
+        standardize: give each channel mean 0 and deviation 1 first.
+        tolerance: stop where no gradient is larger.
+        double: compute in float64.
 
     Returns:
         For each C a list of class scores [M, K], one a target; and a table: C, iterations, converged.
     """
     scores, rows = [], []
+    dtype = np.float64 if double else np.float32
+    features, labels = train.features.numpy().astype(dtype, copy=False), train.labels.numpy()
     for strength in tracked(strengths, unit="fit", desc="logistic regression", disable=not world.is_main):
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=MAX_ITERATIONS))
+        regression = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, tol=tolerance)
+        model = make_pipeline(*([StandardScaler()] if standardize else []), regression)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
-            model.fit(train.features.numpy(), train.labels.numpy())
+            model.fit(features, labels)
         converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
         rows.append({"C": strength, "iterations": int(model[-1].n_iter_.max()), "converged": converged})
-        scores.append([_class_scores(model.decision_function(target.numpy())) for target in targets])
+        decisions = [model.decision_function(target.numpy().astype(dtype, copy=False)) for target in targets]
+        scores.append([_class_scores(decision, regression.classes_) for decision in decisions])
     return scores, pd.DataFrame(rows)
 
 
-def _class_scores(decision: np.ndarray) -> Tensor:
-    """[M, K]; two classes have one column in scikit-learn, the second's."""
+def _class_scores(decision: np.ndarray, classes: np.ndarray) -> Tensor:
+    """[M, K], of the classes that were fitted; two have one column in scikit-learn, the second's."""
     found = torch.from_numpy(np.asarray(decision))
-    return torch.stack([-found, found], dim=1) if found.ndim == 1 else found
+    found = torch.stack([-found, found], dim=1) if found.ndim == 1 else found
+    scores = found.new_full((len(found), int(classes.max()) + 1), -math.inf)
+    scores[:, torch.from_numpy(classes)] = found
+    return scores
+
+
+def random_tenth(n: int) -> tuple[Tensor, Tensor]:
+    """Indices to train on, and a tenth of all (rounded down) to choose on (dinov2, eval/log_regression.py)."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    return order[n // 10 :], order[: n // 10]
 
 
 def hold_out(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:

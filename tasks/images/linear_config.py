@@ -14,8 +14,8 @@ class LinearConfig(ImageFeatureOptions):
     data: str | None = path()
     """Folder with train/CLASS/* and val/CLASS/* (or test/); without it, the embedded set."""
     solver: Literal["sgd", "lbfgs"] = "sgd"
-    """sgd (eval_linear.py), or lbfgs: logistic regression by scikit-learn, on cached features, each channel of which is
-    standardized (ours: C then means the same for every backbone)."""
+    """sgd (eval_linear.py), or lbfgs: logistic regression by scikit-learn on cached features. By these defaults it is
+    ours; dinov2's is the preset dinov2."""
     features: Literal["augmented", "cached"] = "augmented"
     """augmented: random resized crop and flip, a forward pass an image and epoch (eval_linear.py); cached: the middle
     square, a forward pass an image (ours, for laptops)."""
@@ -33,8 +33,17 @@ class LinearConfig(ImageFeatureOptions):
     """Of SGD (eval_linear.py); no weight decay."""
     strengths: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
     """Values of C for lbfgs, the inverse of the L2 penalty (range of dinov2's log_regression.py, which tries 45)."""
-    select: Literal["val", "heldout"] = "val"
-    """Where the best candidate is chosen: on the test images, as published, or on a tenth of the training ones."""
+    standardize: bool = True
+    """lbfgs: give each channel mean 0 and deviation 1, so that C means the same for every backbone. Ours; dinov2 does
+    not."""
+    tolerance: float = 1e-4
+    """lbfgs stops where no gradient is larger (default of scikit-learn; dinov2 has 1e-12)."""
+    double: bool = False
+    """lbfgs: compute in float64 (dinov2), which takes twice the memory."""
+    select: Literal["auto", "val", "heldout", "random"] = "auto"
+    """Where the best candidate is chosen. val: on the test images (eval_linear.py). heldout: on a tenth of each class's
+    training images (ours). random: on a tenth of all training images, drawn by seed 0 (log_regression.py). After the
+    last two lbfgs is fitted again on all training images. auto: val for sgd, heldout for lbfgs."""
     extraction_batch: int = runtime(64)
     """Images extracted at once; does not change the result."""
 
@@ -48,6 +57,15 @@ class LinearConfig(ImageFeatureOptions):
                 raise ValueError(f"{name} is {getattr(self, name)}: expected one or more positive numbers")
         if self.blocks is not None and self.blocks < 1:
             raise ValueError(f"blocks is {self.blocks}: expected 1 or more")
+        if self.tolerance <= 0:
+            raise ValueError(f"tolerance is {self.tolerance}: expected more than 0")
+
+    @property
+    def selection(self) -> Literal["val", "heldout", "random"]:
+        """`select`, decided."""
+        if self.select == "auto":
+            return "val" if self.solver == "sgd" else "heldout"
+        return self.select
 
     @property
     def is_cached(self) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from dino_dense.probes.classes import (
     epoch_order,
     hold_out,
     logistic_regressions,
+    random_tenth,
     shuffled_batches,
     train_heads,
 )
@@ -65,17 +66,30 @@ class LinearProbe:
         return Evaluation(self._cached(self.images.test.paths, "test features"), torch.tensor(self.images.test.labels))
 
     def by_lbfgs(self) -> Fit:
-        """Logistic regression for each C."""
+        """Logistic regression for each C; where C is chosen on training images, the chosen one again on all of them."""
         kept, selection = self._selection()
-        labels = torch.tensor(self.images.train.labels)
-        train = Evaluation(self._cached(self.images.train.paths, "train features")[kept], labels[kept])
-        test = self.test
-        scores, table = logistic_regressions(
-            train, self.config.strengths, [test.features, selection.features], world=self.session.world
+        config, test = self.config, self.test
+        train = Evaluation(
+            self._cached(self.images.train.paths, "train features"), torch.tensor(self.images.train.labels)
         )
+        fit = partial(
+            logistic_regressions,
+            standardize=config.standardize,
+            tolerance=config.tolerance,
+            double=config.double,
+            world=self.session.world,
+        )
+        part = Evaluation(train.features[kept], train.labels[kept])
+        scores, table = fit(part, config.strengths, [test.features, selection.features])
         table["selection"] = [_top1(pair[1], selection.labels) for pair in scores]
         table["top-1"] = [_top1(pair[0], test.labels) for pair in scores]
-        return table, lambda row: scores[row][0], None
+
+        def refitted(row: int) -> Tensor:
+            ((found,),), again = fit(train, [config.strengths[row]], [test.features])
+            table.loc[row, "converged"] = bool(again.loc[0, "converged"])
+            return found
+
+        return table, refitted if config.selection != "val" else lambda row: scores[row][0], None
 
     def by_sgd(self) -> Fit:
         """A head a learning rate, and the learning curve of the best."""
@@ -100,13 +114,15 @@ class LinearProbe:
     def _selection(self) -> tuple[Tensor, Evaluation]:
         """Indices of the images to train on, and the images to choose on."""
         labels = torch.tensor(self.images.train.labels)
-        if self.config.select == "val":
+        where = self.config.selection
+        if where == "val":
             return torch.arange(len(labels)), self.test
-        kept, held = hold_out(labels, HELD_OUT, self.session.seed)
+        by_class = where == "heldout"
+        kept, held = hold_out(labels, HELD_OUT, self.session.seed) if by_class else random_tenth(len(labels))
         if not len(held):
             raise ValueError(
-                f"{self.images.root}: no class has {round(1 / HELD_OUT)} training images, so none can be held out; "
-                "use --select val."
+                f"{self.images.root}: {'no class has' if by_class else 'there are not'} {round(1 / HELD_OUT)} training "
+                "images, so none can be held out; use --select val."
             )
         if self.config.is_cached:
             features = self._cached(self.images.train.paths, "train features")[held]

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,12 +13,14 @@ import torch.nn.functional as F
 
 from dino_dense import Report, load_backbone
 from dino_dense.checkpoint import read_tensors
+from dino_dense.config import presets
 from dino_dense.probes.classes import (
     Evaluation,
     HeadGrid,
     cosine_factor,
     hold_out,
     logistic_regressions,
+    random_tenth,
     shuffled_batches,
     train_heads,
 )
@@ -105,6 +108,52 @@ def test_logistic_regression_separates_and_two_classes_have_two_scores(blobs: Ev
     assert (found.argmax(1) == two.labels).double().mean() > 0.8
 
 
+def test_a_class_that_was_not_fitted_is_never_chosen():
+    features = torch.eye(3).repeat(4, 1)
+    train = Evaluation(features, torch.tensor([0, 1, 3]).repeat(4))
+    ((found,),), _ = logistic_regressions(train, [1.0], [features], standardize=False, double=True)
+    assert found.shape == (12, 4)
+    assert found[:, 2].isneginf().all()
+    assert found.argmax(1).tolist() == [0, 1, 3] * 4
+    assert found.dtype == torch.float64
+
+
+def test_a_random_tenth_is_dinov2s():
+    torch.manual_seed(0)
+    order = torch.randperm(57)
+    kept, held = random_tenth(57)
+    assert torch.equal(held, order[:5])
+    assert torch.equal(kept, order[5:])
+
+
+@pytest.mark.parametrize("select", ["random", "heldout", "val"])
+def test_c_is_chosen_without_the_test_images_and_fitted_again_on_all(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, select: str
+):
+    """The steps of dinov2's log_regression.py; `val` is its --finetune-on-val."""
+    calls: list[tuple[int, list[float], list[int]]] = []
+
+    def spy(train: Evaluation, strengths: list[float], targets: list[torch.Tensor], **rest: Any) -> Any:
+        calls.append((len(train.labels), list(strengths), [len(target) for target in targets]))
+        assert (rest["standardize"], rest["tolerance"], rest["double"]) == (False, 1e-12, True)
+        return logistic_regressions(train, strengths, targets, **rest)
+
+    monkeypatch.setattr("tasks.images.linear_probe.logistic_regressions", spy)
+    recipe = presets.load_protocol("linear", "dinov2")
+    assert len(recipe["strengths"]) == 45
+    assert recipe["strengths"] == pytest.approx((10 ** torch.linspace(-6, 5, 45)).tolist(), rel=1e-6)
+    rule = {**recipe, "strengths": (1e-3, 1.0), "select": select, "resize": 32, "crop": 32}
+    report = run(folder, tmp_path / "out", **rule)
+    n, held = 26, 2  # of 26 images; of 12 and 14 by class: 1 each
+    if select == "val":
+        assert calls == [(n, [1e-3, 1.0], [n, n])]
+    else:
+        best = pd.read_csv(tmp_path / "out" / "candidates.csv")["selection"].to_numpy().argmax()
+        assert calls == [(n - held, [1e-3, 1.0], [n, held]), (n, [(1e-3, 1.0)[best]], [n])]
+    assert "cls1; C" in report.note
+    assert ("chosen on the test images" in report.note) == (select == "val")
+
+
 def test_hold_out_takes_a_tenth_of_each_class_and_loses_nothing():
     labels = torch.tensor([0] * 30 + [1] * 9 + [2] * 20)
     kept, held = hold_out(labels, 0.1, seed=0)
@@ -168,7 +217,10 @@ def test_easy_classes_are_told_apart(folder: Path, tmp_path: Path, changes: dict
     assert report.scores[0].value == 100
     table = pd.read_csv(tmp_path / "out" / "candidates.csv")
     assert table["selection"].max() == 100
-    assert ("a tenth of the training images" in report.note) == (changes.get("select") == "heldout")
+    on_training = changes.get("select") == "heldout" or "solver" in changes
+    assert ("a tenth of the training images" in report.note) == on_training
+    assert ("then fitted again on all" in report.note) == ("solver" in changes)
+    assert "published" not in report.note
     if "solver" not in changes:
         tensors, facts = read_tensors(tmp_path / "out" / "head" / "best.safetensors")
         assert tensors["weight"].shape == (2, 512)
