@@ -23,6 +23,9 @@ from dino_dense.pretrain.options import Options, Ranges
 from dino_dense.training import seeds
 from dino_dense.training.drop_path import replace_drop_path
 
+CLASS_TOKEN_STD = 0.02
+"""Of the class token's first values (dino/vision_transformer.py); timm draws them at 1e-6."""
+
 
 @dataclass(frozen=True)
 class NetworkOptions(Options):
@@ -31,7 +34,8 @@ class NetworkOptions(Options):
     arch: str = "vit_small_patch16_224"
     """Backbone: vit_{micro,tiny,small,base}_patch{P}_{SIZE}, resnet50, or any timm name. (main_dino: ViT-S/16)"""
     drop_path_rate: float = 0.1
-    """Stochastic depth of the student's last block, linear from 0 in the first; in [0, 1). (main_dino)"""
+    """Stochastic depth of the student's last block, linear from 0 in the first; in [0, 1). Of vision transformers and
+    XCiT alone: other networks have none, whatever this is. (main_dino)"""
     compile: bool = False
     """Compile the networks' blocks (torch.compile): a slower start, then faster steps. Ours."""
     pack: bool = False
@@ -187,6 +191,10 @@ def build_network(options: NetworkOptions, crops: CropOptions, *, needs_patches:
     """
     arch = options.arch
     backbone = build_module(arch, drop_path_rate=options.drop_path_rate, img_size=crops.global_crop_size)
+    if not hasattr(backbone, "cls_token"):
+        _remove_drop_path(backbone)
+    if isinstance(backbone, DinoViT):
+        nn.init.trunc_normal_(backbone.cls_token, std=CLASS_TOKEN_STD)
     _check_crop_sizes(backbone, arch, crops)
     if options.pack and not isinstance(backbone, DinoViT):
         raise ValueError(f"pack is on, but {arch} is none of the vit_{{SIZE}}_patch{{P}}_{{PIXELS}}: leave it off")
@@ -203,11 +211,15 @@ def build_network(options: NetworkOptions, crops: CropOptions, *, needs_patches:
 def teacher_of(student: MultiCropNetwork) -> MultiCropNetwork:
     """A copy without drop path and without gradient. Call it before `DropPathKeys` takes over the student."""
     teacher = copy.deepcopy(student).requires_grad_(False)
-    for block in list(teacher.modules()):
+    _remove_drop_path(teacher)
+    return teacher
+
+
+def _remove_drop_path(network: nn.Module) -> None:
+    for block in list(network.modules()):
         for name, child in list(block.named_children()):
             if isinstance(child, DropPath):
                 setattr(block, name, nn.Identity())
-    return teacher
 
 
 def compile_blocks(network: MultiCropNetwork) -> None:

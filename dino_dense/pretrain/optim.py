@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from timm.optim.lars import Lars
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from dino_dense.pretrain.options import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Options, Ranges
+from dino_dense.training.lars import Lars
 from dino_dense.training.schedules import Schedule, cosine_schedule
 
 OptimizerName = Literal["adamw", "sgd", "lars"]

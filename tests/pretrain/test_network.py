@@ -99,6 +99,21 @@ def test_a_split_batch_drops_the_same_paths():
     assert (other_step - whole).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize(("arch", "dropped"), [("resnet50", 0), ("xcit_nano_12_p16_224", 24)])
+def test_paths_are_dropped_in_transformers_alone(arch: str, dropped: int):
+    """main_dino.py hands its drop_path_rate to ViTs and XCiT; torchvision's networks never see it."""
+    student, _ = networks(arch=arch, global_crop_size=32, local_crop_size=16, drop_path_rate=0.1)
+    rates = [module.keep_prob for module in keys_of(student).modules]
+    assert sum(rate < 1 for rate in rates) == pytest.approx(dropped, abs=2)
+
+
+def test_the_class_token_starts_as_dinos():
+    """trunc_normal_(std=.02) in vision_transformer.py; timm draws 1e-6."""
+    student, teacher = networks(arch="vit_small_patch16_224", global_crop_size=32, local_crop_size=16)
+    assert student.backbone.cls_token.std().item() == pytest.approx(0.02, rel=0.15)
+    assert torch.equal(student.backbone.cls_token, teacher.backbone.cls_token)
+
+
 def test_drop_path_drops_rows_at_its_rate_and_keeps_the_mean():
     module = KeyedDropPath(0.3)
     module.uniform = torch.rand(20000, generator=torch.Generator().manual_seed(0))

@@ -107,6 +107,41 @@ def test_a_parameter_without_gradient_is_not_touched(name: optim.OptimizerName):
     assert not any(p in optimizer.state for p in module["last_layer"].parameters())
 
 
+@pytest.mark.parametrize("decay", [0.0, 1e-6, 0.04])
+def test_lars_is_dinos(decay: float):
+    """The formula of utils.py, step by step: without weight decay too; by the length of gradient and decay together."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 4), nn.Conv2d(2, 3, 2))
+    expected = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    momenta = {name: torch.zeros_like(parameter) for name, parameter in expected.items()}
+    optimizer = optim.build_optimizer("lars", module)
+    for step in range(3):
+        for name, parameter in module.named_parameters():
+            parameter.grad = torch.randn_like(parameter)
+            update = parameter.grad.clone()
+            if parameter.ndim > 1:
+                update += decay * expected[name]
+                update *= 0.001 * expected[name].norm() / update.norm()
+            momenta[name] = 0.9 * momenta[name] + update
+            expected[name] = expected[name] - 0.1 * (step + 1) * momenta[name]
+        optim.set_schedule(optimizer, lr=0.1 * (step + 1), weight_decay=decay)
+        optimizer.step()
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(parameter.detach(), expected[name])
+
+
+def test_lars_moves_weights_of_zero_and_leaves_those_without_gradient_of_length():
+    module = nn.Linear(3, 2)
+    nn.init.zeros_(module.weight)
+    module.weight.grad, module.bias.grad = torch.ones(2, 3), torch.zeros(2)
+    bias = module.bias.detach().clone()
+    optimizer = optim.build_optimizer("lars", module)
+    optim.set_schedule(optimizer, lr=0.5, weight_decay=0.0)
+    optimizer.step()
+    torch.testing.assert_close(module.weight.detach(), torch.full((2, 3), -0.5))
+    assert torch.equal(module.bias.detach(), bias)
+
+
 def test_teacher_averages_parameters_and_keeps_its_own_buffers():
     student, teacher = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
     with torch.no_grad():
