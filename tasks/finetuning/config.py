@@ -27,6 +27,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "smoothing": (0, 1),
     "mixup": (0, math.inf),
     "cutmix": (0, math.inf),
+    "mixing_batch": (2, math.inf),
     "drop_path": (0, 0.99),
     "ema_decay": (0, 1),
     "flip": (0, 1),
@@ -82,6 +83,8 @@ class FinetuneConfig:
     """Alpha of mixup; 0: none (DeiT main.py)."""
     cutmix: float = 1.0
     """Alpha of CutMix, which takes turns with mixup at even odds; 0: none (DeiT main.py)."""
+    mixing_batch: int | None = 128
+    """Images that share one draw of mixup or CutMix: those of one GPU (DeiT: 8 GPUs of 128); None: all of a step."""
     drop_path: float = 0.1
     """Rate of stochastic depth in the last block, from 0 in the first (DeiT main.py)."""
     ema_decay: float | None = None
@@ -118,6 +121,10 @@ class FinetuneConfig:
                 raise ValueError(f"{name} is {value}, expected {expected}.")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr is {self.lr}, expected a number above 0.")
+        if self.mixing_batch is not None and self.mixing_batch % 2:
+            raise ValueError(
+                f"mixing_batch is {self.mixing_batch}, expected an even number: images are mixed in pairs."
+            )
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs is {self.warmup_epochs}, expected at most epochs, {self.epochs}.")
         if not 0 < self.crop <= self.resize:

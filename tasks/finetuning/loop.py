@@ -153,7 +153,7 @@ class FineTuning:
     def _forward_backward(self, batch: MicroBatch, *, is_last: bool) -> Tensor:
         """Add one micro-batch's gradients; its mean loss."""
         device = self.backbone.device
-        images, targets = self.mix(batch.images.to(device), batch.labels.to(device), self.step)
+        images, targets = self.mix(batch.images.to(device), batch.labels.to(device), batch.slots, self.step)
         self.drop_path.set_masks(self.step, batch.slots, device)
         with gradients_in_step(self.forward, is_last=is_last):
             with autocast(device, self.config.amp):

@@ -17,7 +17,7 @@ from tasks.finetuning.config import FinetuneConfig
 from tasks.finetuning.draws import MIXING
 from tasks.finetuning.network import Classifier
 
-Mixer = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+Mixer = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
 def parameter_groups(model: Classifier, config: FinetuneConfig) -> list[dict[str, Any]]:
@@ -72,21 +72,26 @@ def set_learning_rate(optimizer: Optimizer, config: FinetuneConfig, plan: Plan, 
 
 
 def build_mixer(config: FinetuneConfig, classes: int, seed: int) -> Mixer:
-    """A function (images [b, 3, S, S], labels [b], step) -> images, mixed in place, and targets [b, K] that sum to 1.
+    """A function (images [b, 3, S, S], labels [b], slots [b], step) -> images, mixed in place, and targets [b, K] that
+    sum to 1.
 
-    Image i is mixed with image b - 1 - i, all by one draw of the step; the middle one of an odd number stays as it is.
+    Image i is mixed with image b - 1 - i; the middle one of an odd number stays as it is. A draw is for `mixing_batch`
+    images, as each of DeiT's GPUs has its own: for the pairs whose first slots in the whole batch follow each other.
     """
     active = config.mixup > 0 or config.cutmix > 0
     mixup = Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=classes)
 
-    def mix(images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def mix(images: Tensor, labels: Tensor, slots: Tensor, step: int) -> tuple[Tensor, Tensor]:
         targets = mixup_target(labels, classes, 1.0, config.smoothing)
         if not active:
             return images, targets
-        count = len(images)
-        paired = torch.tensor([i for i in range(count) if 2 * i != count - 1], dtype=torch.long, device=images.device)
-        with seeded(derive_seed(MIXING, seed, step)):
-            images[paired], targets[paired] = mixup(images[paired], labels[paired])
+        first = slots[: len(images) // 2].cpu()
+        groups = first // (config.mixing_batch // 2) if config.mixing_batch else torch.zeros_like(first)
+        for group in groups.unique().tolist():
+            front = (groups == group).nonzero()[:, 0]
+            paired = torch.cat([front, len(images) - 1 - front.flip(0)]).to(images.device)
+            with seeded(derive_seed(MIXING, seed, step, group)):
+                images[paired], targets[paired] = mixup(images[paired], labels[paired])
         return images, targets
 
     return mix

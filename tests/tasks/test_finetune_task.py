@@ -43,7 +43,6 @@ from tasks.finetuning.network import Classifier, DropPathDraws
 from tasks.finetuning.recipe import build_mixer, build_optimizer, parameter_groups, set_learning_rate
 from tasks.harness.task import no_pictures
 from tasks.images.features import Preprocessing
-from tasks.images.labeled import LabeledSet
 from tests.tasks.test_knn_task import make_folder
 
 RANDOM = "random:vit_micro_patch8_64"
@@ -360,8 +359,9 @@ def test_mixing_keeps_the_sum_of_labels_and_the_middle_image(
     mix = build_mixer(FinetuneConfig(mixup=mixup, cutmix=cutmix, smoothing=0.1), classes, seed=0)
     labels = torch.arange(count) % classes
     images = torch.arange(count, dtype=torch.float)[:, None, None, None].expand(-1, 3, 8, 8)
-    mixed, targets = mix(images.clone(), labels, step)
-    again, _ = mix(images.clone(), labels, step)
+    slots = torch.arange(count)
+    mixed, targets = mix(images.clone(), labels, slots, step)
+    again, _ = mix(images.clone(), labels, slots, step)
     assert torch.equal(mixed, again)
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(count))
     torch.testing.assert_close(mixed + mixed.flip(0), torch.full_like(mixed, count - 1))
@@ -379,9 +379,24 @@ def test_mixing_does_mix_both_ways():
     mix = build_mixer(FinetuneConfig(smoothing=0.0), 2, seed=0)
     kinds = set()
     for step in range(20):
-        mixed, _ = mix(torch.stack([torch.zeros(3, 16, 16), torch.ones(3, 16, 16)]), torch.tensor([0, 1]), step)
+        pair = torch.stack([torch.zeros(3, 16, 16), torch.ones(3, 16, 16)])
+        mixed, _ = mix(pair, torch.tensor([0, 1]), torch.arange(2), step)
         kinds.add("cutmix" if set(mixed.unique().tolist()) <= {0.0, 1.0} else "mixup")
     assert kinds == {"cutmix", "mixup"}
+
+
+@pytest.mark.parametrize(("group", "draws"), [(None, 1), (4, 4), (6, 3), (16, 1)])
+def test_a_draw_of_mixing_is_for_as_many_images_as_a_gpu_of_deits_has(group: int | None, draws: int):
+    """Whatever part of the batch a process has: the draws follow the slots."""
+    mix = build_mixer(FinetuneConfig(cutmix=0.0, mixing_batch=group, smoothing=0.0), 2, seed=0)
+    images = (torch.arange(16) < 8).float()[:, None, None, None].expand(-1, 3, 4, 4)
+    mixed, _ = mix(images.clone(), torch.zeros(16, dtype=torch.long), torch.arange(16), 3)
+    shares = mixed[:8, 0, 0, 0]
+    assert len(shares.unique()) == draws
+    for front in (slice(0, 4), slice(4, 8)):  # two processes
+        slots = torch.cat([torch.arange(16)[front], 15 - torch.arange(16)[front].flip(0)])
+        part, _ = mix(images[slots].clone(), torch.zeros(8, dtype=torch.long), slots, 3)
+        torch.testing.assert_close(part[:4, 0, 0, 0], shares[front])
 
 
 @settings(deadline=None, max_examples=30)
@@ -492,21 +507,6 @@ def test_many_classes_are_drawn_as_the_worst_hundred(tmp_path: Path):
     predictions = Predictions(torch.from_numpy(labels[::-1].copy())[:, None], torch.ones(150), torch.ones(150))
     assert draw_confusion(tmp_path / "confusion.png", predictions, images) == 100
     assert Image.open(tmp_path / "confusion.png").size[0] > 1000
-
-
-# --- Presets ---
-
-
-def labeled(classes: int, train: int, test: int) -> LabeledSet:
-    names = [str(i) for i in range(classes)]
-    splits = [LabeledImages([Path("x")] * count, [0] * count, names) for count in (train, test)]
-    return LabeledSet(Path("x"), True, *splits)
-
-
-def test_a_published_set_is_known_by_its_sizes():
-    assert labeled(10, 50_000, 10_000).published_name == "CIFAR-10"
-    assert labeled(10, 50_000, 9_999).published_name is None
-    assert labeled(100, 50_000, 10_000).published_name == "CIFAR-100"
 
 
 # --- What cannot be used ---
