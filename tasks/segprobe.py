@@ -11,6 +11,7 @@ from dino_dense import Metric, Picture, Score
 from dino_dense.backbone.grid import check_whole
 from dino_dense.config import command_line
 from dino_dense.probes.protocol import PixelProbe
+from dino_dense.versions import versions
 from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import Session
@@ -20,7 +21,10 @@ from tasks.semantic.options import LabeledImages
 from tasks.semantic.splits import LabeledSplits, draw_worst_and_best, evaluate, image_samples, open_splits, per_class
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from dino_dense import Backbone
+    from dino_dense.probes.pixels import LinearHead
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,12 @@ def measure(backbone: Backbone, splits: LabeledSplits, config: SegprobeConfig, s
     from dino_dense.report.samples import score_samples
 
     check_whole("crop", config.crop, backbone.patch_size, backbone.name)
-    head, curve = train_head(
+
+    def score(head: LinearHead) -> float:
+        matrices, _ = evaluate(partial(predict, backbone, head, config=config), splits, session)
+        return float(np.nanmean(class_iou(matrices.sum(0))))
+
+    trained = train_head(
         backbone,
         config,
         splits.train,
@@ -50,8 +59,9 @@ def measure(backbone: Backbone, splits: LabeledSplits, config: SegprobeConfig, s
         world=session.world,
         seed=session.seed,
         workers=config.workers,
+        score=score,
     )
-    predict_one = partial(predict, backbone, head, config=config)
+    predict_one = partial(predict, backbone, trained.head, config=config)
     matrices, per_image = evaluate(predict_one, splits, session)
     matrix = matrices.sum(0)
     samples = image_samples(matrices, splits)
@@ -61,10 +71,27 @@ def measure(backbone: Backbone, splits: LabeledSplits, config: SegprobeConfig, s
             Score("mIoU", float(np.nanmean(class_iou(matrix))), len(samples), errors["mIoU"]),
             Score("accuracy", pixel_accuracy(matrix), len(samples), errors["accuracy"]),
         ),
-        tables={"per_class": per_class(matrix, splits), "per_image": per_image, "curve": curve},
-        note="mIoU is the mean over classes of one confusion matrix over all pixels; n counts the images.",
+        tables={
+            "per_class": per_class(matrix, splits),
+            "per_image": per_image,
+            "curve": trained.curve,
+            **({"evaluations": trained.evaluations} if len(trained.evaluations) else {}),
+        },
+        note="mIoU is the mean over classes of one confusion matrix over all pixels; n counts the images."
+        + _chosen_note(trained.evaluations),
         samples=samples,
         to_draw=predict_one,
+    )
+
+
+def _chosen_note(evaluations: pd.DataFrame) -> str:
+    """Which of the layers is reported, where it was chosen."""
+    if not len(evaluations):
+        return ""
+    best, last = evaluations.iloc[int(evaluations["score"].to_numpy().argmax())], evaluations.iloc[-1]
+    return (
+        f" The layer after step {best['step']:g} is the best of {len(evaluations)} evaluations on these very images, "
+        f"as DINOv3 reports; the last has {last['score']:.2f}."
     )
 
 
@@ -78,13 +105,14 @@ def draw(splits: LabeledSplits, outcome: Outcome, folder: Path) -> tuple[Picture
 TASK = Task(
     name="segprobe",
     summary="Semantic segmentation by a linear layer on frozen patch tokens (mIoU).",
-    source="Linear segmentation of DINOv3, arXiv 2508.10104, App. D; PASCAL VOC's mIoU.",
+    source="Linear segmentation of DINOv3, arXiv 2508.10104, App. D; dinov3/eval/segmentation; PASCAL VOC's mIoU.",
     config=SegprobeConfig,
     metrics=(Metric("mIoU"), Metric("accuracy")),
     open=open_data,
     measure=measure,
     draw=draw,
-    smoke=SegprobeConfig(steps=60, crop=96, augment=False, lr=1e-2),
+    smoke=SegprobeConfig(steps=60, crop=96, augment=False, lr=1e-2, evaluations=1),
+    versions=versions("pixel probe", "segmentation scores"),
 )
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ Shapes: B images, h x w patches, D channels, K classes, S side of a crop in pixe
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from dino_dense import Backbone, distributed
+from dino_dense.backbone.backbone import Triple
 from dino_dense.backbone.grid import fit
 from dino_dense.checkpoint import read_tensors, write_tensors
 from dino_dense.loaders import WorkerItems, read_items
@@ -35,6 +35,15 @@ from dino_dense.training.seeds import derive_seed
 SAVE_SECONDS = 60.0  # a long run loses at most this
 VOID = 255  # class id of pixels of no class: neither trained on nor scored (PASCAL VOC)
 LOG_EVERY = 10  # steps between rows of the learning curve
+DROPOUT = 1  # number of its stream of draws
+
+# dinov3, eval/segmentation: heads/linear_head.py, schedulers.py (warmup_ratio) and transforms.py
+INIT_STD = 0.01
+WARMUP_START = 1e-6
+CROP_TRIES = 10
+BRIGHTNESS = 32.0
+CONTRAST = SATURATION = (0.5, 1.5)
+HUE = (-0.5, 0.5)
 
 
 class LabeledPicture(Protocol):
@@ -53,49 +62,134 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 
 
 class LinearHead(nn.Sequential):
-    """BatchNorm, then one linear layer a patch: [B, D, h, w] -> logits [B, K, h, w] (DINOv3)."""
+    """BatchNorm, then one linear layer a patch: [B, D, h, w] -> logits [B, K, h, w] (dinov3, heads/linear_head.py)."""
 
     def __init__(self, channels: int, classes: int) -> None:
-        super().__init__(nn.BatchNorm2d(channels), nn.Conv2d(channels, classes, 1))
+        layer = nn.Conv2d(channels, classes, 1)
+        nn.init.normal_(layer.weight, std=INIT_STD)
+        layer.bias = nn.Parameter(torch.zeros(classes))
+        super().__init__(nn.BatchNorm2d(channels), layer)
 
 
 class _Crops(Dataset):
-    """Scaled, cropped and flipped training images, a function of the seed and the step."""
+    """Scaled, cropped, flipped and distorted training images, a function of the seed and the step (dinov3)."""
 
-    def __init__(self, pairs: Sequence[LabeledPicture], config: PixelProbe, seed: int) -> None:
+    def __init__(self, pairs: Sequence[LabeledPicture], config: PixelProbe, seed: int, mean: Triple) -> None:
         self.pairs, self.config, self.seed = pairs, config, seed
+        self.mean = torch.tensor(mean).view(3, 1, 1)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """(draw, image) -> RGB [3, S, S] in [0, 1] and ids [S, S]."""
         draw, index = key
         picture, ids = self.pairs[index].read()
-        image = tv_tensors.Image(v2.functional.pil_to_tensor(picture))
-        mask = tv_tensors.Mask(torch.from_numpy(ids))
+        if not self.config.augment:
+            return self._middle(picture, ids)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, draw))
-            image, mask = self._transform()(image, mask)
-        return image.float() / 255, mask.long()
+            return self._augmented(picture, ids)
 
-    def _transform(self) -> v2.Compose:
-        crop = self.config.crop
-        if not self.config.augment:
-            # The scale and shape that validation images have: squashed ones score lower.
-            return v2.Compose([v2.Resize(crop, v2.InterpolationMode.BICUBIC), v2.CenterCrop(crop)])
-        low, high = self.config.scale
-        short = round(crop * torch.empty(()).uniform_(low, high).item())
-        fill: dict[Any, Any] = {tv_tensors.Image: 0, tv_tensors.Mask: VOID}
-        return v2.Compose(
-            [
-                v2.Resize(short, v2.InterpolationMode.BICUBIC),
-                v2.RandomCrop(crop, pad_if_needed=True, fill=fill),
-                v2.RandomHorizontalFlip(),
-            ]
-        )
+    def _middle(self, picture: Image.Image, ids: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+        """The middle square at the scale that validation images have."""
+        image, mask = resized(picture, ids, self.config.crop)
+        image, mask = (v2.functional.center_crop(part, [self.config.crop]) for part in (image, mask[None]))
+        return image.float() / 255, mask[0].long()
+
+    def _augmented(self, picture: Image.Image, ids: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+        """A crop, drawn from the global generator; what lies beside the image is the mean color, and void."""
+        config, side = self.config, self.config.crop
+        image, mask = resized(picture, ids, max(1, int(side * _uniform(*config.scale))))
+        top, left = mixed_corner(mask, side, config.class_share)
+        image, mask = (part[..., top : top + side, left : left + side] for part in (image, mask))
+        if _coin():
+            image, mask = image.flip(-1), mask.flip(-1)
+        if config.distort:
+            image = distorted(image)
+        height, width = mask.shape
+        canvas, labels = self.mean.repeat(1, side, side), torch.full((side, side), VOID)
+        canvas[:, :height, :width] = image.float() / 255
+        labels[:height, :width] = mask
+        return canvas, labels
+
+
+def resized(picture: Image.Image, ids: npt.NDArray[np.uint8], short: int) -> tuple[Tensor, Tensor]:
+    """RGB uint8 [3, h, w], bilinear, and ids uint8 [h, w], nearest, whose short side is `short`."""
+    size = list(size_at(picture.height, picture.width, short))
+    image = v2.functional.resize(picture, size, v2.InterpolationMode.BILINEAR)
+    mask = v2.functional.resize(torch.from_numpy(ids)[None], size, v2.InterpolationMode.NEAREST)
+    return v2.functional.pil_to_tensor(image), mask[0]
+
+
+def size_at(height: int, width: int, short: int) -> tuple[int, int]:
+    """(height, width) of an image whose short side becomes `short`, the long one rounded (dinov3, transforms.py)."""
+    long = int(short * max(height, width) / min(height, width) + 0.5)
+    return (long, short) if height > width else (short, long)
+
+
+def mixed_corner(ids: Tensor, side: int, share: float) -> tuple[int, int]:
+    """Top and left of a crop in which no class has `share` of the labeled pixels or more.
+
+    Drawn from the global generator, again where that fails, ten times at most (dinov3, `RandomCropWithLabel`).
+    """
+
+    def drawn() -> tuple[int, int]:
+        top, left = (int(torch.randint(max(length - side, 0) + 1, ())) for length in ids.shape)
+        return top, left
+
+    top, left = drawn()
+    for _ in range(CROP_TRIES if share < 1 else 0):
+        crop = ids[top : top + side, left : left + side]
+        counts = torch.bincount(crop[crop != VOID].flatten())
+        if (counts > 0).sum() > 1 and counts.max() < share * counts.sum():
+            break
+        top, left = drawn()
+    return top, left
+
+
+def distorted(image: Tensor) -> Tensor:
+    """Brightness, contrast, saturation and hue of RGB uint8 [3, h, w], each at even odds (`PhotoMetricDistortion`).
+
+    Contrast comes second or last, at even odds too. Drawn from the global generator.
+    """
+    if _coin():
+        image = _scaled(image, 1.0, _uniform(-BRIGHTNESS, BRIGHTNESS))
+    contrast_last = _coin()
+    for name in ("saturation", "hue", "contrast") if contrast_last else ("contrast", "saturation", "hue"):
+        if not _coin():
+            continue
+        if name == "contrast":
+            image = _scaled(image, _uniform(*CONTRAST), 0.0)
+        elif name == "saturation":
+            image = v2.functional.adjust_saturation(image, _uniform(*SATURATION))
+        else:
+            image = v2.functional.adjust_hue(image, _uniform(*HUE))
+    return image
+
+
+def _scaled(image: Tensor, factor: float, offset: float) -> Tensor:
+    return (image.float() * factor + offset).clamp(0, 255).to(torch.uint8)  # rounded down, as NumPy's astype does
+
+
+def _uniform(low: float, high: float) -> float:
+    return torch.empty(()).uniform_(low, high).item()
+
+
+def _coin() -> bool:
+    return torch.rand(()).item() < 0.5
 
 
 def image_of(key: tuple[int, int]) -> int:
     """(draw, image) -> image."""
     return key[1]
+
+
+class Trained(NamedTuple):
+    """The layer, and how it came about."""
+
+    head: LinearHead
+    curve: pd.DataFrame
+    """step, loss, lr."""
+    evaluations: pd.DataFrame
+    """step, score; one row or more where the layer was scored while it trained: `head` is the best of them."""
 
 
 def train_head(
@@ -108,40 +202,67 @@ def train_head(
     world: distributed.World,
     seed: int,
     workers: int,
-) -> tuple[LinearHead, pd.DataFrame]:
-    """The trained layer and its learning curve (step, loss, lr).
+    score: Callable[[LinearHead], float] = lambda head: 0.0,
+) -> Trained:
+    """The trained layer: the last, or the best of `config.evaluations`.
 
     An interrupted run goes on from the file `state`. The processes share out the
     extraction and then train the same layer alike, so their number changes nothing.
+
+    Args:
+        score: says how good a layer is, more for better ones; all processes call it.
     """
     torch.manual_seed(seed)
     head = LinearHead(backbone.embed_dim, classes).to(backbone.device).train()
     optimizer = torch.optim.AdamW(head.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    training = _Training(head, optimizer)
     distributed.barrier()  # every process looks for the state before any writes it
-    done, log = _load(state, head, optimizer) if state.is_file() else (0, [])
+    if state.is_file():
+        training.load(state)
     source = _FreshBatches if config.augment else _KeptBatches
     batches = source(backbone, config, world, seed, pairs, workers)
-    is_main, saved = world.is_main, time.monotonic()
+    is_main, saved, done = world.is_main, time.monotonic(), training.step
     with progress(config.steps, initial=done, unit="step", desc="linear layer", disable=not is_main) as bar:
         for step, (tokens, ids) in enumerate(batches(done), start=done):
             lr = config.lr * lr_factor(step, config.steps, config.warmup)
-            loss = head_step(head, optimizer, tokens, ids, lr)
-            if step % LOG_EVERY == 0 or step + 1 == config.steps:
-                log.append({"step": step + 1, "loss": loss.item(), "lr": lr})
-                bar.set_postfix_str(f"loss {log[-1]['loss']:.3f}")
-            bar.update()
+            loss = head_step(head, optimizer, dropped(tokens, config.dropout, seed, step), ids, lr)
             last = step + 1 == config.steps
-            if is_main and (last or time.monotonic() - saved > SAVE_SECONDS):
-                _save(state, head, optimizer, step + 1, log)
+            if step % LOG_EVERY == 0 or last:
+                training.log.append({"step": step + 1, "loss": loss.item(), "lr": lr})
+                bar.set_postfix_str(f"loss {training.log[-1]['loss']:.3f}")
+            bar.update()
+            training.step = step + 1
+            evaluated = step + 1 in evaluation_steps(config)
+            if evaluated:
+                training.look(score)
+            if is_main and (last or evaluated or time.monotonic() - saved > SAVE_SECONDS):
+                training.save(state)
                 saved = time.monotonic()
-    return head.eval(), pd.DataFrame(log)
+    if training.best:
+        head.load_state_dict(training.best)
+    return Trained(head.eval(), pd.DataFrame(training.log), pd.DataFrame(training.scores, columns=["step", "score"]))
+
+
+def evaluation_steps(config: PixelProbe) -> set[int]:
+    """Numbers of done steps after which the layer is scored, evenly spaced, the last among them; none for one alone."""
+    count = config.evaluations
+    return {config.steps * part // count for part in range(1, count + 1)} - {0} if count > 1 else set()
+
+
+def dropped(tokens: Tensor, share: float, seed: int, step: int) -> Tensor:
+    """Tokens [B, D, h, w] without a share of the channels of each image, the others scaled up (`Dropout2d`).
+
+    The draw depends on the seed and the step alone, so that all processes, and a run that goes on, have the same.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, DROPOUT, step))
+    kept = torch.rand(tokens.shape[:2], generator=generator) >= share
+    return tokens * (kept / (1 - share))[..., None, None].to(tokens)
 
 
 def head_step(head: LinearHead, optimizer: torch.optim.Optimizer, tokens: Tensor, ids: Tensor, lr: float) -> Tensor:
-    """One step on tokens [B, D, h, w] and ids [B, S, S]; the loss before it."""
+    """One step on tokens [B, D, h, w] and ids [B, S, S]; the loss before it, a mean over all pixels, void ones too."""
     logits = F.interpolate(head(tokens), ids.shape[-2:], mode="bilinear", align_corners=False)
-    # The sum is divided by hand: a batch of void pixels alone has loss 0, not 0 / 0.
-    loss = F.cross_entropy(logits, ids, ignore_index=VOID, reduction="sum") / (ids != VOID).sum().clamp(min=1)
+    loss = F.cross_entropy(logits, ids, ignore_index=VOID, reduction="sum") / ids.numel()
     if not loss.isfinite():
         raise ValueError(f"the loss of the linear layer is {loss.item()}: check the weights, use fp32, or lower --lr")
     optimizer.param_groups[0]["lr"] = lr
@@ -152,11 +273,14 @@ def head_step(head: LinearHead, optimizer: torch.optim.Optimizer, tokens: Tensor
 
 
 def lr_factor(step: int, steps: int, warmup: int) -> float:
-    """Share of the learning rate at a step (0-based): a linear rise, then a cosine to 0."""
-    rise = min(warmup, steps // 10)
-    if step < rise:
-        return (step + 1) / rise
-    return half_cosine(math.pi * (step - rise) / max(steps - rise, 1))
+    """Share of the learning rate at a step (0-based): a nearly linear rise, then a cosine to 0 over all steps.
+
+    Source: `WarmupOneCycleLR` of dinov3 `eval/segmentation/schedulers.py`; its loop moves it after the second step.
+    """
+    done, rise = max(step - 1, 0), min(warmup, steps // 10)
+    if done < rise:
+        return (WARMUP_START + (1 - WARMUP_START) * done / rise) * (1 - done / steps)
+    return half_cosine(math.pi * min(done + 1, steps) / steps)
 
 
 def crop_draws(n: int, config: PixelProbe, seed: int, first_step: int) -> Iterator[list[tuple[int, int]]]:
@@ -188,7 +312,7 @@ class _FreshBatches:
 
     def load(self, **order: Any) -> Batches:
         """Tokens and ids of this process's own share, on the backbone's device."""
-        crops = _Crops(self.pairs, self.config, self.seed)
+        crops = _Crops(self.pairs, self.config, self.seed, self.backbone.mean)
         worker_items = WorkerItems(self.workers, lambda image: self.pairs[image].name)
         for images, ids in read_items(crops, worker_items, index=image_of, **order):
             tokens = self.backbone.extract(images.to(self.backbone.device)).patches
@@ -210,34 +334,60 @@ class _KeptBatches(_FreshBatches):
             yield tokens[chosen].to(device), ids[chosen].to(device)
 
 
-def _save(path: Path, head: LinearHead, optimizer: torch.optim.Optimizer, step: int, log: list[dict]) -> None:
-    """Everything an exact continuation needs, in one file."""
-    tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
-    tensors |= {f"optimizer.{name}": value for name, value in optimizer_tensors(optimizer, head).items()}
-    write_tensors(path, tensors, {"step": step, "log": log})
+class _Training:
+    """All that changes while a layer trains."""
 
+    def __init__(self, head: LinearHead, optimizer: torch.optim.Optimizer) -> None:
+        self.head, self.optimizer = head, optimizer
+        self.step = 0
+        self.log: list[dict[str, float]] = []
+        self.scores: list[tuple[int, float]] = []
+        self.best: dict[str, Tensor] = {}
+        """The weights of the best score."""
 
-def _load(path: Path, head: LinearHead, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict]]:
-    """Put a saved state in place; its step and log."""
-    tensors, facts = read_tensors(path)
-    parts: dict[str, dict[str, Tensor]] = {"head": {}, "optimizer": {}}
-    for name, value in tensors.items():
-        kind, _, rest = name.partition(".")
-        parts[kind][rest] = value
-    head.load_state_dict(parts["head"])
-    load_optimizer_tensors(optimizer, head, parts["optimizer"])
-    return facts["step"], facts["log"]
+    def look(self, score: Callable[[LinearHead], float]) -> None:
+        """Score the layer, and keep it where it is the best so far (the first of equals)."""
+        value = score(self.head.eval())
+        self.head.train()
+        if not self.scores or value > max(known for _, known in self.scores):
+            self.best = {name: weights.clone() for name, weights in self.head.state_dict().items()}
+        self.scores.append((self.step, value))
+
+    def save(self, path: Path) -> None:
+        """Everything an exact continuation needs, in one file."""
+        parts = {
+            "head": self.head.state_dict(),
+            "best": self.best,
+            "optimizer": optimizer_tensors(self.optimizer, self.head),
+        }
+        tensors = {f"{kind}.{name}": value for kind, part in parts.items() for name, value in part.items()}
+        write_tensors(path, tensors, {"step": self.step, "log": self.log, "scores": self.scores})
+
+    def load(self, path: Path) -> None:
+        """Put a saved state in place."""
+        tensors, facts = read_tensors(path)
+        parts: dict[str, dict[str, Tensor]] = {"head": {}, "best": {}, "optimizer": {}}
+        for name, value in tensors.items():
+            kind, _, rest = name.partition(".")
+            parts[kind][rest] = value
+        self.head.load_state_dict(parts["head"])
+        load_optimizer_tensors(self.optimizer, self.head, parts["optimizer"])
+        self.step, self.log, self.best = facts["step"], facts["log"], parts["best"]
+        self.scores = [(step, value) for step, value in facts["scores"]]
 
 
 @torch.no_grad()
 def predict(backbone: Backbone, head: nn.Module, picture: Image.Image, config: PixelProbe) -> np.ndarray:
     """Class ids uint8 [H, W] of a picture of any size."""
-    short = config.crop / min(picture.size)
-    height, width = fit((picture.height * short, picture.width * short), backbone.patch_size, "even").size
-    resized = v2.functional.resize(picture, [height, width], v2.InterpolationMode.BICUBIC)
-    image = v2.functional.pil_to_tensor(resized)[None].float() / 255
+    height, width = size_at(picture.height, picture.width, config.crop)
+    if config.window == "whole":
+        height, width = fit((height, width), backbone.patch_size, "even").size
+    scaled = v2.functional.resize(picture, [height, width], v2.InterpolationMode.BILINEAR)
+    image = v2.functional.pil_to_tensor(scaled)[None].float() / 255
     logits = (
-        slide_logits(lambda part: _logits(backbone, head, part, part.shape[-2:]), image, config.crop, config.stride)
+        slide_logits(
+            lambda part: _logits(backbone, head, part, part.shape[-2:]), image, config.crop, config.window_stride
+        )
         if config.window == "slide"
         else _logits(backbone, head, image, (height, width))
     )

@@ -1,6 +1,8 @@
 """Linear segmentation probe: metrics against loops, windows, continuation, void pixels, bad trees."""
 
 import itertools
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +15,19 @@ from PIL import Image
 from torch import nn
 
 from data import DataError
-from dino_dense import Report, load_backbone
+from dino_dense import Backbone, Report, load_backbone
 from dino_dense.distributed import World
 from dino_dense.probes.pixels import (
     LinearHead,
     PixelProbe,
     crop_draws,
+    distorted,
+    dropped,
     head_step,
     lr_factor,
+    mixed_corner,
     predict,
+    size_at,
     train_head,
 )
 from dino_dense.probes.readout import window_starts
@@ -112,12 +118,101 @@ def test_draws_take_every_image_once_a_turn_and_do_not_depend_on_where_one_start
         assert sorted(images[6 * turn : 6 * turn + 6]) == list(range(6))
 
 
-def test_learning_rate_rises_then_falls():
-    factors = [lr_factor(step, 100, 1500) for step in range(100)]
-    assert factors[0] == pytest.approx(0.1)
-    assert max(factors) == factors[9] == 1
-    assert factors[-1] < 1e-3
-    assert all(later <= earlier for earlier, later in itertools.pairwise(factors[9:]))
+def test_learning_rate_is_dinov3s():
+    """WarmupOneCycleLR with its YAML's constants; train.py moves it after every step but the first."""
+
+    def scheduled(moves: int, total: int = 40_000, warmup: int = 1500, ratio: float = 1e-6) -> float:
+        if moves < warmup:
+            return (1 - (1 - moves / warmup) * (1 - ratio)) * (1 - moves / total)
+        return (1 + math.cos(math.pi * (moves + 1) / total)) / 2
+
+    for step in (0, 1, 2, 700, 1499, 1500, 1501, 1502, 20_000, 39_999):
+        assert lr_factor(step, 40_000, 1500) == pytest.approx(scheduled(max(step - 1, 0)), abs=1e-12)
+    short = [lr_factor(step, 100, 1500) for step in range(100)]
+    assert max(short) == short[11], "the warm-up is a tenth of a short run"
+    assert all(later <= earlier for earlier, later in itertools.pairwise(short[11:]))
+
+
+def test_a_layer_starts_and_drops_channels_as_dinov3s():
+    torch.manual_seed(0)
+    weights = LinearHead(512, 150)[1].weight
+    assert weights.std().item() == pytest.approx(0.01, rel=0.02)
+    assert not LinearHead(8, 3)[1].bias.any()
+    tokens = torch.ones(4, 500, 2, 3)
+    found = dropped(tokens, 0.1, seed=0, step=7)
+    assert torch.equal(found, dropped(tokens, 0.1, seed=0, step=7))
+    assert not torch.equal(found, dropped(tokens, 0.1, seed=0, step=8))
+    assert (found.amax((2, 3)) == found.amin((2, 3))).all(), "whole channels"
+    assert found.unique().tolist() == pytest.approx([0.0, 1 / 0.9])
+    assert (found == 0).float().mean().item() == pytest.approx(0.1, abs=0.02)
+    assert torch.equal(dropped(tokens, 0.0, 0, 0), tokens)
+
+
+def test_the_loss_is_a_mean_over_all_pixels_void_ones_too():
+    head = LinearHead(8, 3)
+    optimizer = torch.optim.SGD(head.parameters(), 1.0)
+    ids = torch.zeros(1, 16, 16, dtype=torch.long)
+    ids[:, :, 4:] = 255  # three quarters
+    loss = head_step(head, optimizer, torch.zeros(1, 8, 4, 4), ids, 0.0)
+    assert loss.item() == pytest.approx(math.log(3) / 4)
+
+
+@pytest.mark.parametrize(("size", "short", "expected"), [((300, 400), 512, (512, 683)), ((401, 300), 100, (134, 100))])
+def test_sizes_are_rounded_as_dinov3_rounds_them(size: tuple[int, int], short: int, expected: tuple[int, int]):
+    assert size_at(*size, short) == expected
+
+
+def test_crops_are_of_several_classes_where_ten_draws_find_one():
+    ids = torch.zeros(200, 200, dtype=torch.uint8)
+    ids[:, 100:] = 1
+    torch.manual_seed(0)
+    corners = [mixed_corner(ids, 100, 0.75) for _ in range(100)]
+    shares = [(ids[top : top + 100, left : left + 100] == 0).float().mean().item() for top, left in corners]
+    assert sum(0.25 < share < 0.75 for share in shares) > 90
+    anywhere = [mixed_corner(ids, 100, 1.0) for _ in range(100)]
+    assert sum(25 < left < 75 for _, left in anywhere) < 75
+    assert {mixed_corner(torch.zeros(30, 30, dtype=torch.uint8), 100, 0.75) for _ in range(20)} == {(0, 0)}
+
+
+def test_pictures_are_padded_at_the_right_and_below_with_the_mean_color(tmp_path: Path):
+    """What the backbone then normalizes to 0, as in dinov3, where the padding comes after the normalization."""
+    splits = open_splits(LabeledImages(data=str(tree(tmp_path / "voc"))))  # 40 x 60 pixels
+    config = PixelProbe(crop=64, scale=(0.5, 0.5), batch_size=2, stride=32, distort=False, class_share=1.0)
+    backbone = load_backbone(RANDOM).with_normalization((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Backbone, "extract", lambda self, images, *rest: seen.append(images) or real(self, images, *rest))
+        train_head(
+            backbone, replace(config, steps=8), splits.train, 3, state=tmp_path / "s", world=World(), seed=0, workers=0
+        )
+    images = torch.cat(seen)
+    assert (images[:, :, 32:] == torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)).all()
+    assert (images[:, :, :, 48:] == torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)).all()
+    assert (images[:, :, :32, :48] != torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)).any(1).all()
+
+
+real = Backbone.extract
+
+
+def test_colors_are_distorted_within_dinov3s_ranges():
+    torch.manual_seed(0)
+    gray = torch.full((3, 4, 4), 100, dtype=torch.uint8)
+    values = [int(distorted(gray)[0, 0, 0]) for _ in range(400)]
+    assert min(values) >= (100 - 32) * 0.5 - 1
+    assert max(values) <= (100 + 32) * 1.5
+    same = sum(value == 100 for value in values) / 400
+    assert same == pytest.approx(0.25, abs=0.08), "neither brightness nor contrast"
+    red = torch.tensor([200, 50, 50], dtype=torch.uint8).view(3, 1, 1).expand(3, 4, 4)
+    assert len({tuple(distorted(red)[:, 0, 0].tolist()) for _ in range(60)}) > 30
+    assert distorted(red).dtype == torch.uint8
+
+
+def test_the_best_of_the_evaluations_is_reported_and_it_is_said(tmp_path: Path):
+    report = run(tree(tmp_path / "voc"), tmp_path / "out", evaluations=3)
+    table = pd.read_csv(tmp_path / "out" / "evaluations.csv")
+    assert table["step"].tolist() == [20, 40, 60]
+    assert report.scores[0].value == pytest.approx(table["score"].max())
+    assert "best of 3 evaluations on these very images" in report.note
 
 
 def test_a_batch_of_void_pixels_changes_no_weight_by_loss():
@@ -144,13 +239,13 @@ def tree(root: Path) -> Path:
 
 
 def run(root: Path, out: Path, **changes: object) -> Report:
-    settings_ = {"steps": 60, "crop": 64, "batch_size": 4, "lr": 0.01, "stride": 32, **changes}
+    settings_ = {"steps": 60, "crop": 64, "batch_size": 4, "lr": 0.01, "stride": 32, "evaluations": 1, **changes}
     config = SegprobeConfig(data=str(root), **settings_)  # type: ignore[arg-type]
     return run_one(get("segprobe"), RunOptions(ckpt=RANDOM, out=str(out), device="cpu"), config)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"augment": False, "steps": 150}, {}, {"window": "slide"}], ids=["kept", "fresh", "slide"]
+    "changes", [{"augment": False, "steps": 150}, {"window": "whole"}, {}], ids=["kept", "whole", "slide"]
 )
 def test_gray_levels_are_learned(tmp_path: Path, changes: dict):
     report = run(tree(tmp_path / "voc"), tmp_path / "out", **changes)
@@ -166,15 +261,26 @@ def test_gray_levels_are_learned(tmp_path: Path, changes: dict):
 def test_a_stopped_run_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("dino_dense.probes.pixels.SAVE_SECONDS", 0.0)
     splits = open_splits(LabeledImages(data=str(tree(tmp_path / "voc"))))
-    config = PixelProbe(steps=12, crop=32, batch_size=2)
+    config = PixelProbe(steps=12, crop=32, batch_size=2, stride=16, evaluations=3)
     backbone = load_backbone(RANDOM)
 
     def train(name: str) -> tuple[nn.Module, pd.DataFrame]:
         state = tmp_path / name / "last.safetensors"
         state.parent.mkdir(exist_ok=True)
-        return train_head(backbone, config, splits.train, 3, state=state, world=World(), seed=0, workers=0)
+        values = iter([3.0, 9.0, 5.0]) if name == "whole" else iter([9.0, 5.0])
+        trained = train_head(
+            *(backbone, config, splits.train, 3),
+            **{"state": state, "world": World(), "seed": 0, "workers": 0},
+            score=lambda head: first.pop() if first else next(values),
+        )
+        evaluations.append(trained.evaluations)
+        return trained.head, trained.curve
 
+    first: list[float] = []
+    evaluations: list[pd.DataFrame] = []
     whole, log = train("whole")
+    assert evaluations[0].to_numpy().tolist() == [[4, 3], [8, 9], [12, 5]]
+    first.append(3.0)
     count = []
 
     def stopping(*arguments):
@@ -191,6 +297,7 @@ def test_a_stopped_run_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.Monke
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     pd.testing.assert_frame_equal(log, again)
+    pd.testing.assert_frame_equal(*evaluations)
 
 
 def test_bad_trees_and_settings(tmp_path: Path):
