@@ -224,7 +224,10 @@ def read_prediction(folder: str | Path, sequence: VideoSequence, index: int) -> 
 
 
 def _decode_frame(path: Path) -> Pixels:
-    """Decode a frame, RGB uint8 [H, W, 3]; JPEG by OpenCV, as in the reference, so that pixels are equal."""
+    """Decode a frame as stored, RGB uint8 [H, W, 3]; JPEG by OpenCV, as in the reference, so that pixels are equal.
+
+    No EXIF tag turns it, as none turns the masks, nor the frames of other tasks on the same tree.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     if path.suffix.lower() not in JPEG_SUFFIXES:
@@ -234,7 +237,7 @@ def _decode_frame(path: Path) -> Pixels:
         raise DataError(f"{path}: not a JPEG file (it begins with {encoded[:4]!r})")
     if not jpeg.is_whole(encoded):
         raise DataError(f"{path}: truncated JPEG ({len(encoded)} bytes, no end-of-image marker): copy it again")
-    bgr = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    bgr = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if bgr is None:
         raise DataError(f"{path}: OpenCV cannot decode this JPEG: the file is damaged, copy it again")
     return np.ascontiguousarray(bgr[..., ::-1], np.uint8)

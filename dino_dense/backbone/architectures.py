@@ -120,6 +120,11 @@ def infer_vit_shape(
     return shape
 
 
+def has_official_positions(name: str) -> bool:
+    """Whether a network is DINO's or DINOv2's by its name in timm: their authors have a rule for positions."""
+    return "dinov2" in name or name.endswith(".dino")
+
+
 def _grid_side(table: Tensor, path: Path | str) -> int:
     positions = table.shape[1]
     side = round(positions**0.5)  # timm leaves out the class token's position in some; both are square +0 or +1
@@ -148,12 +153,18 @@ def _our_name(name: str) -> str:
     return re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name)  # iBOT's layer scale
 
 
+PLAIN_POSITIONS = ("MoCo v3", "MoCo", "I-JEPA", "timm with averaged weights")
+"""Tools whose networks are not DINO's: their positions are resampled as timm does, to the size alone, antialiased."""
+
+
 def _recognize_vit(weights: Tensors, hints: Hints, path: Path | str) -> Recognized:
     weights = to_our_names(weights)
     heads, note = _heads(weights, hints)
     shape = infer_vit_shape(weights, path, heads)
     if hints.positions == "hf":
         shape = replace(shape, position_offset=0.0)
+    elif hints.tool in PLAIN_POSITIONS or has_sine_positions(weights["pos_embed"]):
+        shape = replace(shape, position_offset=0.0, position_antialias=True)
     like_moco = shape.embed_dim == 384 and shape.patch_size == 16 and not shape.layer_scale and not shape.registers
     if not note and heads is None and like_moco and not hints.tool.startswith("DINO"):
         note = (

@@ -10,9 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from dino_dense.backbone.architectures import Hints, Positions, Recognized, recognize, to_our_names
+from dino_dense.backbone.architectures import (
+    Hints,
+    Positions,
+    Recognized,
+    has_official_positions,
+    infer_vit_shape,
+    recognize,
+    to_our_names,
+)
 from dino_dense.backbone.dino_vit import VIT_NAME, DinoViT, build_module, describe, rebuild
 from dino_dense.backbone.layouts import Chosen, NoNetworkError, choose_network, tensors_of
 from dino_dense.backbone.names import to_published_names, without_heads
@@ -196,11 +205,24 @@ def _named_body(arch: str, weights: Weights, heads: int | None) -> nn.Module:
     """The requested architecture with the position grid of the file (a name says little about it)."""
     match = VIT_NAME.fullmatch(arch.partition(".")[0])
     if match is None:
-        return build_module(arch, num_heads=heads)
+        module = build_module(arch, num_heads=heads)
+        return _with_official_positions(module, arch, weights)
     side = None
     if "pos_embed" in weights:
         side = round((weights["pos_embed"].shape[1] - 1) ** 0.5) * int(match["patch"])
     return build_module(arch, img_size=side, num_heads=heads)
+
+
+def _with_official_positions(module: nn.Module, arch: str, weights: Weights) -> nn.Module:
+    """Our body in place of timm's for a network of DINO or DINOv2, whose authors have their own rule for positions.
+
+    Its position grid is the file's. A file of no such grid gets timm's body, and the table of what does not fit.
+    """
+    if not (isinstance(module, VisionTransformer) and has_official_positions(arch) and "pos_embed" in weights):
+        return module
+    shape = infer_vit_shape(module.state_dict(), arch, module.blocks[0].attn.num_heads)
+    side = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
+    return rebuild({"body": "vit", **vars(replace(shape, grid_size=side))})
 
 
 # --- What stands beside the weights --------------------------------------------------------------------------
@@ -222,15 +244,23 @@ def hints_of(path: Path, content: Any, tool: str) -> Hints:
 
 
 def pixels_of(path: Path) -> dict[str, Any]:
-    """Pixel mean and deviation from a folder's preprocessor_config.json or for a published name; {} if neither.
+    """Pixel mean and deviation from a folder's preprocessor_config.json (transformers) or config.json (timm), or for a
+    published name; {} if none.
 
     DINOv3's satellite weights have their own (dinov3/README.md).
     """
     if "sat493m" in path.name:
         return {"mean": [0.430, 0.411, 0.296], "std": [0.213, 0.156, 0.143]}
     config = _json_beside(path, "preprocessor_config.json")
-    mean, std = config.get("image_mean"), config.get("image_std")
-    return {"mean": mean, "std": std} if isinstance(mean, list) and isinstance(std, list) else {}
+    stated = _config_beside(path)
+    stated = stated.get("pretrained_cfg", stated)  # of timm, which writes its parts into one or the other
+    for mean, std in (
+        (config.get("image_mean"), config.get("image_std")),
+        *((part.get("mean"), part.get("std")) for part in (stated,) if isinstance(part, dict)),
+    ):
+        if isinstance(mean, list) and isinstance(std, list):
+            return {"mean": mean, "std": std}
+    return {}
 
 
 def _config_beside(path: Path) -> dict[str, Any]:

@@ -69,6 +69,7 @@ class ViTShape:
         registers = f"_reg{self.registers}" if self.registers else ""
         heads = "" if self.num_heads * HEAD_DIM == self.embed_dim else f"_heads{self.num_heads}"
         plain = "_plainpos" if not self.registers and not self.position_offset else ""
+        plain = "_timmpos" if plain and self.position_antialias else plain
         return f"vit_{size}_patch{self.patch_size}{registers}_{self.grid_size * self.patch_size}{heads}{plain}"
 
     @staticmethod

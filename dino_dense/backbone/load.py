@@ -10,7 +10,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from dino_dense.backbone.architectures import Positions, infer_vit_shape, to_our_names
+from dino_dense.backbone.architectures import Positions, has_official_positions, infer_vit_shape, to_our_names
 from dino_dense.backbone.backbone import Backbone, Features, Triple
 from dino_dense.backbone.checkpoints import check_fit, load_file
 from dino_dense.backbone.dino_vit import (
@@ -158,7 +158,7 @@ def _pretrained(name: str, spec: str) -> Backbone:
         ) from error
     timm_config: Any = module.pretrained_cfg
     name = ".".join(part for part in (timm_config["architecture"], timm_config.get("tag")) if part)
-    if ("dinov2" in name or name.endswith(".dino")) and isinstance(module, VisionTransformer):
+    if has_official_positions(name) and isinstance(module, VisionTransformer):
         module = with_dino_positions(module, spec)
     return _in_memory(module, name, spec)
 

@@ -1,6 +1,7 @@
 """Every file form opens to the same weights; every wrong file is an error that says what to do."""
 
 import argparse
+import json
 import os
 import pickle
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dino_dense import load_backbone
@@ -260,3 +262,51 @@ def test_a_transformer_without_its_patch_embedding(tmp_path: Path, tiny_vit: Din
 
 def test_a_tag_names_no_weights_for_random_ones():
     assert load_backbone("random:vit_tiny_patch16_224.dino").name == "vit_tiny_patch16_224"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.4, 0.5]}},
+        {"architecture": "vit_tiny_patch16_224", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.4, 0.5]},
+    ],
+)
+def test_pixel_statistics_of_a_folder_of_timm_are_its_own(tmp_path: Path, tiny_vit: DinoViT, config: dict):
+    """`--ckpt FOLDER` and `--ckpt timm:NAME` of one network are one network."""
+    from tasks.harness.runner import describe_checkpoint
+
+    save_file(dict(tiny_vit.state_dict()), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    plain = load_backbone(str(tmp_path), arch="vit_micro_patch8_64")
+    assert "ImageNet's, as nothing states others" in describe_checkpoint(plain)["pixels"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    backbone = load_backbone(str(tmp_path), arch="vit_micro_patch8_64")
+    assert backbone.mean == (0.5, 0.5, 0.5)
+    assert backbone.std == (0.5, 0.4, 0.5)
+    assert describe_checkpoint(backbone)["pixels"] == "mean 0.5, 0.5, 0.5, std 0.5, 0.4, 0.5 (stated with the weights)"
+
+
+@pytest.mark.parametrize("arch", ["vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"])
+def test_an_official_file_has_its_authors_positions_also_under_a_name_of_timms(tmp_path: Path, arch: str):
+    registers = 4 if "reg4" in arch else 0
+    shape = ViTShape(
+        384, 12, 6, 14, 37, registers=registers, layer_scale=True,
+        position_offset=0.0 if registers else 0.1, position_antialias=bool(registers),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    weights = {name.replace("reg_token", "register_tokens"): v for name, v in DinoViT(shape).state_dict().items()}
+    torch.save(weights | {"mask_token": torch.zeros(1, 384)}, tmp_path / "dinov2.pth")
+    images = torch.rand(1, 3, 70, 84)
+    named, read = (load_backbone(str(tmp_path / "dinov2.pth"), arch=given).extract(images) for given in (arch, None))
+    torch.testing.assert_close(named.patches, read.patches)
+
+
+def test_positions_of_other_peoples_networks_are_resampled_as_timm_does(tmp_path: Path):
+    """MoCo v3's and MAE's authors have no rule, and timm's names give timm's."""
+    theirs = timm.create_model("vit_small_patch16_224", pretrained=False, num_classes=0, dynamic_img_size=True).eval()
+    weights = {f"module.base_encoder.{name}": value for name, value in theirs.state_dict().items()}
+    momentum = {name.replace("base_", "momentum_"): value for name, value in weights.items()}
+    torch.save({"state_dict": weights | momentum, "arch": "vit_small"}, tmp_path / "moco.pth")
+    ours = load_backbone(str(tmp_path / "moco.pth"), heads=6)
+    image = torch.rand(1, 3, 96, 160)
+    torch.testing.assert_close(ours.module(image), theirs(image), atol=1e-5, rtol=1e-5)
+    assert ours.name == "vit_small_patch16_224_timmpos", "features of another rule are kept apart"

@@ -15,6 +15,7 @@ from PIL import Image
 from data import DataError
 from data.davis import VideoSequence, load_davis, read_prediction
 from data.masks import PALETTE, read_foreground, read_ids, write_mask
+from data.saliency import load_saliency
 from tests.davis_files import all_masks
 from tests.reference_files import davis_root
 
@@ -466,3 +467,18 @@ def test_predictions_that_cannot_be_scored_are_refused(tree: Path, tmp_path: Pat
     write_mask(tmp_path / "bear" / "00002.png", two_objects()[:-1])
     with pytest.raises(DataError, match=r"bear/00002\.png: 23x32 pixels"):
         read_prediction(tmp_path, bear, 2)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_frames_are_read_as_stored_in_every_task(tree: Path, orientation: int):
+    """A camera's tag turns neither the frame nor its mask: a half turn keeps the sizes, and would raise no error."""
+    path = frame_path(tree, 0)
+    stored = load_davis(tree, 2017, "val", ("bear",))[0].read_frame(0)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    segment = b"\xff\xe1" + (len(exif.tobytes()) + 2).to_bytes(2, "big") + exif.tobytes()
+    encoded = path.read_bytes()
+    path.write_bytes(encoded[:2] + segment + encoded[2:])
+    np.testing.assert_array_equal(load_davis(tree, 2017, "val", ("bear",))[0].read_frame(0), stored)
+    frames = load_saliency(tree, "davis", year=2017, sequences=("bear",))
+    np.testing.assert_allclose(frames[0].read()[0].astype(int), stored, atol=3)
