@@ -12,6 +12,7 @@ from torch import Tensor
 COMPONENTS = 50
 ITERATIONS = 100
 STARTS = 5
+CHUNK = 100_000  # rows in float64 at once; changes no result beyond rounding
 
 
 class Scaling(NamedTuple):
@@ -24,7 +25,8 @@ class Scaling(NamedTuple):
 
     def apply(self, features: Tensor) -> Tensor:
         """[N, D] -> [N, D] of mean 0 and standard deviation 1, float32."""
-        return ((features.double() - self.mean) / self.scale).float()
+        parts = features.split(CHUNK)
+        return torch.cat([((part.double() - self.mean) / self.scale).float() for part in parts])
 
 
 class Components(NamedTuple):
@@ -61,9 +63,10 @@ def fit_scaling(features: Tensor) -> Scaling:
     """
     if not len(features) or not bool(features.isfinite().all()):
         raise ValueError(f"features {tuple(features.shape)}: expected one row or more, all finite.")
-    wide = features.double()
-    scale = wide.std(0, correction=0)
-    return Scaling(wide.mean(0), torch.where(scale > 0, scale, 1.0))
+    mean = _mean(features)
+    squares = sum((part.double() - mean).square().sum(0) for part in features.split(CHUNK))
+    scale = (torch.as_tensor(squares) / len(features)).sqrt()
+    return Scaling(mean, torch.where(scale > 0, scale, 1.0))
 
 
 def fit_components(features: Tensor, count: int = COMPONENTS) -> Components:
@@ -74,12 +77,23 @@ def fit_components(features: Tensor, count: int = COMPONENTS) -> Components:
     """
     if min(features.shape) < count:
         raise ValueError(f"{count} components of features {tuple(features.shape)}: expected at least as many of both.")
-    mean = features.double().mean(0)
-    centered = features.double() - mean
-    variances, axes = torch.linalg.eigh(centered.T @ centered / len(features))
+    mean = _mean(features)
+    products = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+    for part in features.split(CHUNK):
+        centered = part.double() - mean
+        products += centered.T @ centered
+    variances, axes = torch.linalg.eigh(products / len(features))
     leading = axes[:, -count:].flip(1)
     signs = leading.gather(0, leading.abs().argmax(0, keepdim=True)).sign()
     return Components(mean.float(), (leading * signs).float(), variances[-count:].flip(0).float())
+
+
+def _mean(features: Tensor) -> Tensor:
+    """Mean of rows [N, D], float64 [D]."""
+    total = torch.zeros(features.shape[1], dtype=torch.float64)
+    for part in features.split(CHUNK):
+        total += part.double().sum(0)
+    return total / len(features)
 
 
 def cluster(features: Tensor, count: int, seed: int, *, starts: int = STARTS, iterations: int = ITERATIONS) -> Clusters:
@@ -100,3 +114,8 @@ def cluster(features: Tensor, count: int, seed: int, *, starts: int = STARTS, it
     fitted = KMeans(count, n_init=starts, max_iter=iterations, random_state=seed).fit(rows)
     labels, centers = torch.from_numpy(fitted.labels_.astype(np.int64)), torch.from_numpy(fitted.cluster_centers_)
     return Clusters(labels, centers, float(fitted.inertia_))
+
+
+def assign(features: Tensor, centers: Tensor) -> Tensor:
+    """The nearest of centers [K, P] to each row of features [N, P], the first of equal ones, int64 [N]."""
+    return torch.cat([torch.cdist(part, centers).argmin(1) for part in features.split(CHUNK)])

@@ -300,10 +300,7 @@ def per_image(reading: Reading, images: Sequence[str]) -> pd.DataFrame:
     """A row an image: its own mIoU in percent, over the classes that are there or predicted in it."""
     import pandas as pd
 
-    ratios = np.divide(100 * reading.hits, reading.unions, out=np.zeros(reading.hits.shape), where=reading.unions > 0)
-    counted = (reading.unions > 0).sum(1)
-    means = np.divide(ratios.sum(1), counted, out=np.full(len(ratios), np.nan), where=counted > 0)
-    return pd.DataFrame({"image": list(images), "mIoU": means})
+    return pd.DataFrame({"image": list(images), "mIoU": reading.of_images()})
 
 
 def note_of(runs: Sequence[Run], readings: Sequence[Reading], config: IncontextConfig) -> str:

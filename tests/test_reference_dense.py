@@ -66,7 +66,7 @@ def test_incontext(case: str):
     validation, k = tensor(arrays, f"{case}.val_features"), int(arrays[f"{case}.k"])
     queries = validation.flatten(0, 1)
     rows = nearest(queries, memory, k).indices.sort(dim=1).values
-    np.testing.assert_array_equal(rows.numpy(), np.sort(arrays[f"{case}.neighbors"], axis=1))
+    np.testing.assert_array_equal(rows.numpy(), np.sort(arrays[f"{case}.neighbours"], axis=1))
     soft = incontext.soft_labels(queries, memory, labels, neighbors=k, temperature=float(arrays[f"{case}.beta"]))
     np.testing.assert_allclose(soft.view(*validation.shape[:2], -1).numpy(), arrays[f"{case}.soft_labels"], atol=1e-4)
     truth = arrays[f"{case}.val_labels"]
@@ -173,7 +173,7 @@ def test_standardized_components():
     np.testing.assert_allclose(scaling.mean.numpy(), arrays["features.scaler_mean"], rtol=1e-9)
     np.testing.assert_allclose(scaling.scale.numpy(), arrays["features.scaler_scale"], rtol=1e-9)
     standardized = scaling.apply(features)
-    np.testing.assert_allclose(standardized.numpy(), arrays["features.standardized"], atol=1e-5)
+    np.testing.assert_allclose(standardized.numpy(), arrays["features.standardised"], atol=1e-5)
     components: Components = fit_components(standardized, int(arrays["features.pca_dim"]))
     ours, theirs = components.apply(standardized).numpy(), arrays["features.transformed"]
     signs = np.sign((ours * theirs).sum(0))

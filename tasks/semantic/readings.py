@@ -6,9 +6,10 @@ Shapes: N images, K classes, P predicted classes or clusters.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from dino_dense.report.samples import ratio_columns
 from tasks.scores.matching import NO_PIXEL, Mapping, match_by_precision, match_hungarian
@@ -16,6 +17,10 @@ from tasks.scores.segmentation import Counts
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+Matrices = npt.NDArray[Any]
+"""Counts by true class and prediction of each image, [N, K, P], integers of any width."""
 
 
 class Reading(NamedTuple):
@@ -31,12 +36,18 @@ class Reading(NamedTuple):
         hits, unions = self.hits.sum(0), self.unions.sum(0)
         return np.divide(100 * hits, unions, out=np.full(len(hits), np.nan), where=unions > 0)
 
+    def of_images(self) -> np.ndarray:
+        """Mean IoU in percent of each image [N] over the classes in its union; not-a-number without any."""
+        ratios = np.divide(100 * self.hits, self.unions, out=np.zeros(self.hits.shape), where=self.unions > 0)
+        counted = (self.unions > 0).sum(1)
+        return np.divide(ratios.sum(1), counted, out=np.full(len(ratios), np.nan), where=counted > 0)
+
     def mean(self) -> float:
         """Mean IoU in percent over the classes that have a union."""
         return float(np.nanmean(self.class_iou()))
 
 
-def mapping_of(matrices: Counts, matching: str) -> Mapping:
+def mapping_of(matrices: Matrices, matching: str) -> Mapping:
     """The class of each prediction [P] by all images [N, K, P]: own, hungarian or precision."""
     total = matrices.sum(0, dtype=np.int64)
     if matching == "own":
@@ -44,7 +55,7 @@ def mapping_of(matrices: Counts, matching: str) -> Mapping:
     return match_hungarian(total) if matching == "hungarian" else match_by_precision(total)
 
 
-def read_matrices(matrices: Counts, mapping: Mapping, absent: str, counted: int | None = None) -> Reading:
+def read_matrices(matrices: Matrices, mapping: Mapping, absent: str, counted: int | None = None) -> Reading:
     """Hits and unions of matrices [N, K, P] under a mapping [P].
 
     Args:
@@ -90,7 +101,7 @@ def samples_of(
     return pd.DataFrame({"sample": list(images), "cluster": list(images), **columns})
 
 
-def pixel_reading(matrices: Counts) -> Reading:
+def pixel_reading(matrices: Matrices) -> Reading:
     """Right pixels and all pixels of each image [N, 1], where predictions keep their class."""
     hits = np.einsum("nkk->n", matrices[:, :, : matrices.shape[1]]).astype(np.int64)
     return Reading(hits[:, None], matrices.sum((1, 2), dtype=np.int64)[:, None])

@@ -130,6 +130,16 @@ def draw_worst_and_best(
     predict: Predict, splits: LabeledSplits, per_image: pd.DataFrame, folder: Path
 ) -> tuple[Picture, ...]:
     """The images of lowest and highest mIoU: the prediction, then the truth."""
+    return draw_maps(lambda pair, image: predict(image), splits, per_image, folder)
+
+
+def draw_maps(
+    predict: Callable[[LabeledPixels, Image.Image], Pixels],
+    splits: LabeledSplits,
+    per_image: pd.DataFrame,
+    folder: Path,
+) -> tuple[Picture, ...]:
+    """`draw_worst_and_best` for predictions that are known by the image's file."""
     pictures = []
     means = per_image.set_index("image")["mIoU"].dropna()
     pairs = {pair.name: pair for pair in splits.val}
@@ -139,6 +149,6 @@ def draw_worst_and_best(
         frame = np.asarray(image)
         path = folder / "overlays" / f"{pair.name}.jpg"
         truth = np.where(truth == VOID, 0, truth)
-        figures.mask_strip(path, [(frame, predict(image)), (frame, truth.astype(np.uint8))])
+        figures.mask_strip(path, [(frame, predict(pair, image)), (frame, truth.astype(np.uint8))])
         pictures.append(Picture(f"overlays/{path.name}", f"{name}: mIoU {means[name]:.1f}; prediction, then truth"))
     return tuple(pictures)

@@ -54,6 +54,7 @@ def test_every_published_number_has_its_protocol_file():
         ("copydetect", {"top": None}),
         ("segprobe", {"steps": 10}),
         ("incontext", {"memory_size": 1000}),
+        ("cluster", {"drop_last": False}),
         ("correspondence", {"image_size": 512}),
         ("tracking", {"grid": 16}),
         ("tokens", {"views": 4}),
