@@ -1,4 +1,4 @@
-"""One module a speed claim: what the obvious implementation of the published method takes, and what ours takes.
+"""Benchmarks: a module for each speed claim compares the plain published implementation with ours.
 
 `python -m benchmarks` runs all of them and prints one table; `python -m benchmarks.propagation` runs one.
 """

@@ -1,6 +1,6 @@
 """`python -m benchmarks [NAME ...]`: run all benchmarks (or those named), print one table, add to results.csv.
 
-With `--docs`, all are run and the table in docs/performance.md is replaced by what they gave.
+With `--docs`, run all benchmarks and replace the table in docs/performance.md by the results.
 """
 
 import importlib
@@ -19,7 +19,7 @@ BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 
 
 def names() -> list[str]:
-    """Every benchmark: the modules here, but for this command and the room that they share."""
+    """Names of all benchmarks: the modules here, except this command and the shared module."""
     return [module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name not in SHARED]
 
 
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
 
 
 def write_docs(rows: Sequence[Row], minutes: float) -> None:
-    """Put the table between the two marks of docs/performance.md."""
+    """Write the table between the two marks of docs/performance.md."""
     head, _, rest = DOCS.read_text().partition(BEGIN)
     _, _, tail = rest.partition(END)
     where = f"{machine()}; commit, date and notes of each row are in `benchmarks/results.csv`; {minutes:.0f} minutes."

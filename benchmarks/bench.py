@@ -1,6 +1,6 @@
-"""What every benchmark shares: a plain implementation and ours in turn, the check that they agree, one row a claim.
+"""Shared tools of the benchmarks: time two implementations in turn, check that they agree, make a row for each claim.
 
-Times are wall-clock seconds. Memory is the highest resident memory above what the process had before the work, MiB.
+Times are wall-clock seconds. Memory is the peak resident memory above the memory before the work, MiB.
 """
 
 import csv
@@ -24,37 +24,37 @@ from dino_dense.report import peak_memory_mib, reset_peak_memory
 Result = TypeVar("Result")
 
 RESULTS = Path(__file__).parent / "results.csv"
-MATMUL_SIDE = 2048  # square matrices whose product says what the machine can do
+MATMUL_SIDE = 2048  # side of square matrices; their product measures the speed of the machine
 
 
 @dataclass(frozen=True)
 class Row:
-    """One claim, measured."""
+    """A measured claim."""
 
     benchmark: str
     """Module: `python -m benchmarks.NAME`."""
     work: str
-    """What was done, with its sizes."""
+    """Description of the work, with its sizes."""
     plain: float
     """The plain implementation's figure, in `unit`."""
     ours: float
     unit: str
     """s, MiB, images/s, ..."""
     target: float | None = None
-    """Ratio to reach; None where the row only informs, or has a limit."""
+    """Ratio to reach; None for a row without target, or with a limit."""
     limit: float | None = None
-    """What ours may be at most, in `unit`."""
+    """Largest allowed value of ours, in `unit`."""
     check: str = ""
-    """How far apart the two results were, or what of them was equal."""
+    """Difference of the two results, or their equal share."""
     agrees: bool = True
-    """Whether the two results are as near as the claim says; where not, the target is not met."""
+    """Whether the two results agree as claimed; if not, the target is not met."""
     better: Literal["lower", "higher"] = "lower"
     """lower: seconds and bytes; higher: rates."""
     note: str = ""
 
     @property
     def ratio(self) -> float:
-        """How many times better ours is."""
+        """The factor by which ours is better."""
         return self.plain / self.ours if self.better == "lower" else self.ours / self.plain
 
     @property
@@ -67,27 +67,27 @@ class Row:
 
     @property
     def wanted(self) -> str:
-        """Target and limit as a person reads them."""
+        """Target and limit as text."""
         target = [] if self.target is None else [f"{self.target:.3g}x"]
         return ", ".join(target + ([] if self.limit is None else [f"<= {self.limit:g} {self.unit}"]))
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one call took."""
+    """Time and memory of a call."""
 
     result: Any
     seconds: float
     mib: float
-    """Highest memory during the call above what there was before it."""
+    """Peak memory during the call above the memory before it."""
 
 
 def in_turn(
     plain: Callable[[], Any], ours: Callable[[], Any], repeats: int = 3, *, warm_up: bool = True
 ) -> tuple[float, float]:
-    """Median seconds of each of two calls, run in turn, so that a drift of the machine's speed meets both.
+    """Median seconds of two calls, run in turn, so that a drift of the machine's speed affects both.
 
-    The ratio of a claim is the ratio of these two: never compare with a number from another run.
+    The ratio of a claim is the ratio of these two medians: never compare with a number from another run.
     """
     if warm_up:
         plain(), ours()
@@ -99,7 +99,7 @@ def in_turn(
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
-    """Seconds of one call, CUDA work included."""
+    """Seconds of one call, including CUDA work."""
     gc.collect()
     synchronise()
     start = time.perf_counter()
@@ -114,14 +114,14 @@ def synchronise() -> None:
 
 
 def in_new_process(call: Callable[..., Result], *arguments: Any, threads: int | None = None) -> Measured:
-    """Run `call(*arguments)`, a function of a module, in a process of its own: its memory is not another's."""
+    """Run `call(*arguments)`, a function of a module, in a new process, to measure its memory separately."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measure, (call, arguments, threads or torch.get_num_threads()))
 
 
 def _measure(call: Callable[..., Any], arguments: Sequence[Any], threads: int) -> Measured:
     torch.set_num_threads(threads)
-    torch.ones(64, 64) @ torch.ones(64, 64)  # the libraries' own buffers are not the call's
+    torch.ones(64, 64) @ torch.ones(64, 64)  # the buffers of the libraries do not count
     cpu = torch.device("cpu")
     reset_peak_memory(cpu)
     before, start = peak_memory_mib(cpu), time.perf_counter()
@@ -149,7 +149,7 @@ def publish(rows: Sequence[Row]) -> None:
 
 
 def table(rows: Sequence[Row]) -> pd.DataFrame:
-    """What a person reads: a row a claim."""
+    """A readable table with a row for each claim."""
     return pd.DataFrame(
         [
             {
@@ -169,7 +169,7 @@ def table(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def machine() -> str:
-    """The processor (and the GPU, where there is one)."""
+    """The processor, and the GPU if there is one."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{_processor()}, {torch.get_num_threads()} threads{gpu}"
 
@@ -186,10 +186,10 @@ def _processor() -> str:
 def _commit() -> str:
     command = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return ""
-    return found.stdout.strip()
+    return result.stdout.strip()
 
 
 def _rounded(record: dict[str, Any]) -> dict[str, Any]:

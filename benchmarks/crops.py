@@ -1,7 +1,7 @@
-"""Ten DINO crops of a JPEG: main_dino's PIL pipeline, beside drawing first, decoding small and batching the colors.
+"""Ten DINO crops of a JPEG: main_dino's PIL pipeline against ours (draw first, decode at reduced size, batch colors).
 
-Images a second of one core, by CPU time of one thread, files to crops. The pictures are those of the folder or tar file
-in DINO_DENSE_IMAGENET_FULL (JPEGs of ImageNet's size), else of the embedded data set.
+Measures images per second of one core from files to crops, by CPU time of one thread. The pictures are from the folder
+or tar file in DINO_DENSE_IMAGENET_FULL (JPEGs of ImageNet's size), else from the embedded data set.
 """
 
 import os
@@ -36,7 +36,7 @@ from dino_dense.training.plan import Position
 ROOT = Path(__file__).resolve().parents[1]
 N_IMAGES = 100
 MICRO_BATCH = 10
-PHOTO = (4000, 3000)  # width, height of a camera's pictures (12 megapixels)
+PHOTO = (4000, 3000)  # width, height of a camera's picture (12 megapixels)
 N_PHOTOS = 4
 IN_LOADER, ON_DEVICE = (PretrainConfig(augment_on=where) for where in ("loader", "device"))
 
@@ -95,7 +95,7 @@ class PlainCrops:
 
 
 def plain_view(pixels: Pixels, view: View, size: int) -> Pixels:
-    """One view with fixed parameters, by Pillow."""
+    """A view with fixed parameters, by Pillow."""
     top, left, height, width = view.box
     image = Image.fromarray(pixels).crop((left, top, left + width, top + height))
     image = image.resize((size, size), Image.Resampling.BICUBIC)
@@ -113,7 +113,7 @@ def plain_view(pixels: Pixels, view: View, size: int) -> Pixels:
 
 
 class Files:
-    """Pictures as pretraining reads them; `reductions` may forbid decoding at reduced size."""
+    """Pictures for pretraining; `reductions` may forbid decoding at reduced size."""
 
     fingerprint = ""
 
@@ -130,7 +130,7 @@ class Files:
 
 
 def our_batches(files: Files, config: PretrainConfig) -> list[MicroBatch]:
-    """What a loader's worker makes of the files."""
+    """The batches that a loader's worker makes from the files."""
     dataset, batches = CropDataset(files, config), []
     for first in range(0, len(files), MICRO_BATCH):
         indices = range(first, min(first + MICRO_BATCH, len(files)))
@@ -142,7 +142,7 @@ def our_batches(files: Files, config: PretrainConfig) -> list[MicroBatch]:
 
 
 def prepared(batch: MicroBatch) -> None:
-    """What the training process does to a micro-batch."""
+    """The training process's work on a micro-batch."""
     prepare(batch.global_views, batch.global_photometric)
     prepare(batch.local_views, batch.local_photometric)
 
@@ -168,7 +168,7 @@ def our_views(pixels: Pixels, views: Sequence[View], config: PretrainConfig) -> 
 def differences(files: Files, config: PretrainConfig, n: int = 10) -> str:
     """Mean and largest absolute difference to Pillow, levels of 255, over all ten views of n pictures.
 
-    Raises ValueError when a mean is above a level: then it is not the same augmentation.
+    Raises ValueError if a mean is above a level: the augmentations differ then.
     """
     crop, parts = MultiCrop(config), []
     for name, of in SINGLE.items():
@@ -202,9 +202,9 @@ SINGLE: dict[str, Callable[[Photometric], Photometric]] = {
 
 
 def reduced_difference(files: Files) -> str:
-    """Of views from pictures decoded at reduced size, to those of the same boxes from whole ones.
+    """Difference between views of pictures decoded at reduced size and at full size.
 
-    The boxes are those that the reduced size rounds to.
+    Both use the same boxes, rounded to the reduced size.
     """
     crop, gaps, used = MultiCrop(ON_DEVICE), [], set()
     for index in range(len(files)):
@@ -227,23 +227,25 @@ def reduced_difference(files: Files) -> str:
 
 @contextmanager
 def pictures() -> Iterator[tuple[list[Path], str]]:
-    """JPEG files, and what they are."""
-    place = os.environ.get("DINO_DENSE_IMAGENET_FULL")
-    source = Path(place) if place else ROOT.parent / "shared" / "datasets" / "imagenet_full_100.tar"
+    """JPEG files, and their description."""
+    folder_or_tar = os.environ.get("DINO_DENSE_IMAGENET_FULL")
+    source = Path(folder_or_tar) if folder_or_tar else ROOT.parent / "shared" / "datasets" / "imagenet_full_100.tar"
     with tempfile.TemporaryDirectory() as folder:
         if source.is_file():
             with tarfile.open(source) as tar:
                 tar.extractall(folder, filter="data")
-            found, what = _jpegs(Path(folder)), "ImageNet JPEGs"
+            files, what = _jpegs(Path(folder)), "ImageNet JPEGs"
         elif source.is_dir():
-            found, what = _jpegs(source), "ImageNet JPEGs"
-        elif place:
-            raise FileNotFoundError(f"DINO_DENSE_IMAGENET_FULL is {place}: expected a folder or a tar file of JPEGs")
+            files, what = _jpegs(source), "ImageNet JPEGs"
+        elif folder_or_tar:
+            raise FileNotFoundError(
+                f"DINO_DENSE_IMAGENET_FULL is {folder_or_tar}: expected a folder or a tar file of JPEGs"
+            )
         else:
-            found, what = _jpegs(sample_data().images / "val"), "JPEGs of the embedded set"
-        if not found:
+            files, what = _jpegs(sample_data().images / "val"), "JPEGs of the embedded set"
+        if not files:
             raise FileNotFoundError(f"{source}: no JPEGs in it")
-        yield found[:N_IMAGES], what
+        yield files[:N_IMAGES], what
 
 
 def _jpegs(folder: Path) -> list[Path]:
@@ -251,7 +253,7 @@ def _jpegs(folder: Path) -> list[Path]:
 
 
 def write_photos(paths: Sequence[Path], folder: Path) -> list[Path]:
-    """The largest pictures as a camera's."""
+    """Write the largest pictures at the size of a camera's."""
     by_size = sorted(paths, key=lambda path: -path.stat().st_size)[:N_PHOTOS]
     photos = []
     for path in by_size:
@@ -262,7 +264,7 @@ def write_photos(paths: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def draw_comparison(path: Path | str, sources: Sequence[Path], size: int = 160) -> None:
-    """A JPEG: pairs of rows, Pillow's views above ours with the same parameters."""
+    """Write a JPEG with pairs of rows: Pillow's views above ours with the same parameters."""
     config, rows = replace(IN_LOADER, global_crop_size=size, local_crop_size=size, local_crops_number=4), []
     for seed, source in enumerate(sources):
         pixels = open_picture(source).decode()
@@ -277,7 +279,7 @@ def draw_comparison(path: Path | str, sources: Sequence[Path], size: int = 160) 
 
 
 def rates(n: int, *calls: Callable[[], object], repeats: int = 5) -> list[float]:
-    """Images per second of CPU time of each call on n images, medians of calls in turn."""
+    """Images per second of CPU time for each call on n images; medians of calls in turn."""
     seconds: list[list[float]] = [[] for _ in calls]
     for repeat in range(repeats + 1):
         for call, kept in zip(calls, seconds, strict=True):
@@ -326,7 +328,7 @@ def small_rows(paths: Sequence[Path], what: str) -> list[Row]:
 
 
 def _photometric_row(files: Files) -> Row:
-    """What the batched operations cost where there is no GPU."""
+    """The cost of the batched operations without a GPU."""
     some = Files(files.paths[:20])
     batches, crop = our_batches(some, ON_DEVICE), MultiCrop(IN_LOADER)
     parameters = [view.photometric for index in range(len(some)) for view in crop.draw(some[index].size, index)]

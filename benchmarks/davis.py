@@ -1,7 +1,8 @@
-"""The whole DAVIS task, frames to J&F: the published scripts' steps one after the other, beside ours.
+"""The whole DAVIS task, frames to J&F: the steps of the published scripts against ours.
 
-The plain form: read and resize a frame, features with attention's softmax written out, the dense affinity, upsample and
-argmax, write a PNG; when all are written, read them back and score them with the official scorer's steps.
+The plain form reads and resizes a frame, extracts features with explicit softmax attention, builds the dense affinity,
+upsamples, takes the argmax and writes a PNG. When all masks are written, it reads and scores them with the official
+scorer's steps.
 """
 
 import tempfile
@@ -24,7 +25,7 @@ from dino_dense.propagation.frames import frame_size
 from tasks import Session, measured
 from tasks.davis import TASK, DavisConfig, open_videos
 
-FRAMES = {16: 12, 8: 4}  # by patch size: so many that the benchmark takes minutes, few of them with a full context
+FRAMES = {16: 12, 8: 4}  # by patch size: the benchmark takes minutes; few frames have a full context
 MEAN, STD = np.float32((0.485, 0.456, 0.406)), np.float32((0.228, 0.224, 0.225))  # dino/eval_video_segmentation.py
 SHORT_SIDE = 480
 SAME_PIXELS = 0.995  # of each frame, in fp32
@@ -36,7 +37,7 @@ TARGETS = {(16, "fp32"): 2.3, (16, "bf16"): 3.0, (8, "fp32"): 4.0}
 
 
 def plain(backbone: Backbone, sequence: VideoSequence, folder: Path) -> float:
-    """Masks of every frame but the first as PNG files, then J&F of those between first and last, percent."""
+    """Write masks of all frames except the first, then score all except the first and last: J&F, percent."""
     patch = backbone.patch_size
     size = frame_size(*sequence.size, short_side=SHORT_SIDE, rounding="floor64", patch_size=patch)
     grid = size[0] // patch, size[1] // patch
@@ -94,7 +95,7 @@ def plain_score(sequence: VideoSequence, folder: Path) -> float:
 
 
 def measure(patch: int) -> list[Row]:
-    """Each form once, after one frame of warm-up: a run is long enough."""
+    """Run each form once (a run is long enough), after one frame of warm-up."""
     (root, year), frames = tree(), FRAMES[patch]
     sequence = load_davis(root, year)[0]
     config = DavisConfig(data=str(root), year=year, sequences=(sequence.name,), max_frames=frames)
@@ -128,7 +129,7 @@ def ours(backbone: Backbone, config: DavisConfig, out: Path) -> float:
 
 
 def _equal_pixels(sequence: VideoSequence, one: Path, other: Path) -> float:
-    """Share of equal pixels, in the frame where it is lowest."""
+    """Smallest share of equal pixels over the frames."""
     return min(
         float(np.mean(read_prediction(one, sequence, index) == read_prediction(other, sequence, index)))
         for index in range(1, len(sequence) - 1)

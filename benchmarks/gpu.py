@@ -1,7 +1,7 @@
-"""Every task on CUDA beside the CPU, at its smallest size: seconds and scores. Without a CUDA device it says so.
+"""Every task on CUDA against the CPU, at its smallest size: seconds and scores. Needs a CUDA device.
 
-Two scores may differ by the rounding of another order of sums (fp32) or of bf16. A task that fails is a row that says
-why. Prepared on a machine without CUDA: it has not run on a device yet.
+Two scores may differ by rounding: by the order of sums (fp32), or by bf16. A failed task becomes a row with its error.
+Written on a machine without CUDA: it has not run on a device yet.
 """
 
 import tempfile
@@ -15,7 +15,7 @@ from tasks import RunOptions, get, names, run_one
 
 RANDOM = "random:vit_micro_patch8_64"
 SAME = {"fp32": 1.0, "bf16": 5.0}
-"""Points by which the headline score of a random network on the small embedded data may differ."""
+"""Allowed difference of the headline score of a random network on the small embedded data, points."""
 
 
 def measured(task: str, device: str, dtype: str, folder: Path) -> Report:

@@ -1,6 +1,6 @@
-"""How the cost of propagation grows with frames, patches and objects; draws docs/growth.png.
+"""Growth of the cost of propagation with frames, patches and objects; draws docs/growth.png.
 
-"plain" is what a smaller problem's figure foretells, "ours" is what the largest took: a ratio of 1 is linear time (in
+"plain" is the extrapolation from a smaller problem, "ours" is the largest problem: a ratio of 1 means linear time (in
 frames, and in patches at a fixed window) or constant memory (in frames).
 """
 
@@ -28,8 +28,8 @@ FRAMES = (15, 30, 60, 90)
 GRIDS = ((30, 52), (42, 74), (60, 104), (85, 147))
 CHANNELS = (2, 5, 10, 20)
 SWEEP_FRAMES = 12
-REPEATS = 3  # of which the least memory counts: what the allocator keeps varies by 30 MiB, and is not the work's
-LINEAR = 0.85  # of what the smallest problem foretells
+REPEATS = 3  # the smallest memory counts: unused memory of the allocator varies by 30 MiB
+LINEAR = 0.85  # smallest ratio to the extrapolation
 FLAT = 0.9
 
 
@@ -40,7 +40,7 @@ def noise(grid: tuple[int, int], seed: int) -> Tensor:
 
 
 def propagate(frames: int, grid: tuple[int, int], channels: int) -> float:
-    """A video of random features, each made when it is asked for; the median seconds of a frame with a full context."""
+    """Propagate random features, created on demand; the median seconds of a frame with a full context."""
     labels = torch.rand(channels, *grid, generator=torch.Generator().manual_seed(0))
     protocol, seconds = PropagationProtocol(), []
     propagator = LabelPropagator(protocol)
@@ -54,13 +54,13 @@ def propagate(frames: int, grid: tuple[int, int], channels: int) -> float:
 
 
 def sweep(cases: Sequence[tuple[int, tuple[int, int], int]], repeats: int = 1) -> list[Measured]:
-    """Each case, in processes of its own: median seconds of a frame, seconds of all, and the least memory."""
-    found = []
+    """Run each case in new processes: median seconds of a frame, seconds of all frames, and the smallest memory."""
+    measured = []
     for case in cases:
         runs = [in_new_process(propagate, *case) for _ in range(repeats)]
         per_frame = statistics.median(run.result for run in runs)
-        found.append(Measured(per_frame, case[0] * per_frame, min(run.mib for run in runs)))
-    return found
+        measured.append(Measured(per_frame, case[0] * per_frame, min(run.mib for run in runs)))
+    return measured
 
 
 def main() -> list[Row]:
@@ -68,7 +68,7 @@ def main() -> list[Row]:
     by_patches = sweep([(SWEEP_FRAMES, grid, 2) for grid in GRIDS])
     by_channels = sweep([(SWEEP_FRAMES, GRID, channels) for channels in CHANNELS])
     patches = [h * w for h, w in GRIDS]
-    # Windows at the border of a grid are cut, which is most of a small one: foretold from the last but one.
+    # Windows at the border of a grid are clipped, which affects small grids most: extrapolate from the second largest.
     foretold = by_patches[-2].result * patches[-1] / patches[-2]
     rows = [
         Row(
@@ -101,7 +101,7 @@ def main() -> list[Row]:
 
 
 def draw(panels: Sequence[tuple[str, Sequence[int], Sequence[float], Sequence[Measured]]]) -> None:
-    """Seconds (left axes, blue; of the whole video against frames, else of a frame) and MiB (right, orange)."""
+    """Draw seconds (left axes, blue; of the whole video by frames, else of a frame) and MiB (right, orange)."""
     figure, axes = plt.subplots(1, len(panels), figsize=(12, 3.4), layout="constrained")
     for axis, (name, values, seconds, measured) in zip(axes, panels, strict=True):
         memory = axis.twinx()

@@ -1,9 +1,9 @@
-"""A neighbor on the machine: how much longer work takes while one other process keeps one processor busy.
+"""A busy neighbor: slowdown of work while another process keeps one processor busy.
 
-On two processors with three threads that want to compute, 1.5 times as long is a fair share. Threads that spin while
-they wait, PyTorch's default, make it 2.6 times and more: the row "threads spin" shows them. "threads sleep" is how the
-project's commands run (`dino_dense.threads.let_threads_sleep`). Quiet and busy runs alternate in one process that is
-warm, so that a drift meets both.
+With three busy threads on two processors, a slowdown of 1.5 is fair. Threads that spin while they wait (PyTorch's
+default) make it 2.6 and more: the row "threads spin". The project's commands use the mode of the row "threads sleep"
+(`dino_dense.threads.let_threads_sleep`). Quiet and busy runs alternate in one warm process, so that a drift affects
+both.
 """
 
 import json
@@ -22,13 +22,13 @@ from dino_dense.threads import WAIT_VARIABLES
 
 ROUNDS = 3
 FAIR = 1.7
-"""How many times as long is let pass: 1.5 is the share of three threads on two processors."""
+"""Largest allowed slowdown; 1.5 is fair for three threads on two processors."""
 FRAMES = 13
 STEPS = 12
 RECIPE = Path(__file__).parents[1] / "configs" / "pretrain" / "quickstart.yaml"
 BUSY = [sys.executable, "-S", "-c", "while True: pass"]
 SPINS = "300000"
-"""How often libgomp's threads look again before they sleep, where nothing is set (libgomp manual, GOMP_SPINCOUNT)."""
+"""Checks of libgomp's threads before they sleep, by default (libgomp manual, GOMP_SPINCOUNT)."""
 POLICIES = {"threads spin": {"GOMP_SPINCOUNT": SPINS}, "threads sleep": {"OMP_WAIT_POLICY": "passive"}}
 
 
@@ -56,7 +56,7 @@ def davis_work() -> Callable[[], float]:
 
 
 def training_work() -> Callable[[], float]:
-    """STEPS steps of the quickstart's recipe, pictures read and cut by loader processes."""
+    """STEPS steps of the quickstart's recipe, with crops from loader processes."""
     import pandas as pd
     import torch
     import yaml
@@ -87,7 +87,7 @@ WORK = {
 
 
 def serve(name: str) -> None:
-    """Do the work once for each line on standard input; answer its seconds and its result."""
+    """Do the work once for each line on standard input; print its seconds and its result."""
     work = WORK[name][0]()
     sys.stdout, answers = sys.stderr, sys.stdout
     work()  # warm-up
@@ -101,7 +101,7 @@ def serve(name: str) -> None:
 
 
 def measure(name: str, policy: str) -> Row:
-    """One kind of work under one policy; results must be equal, quiet or busy."""
+    """Measure a kind of work under a policy; quiet and busy results must be equal."""
     clean = {key: value for key, value in os.environ.items() if key not in WAIT_VARIABLES}
     command = [sys.executable, "-c", f"from benchmarks.neighbor import serve; serve({name!r})"]
     quiet, busy, results = [], [], set()
@@ -134,7 +134,7 @@ def measure(name: str, policy: str) -> Row:
 
 
 def ask(child: "subprocess.Popen[str]") -> tuple[float, float]:
-    """Seconds and result of one more run of the work."""
+    """Run the work once more; its seconds and result."""
     assert child.stdin is not None
     assert child.stdout is not None
     child.stdin.write("go\n")
@@ -148,7 +148,7 @@ def ask(child: "subprocess.Popen[str]") -> tuple[float, float]:
 
 @contextmanager
 def busy_neighbor() -> Iterator[None]:
-    """One process that keeps one processor busy."""
+    """A context with a process that keeps one processor busy."""
     process = subprocess.Popen(BUSY)
     try:
         yield

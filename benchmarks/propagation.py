@@ -1,4 +1,4 @@
-"""Label propagation of one frame: inside the window, tile by tile, beside the dense affinity matrix.
+"""Label propagation of one frame: tile by tile within the window, against the dense affinity matrix.
 
 The plain form is the published one (dino/eval_video_segmentation.py): the affinities of all patches of all context
 frames at once, exponentials, the window, top-k along the sources, division by the column sum.
@@ -19,14 +19,14 @@ from dino_dense.propagation.stream import DEFAULT_MAX_BYTES, LabelPropagator
 HEIGHT, WIDTH = 480, 832  # a DAVIS frame as DINO resizes it
 CONTEXT, RADIUS, TOP_K, TEMPERATURE = 8, 12, 5, 0.1  # DINO's
 DIM = 384
-SHARE = 0.15  # of the features' time that propagation may take
+SHARE = 0.15  # largest time of propagation, as a share of the features' time
 MEMORY_LIMIT = 300 * 1e6 / 2**20  # MiB
 LARGEST_DIFFERENCE = 1e-5
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One frame and its context, random features."""
+    """A frame and its context, with random features."""
 
     patch_size: int
     channels: int = 2
@@ -44,7 +44,7 @@ class Problem:
 
 
 def window_mask(grid: tuple[int, int]) -> Tensor:
-    """float [h*w, h*w]: 1 where two patches are at most RADIUS apart in rows and columns."""
+    """float [h*w, h*w]: 1 if two patches are at most RADIUS apart in rows and columns."""
     ys, xs = (axis.flatten() for axis in torch.meshgrid(*map(torch.arange, grid), indexing="ij"))
     return (torch.maximum((ys[:, None] - ys).abs(), (xs[:, None] - xs).abs()) <= RADIUS).float()
 
@@ -96,7 +96,7 @@ def run_tiled_on(problem: Problem, tensors: tuple[Tensor, Tensor, Tensor]) -> Te
 
 
 def share_of_features(patch_size: int, frames: int) -> Row:
-    """Propagation beside the features of the same frame, ViT-S in fp32: a frame's median with a full context."""
+    """Time of propagation against the features of the same frame, ViT-S in fp32: medians with a full context."""
     backbone = load_backbone(f"random:vit_small_patch{patch_size}_224")
     image = torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
     patches = backbone.extract(image).patches

@@ -1,11 +1,11 @@
-"""J&F of a folder of masks, read from PNG: the official scorer's steps, a full frame at a time, beside ours.
+"""J&F of a folder of masks, read from PNG: the official scorer's steps, a full frame at a time, against ours.
 
-The tree is a DAVIS-2016 one (DINO_DENSE_DAVIS) or the embedded videos; the predictions are its true masks, moved and
-eroded. Seconds hold all that `python -m tasks.davis --score` does to score: opening the tree, reading, J and F.
+The data are a DAVIS-2016 tree (DINO_DENSE_DAVIS) or the embedded videos; the predictions are the true masks, shifted
+and eroded. Seconds include all that `python -m tasks.davis --score` does: opening the tree, reading, J and F.
 
-Where other scorers are installed, whole processes are compared too, imports and pictures included. Name the folder of
-github.com/hkchengrex/vos-benchmark in VOS_BENCHMARK, that of github.com/davisvideochallenge/davis2017-evaluation in
-DAVIS_TOOLKIT, and a Python that has what they import in SCORERS_PYTHON.
+If other scorers are installed, whole processes are compared too, including imports and pictures. Set VOS_BENCHMARK to
+the folder of github.com/hkchengrex/vos-benchmark, DAVIS_TOOLKIT to the folder of
+github.com/davisvideochallenge/davis2017-evaluation, and SCORERS_PYTHON to a Python with their requirements.
 """
 
 import math
@@ -28,7 +28,7 @@ from data.masks import read_ids, write_mask
 from data.sample import sample_data
 from tasks.scores.jf import score_folder
 
-SHIFT, EROSION = (3, 5), 5  # pixels: what the predictions get wrong
+SHIFT, EROSION = (3, 5), 5  # errors of the predictions, pixels
 DAVIS_2016_VAL = 1376  # frames of the 20 sequences
 TOOLKIT, FASTEST_TOOL = 26.6, 7.9  # s for those: the official toolkit, one process; the fastest public tool, two
 EXACT = 1e-9
@@ -119,7 +119,7 @@ def main() -> list[Row]:
 
 
 def whole_processes(root: Path, year: int, folder: Path, work: Path) -> list[Row]:
-    """`tasks.davis --score` against each scorer that the environment names, on one tree of ids."""
+    """`tasks.davis --score` against each scorer in the environment, on one tree of ids."""
     python = os.environ.get("SCORERS_PYTHON", sys.executable)
     tools = {
         "vos-benchmark, two processes": ("VOS_BENCHMARK", "benchmark.py -g {truth} -m {masks} -n 2"),
@@ -135,10 +135,10 @@ def whole_processes(root: Path, year: int, folder: Path, work: Path) -> list[Row
     frames = write_id_tree(root, year, folder, work)
     ours = [sys.executable, "-m", "tasks.davis", "--data", str(work / "tree"), "--score", str(masks), "--out", str(out)]
     rows = []
-    for name, (place, line) in named.items():
+    for name, (scorer_folder, line) in named.items():
         words = [python, *line.format(truth=truth, masks=masks, tree=work / "tree").split()]
         plain_s, ours_s = in_turn(
-            partial(_run, words, place, masks), partial(_run, ours, Path(__file__).parents[1], out)
+            partial(_run, words, scorer_folder, masks), partial(_run, ours, Path(__file__).parents[1], out)
         )
         work_text = f"{frames} masks as a whole process, beside {name}"
         rows.append(Row("scoring", work_text, plain_s, ours_s, "s", target=2 if "vos" in name else None))
@@ -146,7 +146,7 @@ def whole_processes(root: Path, year: int, folder: Path, work: Path) -> list[Row
 
 
 def write_id_tree(root: Path, year: int, folder: Path, work: Path) -> int:
-    """A DAVIS-2017 tree with the masks of `root` as ids, and the predictions as ids; the number of masks."""
+    """Write a DAVIS-2017 tree with the masks of `root` as ids, and the predictions as ids. Returns the mask count."""
     sequences = load_davis(root, year)
     lists = work / "tree/ImageSets/2017"
     lists.mkdir(parents=True)
@@ -162,11 +162,11 @@ def write_id_tree(root: Path, year: int, folder: Path, work: Path) -> int:
     return sum(len(sequence) for sequence in sequences)
 
 
-def _run(words: Sequence[str], place: str | Path, results: Path) -> None:
-    """One process from start to end, with no results of an earlier one to reuse."""
+def _run(words: Sequence[str], folder: str | Path, results: Path) -> None:
+    """Run a process from start to end, without results of an earlier process to reuse."""
     for file in [*results.glob("*.csv"), *results.glob("*.json")]:
         file.unlink()
-    subprocess.run(words, cwd=place, check=True, capture_output=True)
+    subprocess.run(words, cwd=folder, check=True, capture_output=True)
 
 
 def _row(root: Path, year: int, folder: Path, frames: int, workers: int) -> Row:
@@ -193,7 +193,7 @@ def _row(root: Path, year: int, folder: Path, frames: int, workers: int) -> Row:
 def _largest_difference(one: pd.DataFrame, other: pd.DataFrame) -> float:
     index = ["sequence", "object", "frame"]
     difference = (one.set_index(index) - other.set_index(index)).abs().to_numpy().max()
-    if not difference <= EXACT:  # also where a row is missing, which is not a number
+    if not difference <= EXACT:  # also true for NaN, from a missing row
         raise AssertionError(f"J and F differ by {difference}: expected at most {EXACT}")
     return float(difference)
 

@@ -1,6 +1,6 @@
-"""The k nearest of many features, in bounded memory, beside the bare products and top-k calls on the same blocks.
+"""Exact k nearest neighbors in bounded memory, against the bare products and top-k calls on the same blocks.
 
-Features are random, of length 1, with the 384 dimensions of a ViT-S. The second row has ImageNet's sizes.
+Features are random unit vectors with the 384 dimensions of a ViT-S. The second row has ImageNet's sizes.
 """
 
 import time
@@ -15,9 +15,9 @@ K = 20  # DINO's headline
 DIM = 384
 QUERIES, DATABASE = 10_000, 100_000
 IMAGENET_QUERIES, IMAGENET = 50_000, 1_281_167  # val and train
-SHARE = 10  # one in so many of ImageNet's queries is run
+SHARE = 10  # one of this many ImageNet queries is run
 MACHINE_MIB = 24 * 1024
-MAY_TAKE = 1.3  # times the bare calls
+MAY_TAKE = 1.3  # largest time, relative to the bare calls
 CHECKED = 25  # queries
 
 
@@ -28,7 +28,7 @@ def features(count: int, seed: int) -> Tensor:
 
 
 def bare(queries: Tensor, database: Tensor, k: int) -> None:
-    """The calls that any search needs, without putting together what they find."""
+    """The calls that any search needs, without merging their results."""
     for block in database.split(BLOCK_ROWS):
         for part in queries.split(SEARCH_BYTES // (BYTES_PER_PAIR * BLOCK_ROWS)):
             (part @ block.T).topk(k, dim=1)
@@ -43,11 +43,11 @@ def main() -> list[Row]:
 def _time() -> Row:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     queries, database = features(QUERIES, 0).to(device), features(DATABASE, 1).to(device)
-    found = nearest(queries[:CHECKED], database, K)
+    neighbors = nearest(queries[:CHECKED], database, K)
     expected = (queries[:CHECKED] @ database.T).topk(K, dim=1)
-    difference = float((found.values - expected.values).abs().max())
-    # The order of sums differs with the block, so that two similarities alike to the last bit may change places.
-    same = float((found.indices == expected.indices).double().mean())
+    difference = float((neighbors.values - expected.values).abs().max())
+    # The order of sums differs with the block, so two similarities equal to the last bit may swap.
+    same = float((neighbors.indices == expected.indices).double().mean())
     if difference > 1e-6 or same < 0.99:
         raise AssertionError(f"similarities differ by {difference}, and {same:.2%} of the neighbors are the same")
     plain_s, ours_s = in_turn(
@@ -86,13 +86,13 @@ def _memory() -> Row:
 
 
 def _imagenet(count: int) -> tuple[float, float]:
-    """Seconds of the search, and the share of neighbors that the whole product has too."""
+    """Seconds of the search, and the share of its neighbors that are also neighbors in the whole product."""
     queries, database = features(count, 0), features(IMAGENET, 1)
     start = time.perf_counter()
-    found = nearest(queries, database, K)
+    neighbors = nearest(queries, database, K)
     seconds = time.perf_counter() - start
     expected = (queries[:CHECKED] @ database.T).topk(K, dim=1)
-    return seconds, float((found.indices[:CHECKED] == expected.indices).double().mean())
+    return seconds, float((neighbors.indices[:CHECKED] == expected.indices).double().mean())
 
 
 if __name__ == "__main__":

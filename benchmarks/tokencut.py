@@ -1,7 +1,7 @@
-"""TokenCut's eigenvector and its whole cut, beside the dense generalized solver of the published code.
+"""TokenCut's eigenvector and its whole cut, against the dense generalized solver of the published code.
 
 Features are the keys of a ViT-S with random weights on the first frames of videos (a DAVIS-2016 tree, or the embedded
-set) at 480x832: 30 x 52 patches of 16 pixels, 60 x 104 of 8; and, harder for Lanczos, smooth features of 30 x 52.
+set) at 480x832: 30 x 52 patches of 16 pixels, 60 x 104 of 8; and smooth features of 30 x 52, a harder case for Lanczos.
 """
 
 from collections.abc import Callable
@@ -25,22 +25,22 @@ from dino_dense.objects.segment import patch_features, to_tensor
 TAU, EPS = 0.2, 1e-5
 SIZE = (480, 832)  # pixels
 IMAGES = 5
-COARSE = (4, 6)  # cells of features that are then made smooth
+COARSE = (4, 6)  # cells of random features before upsampling
 MEMORY_LIMIT = 2048  # MiB, at 6,240 patches
 FLOAT64 = 8  # bytes
 
 
 def keys(patch_size: int, images: int) -> list[Tensor]:
-    """Features [C, h, w] of the first frames of some videos."""
+    """Features [C, h, w] of the first frames of videos."""
     backbone = load_backbone(f"random:vit_small_patch{patch_size}_224")
     frames = [to_tensor(sequence.read_frame(0), SIZE) for sequence in load_davis(*tree())[:images]]
     return [patch_features(backbone, frame[None], SegmentProtocol())[0] for frame in frames]
 
 
 def smooth_features(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Features [C, h, w] that change slowly over the image, whose graph hangs together by neighbors.
+    """Features [C, h, w] that vary slowly over the image: only near patches are adjacent.
 
-    Lanczos takes more steps there, as eigenvalues lie nearer; the dense solver's time does not depend on it.
+    Lanczos needs more steps, since eigenvalues are closer; the dense solver's time does not change.
     """
     coarse = torch.randn(1, shape[0], *COARSE, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(coarse, size=shape[1:], mode="bicubic", align_corners=True)[0]
@@ -118,7 +118,7 @@ def _time(
 
 
 def _memory() -> Row:
-    """Peak of the cut at 6,240 patches; the dense solver's need is counted, since it takes a minute and more."""
+    """Peak memory of the cut at 6,240 patches; the dense solver's is computed, since it takes more than a minute."""
     features = keys(8, 1)[0]
     patches = features[0].numel()
     measured = in_new_process(_cut, features)

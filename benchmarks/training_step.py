@@ -1,7 +1,7 @@
-"""One DINO optimizer step: the paper's algorithm as one would write it down, beside the trainer's.
+"""A DINO optimizer step: the paper's algorithm in plain form, against the trainer's.
 
-The plain form: softmax attention written out, one cross-entropy for each pair of views, gradients clipped and the
-teacher moved one parameter at a time, PyTorch's AdamW as it comes. Both see the same batches from the same weights.
+The plain form has explicit softmax attention, a cross-entropy for each pair of views, gradient clipping and teacher
+updates one parameter at a time, and PyTorch's default AdamW. Both start from the same weights and see the same batches.
 """
 
 import copy
@@ -30,11 +30,11 @@ SAME_LOSS = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}  # nats, of a loss of abo
 FIRST_STEP = 100  # past the frozen last layer
 TIMED = PretrainConfig(arch="vit_small_patch16_224", batch_size=BATCH, norm_last_layer=False, drop_path_rate=0.0)
 CURVE = replace(TIMED, arch="vit_tiny_patch16_224", batch_size=CURVE_BATCH, out_dim=4096, device=DEVICE.type)
-GFLOP_OF_AN_IMAGE = 114  # ViT-S/16, 2 x 224 + 8 x 96, out_dim 65,536, teacher and student: products alone
+GFLOP_OF_AN_IMAGE = 114  # ViT-S/16, 2 x 224 + 8 x 96, out_dim 65,536, teacher and student: matrix products only
 
 
 class NoPictures:
-    """As many as the plan needs, none of them opened."""
+    """A data set with a length but without pictures."""
 
     fingerprint = "none"
 
@@ -139,7 +139,7 @@ def step_of(trainer: Trainer, batch: MicroBatch, step: int) -> float:
 
 
 def curves(dtype: str, config: PretrainConfig = CURVE, steps: int = CURVE_STEPS) -> float:
-    """Largest difference of the loss over the steps, the plain loop in float32."""
+    """Largest difference of the loss over the steps, with the plain loop in float32."""
     trainer = make_trainer(config, dtype)
     plain = PlainLoop(trainer)
     batches = [make_batch(config, seed) for seed in range(2)]
@@ -151,7 +151,7 @@ def curves(dtype: str, config: PretrainConfig = CURVE, steps: int = CURVE_STEPS)
 
 
 def rate(dtype: str, target: float | None) -> Row:
-    """Images/s of both loops."""
+    """Images per second of both loops."""
     trainer = make_trainer(TIMED, dtype)
     plain_dtype = torch.float16 if ON_GPU else None  # on a GPU both run in the published fp16 autocast
     plain, batch, repeats = PlainLoop(trainer, plain_dtype), make_batch(TIMED, 0), 5 if ON_GPU else 2

@@ -83,7 +83,7 @@ def _by_key(originals: Sequence[Path], copies: Sequence[Path]) -> Mapping[str, l
     unknown = [path for path in copies if path.name[:KEY_LENGTH] not in by_key]
     if unknown:
         raise DataError(
-            f"{unknown[0]}: a copy of what? No image in {originals[0].parent} begins with "
+            f"{unknown[0]}: its original is missing. No image in {originals[0].parent} begins with "
             f"{unknown[0].name[:KEY_LENGTH]!r}."
         )
     return by_key
@@ -148,6 +148,6 @@ def _attack_folders(root: Path) -> list[Path]:
     folders = strong + sorted(levels, key=natural_key)
     if not folders:
         raise DataError(
-            f"{root}: no copies. Expected {STRONG}/, crops/PERCENT/ or jpegqual/QUALITY/ beside {ORIGINAL}/."
+            f"{root}: no copies. Expected {STRONG}/, crops/PERCENT/ or jpegqual/QUALITY/ next to {ORIGINAL}/."
         )
     return folders

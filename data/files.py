@@ -218,7 +218,7 @@ class FilesByStem:
         exact = [path for path in candidates if path.name == name]
         if len(candidates) > 1 and not exact:
             raise DataError(
-                f"{candidates[0]} and {candidates[1].name}: two files of one name, of which the data set has one. "
+                f"{candidates[0]} and {candidates[1].name}: two files of one name; the data set needs a single file. "
                 "Remove or rename the other."
             )
         return (exact or candidates)[0]

@@ -192,7 +192,7 @@ def _opaque(centers: Values, survey: Survey, soft: bool) -> Rule:
         return Rule(centers[:1], np.ones(1, np.uint8), True, "what is not transparent is one object")
     if len(centers) > 1 and not centers.any(axis=1).all():
         raise AmbiguousMaskError(
-            "some pixels are transparent and others black: ground could be either. Make the ground transparent alone, "
+            "some pixels are transparent and others black: ground could be either. Make only the ground transparent, "
             "or save the mask without transparency"
         )
     objects = _as_met(centers, survey)

@@ -101,7 +101,7 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
         asked = f"device is {name}" if number else f"LOCAL_RANK is {local_rank}"
         raise ValueError(
             f"{asked}, but PyTorch sees {count} CUDA device(s), cuda:0 to cuda:{count - 1}: name one of them, start at "
-            "most as many processes as devices, or mend CUDA_VISIBLE_DEVICES."
+            "most as many processes as devices, or correct CUDA_VISIBLE_DEVICES."
         )
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32: by default cuDNN rounds its inputs to 10 bits
     return torch.device("cuda", index)

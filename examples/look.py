@@ -1,4 +1,4 @@
-"""What a backbone sees in an image, and an object followed through a clip: the first thing to read.
+"""Draw what a backbone represents in an image, and track an object through a clip: the script to read first.
 
     python examples/look.py                                   # random weights, on the embedded data
     python examples/look.py dino_deitsmall16_pretrain.pth     # any checkpoint that --ckpt takes
@@ -20,7 +20,7 @@ from tasks.videos.clip_masks import carry_masks, write_masks
 
 
 def look(checkpoint: str, out: Path) -> None:
-    """Attention, components and likeness of one frame, and masks along its clip."""
+    """Draw attention, components and similarity for one frame, and propagate masks along its clip."""
     backbone = load_backbone(checkpoint)
     video = load_davis(sample_data().davis)[0]
     rgb = video.read_frame(0)  # [H, W, 3]

@@ -1,4 +1,4 @@
-"""`python -m tasks`: which tasks there are, any task by its name, a suite of them, and the quickstart."""
+"""`python -m tasks`: list the tasks, run a task by name, run a suite, or run the quickstart."""
 
 import importlib
 import sys
@@ -14,7 +14,7 @@ USAGE = """usage: python -m tasks NAME --ckpt CHECKPOINT [--help]
 
 
 def main() -> int:
-    """`python -m tasks NAME [...]` (tasks of other packages too), `... --suite NAME`, `... quickstart`, or the list."""
+    """Run `python -m tasks NAME [...]` (also of other packages), `--suite NAME` or `quickstart`; else list tasks."""
     first = sys.argv[1] if len(sys.argv) > 1 else ""
     if first == "quickstart":
         return quickstart.main(sys.argv[2:])
@@ -25,7 +25,7 @@ def main() -> int:
     if first.startswith("--") and first != "--help":
         return batch.main()
     if first not in ("", "-h", "--help"):
-        get(first)  # says which there are
+        get(first)  # its error lists the tasks
     print(USAGE)
     for name in names():
         print(f"  {name:<12}{summary(name)}")

@@ -1,4 +1,4 @@
-"""Look at what a backbone sees: attention, principal components, correspondence, of images, folders and videos."""
+"""Draw a backbone's attention, principal components and correspondence for images, folders and videos."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -33,32 +33,32 @@ from tasks.harness.options import RunOptions
 from tasks.harness.runner import open_backbone, seed_everything
 from tasks.harness.task import Command
 
-SUMMARY = "Look: attention, principal components, correspondence, of images and videos."
-FITTED = 32  # images or frames that colors are fitted on, at most
-Look = Callable[[Pixels], dict[str, Pixels]]
+SUMMARY = "Draw attention, principal components and correspondence of images and videos."
+FITTED = 32  # largest number of images or frames to fit colors on
+Draw = Callable[[Pixels], dict[str, Pixels]]
 
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """What to look at, and how"""
+    """Input and pictures"""
 
     input: str | None = schema.path()
     """An image, a folder of images, or a video."""
     kind: Literal["attention", "pca", "match"] = "attention"
-    """attention: of the class token, each head's; pca: three leading components of the patch tokens as colors, shared
-    by all images of a folder or frames of a video; match: how like each patch is to the one at --query."""
+    """attention: of each head's class token; pca: three leading components of the patch tokens as colors, shared by all
+    images of a folder or frames of a video; match: similarity of each patch to the patch at --query."""
     query: tuple[int, int] | None = None
-    """Of match: a pixel x,y of the input (of a video's first frame, of a folder's first image)."""
+    """For match: a pixel x,y of the input (of a video's first frame, of a folder's first image)."""
     target: str | None = schema.path()
-    """Of match: the image, folder or video that is searched; without it, the input itself."""
+    """For match: the image, folder or video to search; default: the input."""
     resolution: int = RESOLUTION
-    """Short side that the network sees, pixels (DINO's visualize_attention.py: 480)."""
+    """Short side of the network's input, pixels (DINO's visualize_attention.py: 480)."""
     mass: float = MASS
     """Share of a head's attention that its mask keeps (DINO: 0.6)."""
     every: int = 1
-    """Of a video, only every n-th frame."""
+    """For a video: use every n-th frame."""
     max_frames: int | None = None
-    """Of a video, at most this many frames."""
+    """For a video: use at most this many frames."""
 
     def __post_init__(self) -> None:
         if self.resolution < 1:
@@ -66,15 +66,15 @@ class AttentionConfig:
         if not 0 < self.mass <= 1:
             raise ValueError(f"mass is {self.mass}: expected a number above 0, up to 1")
         if (self.kind == "match") != (self.query is not None):
-            raise ValueError("--kind match needs --query x,y, which no other kind takes")
+            raise ValueError("--kind match needs --query x,y; no other kind takes it")
         if self.target is not None and self.kind != "match":
             raise ValueError("--target is for --kind match")
 
 
-def attention_look(backbone: Backbone, config: AttentionConfig) -> Look:
-    """Of each head: heat map, over the image, mask; over all: mean, and a grid of everything."""
+def attention_pictures(backbone: Backbone, config: AttentionConfig) -> Draw:
+    """For each head: heat map, overlay and mask; also the mean of the heads, and a grid of all."""
 
-    def look(rgb: Pixels) -> dict[str, Pixels]:
+    def draw(rgb: Pixels) -> dict[str, Pixels]:
         attention = attention_maps(backbone, rgb, config.resolution)
         size = (rgb.shape[0], rgb.shape[1])
         mean = figures.heat_over(rgb, attention.mean(dim=0).numpy(), low=0)
@@ -88,44 +88,44 @@ def attention_look(backbone: Backbone, config: AttentionConfig) -> Look:
         columns = 2 * round((len(tiles) / 2) ** 0.5)
         return {"attention_grid": figures.grid(tiles, columns), **pictures}
 
-    return look
+    return draw
 
 
-def pca_look(backbone: Backbone, config: AttentionConfig, samples: Sequence[Pixels]) -> Look:
-    """Colors of the three leading components, fitted on the samples; and beside the image."""
+def pca_pictures(backbone: Backbone, config: AttentionConfig, samples: Sequence[Pixels]) -> Draw:
+    """Colors of the three leading components, fitted on the samples; alone and next to the image."""
     fitted = PcaColors.fit(patch_maps(backbone, rgb, config.resolution) for rgb in samples)
 
-    def look(rgb: Pixels) -> dict[str, Pixels]:
+    def draw(rgb: Pixels) -> dict[str, Pixels]:
         colors = fitted.colors(patch_maps(backbone, rgb, config.resolution))
         pca = figures.enlarge(colors, (rgb.shape[0], rgb.shape[1]))
         return {"pca_grid": figures.grid([("image", rgb), ("components 1, 2, 3", pca)], 2), "pca": pca}
 
-    return look
+    return draw
 
 
-def match_look(backbone: Backbone, config: AttentionConfig, source: Pixels) -> Look:
-    """How like each patch is to that of the source image under the query; beside it, the query."""
+def match_pictures(backbone: Backbone, config: AttentionConfig, source: Pixels) -> Draw:
+    """Similarity of each patch to the query patch of the source image, next to the query."""
     assert config.query is not None
     features = patch_maps(backbone, source, config.resolution)
     grid = (features.shape[1], features.shape[2])
     row, column = patch_under(config.query, (source.shape[0], source.shape[1]), grid)
     query: Tensor = features[:, row, column]
-    asked = figures.marked(source, config.query)
+    asked = figures.with_cross(source, config.query)
 
-    def look(rgb: Pixels) -> dict[str, Pixels]:
+    def draw(rgb: Pixels) -> dict[str, Pixels]:
         alike = similarity(patch_maps(backbone, rgb, config.resolution), query).numpy()
         best = np.unravel_index(alike.argmax(), alike.shape)
-        place = tuple(int((k + 0.5) * side / n) for k, side, n in zip(best, rgb.shape[:2], alike.shape, strict=True))
-        over = figures.marked(figures.heat_over(rgb, alike), (place[1], place[0]))
+        center = tuple(int((k + 0.5) * side / n) for k, side, n in zip(best, rgb.shape[:2], alike.shape, strict=True))
+        over = figures.with_cross(figures.heat_over(rgb, alike), (center[1], center[0]))
         tiles = [("query", _fitted(asked, rgb)), (f"cosine {alike.min():.2f} to {alike.max():.2f}", over)]
         heat = figures.heat(alike, (rgb.shape[0], rgb.shape[1]))
         return {"match_grid": figures.grid(tiles, 2), "match_over": over, "match_heat": heat}
 
-    return look
+    return draw
 
 
 def _fitted(rgb: Pixels, like: Pixels) -> Pixels:
-    """An image on white at the size of another, for a grid of one size."""
+    """An image scaled to fit the size of another, on white."""
     height, width = like.shape[:2]
     scale = min(height / rgb.shape[0], width / rgb.shape[1])
     inner = max(1, round(rgb.shape[0] * scale)), max(1, round(rgb.shape[1] * scale))
@@ -135,7 +135,7 @@ def _fitted(rgb: Pixels, like: Pixels) -> Pixels:
 
 
 def run(backbone: Backbone, config: AttentionConfig, out: Path) -> list[Path]:
-    """Make the pictures (OUT/NAME/KIND.png of an image, OUT/NAME_KIND.mp4 of a video); their paths.
+    """Write the pictures: OUT/NAME/KIND.png for an image, OUT/NAME_KIND.mp4 for a video. Returns their paths.
 
     Raises:
         FileNotFoundError, ValueError: the input, the query or the backbone cannot be used.
@@ -145,27 +145,27 @@ def run(backbone: Backbone, config: AttentionConfig, out: Path) -> list[Path]:
     source = Path(config.input)
     target = Path(config.target or config.input)
     if config.kind == "attention":
-        look = attention_look(backbone, config)
+        draw = attention_pictures(backbone, config)
     elif config.kind == "pca":
-        look = pca_look(backbone, config, _samples(source, FITTED, config))
+        draw = pca_pictures(backbone, config, _samples(source, FITTED, config))
     else:
-        look = match_look(backbone, config, _samples(source, 1, config)[0])
+        draw = match_pictures(backbone, config, _samples(source, 1, config)[0])
     if is_video(target):
         clip = open_clip(target, every=config.every, max_frames=config.max_frames)
-        return _film(look, clip, out, _films(config.kind))
+        return _film(draw, clip, out, _films(config.kind))
     written = []
     images = _images(target)
     shared = Counter(path.with_suffix("") for path in images)
     for path in tracked(images, unit="image", desc=config.kind):
         name = path.relative_to(target) if target.is_dir() else Path(path.name)
-        if shared[path.with_suffix("")] == 1:  # a.jpg and a.png have each a folder of their own
+        if shared[path.with_suffix("")] == 1:  # a.jpg and a.png get separate folders
             name = name.with_suffix("")
-        written += [figures.save(out / name / f"{key}.png", rgb) for key, rgb in look(read_upright(path)).items()]
+        written += [figures.save(out / name / f"{key}.png", rgb) for key, rgb in draw(read_upright(path)).items()]
     return written
 
 
 def _films(kind: str) -> tuple[str, ...]:
-    """Which pictures become videos: a video a head would be too many."""
+    """The pictures that become videos; a video for each head would be too many."""
     return {"attention": ("mean",), "pca": ("pca",), "match": ("match_over",)}[kind] + (f"{kind}_grid",)
 
 
@@ -176,23 +176,23 @@ def _images(path: Path) -> list[Path]:
 
 
 def _samples(path: Path, count: int, config: AttentionConfig) -> list[Pixels]:
-    """At most `count` images of a folder or frames of a video, evenly spaced, the first among them."""
+    """At most `count` evenly spaced images of a folder or frames of a video, including the first."""
     if is_video(path):
         whole = open_clip(path, every=config.every, max_frames=config.max_frames)
         step = -(-len(whole) // count)
         frames = open_clip(path, every=config.every * step, max_frames=-(-len(whole) // step))
         return [frame.rgb for frame in frames]
     images = _images(path)
-    return [read_upright(images[place]) for place in sampled_frames(len(images), count=count)]
+    return [read_upright(images[index]) for index in sampled_frames(len(images), count=count)]
 
 
-def _film(look: Look, clip: Clip, out: Path, keys: Sequence[str]) -> list[Path]:
-    """A video of each of these pictures, frame after frame, with the times of the clip."""
+def _film(draw: Draw, clip: Clip, out: Path, keys: Sequence[str]) -> list[Path]:
+    """Write a video for each of these pictures, with the frame times of the clip."""
     paths = {key: out / f"{clip.name}_{key}.mp4" for key in keys}
     writers: dict[str, VideoWriter] = {}
     with ExitStack() as stack:
         for frame in tracked(clip, unit="frame", desc=clip.name):
-            pictures = look(frame.rgb)
+            pictures = draw(frame.rgb)
             for key in keys:
                 if key not in writers:
                     size = (pictures[key].shape[0], pictures[key].shape[1])
@@ -204,7 +204,7 @@ def _film(look: Look, clip: Clip, out: Path, keys: Sequence[str]) -> list[Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m tasks.attention`: parse, look, say where the pictures are. The exit status."""
+    """`python -m tasks.attention`: parse, draw, print the paths of the pictures. Returns the exit status."""
     options, config = command_line.parse(
         RunOptions, AttentionConfig, prog="python -m tasks.attention", description=SUMMARY, argv=argv
     )

@@ -1,6 +1,6 @@
-"""Copy detection: find the original of an attacked picture, on INRIA Copydays or on any folder of images.
+"""Copy detection: find the original of an attacked picture, on INRIA Copydays or any folder of images.
 
-The descriptor is the class token beside the generalized mean of the patch tokens (DINO, sec. 4.2.1).
+The descriptor is the class token joined with the generalized mean of the patch tokens (DINO, sec. 4.2.1).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 PIECES = ("cls1", "gem")
 METRICS = (Metric("mAP"), Metric("recall@1"))
-STRIPS, STRIP_RESULTS = 6, 5  # pictures, and results on each
+STRIPS, STRIP_RESULTS = 6, 5  # number of pictures, and of results in each
 PUBLISHED_FURTHER = {"distractors": 10_000, "whiten": 20_000}  # images of YFCC100M (arXiv 2104.14294, sec. 4.2.1)
 ALL_ATTACKS = "all"
 ATTACKS = (
@@ -49,36 +49,36 @@ ATTACKS = (
 
 @dataclass(frozen=True)
 class CopydetectConfig:
-    """Which images, how they are attacked, and how they are described"""
+    """Images, attacks and descriptors"""
 
     data: str | None = path()
     """Folder of Copydays (original/, strong/, crops/, jpegqual/) or of any images; without it, the embedded
     set."""
     layout: Literal["auto", "copydays", "folder"] = selects("auto")
-    """auto: copydays where there is an original/, else any folder, whose images are attacked here."""
+    """auto: copydays if there is a folder original/, else folder: any folder, with images attacked here."""
     attacks: tuple[str, ...] = selects(ATTACKS, layout="folder")
     """Attacks on a folder's images: cropN (percent of the surface cut away), jpegN (quality), blurN (percent of
     the short side), print."""
     max_queries: int | None = selects(None, layout="folder")
-    """Attack only so many of a folder's images, evenly spread; all are searched."""
+    """Attack only this many images of a folder, evenly spaced; all images are searched."""
     distractors: str | None = path()
-    """Folder of further images to search among (the paper: 10,000 of YFCC100M)."""
+    """Folder of additional images in the database (the paper: 10,000 of YFCC100M)."""
     whiten: str | None = path()
-    """Folder of other images to learn a whitening from (the paper: 20,000 of YFCC100M)."""
+    """Folder of other images to fit a whitening on (the paper: 20,000 of YFCC100M)."""
     centered_whitening: bool = False
     """Whiten by the covariance; eval_copy_detection.py uses the second moments about zero."""
     image_size: int = 224
-    """Side that images are squashed to, bicubic, pixels; a multiple of the patch size (paper: 224 for ViT-B/16,
-    320 for ViT-B/8)."""
+    """Side of the square that images are resized to (bicubic, ignoring the aspect ratio), pixels; a multiple of the
+    patch size (paper: 224 for ViT-B/16, 320 for ViT-B/8)."""
     top: int | None = 20
-    """Only so many first results count (eval_copy_detection.py); null: all."""
+    """Number of first results that count (eval_copy_detection.py); null: all."""
     fast_decode: bool = False
-    """Decode large JPEGs at a half, a quarter or an eighth of their size where that suffices: faster, and pixels differ
-    a little from the published protocol's. Copies are made from, and read as, whole images."""
+    """Decode large JPEGs at 1/2, 1/4 or 1/8 size if this is enough: faster, but pixels differ slightly from the
+    published protocol's. Attacked images are always decoded at full size."""
     batch_size: int = runtime(64)
     """Images extracted at once; does not change the result."""
     workers: int = runtime(0)
-    """Processes that read images beside the main one."""
+    """Worker processes that read images."""
 
     def __post_init__(self) -> None:
         check_attacks(self.attacks)
@@ -97,15 +97,15 @@ class Copies:
     facts: DataFacts
     originals: list[Path]
     further: Mapping[str, list[Path]]
-    """Images that are neither, of the folders `distractors` and `whiten`; empty where there is none."""
+    """Images of the folders `distractors` and `whiten`; empty without the folder."""
     images: Callable[[int], Sequence[Image.Image]]
-    """Seed -> the attacked images, Q."""
+    """Seed -> the Q attacked images."""
     table: pd.DataFrame
-    """Columns sample (unique) and attack, a row for each attacked image."""
+    """Columns sample (unique) and attack, with a row for each attacked image."""
     positives: list[list[int]]
-    """For each attacked image its originals."""
+    """The originals of each attacked image."""
     headline: str
-    """The attack whose means are the scores, or all."""
+    """The attack (or all) that the scores are means over."""
 
 
 def measure(backbone: Backbone, copies: Copies, config: CopydetectConfig, session: Session) -> Outcome:
@@ -116,7 +116,7 @@ def measure(backbone: Backbone, copies: Copies, config: CopydetectConfig, sessio
     queries, database, note = _describe(backbone, copies, images, config, session)
     ranked = rankings(queries.to(backbone.device), database.to(backbone.device), top=config.top)
     values, nearest = _score(ranked, copies.positives, len(database), session)
-    # An original and all its copies are one draw.
+    # An original and all its copies form a cluster.
     root = Path(copies.facts.root)
     clusters = [copies.originals[min(right)].relative_to(root).as_posix() for right in copies.positives]
     scored = pd.concat([copies.table.assign(cluster=clusters), values], axis=1)
@@ -134,11 +134,11 @@ def measure(backbone: Backbone, copies: Copies, config: CopydetectConfig, sessio
 
 
 def open_copies(config: CopydetectConfig) -> Copies:
-    """The images that a config names.
+    """Open the images of a config.
 
     Raises:
-        FileNotFoundError, DataError: they cannot be used; an image is both a distractor and an original.
-        ValueError: an option is set that says nothing about these images.
+        FileNotFoundError, DataError: the images are unusable, or an image is both a distractor and an original.
+        ValueError: an option is set that does not apply to these images.
     """
     root = Path(config.data) if config.data else sample_data().images / "val"
     folders = {"distractors": config.distractors, "whiten": config.whiten}
@@ -158,32 +158,32 @@ def open_copies(config: CopydetectConfig) -> Copies:
 def _open_copydays(root: Path, further: Mapping[str, list[Path]], config: CopydetectConfig) -> Copies:
     import pandas as pd
 
-    found = load_copydays(root)
-    paths = [copy.path for copy in found.copies]
-    attacks = [copy.attack for copy in found.copies]
+    copydays = load_copydays(root)
+    paths = [copy.path for copy in copydays.copies]
+    attacks = [copy.attack for copy in copydays.copies]
     headline = STRONG if STRONG in attacks else ALL_ATTACKS
     return Copies(
         facts=DataFacts(
-            name="Copydays" if found.is_complete else f"Copydays (part: {len(found.originals)} originals)",
+            name="Copydays" if copydays.is_complete else f"Copydays (part: {len(copydays.originals)} originals)",
             root=str(root),
             n=attacks.count(STRONG) or len(paths),
             unit=f"{STRONG} copies" if headline == STRONG else "copies",
-            sha256=_hash(root, found.originals + paths, further, config),
-            dataset=published_dataset(found, further),
+            sha256=_hash(root, copydays.originals + paths, further, config),
+            dataset=published_dataset(copydays, further),
         ),
-        originals=found.originals,
+        originals=copydays.originals,
         further=further,
         images=lambda seed: UnlabeledImages(paths),
         table=pd.DataFrame({"sample": [path.relative_to(root).as_posix() for path in paths], "attack": attacks}),
-        positives=[copy.originals for copy in found.copies],
+        positives=[copy.originals for copy in copydays.copies],
         headline=headline,
     )
 
 
-def published_dataset(found: Copydays, further: Mapping[str, list[Path]]) -> str | None:
-    """The published data, where they are complete; which images of YFCC100M it took is not published."""
+def published_dataset(copydays: Copydays, further: Mapping[str, list[Path]]) -> str | None:
+    """Name of the published data set if the data match it; the used images of YFCC100M are not published."""
     same = {name: len(paths) for name, paths in further.items()} == PUBLISHED_FURTHER
-    return "Copydays strong, 10k distractors, whitened" if found.is_complete and same else None
+    return "Copydays strong, 10k distractors, whitened" if copydays.is_complete and same else None
 
 
 def _open_folder(root: Path, further: Mapping[str, list[Path]], config: CopydetectConfig) -> Copies:
@@ -213,7 +213,7 @@ def _open_folder(root: Path, further: Mapping[str, list[Path]], config: Copydete
 
 
 def _hash(root: Path, files: Sequence[Path], further: Mapping[str, list[Path]], config: CopydetectConfig) -> str:
-    """SHA-256 over all files that the numbers depend on."""
+    """SHA-256 over all files that determine the numbers."""
     digests = [file_list_hash(root, files)]
     digests += [file_list_hash(Path(getattr(config, name)), paths) for name, paths in further.items() if paths]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
@@ -229,7 +229,7 @@ def _describe(
     config: CopydetectConfig,
     session: Session,
 ) -> tuple[Tensor, Tensor, str]:
-    """Queries [Q, C], database [N, C] (originals, then distractors), and what to say about the whitening."""
+    """Queries [Q, C], database [N, C] (originals, then distractors), and a note on the whitening."""
     import torch
 
     from tasks.images.descriptors import Transformed, describe_all, fit_whitening
@@ -238,7 +238,7 @@ def _describe(
     preprocessing = Preprocessing(config.image_size, config.image_size, squash=True, fast_decode=config.fast_decode)
 
     def of_files(paths: Sequence[Path], label: str) -> Tensor:
-        found = image_features(
+        pieces = image_features(
             backbone,
             paths,
             preprocessing,
@@ -248,7 +248,7 @@ def _describe(
             workers=config.workers,
             label=label,
         )
-        return _joined(found)
+        return _joined(pieces)
 
     database = of_files(copies.originals, "originals")
     if copies.further["distractors"]:
@@ -271,7 +271,7 @@ def _describe(
 
 
 def _joined(pieces: dict[str, Tensor]) -> Tensor:
-    """Class token and pooled patches side by side, [B, 2C]."""
+    """Class token and pooled patch tokens, concatenated to [B, 2C]."""
     import torch
 
     return torch.cat([pieces[name] for name in PIECES], dim=1)
@@ -283,7 +283,7 @@ def _joined(pieces: dict[str, Tensor]) -> Tensor:
 def _score(
     ranked: Iterable[Indices], positives: Sequence[Sequence[int]], count: int, session: Session
 ) -> tuple[pd.DataFrame, list[Indices]]:
-    """AP and recall@1 of each query, percent, and its first results; `count` images were searched."""
+    """AP and recall@1 of each query (percent) in a database of `count` images, and its first results."""
     import pandas as pd
 
     rows, nearest = [], []
@@ -297,19 +297,19 @@ def _score(
 
 
 def _per_attack(scored: pd.DataFrame) -> pd.DataFrame:
-    """Means of each attack, in the order of the attacks."""
+    """Means for each attack, in the order of the attacks."""
     groups = scored.drop(columns=["sample", "cluster"]).groupby("attack", sort=False)
     return groups.mean().assign(queries=groups.size()).reset_index()
 
 
 def draw(copies: Copies, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
-    """Copies with their first results, worst and best first."""
+    """Draw copies with their first results, worst and best first."""
     headline, nearest, images = outcome.to_draw
     database = [*copies.originals, *copies.further["distractors"]]
     pictures = []
-    for place, query in enumerate(figures.worst_and_best_first(headline["mAP"])[:STRIPS]):
+    for rank, query in enumerate(figures.worst_and_best_first(headline["mAP"])[:STRIPS]):
         assert isinstance(query, int)
-        file = folder / "strips" / f"{place}.jpg"
+        file = folder / "strips" / f"{rank}.jpg"
         figures.result_strip(
             file,
             np.asarray(images[query]),
@@ -330,9 +330,9 @@ TASK = Task(
     open=open_copies,
     measure=measure,
     draw=draw,
-    # Mild attacks: contract tests know the truth by a coarse thumbnail, which a strong crop or a print changes.
+    # Mild attacks: contract tests identify images by a coarse thumbnail, which a strong crop or a print changes.
     smoke=CopydetectConfig(image_size=64, attacks=("crop10", "jpeg20", "blur2"), max_queries=60),
-    # No `pieces`: images are squashed as by no other task, so nothing can be shared.
+    # No `pieces`: no other task resizes images to squares, so features cannot be shared.
     versions=versions("image features", "descriptors", "attacks", "retrieval scores"),
 )
 

@@ -1,6 +1,6 @@
-"""DAVIS video object segmentation by label propagation: masks on disk, and the official J&F.
+"""DAVIS video object segmentation by label propagation: writes masks and measures the official J&F.
 
-The first mask is carried along the video by nearest neighbors among frozen patch tokens; nothing is trained.
+Nearest neighbors among frozen patch tokens propagate the first mask along the video, without training.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ METRICS = tuple(
 
 @dataclass(frozen=True)
 class DavisConfig(PropagationProtocol):
-    """Which videos, and every constant of the protocol"""
+    """Videos, and constants of the protocol"""
 
     data: str | None = path()
     """Root of a DAVIS tree (ImageSets, JPEGImages, Annotations); without it, the embedded set."""
@@ -60,20 +60,20 @@ class DavisConfig(PropagationProtocol):
     split: str = selects("val")
     """List under ImageSets/YEAR: val, train, test-dev, ... (test-dev has no ground truth: masks only)."""
     sequences: tuple[str, ...] | None = selects(None)
-    """Only these of the split: a,b,c."""
+    """Use only these sequences of the split: a,b,c."""
     max_frames: int | None = selects(None)
-    """Only the first frames of each sequence (frames)."""
+    """Use only the first frames of each sequence (frames)."""
     resolution: str = selects("480p")
-    """Folder under JPEGImages and Annotations; 480p is what is published."""
+    """Folder under JPEGImages and Annotations; published numbers use 480p."""
     void: Literal["error", "background"] = selects("error")
-    """What value 255 in a 2017 first mask is."""
+    """Treatment of value 255 in a 2017 first mask."""
     score: str | None = path()
-    """Score the masks in this folder (SEQUENCE/FRAME.png) and run no backbone."""
+    """Score the masks in this folder (SEQUENCE/FRAME.png), without a backbone."""
     max_memory: int = runtime(512)
-    """Memory that propagation may take (context features and labels, one block of similarities), MiB; does not
-    change the result. What it is predicted to take is printed."""
+    """Memory limit of propagation (context features and labels, one block of similarities), MiB; does not change the
+    result. The predicted memory is printed."""
     batch_size: int | None = runtime(None)
-    """Frames whose features are computed at once; without it, 1 on a CPU and 8 on a GPU."""
+    """Frames in a batch of feature extraction; default: 1 on a CPU, 8 on a GPU."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,7 +89,7 @@ class DavisConfig(PropagationProtocol):
 
 @dataclass(frozen=True)
 class Videos:
-    """The sequences to measure, and what to call them."""
+    """The sequences to measure, and their description."""
 
     sequences: list[VideoSequence]
     facts: DataFacts
@@ -115,7 +115,7 @@ def measure_files(videos: Videos, config: DavisConfig, session: Session) -> Outc
 def _outcome(
     masks: Path, scored: Sequence[IndexedTable], videos: Videos, config: DavisConfig, session: Session, note: str
 ) -> Outcome:
-    """J and F of masks on disk; `scored` are the sequences that this process has scored already."""
+    """J and F of masks on disk; this process has already scored the sequences of `scored`."""
     from tasks.scores.jf import summarize
 
     if not videos.scorable:
@@ -142,7 +142,7 @@ def _outcome(
 
 
 def open_videos(config: DavisConfig) -> Videos:
-    """The sequences that a config names; DataError if they, or the masks to score, cannot be used."""
+    """Open the sequences of a config; DataError if they, or the masks to score, are unusable."""
     if config.score is not None and not Path(config.score).is_dir():
         raise DataError(f"{config.score}: no such folder of masks to score; expected SEQUENCE/FRAME.png in it.")
     root = Path(config.data) if config.data else sample_data().davis
@@ -166,7 +166,7 @@ def open_videos(config: DavisConfig) -> Videos:
     name = f"DAVIS-{config.year} {config.split}" if config.data else "embedded videos (not DAVIS)"
     if config.data and not is_complete:
         name += f" (part: {len(sequences)} sequences, {n_frames} frames)"
-    facts = DataFacts(
+    description = DataFacts(
         name=name,
         root=str(root),
         n=len(sequences),
@@ -174,23 +174,23 @@ def open_videos(config: DavisConfig) -> Videos:
         sha256=file_list_hash(root, files),
         dataset=f"DAVIS-{config.year} val" if is_complete else None,
     )
-    return Videos(sequences, facts)
+    return Videos(sequences, description)
 
 
 def _write_all_masks(
     backbone: Backbone, sequences: Sequence[VideoSequence], config: DavisConfig, session: Session
 ) -> tuple[Path, list[IndexedTable]]:
-    """Propagate through every sequence that is not on disk yet; the processes share them out.
+    """Propagate through every sequence without masks on disk; the processes share the sequences.
 
-    Returns the folder, and J and F of what this process did and could score.
+    Returns the folder, and J and F of the sequences that this process propagated and scored.
     """
     masks = session.out / "masks"
-    # Shared out before looking at what is done: the processes must agree, while folders appear.
-    mine = [(index, s) for index, s in session.share(sequences) if not (masks / s.name).is_dir()]
-    frames = sum(len(sequence) for _, sequence in mine)
+    # Shared before checking for existing masks: folders appear meanwhile, and the processes must agree.
+    unfinished = [(index, s) for index, s in session.share(sequences) if not (masks / s.name).is_dir()]
+    frames = sum(len(sequence) for _, sequence in unfinished)
     tables, said = [], set()
     with session.bar(frames, "propagating", unit="frame") as bar:
-        for index, sequence in mine:
+        for index, sequence in unfinished:
             bar.set_postfix_str(sequence.name)
             propagator = _propagator(backbone, sequence, config)
             text = _memory_text(propagator, config.max_memory)
@@ -235,10 +235,10 @@ def _memory_text(propagator: VideoPropagator, limit: int) -> str:
 def _write_masks(
     propagator: VideoPropagator, sequence: VideoSequence, session: Session, bar: Progress
 ) -> list[pd.DataFrame]:
-    """One sequence, whole or not at all: a folder is renamed into place when its last mask is written.
+    """Write one sequence atomically: its folder is renamed when the last mask is written.
 
-    Masks are made, written and scored in the background while the next frames propagate. Returns J and F of every
-    object and frame, if the sequence has ground truth.
+    Masks are decoded, written and scored in the background while the next frames propagate. Returns J and F of every
+    object and frame if the sequence has ground truth.
     """
     from tasks.scores.jf import score_frame, tabulate
 
@@ -246,7 +246,7 @@ def _write_masks(
     shutil.rmtree(unfinished, ignore_errors=True)
     scores: dict[int, FrameScores] = {}
 
-    def finish(index: int, ids: Pixels) -> None:  # in a worker thread: no torch, as in `_frames`
+    def finish(index: int, ids: Pixels) -> None:  # in a worker thread: avoid torch, as in `_frames`
         write_mask(unfinished / f"{sequence.frames[index].stem}.png", ids)
         if sequence.has_ground_truth and 0 < index < len(sequence) - 1:
             scores[index] = score_frame(ids, sequence.read_mask(index), sequence.num_objects)
@@ -269,7 +269,7 @@ def _write_masks(
 def _score_all(
     masks: Path, sequences: Sequence[VideoSequence], scored: Sequence[IndexedTable], session: Session
 ) -> pd.DataFrame:
-    """J and F of every object and frame: what was scored on the way, and the other sequences' masks on disk."""
+    """J and F of every object and frame: of the sequences in `scored`, and of the other sequences' masks on disk."""
     import pandas as pd
 
     from tasks.scores.jf import score_folder
@@ -277,16 +277,16 @@ def _score_all(
     tables = session.collect(scored)
     done = {str(table["sequence"].iat[0]) for table in tables}
     if left := [sequence for sequence in sequences if sequence.name not in done]:
-        mine = session.share(left)
-        reading = score_folder(masks, [sequence for _, sequence in mine], workers=FINISHERS)
-        shown = session.progress(reading, "scoring", unit="sequence", total=len(mine))
-        tables += session.collect((index, table) for (index, _), table in zip(mine, shown, strict=True))
+        own_share = session.share(left)
+        reading = score_folder(masks, [sequence for _, sequence in own_share], workers=FINISHERS)
+        shown = session.progress(reading, "scoring", unit="sequence", total=len(own_share))
+        tables += session.collect((index, table) for (index, _), table in zip(own_share, shown, strict=True))
     by_name = {str(table["sequence"].iat[0]): table for table in tables}
     return pd.concat([by_name[sequence.name] for sequence in sequences], ignore_index=True)
 
 
 def _per_object(per_frame: pd.DataFrame) -> pd.DataFrame:
-    """Means over the frames, percent, a row an object: columns sample, cluster (video), J&F-Mean, J-Mean, F-Mean."""
+    """Means over frames, percent, a row for each object: sample, cluster (video), J&F-Mean, J-Mean, F-Mean."""
     import pandas as pd
 
     means = 100 * per_frame.groupby(["sequence", "object"], sort=False)[["J", "F"]].mean()
@@ -303,7 +303,7 @@ def _per_object(per_frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(videos: Videos, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
-    """Of each sequence a strip (first, middle, last frame) and its J and F over time, worst and best first."""
+    """Draw for each sequence a strip (first, middle, last frame), and its J and F over time; worst and best first."""
     objects = outcome.samples
     if objects is None:
         return ()
@@ -312,9 +312,9 @@ def draw(videos: Videos, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
     by_name = {sequence.name: sequence for sequence in videos.sequences}
     ranked = figures.worst_and_best_first(means)
     pictures = []
-    for place, label in enumerate(ranked):
+    for rank, label in enumerate(ranked):
         name = str(label)
-        case = {0: " (worst)", 1: " (best)"}.get(place, "") if len(ranked) > 1 else ""
+        case = {0: " (worst)", 1: " (best)"}.get(rank, "") if len(ranked) > 1 else ""
         figures.mask_strip(folder / "overlays" / f"{name}.jpg", _first_middle_last(masks, by_name[name]))
         figures.object_curves(folder / "overlays" / f"{name}_curves.png", per_frame[per_frame["sequence"] == name])
         pictures += [
@@ -325,9 +325,9 @@ def draw(videos: Videos, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
 
 
 def _first_middle_last(masks: Path, sequence: VideoSequence) -> list[tuple[Pixels, Pixels]]:
-    """Frames with their masks: the one that was given, and what was found in the middle and at the end.
+    """Frames with their masks: the given first mask, and the predicted masks in the middle and at the end.
 
-    Scores leave the last frame out, and so may other people's masks: then it is the last that is scored.
+    The last frame is not scored, so a folder of other masks may lack it: then the last scored frame is used.
     """
     last = len(sequence) - 1
     files = {index: masks / sequence.name / f"{sequence.frames[index].stem}.png" for index in (last // 2, last)}
@@ -335,12 +335,12 @@ def _first_middle_last(masks: Path, sequence: VideoSequence) -> list[tuple[Pixel
         del files[last]
         files[last - 1] = masks / sequence.name / f"{sequence.frames[last - 1].stem}.png"
     read = read_foreground if sequence.year == 2016 else read_ids
-    found = [(sequence.read_frame(index), read(file)) for index, file in files.items()]
-    return [(sequence.read_frame(0), sequence.first_mask()), *found]
+    predicted = [(sequence.read_frame(index), read(file)) for index, file in files.items()]
+    return [(sequence.read_frame(0), sequence.first_mask()), *predicted]
 
 
 def _scores(overall: pd.DataFrame, objects: pd.DataFrame) -> tuple[Score, ...]:
-    """Scores in percent, with the standard error over videos where the metric is their mean."""
+    """Scores in percent, with the standard error over videos if the metric is a mean over them."""
     from dino_dense.report.samples import score_samples
 
     scores = []
@@ -352,7 +352,7 @@ def _scores(overall: pd.DataFrame, objects: pd.DataFrame) -> tuple[Score, ...]:
 
 
 def own_clip(words: Sequence[str]) -> tuple[str, list[str]] | None:
-    """`--video` is a person's own clip, which `tasks.track` follows; its `--resolution 480p` is `--short-side 480`."""
+    """`tasks.track` and its words for `--video` (a user's clip); `--resolution 480p` becomes `--short-side 480`."""
     options = [word.partition("=") for word in words]
     if not any(option == "--video" for option, _, _ in options):
         return None

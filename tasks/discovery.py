@@ -1,4 +1,4 @@
-"""Unsupervised object discovery: a box around an object from frozen features, without training (CorLoc)."""
+"""Unsupervised object discovery: boxes around objects from frozen features, without training (CorLoc)."""
 
 from __future__ import annotations
 
@@ -46,45 +46,44 @@ FOUND, WANTED = (255, 60, 60), (60, 220, 60)  # RGB of boxes in pictures
 
 @dataclass(frozen=True)
 class DiscoveryProtocol(SegmentProtocol):
-    """How an object is found and scored"""
+    """Method and scores"""
 
     method: Literal["attention", "tokencut", "lost", "maskcut"] = "tokencut"
-    """attention (DINO-seg of the LOST paper: largest piece), tokencut, lost, or maskcut (several objects; its box is
-    the first mask's)."""
+    """attention (DINO-seg of the LOST paper: largest component), tokencut, lost, or maskcut (several objects; the box
+    is the first mask's)."""
     head: Literal["mean"] | int = 4
-    """Of attention: which head, from 0 (LOST, main_lost.py: 4), or their mean."""
+    """For attention: the head, from 0 (LOST, main_lost.py: 4), or the mean of all heads."""
     masks: int = 3
-    """Of maskcut: how many masks at most (maskcut.py --N)."""
+    """For maskcut: largest number of masks (maskcut.py --N)."""
     no_hard: bool = False
-    """Leave out VOC objects that are difficult or truncated (main_lost.py --no_hard)."""
+    """Ignore VOC objects flagged difficult or truncated (main_lost.py --no_hard)."""
     min_confidence: float | None = None
-    """Leave out images whose confidence is lower, 0 to 1; risk_coverage.csv shows what that gains."""
+    """Skip images with a lower confidence, 0 to 1; risk_coverage.csv shows the effect."""
 
 
 @dataclass(frozen=True)
 class DiscoveryConfig(DiscoveryProtocol):
-    """Which images, and every constant of the protocol"""
+    """Images, and constants of the protocol"""
 
     data: str | None = path()
-    """Folder VOC2007 or VOC2012, a COCO folder, or images with masks (boxes are then drawn around the masks); without
-    it, the embedded saliency pairs."""
+    """Folder VOC2007 or VOC2012, a COCO folder, or images with masks (boxes are then computed from the masks); default:
+    the embedded saliency pairs."""
     layout: Literal["auto", "voc", "coco", "masks"] = selects("auto")
-    """What `data` is; auto looks for ImageSets/Main (voc) and for `annotations` or an export's own (coco)."""
+    """Layout of `data`; auto: voc if there is ImageSets/Main, coco if there are annotations, else masks."""
     split: str = selects("trainval")
     """List of a VOC tree, under ImageSets/Main."""
     annotations: str = selects("annotations/instances_train2014.json")
-    """Of coco: the annotation file, below `data`; where there is none, an export's (Roboflow, CVAT) if it is the only
-    one."""
+    """For coco: the annotation file, below `data`; if missing, the only file of an export (Roboflow, CVAT)."""
     images: str = selects("train2014")
-    """Of coco: the folder of images, below `data`; where there is none, the folder where the annotations have them."""
+    """For coco: the folder of images, below `data`; if missing, the folder by the annotation file's paths."""
     only: str | None = path()
-    """Of coco: file with the image names or ids to take, one a line (COCO-20k's list)."""
+    """For coco: file with the names or ids of the images to use, one on each line (COCO-20k's list)."""
     max_images: int | None = selects(None)
-    """Only this many, evenly spaced."""
+    """Use only this many images, evenly spaced."""
     batch_size: int | None = runtime(None)
-    """Images of one size whose features are computed at once; without it, 1 on a CPU and 8 on a GPU."""
+    """Images of one size in a batch; default: 1 on a CPU, 8 on a GPU."""
     export_coco: bool = runtime(False)
-    """Write boxes and masks as coco.json, which pycocotools reads."""
+    """Write boxes and masks as coco.json for pycocotools."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,23 +98,23 @@ class Found(NamedTuple):
     """An object in an image, at its native size."""
 
     box: Box | None
-    """(x0, y0, x1, y1), pixels, ends not included; None where nothing was found."""
+    """(x0, y0, x1, y1), pixels, ends not included; None if no object was found."""
     mask: Mask
     """[H, W]."""
     segment: Segment
 
 
-class Images(NamedTuple):
-    """The images with objects that a config names."""
+class BoxedImages(NamedTuple):
+    """The images of a config that have objects."""
 
     items: list[BoxedImage]
     facts: DataFacts
     without_objects: int
-    """Images that have none, which are left out."""
+    """Number of skipped images without objects."""
 
 
 class _Measured(NamedTuple):
-    """One image: its row, its boxes, their masks in run lengths, and their confidences."""
+    """The results of an image: its row, boxes, masks (run lengths) and confidences."""
 
     row: dict[str, Any]
     boxes: list[Box]
@@ -123,26 +122,27 @@ class _Measured(NamedTuple):
     confidences: list[float]
 
 
-def measure(backbone: Backbone, images: Images, config: DiscoveryConfig, session: Session) -> Outcome:
-    """Find a box in every image, and look whether it is around an object."""
+def measure(backbone: Backbone, images: BoxedImages, config: DiscoveryConfig, session: Session) -> Outcome:
+    """Find a box in every image, and test whether it matches an object."""
     import pandas as pd
 
     from dino_dense.objects.maps_ahead import default_batch, maps_ahead
     from dino_dense.objects.segment import compared_maps
 
-    mine = session.share(images.items)
-    found = maps_ahead(
-        mine,
+    own_share = session.share(images.items)
+    maps = maps_ahead(
+        own_share,
         lambda item: np.asarray(read_rgb(item[1].image)),
         lambda rgb: padded(rgb, backbone, config),
         lambda batch: compared_maps(backbone, batch, config, config.method),
         config.batch_size or default_batch(backbone),
     )
-    shown = session.progress(found, config.method, total=len(mine))
+    shown = session.progress(maps, config.method, total=len(own_share))
     measured = session.collect(
-        (index, _measure(maps, image, rgb, backbone.patch_size, config)) for (index, image), rgb, maps in shown
+        (index, _measure(image_maps, image, rgb, backbone.patch_size, config))
+        for (index, image), rgb, image_maps in shown
     )
-    table = pd.DataFrame([found.row for found in measured])
+    table = pd.DataFrame([image.row for image in measured])
     answered = table[table["confidence"] >= (config.min_confidence or 0)]
     if answered.empty:
         raise ValueError(
@@ -161,8 +161,8 @@ def measure(backbone: Backbone, images: Images, config: DiscoveryConfig, session
     )
 
 
-def open_images(config: DiscoveryConfig) -> Images:
-    """The images with objects that a config names; DataError if they cannot be used."""
+def open_images(config: DiscoveryConfig) -> BoxedImages:
+    """Open the images of a config that have objects; DataError if they are unusable."""
     root = Path(config.data) if config.data else sample_data().saliency
     layout = _layout(config, root) if config.data else "masks"
     listed, files = _read_boxes(config, root, layout)
@@ -173,12 +173,12 @@ def open_images(config: DiscoveryConfig) -> Images:
         )
     total = len(images)
     if config.max_images is not None:
-        images = [images[place] for place in figures.spread(range(total), config.max_images)]
+        images = [images[index] for index in figures.evenly_spaced(range(total), config.max_images)]
     name = root.resolve().name if config.data else "embedded saliency pairs"
     if len(images) < total:
         name += f" (part: {len(images)} of {total})"
     known = discovery_set(layout, bool(config.only), [image.image for image in images]) if config.data else None
-    facts = DataFacts(
+    description = DataFacts(
         name=name,
         root=str(root),
         n=len(images),
@@ -186,11 +186,11 @@ def open_images(config: DiscoveryConfig) -> Images:
         sha256=file_list_hash(root, [*(image.image for image in images), *files]),
         dataset=known,
     )
-    return Images(images, facts, len(listed) - total)
+    return BoxedImages(images, description, len(listed) - total)
 
 
 def find_objects(backbone: Backbone, rgb: Pixels, config: DiscoveryProtocol) -> list[Found]:
-    """Objects in an image RGB [H, W, 3]: one, but for maskcut."""
+    """Objects in an image RGB [H, W, 3]; one, except with maskcut."""
     from dino_dense.objects.segment import compared_maps
 
     image = padded(rgb, backbone, config)
@@ -204,7 +204,7 @@ def objects_from(compared: Tensor, rgb: Pixels, patch: int, config: DiscoveryPro
     from dino_dense.objects.segment import box_of, working_size
 
     height, width = size = working_size((rgb.shape[0], rgb.shape[1]), config)
-    found = []
+    objects = []
     for segment in _segments(compared, config):
         box = box_of(segment.mask, patch, size)
         if box is not None:
@@ -212,12 +212,12 @@ def objects_from(compared: Tensor, rgb: Pixels, patch: int, config: DiscoveryPro
             box = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
         pixels = segment.mask.repeat(patch, axis=0).repeat(patch, axis=1)[:height, :width]
         mask = cv2.resize(pixels.astype(np.uint8), rgb.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
-        found.append(Found(box, mask, segment))
-    return found
+        objects.append(Found(box, mask, segment))
+    return objects
 
 
 def to_coco(chosen: Sequence[tuple[BoxedImage, _Measured]]) -> dict[str, Any]:
-    """What was found, as a COCO data set (and its annotations as COCO results): bbox is [x, y, width, height]."""
+    """The found objects as a COCO data set (its annotations are also COCO results): bbox is [x, y, width, height]."""
     pictures: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image, measured in chosen:
@@ -240,7 +240,7 @@ def to_coco(chosen: Sequence[tuple[BoxedImage, _Measured]]) -> dict[str, Any]:
 
 
 def _segments(compared: Tensor, config: DiscoveryProtocol) -> list[Segment]:
-    """What the method finds in one image's maps."""
+    """The segments that the method finds in one image's maps."""
     from dino_dense.objects.attention import attention_segments
     from dino_dense.objects.cuts import maskcut, tokencut
     from dino_dense.objects.lost import lost
@@ -255,8 +255,10 @@ def _segments(compared: Tensor, config: DiscoveryProtocol) -> list[Segment]:
 
 
 def padded(rgb: Pixels, backbone: Backbone, config: DiscoveryProtocol) -> Tensor:
-    """RGB [H, W, 3] as an image [3, h, w] in [0, 1] at the working size, its sides padded to a multiple of the patch
-    size: below and right, with what is 0 after normalization."""
+    """RGB [H, W, 3] -> image [3, h, w] in [0, 1] at the working size, padded to multiples of the patch size.
+
+    The padding is below and right, and 0 after normalization.
+    """
     import torch
 
     from dino_dense.objects.segment import to_tensor, working_size
@@ -269,15 +271,15 @@ def padded(rgb: Pixels, backbone: Backbone, config: DiscoveryProtocol) -> Tensor
 
 
 def _measure(compared: Tensor, image: BoxedImage, rgb: Pixels, patch: int, config: DiscoveryConfig) -> _Measured:
-    found = objects_from(compared, rgb, patch, config)
-    boxes = [one.box for one in found if one.box is not None]
-    overlap = float(box_iou(found[0].box, image.boxes).max())
+    objects = objects_from(compared, rgb, patch, config)
+    boxes = [item.box for item in objects if item.box is not None]
+    overlap = float(box_iou(objects[0].box, image.boxes).max())
     row = {
         "sample": image.name,
         "CorLoc": 100.0 * (overlap >= HIT),
         "Box-IoU": 100 * overlap,
-        "confidence": found[0].segment.confidence,
-        "ncut": found[0].segment.ncut,
+        "confidence": objects[0].segment.confidence,
+        "ncut": objects[0].segment.ncut,
         "objects": len(image.boxes),
         "boxes": len(boxes),
         "objects_found": objects_found(boxes, image.boxes),
@@ -285,8 +287,9 @@ def _measure(compared: Tensor, image: BoxedImage, rgb: Pixels, patch: int, confi
         "height": rgb.shape[0],
         "width": rgb.shape[1],
     }
-    kept = [one for one in found if one.box is not None]
-    return _Measured(row, boxes, [encode_mask(one.mask) for one in kept], [one.segment.confidence for one in kept])
+    with_box = [item for item in objects if item.box is not None]
+    masks = [encode_mask(item.mask) for item in with_box]
+    return _Measured(row, boxes, masks, [item.segment.confidence for item in with_box])
 
 
 def _layout(config: DiscoveryConfig, root: Path) -> str:
@@ -298,19 +301,19 @@ def _layout(config: DiscoveryConfig, root: Path) -> str:
 
 
 def _annotations(config: DiscoveryConfig, root: Path) -> Path:
-    """The annotation file: as named, or the only one at the usual places; DataError where there are several."""
+    """The annotation file: as named, or the only file at the usual paths; DataError if there are several."""
     path = root / config.annotations
     there = [] if path.is_file() else coco.find_annotations(root)
     if len(there) == 1 and config.annotations == DiscoveryConfig.annotations:
         return there[0]
     if there:
         choices = [f"--layout coco --annotations {file.relative_to(root).as_posix()}" for file in there]
-        raise DataError(f"{path}: no such file. Name one of those that are there: {' or '.join(choices)}")
+        raise DataError(f"{path}: no such file. Choose one of: {' or '.join(choices)}")
     return path
 
 
 def _read_boxes(config: DiscoveryConfig, root: Path, layout: str) -> tuple[list[BoxedImage], list[Path]]:
-    """The images, and the files that say where their objects are."""
+    """The images, and their annotation files."""
     from data.boxes import boxes_of_masks, load_coco_boxes, load_voc_boxes
 
     if layout == "voc":
@@ -330,8 +333,8 @@ def _note(backbone: Backbone, config: DiscoveryConfig, table: pd.DataFrame, unan
 
     parts = [f"Confidence is the {CONFIDENCE[config.method]}."]
     if config.method == "maskcut":
-        found, total = int(table["objects_found"].sum()), int(table["objects"].sum())
-        parts.append(f"All masks together find {found} of {total} objects. No dense CRF refines them.")
+        n_found, total = int(table["objects_found"].sum()), int(table["objects"].sum())
+        parts.append(f"All masks together find {n_found} of {total} objects. No dense CRF refines them.")
     if unanswered:
         parts.append(f"{unanswered} of {len(table)} images are left out (confidence below {config.min_confidence}).")
     if without:
@@ -341,8 +344,8 @@ def _note(backbone: Backbone, config: DiscoveryConfig, table: pd.DataFrame, unan
     return " ".join(parts).strip()
 
 
-def draw(images: Images, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
-    """The worst and best images: masks and boxes found (red), and beside them the true boxes (green)."""
+def draw(images: BoxedImages, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
+    """Draw the worst and best images: found masks and boxes (red) next to the true boxes (green)."""
     pictures = []
     assert outcome.samples is not None
     for label in figures.worst_and_best_first(outcome.samples["Box-IoU"])[:PICTURES]:

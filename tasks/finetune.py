@@ -1,4 +1,4 @@
-"""Fine-tuning the whole network, with a linear layer on top, to classify images (DeiT's recipe, as DINO used it)."""
+"""Fine-tune the whole network with a linear layer on top to classify images (DeiT's recipe, as used by DINO)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 def measure(backbone: Backbone, images: LabeledSet, config: FinetuneConfig, session: Session) -> Outcome:
-    """Train a copy of the backbone, from where an earlier run in this folder stopped, and test it.
+    """Train a copy of the backbone (resuming an earlier run in this folder), and test it.
 
-    `checkpoints/` then holds model.safetensors (the last weights, which the scores are of), best.safetensors (those
-    of the best evaluation), both of which --ckpt takes as a backbone, and last.safetensors (the state to go on from).
+    Writes `checkpoints/`: model.safetensors (the last weights, which the scores are for) and best.safetensors (the
+    weights of the best evaluation), both usable as --ckpt; and last.safetensors (the state to resume from).
 
     Raises:
-        ValueError: settings that do not fit; DivergedError where training fails.
+        ValueError: settings do not fit; DivergedError: training diverged.
         DataError: an unreadable image.
     """
     import pandas as pd
@@ -74,7 +74,7 @@ def _note(log: pd.DataFrame, fine_tuning: FineTuning) -> str:
 
 
 def draw(images: LabeledSet, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
-    """The test images with the largest loss, the classes that are taken for others, and the curves."""
+    """Draw the test images with the largest loss, the confusion matrix, and the curves."""
     from tasks.finetuning.figures import draw_confusion, draw_hardest
 
     predictions, log = outcome.to_draw

@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 
     from dino_dense import Backbone
 
-STRIPS, STRIP_RESULTS = 6, 5  # pictures, and neighbors on each
-HEADLINE_K = 20  # the best k in the paper, and the one it reports
+STRIPS, STRIP_RESULTS = 6, 5  # number of pictures, and of neighbors in each
+HEADLINE_K = 20  # the best k in the paper, which it reports
 
 
 @dataclass(frozen=True)
 class KnnConfig(ImageFeatureOptions):
-    """Which images, and the constants of the vote"""
+    """Images, and constants of the vote"""
 
     data: str | None = path()
     """Folder with train/CLASS/* and val/CLASS/* (or test/); without it, the embedded set."""
     k: tuple[int, ...] = (10, 20, 100, 200)
-    """Neighbors that vote (eval_knn.py --nb_knn). The headline is 20 where listed, else the first."""
+    """Numbers of neighbors that vote (eval_knn.py --nb_knn). The headline is 20 if listed, else the first."""
     temperature: float = 0.07
-    """Votes weigh exp(cosine / temperature) (eval_knn.py --temperature)."""
+    """A vote has the weight exp(cosine / temperature) (eval_knn.py --temperature)."""
     batch_size: int = runtime(64)
     """Images extracted at once; does not change the result."""
 
@@ -54,11 +54,12 @@ class KnnConfig(ImageFeatureOptions):
 def knn_votes(
     train: Tensor, train_labels: Tensor, test: Tensor, *, k: Sequence[int], temperature: float, classes: int
 ) -> Iterator[tuple[int, Tensor]]:
-    """Classes ranked by the votes of the k nearest training images.
+    """Rank classes by the votes of the k nearest training images.
 
     Args:
-        train: features [N, C], any length (normalized here). train_labels: [N], ids in 0..classes-1.
-        test: features [M, C]; the search is done on their device.
+        train: features [N, C], not necessarily normalized.
+        train_labels: [N], ids in 0..classes-1.
+        test: features [M, C]; the search runs on their device.
         k: numbers of neighbors, each at most N.
         temperature: a neighbor's vote is exp(cosine / temperature).
         classes: number of classes.
@@ -75,9 +76,9 @@ def knn_votes(
 
     if max(k) > len(train):
         raise ValueError(f"k = {max(k)} neighbors, but there are only {len(train)} training images.")
-    similarity, found = nearest(F.normalize(test, dim=1), F.normalize(train, dim=1), max(k))  # [M, max k]
-    labels = train_labels.to(test.device)[found]
-    # exp(s / T) may overflow in float32 at small T; a factor common to a query's votes changes no ranking.
+    similarity, neighbors = nearest(F.normalize(test, dim=1), F.normalize(train, dim=1), max(k))  # [M, max k]
+    labels = train_labels.to(test.device)[neighbors]
+    # exp(s / T) may overflow in float32 for small T; a common factor of a query's votes does not change the ranking.
     weights = ((similarity - similarity[:, :1]) / temperature).exp()
     for count in k:
         votes = weights.new_zeros(len(test), classes).scatter_add_(1, labels[:, :count], weights[:, :count])
@@ -85,7 +86,7 @@ def knn_votes(
 
 
 def measure(backbone: Backbone, images: LabeledSet, config: KnnConfig, session: Session) -> Outcome:
-    """Extract (or find) the features of both folders, and vote."""
+    """Extract the features of both folders (or read them from the cache), and vote."""
     import pandas as pd
     import torch
 
@@ -105,7 +106,7 @@ def measure(backbone: Backbone, images: LabeledSet, config: KnnConfig, session: 
         temperature=config.temperature,
         classes=len(images.train.class_names),
     )
-    # An order among k classes or fewer says nothing beyond place k: the rest have no vote (eval_knn.py).
+    # At most k classes have votes, so ranks beyond k are arbitrary (eval_knn.py).
     samples = {k: hits(order.cpu(), targets, images.test_names, places=k) for k, order in ranked}
     table = pd.DataFrame([{"k": k, **frame.mean(numeric_only=True)} for k, frame in samples.items()])
     headline = HEADLINE_K if HEADLINE_K in possible else possible[0]
@@ -122,23 +123,25 @@ def measure(backbone: Backbone, images: LabeledSet, config: KnnConfig, session: 
 
 
 def draw(images: LabeledSet, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
-    """Test images with their nearest training images, a wrong one and a right one in turn."""
+    """Draw test images with their nearest training images, alternating wrong and correct classifications."""
     import torch.nn.functional as F
 
     (train, test), samples = outcome.to_draw, outcome.samples
     assert samples is not None
     right = samples.index[samples["top-1"] > 0]
-    chosen = [figures.spread(list(part), STRIPS // 2) for part in (samples.index.difference(right), right) if len(part)]
+    chosen = [
+        figures.evenly_spaced(list(part), STRIPS // 2) for part in (samples.index.difference(right), right) if len(part)
+    ]
     pictures = []
     for query in [index for pair in zip_longest(*chosen) for index in pair if index is not None]:
         similarity = F.normalize(train, dim=1) @ F.normalize(test[query], dim=0)
-        found = similarity.topk(min(STRIP_RESULTS, len(train))).indices.tolist()
+        neighbors = similarity.topk(min(STRIP_RESULTS, len(train))).indices.tolist()
         file = folder / "strips" / f"{query}.jpg"
         figures.result_strip(
             file,
             np.asarray(read_rgb(images.test.paths[query])),
-            [np.asarray(read_rgb(images.train.paths[index])) for index in found],
-            [images.train.labels[index] == images.test.labels[query] for index in found],
+            [np.asarray(read_rgb(images.train.paths[index])) for index in neighbors],
+            [images.train.labels[index] == images.test.labels[query] for index in neighbors],
         )
         verdict = "right" if query in right else "wrong"
         pictures.append(Picture(f"strips/{file.name}", f"{images.test_names[query]} and its nearest: vote {verdict}"))

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from dino_dense import Backbone
 
 HEADLINE = METRICS[0].name
-STRIPS, STRIP_RESULTS = 6, 5  # pictures, and results on each
-# Which labels answer a query, and which images it is as if they were not there (arXiv 1803.11285, sec. 3.3).
+STRIPS, STRIP_RESULTS = 6, 5  # number of pictures, and of results in each
+# Positive labels and ignored labels of each protocol (arXiv 1803.11285, sec. 3.3).
 DIFFICULTIES = {
     "easy": (("easy",), ("junk", "hard")),
     "medium": (("easy", "hard"), ("junk",)),
@@ -43,26 +43,26 @@ PUBLISHED = {"roxford5k": "Revisited Oxford", "rparis6k": "Revisited Paris"}
 
 @dataclass(frozen=True)
 class RetrievalConfig(ImageFeatureOptions):
-    """Which images, and how they are described"""
+    """Images and descriptors"""
 
     data: str | None = path()
     """Folder with gnd_*.pkl and jpg/ (revisited Oxford or Paris), or with images by class; without it, the
     embedded set."""
     layout: Literal["auto", "revisited", "classes"] = selects("auto")
-    """auto: revisited where there is a gnd_*.pkl, else classes."""
+    """auto: revisited if there is a gnd_*.pkl, else classes."""
     difficulty: Literal["easy", "medium", "hard"] = selects("medium", layout="revisited")
-    """Which of the revisited protocols the scores are; the table has all three."""
+    """Protocol of the scores (revisited); the table has all three."""
     image_size: int = constant(224, layout="revisited")
     """Longest side of the revisited images, pixels, never enlarged (eval_image_retrieval.py --imsize; 512 for
     Paris)."""
     scales: tuple[float, ...] = constant((1.0,), layout="revisited")
     """Class tokens of the revisited images are summed over these; 1,0.70711,0.5 for Paris (--multiscale)."""
     crop_queries: bool = constant(False, layout="revisited")
-    """Cut the landmark out of the revisited queries, as its authors do (DINO does not)."""
+    """Crop the revisited queries to the landmark, as its authors do (DINO does not)."""
     split: str = selects("auto", layout="classes")
-    """Sub-folder of the class folders; auto: val or test where there is one, else the folder itself."""
+    """Sub-folder of the class folders; auto: val or test if it exists, else the folder itself."""
     batch_size: int = runtime(64)
-    """Images extracted at once, of one size each time; does not change the result."""
+    """Images of one size extracted at once; does not change the result."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,28 +74,28 @@ class RetrievalConfig(ImageFeatureOptions):
 
 @dataclass(frozen=True)
 class Search:
-    """Queries, the images they are compared with, and what answers them."""
+    """Queries, the database, and the relevant images of each query."""
 
     facts: DataFacts
     queries: list[Path]
     database: list[Path]
     names: list[str]
     groups: dict[str, Callable[[int], tuple[Indices, Indices]]]
-    """By the name of a protocol: number of a query -> its positives and its junk, indices into the database."""
+    """Name of a protocol -> function from the number of a query to its positives and junk (database indices)."""
     headline: str
-    """The protocol whose means are the scores."""
+    """The protocol that the scores are means of."""
     classes: list[str] | None = None
     """Class of each query."""
     landmarks: Revisited | None = None
-    """Of the layout with that name."""
+    """Ground truth of the layout revisited, else None."""
 
 
 def open_search(config: RetrievalConfig) -> Search:
-    """The queries and images that a config names.
+    """Open the queries and images of a config.
 
     Raises:
-        DataError, OSError: they cannot be used.
-        ValueError: an option is set that says nothing about these images.
+        DataError, OSError: they are unusable.
+        ValueError: an option is set that does not apply to these images.
     """
     root = Path(config.data) if config.data else sample_data().images
     if _layout(config, root) == "revisited":
@@ -104,7 +104,7 @@ def open_search(config: RetrievalConfig) -> Search:
 
 
 def measure(backbone: Backbone, search: Search, config: RetrievalConfig, session: Session) -> Outcome:
-    """Describe queries and database, rank, and score every protocol that the data have."""
+    """Describe queries and database, rank, and score all protocols of the data."""
     if search.landmarks is not None:
         queries, database = _describe_revisited(backbone, search.landmarks, config, session)
     else:
@@ -127,7 +127,7 @@ def measure(backbone: Backbone, search: Search, config: RetrievalConfig, session
 
 
 def _layout(config: RetrievalConfig, root: Path) -> str:
-    """Which it is; ValueError for options that it would not look at."""
+    """The layout; ValueError for options that it would ignore."""
     layout = config.layout
     if layout == "auto":
         layout = "revisited" if is_revisited(root) else "classes"
@@ -140,7 +140,7 @@ def _revisited_search(landmarks: Revisited, config: RetrievalConfig) -> Search:
     names = [path.stem for path in landmarks.queries]
     doubled = [name if names.count(name) == 1 else f"{name} ({index})" for index, name in enumerate(names)]
     files = [landmarks.ground_truth, *landmarks.database, *landmarks.queries]
-    facts = DataFacts(
+    description = DataFacts(
         name=landmarks.name,
         root=str(landmarks.root),
         n=len(landmarks.queries),
@@ -150,7 +150,7 @@ def _revisited_search(landmarks: Revisited, config: RetrievalConfig) -> Search:
     )
     groups = {name: _relevance(landmarks, *labels) for name, labels in DIFFICULTIES.items()}
     search = Search(
-        facts, landmarks.queries, landmarks.database, doubled, groups, config.difficulty, landmarks=landmarks
+        description, landmarks.queries, landmarks.database, doubled, groups, config.difficulty, landmarks=landmarks
     )
     if not any(len(groups[config.difficulty](query)[0]) for query in range(len(names))):
         raise DataError(
@@ -171,12 +171,12 @@ def _relevance(
 
 
 def published_dataset(landmarks: Revisited, config: RetrievalConfig) -> str | None:
-    """The published set, where it is complete, and which of its answers count."""
+    """Name of the published set and difficulty, if the set is complete."""
     return f"{PUBLISHED[landmarks.name]}, {config.difficulty}" if landmarks.is_complete else None
 
 
 def class_search(root: Path, config: RetrievalConfig) -> Search:
-    """Every image against all others; those of its class are right."""
+    """Every image queries all others; images of its class are relevant."""
     evaluation = split_folder(root, VAL_FOLDERS) if root.is_dir() else None
     split = (evaluation.name if evaluation else "") if config.split == "auto" else config.split
     images = class_folders(root / split)
@@ -189,7 +189,7 @@ def class_search(root: Path, config: RetrievalConfig) -> Search:
         same = members[labels[query]]
         return same[same != query], np.array([query])
 
-    facts = DataFacts(
+    description = DataFacts(
         name=(root / split).resolve().name if config.data else "embedded images",
         root=str(root),
         n=len(images.paths),
@@ -199,7 +199,7 @@ def class_search(root: Path, config: RetrievalConfig) -> Search:
     names = [path.relative_to(root).as_posix() for path in images.paths]
     classes = [images.class_names[label] for label in images.labels]
     protocol = "leave one out"
-    return Search(facts, images.paths, images.paths, names, {protocol: of_query}, protocol, classes)
+    return Search(description, images.paths, images.paths, names, {protocol: of_query}, protocol, classes)
 
 
 # --- Describing --------------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def _describe_classes(backbone: Backbone, paths: Sequence[Path], config: Retriev
 def _score(
     queries: Tensor, database: Tensor, search: Search, session: Session
 ) -> tuple[dict[str, pd.DataFrame], list[Indices]]:
-    """For each protocol a row a query, and for each query the first results of the headline's."""
+    """For each protocol a table with a row for each query; and the first results of each query in the headline's."""
     import pandas as pd
 
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in search.groups}
@@ -254,12 +254,12 @@ def _score(
             rows[name].append(query_scores(positive_ranks(order, positive, junk, len(database)), len(positive)))
         nearest.append(_first(order, search.groups[search.headline](query)[1]))
     known = {"sample": search.names, "cluster": search.classes or _landmarks(search)}
-    frames = {name: pd.DataFrame({**known, **pd.DataFrame(found)}) for name, found in rows.items()}
+    frames = {name: pd.DataFrame({**known, **pd.DataFrame(query_rows)}) for name, query_rows in rows.items()}
     return frames, nearest
 
 
 def _landmarks(search: Search) -> list[str]:
-    """For each query the first one that shares a positive with it, in any protocol and over any others."""
+    """For each query the first query of its group; queries that share a positive in any protocol form a group."""
     count = len(search.names)
     positives = [np.concatenate([of(query)[0] for of in search.groups.values()]) for query in range(count)]
     return [search.names[first] for first in first_relatives(positives, len(search.database))]
@@ -268,11 +268,11 @@ def _landmarks(search: Search) -> list[str]:
 def _first(order: Indices, junk: Indices) -> Indices:
     """The first results that are not junk."""
     head = order[: STRIP_RESULTS + len(junk)]
-    return head[~np.isin(head, junk)][:STRIP_RESULTS]  # a copy, not a view that keeps the whole order
+    return head[~np.isin(head, junk)][:STRIP_RESULTS]  # a copy, since a view would keep the whole order in memory
 
 
 def _tables(samples: dict[str, pd.DataFrame], search: Search) -> dict[str, pd.DataFrame]:
-    """Means of every protocol, and of every class where there are classes."""
+    """Means for each protocol, and for each class if there are classes."""
     import pandas as pd
 
     rows = [
@@ -291,14 +291,14 @@ def _tables(samples: dict[str, pd.DataFrame], search: Search) -> dict[str, pd.Da
 
 
 def draw(search: Search, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
-    """Queries with their first results, worst and best first."""
+    """Draw queries with their first results, worst and best first."""
     samples, nearest = outcome.samples, outcome.to_draw
     assert samples is not None
     answered = samples[HEADLINE].dropna()
     pictures = []
-    for place, query in enumerate(figures.worst_and_best_first(answered)[:STRIPS]):
+    for rank, query in enumerate(figures.worst_and_best_first(answered)[:STRIPS]):
         assert isinstance(query, int)
-        file = folder / "strips" / f"{place}.jpg"
+        file = folder / "strips" / f"{rank}.jpg"
         positive = search.groups[search.headline](query)[0]
         figures.result_strip(
             file,

@@ -1,4 +1,4 @@
-"""Unsupervised saliency: the object in an image from frozen features, without training, against a mask."""
+"""Unsupervised saliency: segment the object in an image from frozen features, without training."""
 
 from __future__ import annotations
 
@@ -41,41 +41,41 @@ PICTURES = 6
 
 @dataclass(frozen=True)
 class SaliencyProtocol(SegmentProtocol):
-    """How an object is found and scored"""
+    """Method and scores"""
 
     method: Literal["attention", "tokencut", "lost"] = "tokencut"
     """attention (DINO, Fig. 4), tokencut (Wang et al. 2022) or lost (Siméoni et al. 2021)."""
     attention_heads: Literal["mean", "best"] | int = "mean"
-    """Of attention: the mean of the heads, one head (from 0), or best: the one with the highest IoU, for which the
-    truth must be known. Jaccard always takes the best head for each object (DINO, Fig. 4)."""
+    """For attention: the mean of the heads, one head (from 0), or best: the head with the highest IoU in each image (an
+    upper bound, since it uses the ground truth). Jaccard always uses the best head for each object (DINO, Fig. 4)."""
     refine: Literal["none", "bilateral"] = "none"
-    """bilateral: let the bilateral solver draw the mask to the edges of the image (TokenCut + BS)."""
+    """bilateral: align the mask with the edges of the image by the bilateral solver (TokenCut + BS)."""
     void: Literal["background", "ignore", "object"] = "background"
-    """What void (255) of VOC and DAVIS-2017 masks is; background as in DINO's own code (dino#54), which leaves no pixel
-    out."""
+    """Treatment of void (255) in VOC and DAVIS-2017 masks; background as in DINO's own code (dino#54), which scores all
+    pixels."""
 
 
 @dataclass(frozen=True)
 class SaliencyConfig(SaliencyProtocol):
-    """Which images, and every constant of the protocol"""
+    """Images, and constants of the protocol"""
 
     data: str | None = path()
     """Folder of images and masks (ECSSD, DUTS-TE, DUT-OMRON, any), VOC2012 or a DAVIS tree; without it, the embedded
     pairs."""
     layout: Layout = selects("auto")
-    """pairs (two folders of the same names), voc, davis, or auto: look."""
+    """pairs (two folders with the same names), voc, davis, or auto to detect it."""
     split: str = selects("val")
     """List of a voc (ImageSets/Segmentation) or davis (ImageSets/YEAR) tree."""
     year: Literal[2016, 2017] = selects(2016)
-    """Of a davis tree: 2016 has one foreground, 2017 object ids."""
+    """For a davis tree: 2016 has one foreground, 2017 object ids."""
     sequences: tuple[str, ...] | None = selects(None)
-    """Of a davis tree: only these, a,b,c."""
+    """For a davis tree: use only these, a,b,c."""
     max_images: int | None = selects(None)
-    """Only this many, evenly spaced."""
+    """Use only this many images, evenly spaced."""
     batch_size: int | None = runtime(None)
-    """Images of one size whose features are computed at once; without it, 1 on a CPU and 8 on a GPU."""
+    """Images of one size in a batch; default: 1 on a CPU, 8 on a GPU."""
     save_masks: bool = runtime(False)
-    """Write each mask as masks/NAME.png, 0 and 255, at native size; one piece without holes where refined."""
+    """Write each mask as masks/NAME.png, 0 and 255, at native size; a refined mask is one component without holes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,47 +89,49 @@ class SaliencyMap(NamedTuple):
     values: npt.NDArray[np.float64]
     """[H, W] at native size, 0 to 1."""
     mask: Mask
-    """[H, W], what people are shown."""
+    """[H, W], the mask for display."""
     segment: Segment
 
 
-class Images(NamedTuple):
-    """The images that a config names."""
+class MaskedImages(NamedTuple):
+    """The images of a config."""
 
     items: list[MaskedImage]
     facts: DataFacts
 
 
 class _Measured(NamedTuple):
-    """One image: its row, F at each threshold [255], and the mask."""
+    """The results of an image: its row, F at each threshold [255], and the mask."""
 
     row: dict[str, Any]
     curve: npt.NDArray[np.float64]
     mask: dict[str, Any]
 
 
-def measure(backbone: Backbone, images: Images, config: SaliencyConfig, session: Session) -> Outcome:
-    """Find the object in every image, and compare it with the mask."""
+def measure(backbone: Backbone, images: MaskedImages, config: SaliencyConfig, session: Session) -> Outcome:
+    """Segment the object in every image, and compare it with the true mask."""
     import pandas as pd
 
     from dino_dense.objects.maps_ahead import default_batch, maps_ahead
     from dino_dense.objects.segment import compared_maps
     from tasks.scores.saliency import f_at_best_threshold
 
-    mine = session.share(images.items)
-    found = maps_ahead(
-        mine,
+    own_share = session.share(images.items)
+    maps = maps_ahead(
+        own_share,
         lambda item: item[1].read(),
         lambda given: fitted(given[0], backbone.patch_size, config),
         lambda batch: compared_maps(backbone, batch, config, config.method),
         config.batch_size or default_batch(backbone),
     )
-    shown = session.progress(found, config.method, total=len(mine))
-    measured = session.collect((index, _measure(maps, image, given, config)) for (index, image), given, maps in shown)
-    table = pd.DataFrame([found.row for found in measured])
-    best_f, threshold = f_at_best_threshold([found.curve for found in measured])
+    shown = session.progress(maps, config.method, total=len(own_share))
+    measured = session.collect(
+        (index, _measure(image_maps, image, given, config)) for (index, image), given, image_maps in shown
+    )
+    table = pd.DataFrame([image.row for image in measured])
+    best_f, threshold = f_at_best_threshold([image.curve for image in measured])
     table.insert(3, "max-F", 100 * best_f)
-    masks = {found.row["sample"]: found.mask for found in measured}
+    masks = {image.row["sample"]: image.mask for image in measured}
     samples = table[["sample", "cluster", *(metric.name for metric in METRICS)]]
     if config.save_masks:
         session.once(_save, masks, session.folder("masks"))
@@ -141,17 +143,17 @@ def measure(backbone: Backbone, images: Images, config: SaliencyConfig, session:
     )
 
 
-def open_images(config: SaliencyConfig) -> Images:
-    """The images that a config names; DataError if they cannot be used."""
+def open_images(config: SaliencyConfig) -> MaskedImages:
+    """Open the images of a config; DataError if they are unusable."""
     root = Path(config.data) if config.data else sample_data().saliency
     images = load_saliency(root, config.layout, split=config.split, year=config.year, sequences=config.sequences)
     total = len(images)
     if config.max_images is not None:
-        images = [images[place] for place in figures.spread(range(total), config.max_images)]
+        images = [images[index] for index in figures.evenly_spaced(range(total), config.max_images)]
     name = root.resolve().name if config.data else "embedded saliency pairs"
     if len(images) < total:
         name += f" (part: {len(images)} of {total})"
-    facts = DataFacts(
+    description = DataFacts(
         name=name,
         root=str(root),
         n=len(images),
@@ -159,15 +161,15 @@ def open_images(config: SaliencyConfig) -> Images:
         sha256=file_list_hash(root, [file for image in images for file in (image.image, image.mask)]),
         dataset=_published_dataset(config, root, images),
     )
-    return Images(images, facts)
+    return MaskedImages(images, description)
 
 
 def saliency_maps(
     backbone: Backbone, rgb: Pixels, config: SaliencyProtocol
 ) -> tuple[list[SaliencyMap], list[SaliencyMap]]:
-    """What is predicted for an image RGB [H, W, 3], and what Jaccard chooses from (of attention, each head's map).
+    """Predictions for an image RGB [H, W, 3], and the candidates for Jaccard (each head's map for attention).
 
-    There is one prediction, but for `attention_heads="best"`.
+    There is one prediction, except with `attention_heads="best"`.
     """
     from dino_dense.objects.segment import compared_maps
 
@@ -176,7 +178,7 @@ def saliency_maps(
 
 
 def fitted(rgb: Pixels, patch: int, config: SaliencyProtocol) -> Tensor:
-    """RGB [H, W, 3] as an image [3, h, w] in [0, 1] at the working size, rounded to the patch size."""
+    """RGB [H, W, 3] -> image [3, h, w] in [0, 1] at the working size, rounded to the patch size."""
     from dino_dense.objects.segment import to_tensor, working_size
 
     return to_tensor(rgb, fit(working_size((rgb.shape[0], rgb.shape[1]), config), patch, "even").size)
@@ -190,8 +192,8 @@ def maps_from(compared: Tensor, rgb: Pixels, config: SaliencyProtocol) -> tuple[
 
     if config.method != "attention":
         cut = config.method == "tokencut"
-        found = tokencut(compared, config.tau, config.eps) if cut else lost(compared, config.lost_k)
-        maps = [_at_native_size(found, rgb, config)]
+        segment = tokencut(compared, config.tau, config.eps) if cut else lost(compared, config.lost_k)
+        maps = [_at_native_size(segment, rgb, config)]
         return maps, maps
     attention = compared
     heads = [_at_native_size(s, rgb, config) for s in attention_segments(attention, config.mass, "best")]
@@ -222,7 +224,7 @@ def _measure(compared: Tensor, image: MaskedImage, given: tuple[Pixels, Pixels],
     if not scored.any():
         raise DataError(f"{image.mask}: every pixel is void, so that nothing can be scored. Leave the image out")
     maps, candidates = maps_from(compared, rgb, config)
-    overlaps = [iou(found.values[scored], truth[scored]) for found in maps]
+    overlaps = [iou(candidate.values[scored], truth[scored]) for candidate in maps]
     best = int(np.argmax(overlaps))
     values, segment = maps[best].values[scored], maps[best].segment
     objects = [wanted[scored] for wanted in object_masks(ids)]
@@ -230,7 +232,7 @@ def _measure(compared: Tensor, image: MaskedImage, given: tuple[Pixels, Pixels],
         "sample": image.name,
         "IoU": 100 * overlaps[best],
         "Accuracy": 100 * accuracy(values, truth[scored]),
-        "Jaccard": 100 * best_jaccard([found.values[scored] > PREDICTED for found in candidates], objects),
+        "Jaccard": 100 * best_jaccard([candidate.values[scored] > PREDICTED for candidate in candidates], objects),
         "confidence": segment.confidence,
         "ncut": segment.ncut,
         "objects": len(objects),
@@ -253,7 +255,7 @@ def _note(backbone: Backbone, config: SaliencyConfig, threshold: float) -> str:
 
 
 def _published_dataset(config: SaliencyConfig, root: Path, images: Sequence[MaskedImage]) -> str | None:
-    """The published set that these images are, all of it."""
+    """Name of the published set, if these images are all of it."""
     if config.data is None:
         return None
     if images[0].has_ids:
@@ -269,15 +271,15 @@ def _save(masks: dict[str, dict[str, Any]], folder: Path) -> None:
         figures.save(folder / f"{name}.png", 255 * decode_mask(mask))
 
 
-def draw(images: Images, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
-    """The worst and best images: what was found, and beside it the truth."""
+def draw(images: MaskedImages, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
+    """Draw the worst and best images: the found mask next to the ground truth."""
     assert outcome.samples is not None
     masks, values = outcome.to_draw, outcome.samples.set_index("sample")["IoU"]
     by_name = {image.name: image for image in images.items}
     pictures = []
-    for place, label in enumerate(figures.worst_and_best_first(values)[:PICTURES]):
+    for rank, label in enumerate(figures.worst_and_best_first(values)[:PICTURES]):
         name = str(label)
-        case = {0: " (worst)", 1: " (best)"}.get(place, "") if len(values) > 1 else ""
+        case = {0: " (worst)", 1: " (best)"}.get(rank, "") if len(values) > 1 else ""
         rgb, ids = by_name[name].read()
         file = folder / "overlays" / f"{name.replace('/', '_')}.jpg"
         figures.mask_strip(file, [(rgb, decode_mask(masks[name])), (rgb, np.where(ids == VOID_ID, 0, ids))])

@@ -17,7 +17,7 @@ from tasks.studio_page.page import build_page, import_gradio
 from tasks.studio_page.scene import Studio
 
 SUMMARY = "Look in the browser: click an object in your own video, and play its masks."
-HOST = "127.0.0.1"  # this machine alone
+HOST = "127.0.0.1"  # this machine only
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class StudioConfig:
     """The page"""
 
     port: int = 7860
-    """Where it is: http://127.0.0.1:PORT. No other machine can open it."""
+    """Port of the page, http://127.0.0.1:PORT. No other machine can open it."""
     max_size: int = 200
-    """Largest file that it takes, MiB."""
+    """Largest accepted file, MiB."""
     resolution: int = 240
-    """Short side that the network sees, pixels: half of DINO's 480, four times as fast."""
+    """Short side of the network's input, pixels: half of DINO's 480, four times faster."""
 
     def __post_init__(self) -> None:
         for name, least in (("port", 0), ("max_size", 1), ("resolution", 1)):
@@ -39,7 +39,7 @@ class StudioConfig:
 
 @contextmanager
 def open_studio(backbone: Backbone, config: StudioConfig) -> Iterator[tuple[str, Path]]:
-    """The page, while the context lasts: its address, and the folder of its files, which goes with it.
+    """A context with the page. Yields its address, and the folder of its files, which is removed at the end.
 
     Raises:
         ValueError, OSError: Gradio is not installed, or the port is taken.
@@ -48,7 +48,10 @@ def open_studio(backbone: Backbone, config: StudioConfig) -> Iterator[tuple[str,
     try:
         gr = import_gradio(folder)
         page = build_page(gr, Studio(backbone, folder, config.resolution, config.max_size * 2**20))
-        fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is fetched
+        fonts = {
+            "font": ["system-ui", "sans-serif"],
+            "font_mono": ["ui-monospace", "monospace"],
+        }  # no download
         _, address, _ = page.queue().launch(
             server_name=HOST,
             server_port=config.port or None,
@@ -70,14 +73,14 @@ def open_studio(backbone: Backbone, config: StudioConfig) -> Iterator[tuple[str,
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m tasks.studio`: parse, open the page, wait for Ctrl-C. The exit status."""
+    """`python -m tasks.studio`: parse, open the page, wait for Ctrl-C. Returns the exit status."""
     options, config = command_line.parse(
         RunOptions, StudioConfig, prog="python -m tasks.studio", description=SUMMARY, argv=argv
     )
     seed_everything(options.seed)
     backbone = open_backbone(options, distributed.resolve_device(options.device))
     with open_studio(backbone, config) as (address, _):
-        print(f"{address} (Ctrl-C ends it and takes its files away)", flush=True)
+        print(f"{address} (Ctrl-C ends it and removes its files)", flush=True)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Follow objects through your own video: masks of its first frame in; masks and a film with them out."""
+"""Track objects through your own video: masks of the first frame in, masks of all frames and an overlay video out."""
 
 from __future__ import annotations
 
@@ -22,31 +22,30 @@ if TYPE_CHECKING:
     from data.clips import Clip
     from dino_dense import Backbone
 
-SUMMARY = "Follow objects through your own video: masks of its first frame in; masks and a film with them out."
+SUMMARY = "Track objects through your own video: masks of the first frame in, all masks and an overlay video out."
 
 
 @dataclass(frozen=True)
 class TrackConfig(PropagationProtocol):
-    """Your video and its first masks, and every constant of the protocol"""
+    """Video, masks, and constants of the protocol"""
 
     video: str | None = path()
-    """A video file, or a folder of frames. Masks go to masks/NAME/FRAME.png, and over the video into
-    NAME_masks.mp4."""
+    """A video file, or a folder of frames. Writes masks/NAME/FRAME.png, and an overlay NAME_masks.mp4."""
     mask: str | None = path()
-    """Mask of its first frame; or a folder of masks named as the frames (of a video file by number: 00000.png), for
-    objects that enter later. Ids, gray levels, colors, transparency, or JSON of labelme or COCO; the report says how it
-    was read."""
+    """Mask of the first frame; or, for objects that enter later, a folder of masks with the names of their frames (for
+    a video file numbers: 00000.png). Ids, gray levels, colors, transparency, or JSON of labelme or COCO; the report
+    says how it was read."""
     every: int = selects(1)
-    """Only every n-th frame."""
+    """Use every n-th frame."""
     max_frames: int | None = selects(None)
-    """At most this many frames."""
+    """Use at most this many frames."""
     coco: bool = runtime(False)
-    """Write NAME_masks.json too: in COCO's format, run-length encoded."""
+    """Also write NAME_masks.json, in COCO's format with run-length encoding."""
     max_memory: int = runtime(512)
-    """Memory that propagation may take (context features and labels, one block of similarities), MiB; does not
-    change the result."""
+    """Memory limit of propagation (context features and labels, one block of similarities), MiB; does not change the
+    result."""
     batch_size: int | None = runtime(None)
-    """Frames whose features are computed at once; without it, 1 on a CPU and 8 on a GPU."""
+    """Frames in a batch of feature extraction; default: 1 on a CPU, 8 on a GPU."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,7 +56,7 @@ class TrackConfig(PropagationProtocol):
 
 @dataclass(frozen=True)
 class OwnClip:
-    """A person's clip, and the masks of its frames."""
+    """A user's clip, and the masks of its frames."""
 
     clip: Clip
     masks: OwnMasks
@@ -65,10 +64,10 @@ class OwnClip:
 
 
 def open_own_clip(config: TrackConfig) -> OwnClip:
-    """The clip and the masks that a config names.
+    """Open the clip and the masks of a config.
 
     Raises:
-        ValueError, DataError: they are not named, or cannot be used.
+        ValueError, DataError: they are not given, or are unusable.
     """
     from tasks.videos.clip_masks import find_masks
 
@@ -77,18 +76,18 @@ def open_own_clip(config: TrackConfig) -> OwnClip:
     clip = open_clip(config.video, every=config.every, max_frames=config.max_frames)
     masks = OwnMasks(find_masks(config.mask, clip), clip.size)
     files = [*(clip.pictures or [clip.path]), *dict.fromkeys(masks.files.values())]
-    facts = DataFacts(
+    description = DataFacts(
         name=f"own video {clip.path.name}",
         root=str(clip.path),
         n=len(clip),
         unit="frames",
         sha256=file_list_hash(clip.path.parent, files),
     )
-    return OwnClip(clip, masks, facts)
+    return OwnClip(clip, masks, description)
 
 
 def measure(backbone: Backbone, own: OwnClip, config: TrackConfig, session: Session) -> Outcome:
-    """Masks of a person's clip: PNGs, the overlay as mp4, COCO's JSON on request. There is nothing to score."""
+    """Write masks of a user's clip: PNGs, the overlay as mp4, and on request COCO's JSON. There is nothing to score."""
     from dino_dense.propagation.video import pixel_note
 
     film = session.out / f"{own.clip.name}_masks.mp4"
@@ -99,7 +98,7 @@ def measure(backbone: Backbone, own: OwnClip, config: TrackConfig, session: Sess
 
 
 def _write(backbone: Backbone, own: OwnClip, config: TrackConfig, session: Session) -> str:
-    """Carry the masks and write all files, unless an earlier run did; what to say of them."""
+    """Propagate the masks and write all files, unless an earlier run did. Returns a note."""
     from tasks.videos.clip_masks import carry_masks, write_masks
 
     folder = session.folder("masks") / own.clip.name
@@ -111,7 +110,7 @@ def _write(backbone: Backbone, own: OwnClip, config: TrackConfig, session: Sessi
 
 
 def draw(own: OwnClip, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
-    """The strip that was written beside the masks."""
+    """The strip that was written with the masks."""
     return (Picture(f"{own.clip.name}_masks.jpg", f"{own.clip.name}: first, middle, last frame"),)
 
 
@@ -130,7 +129,7 @@ TRACK = Task(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m tasks.track`: parse, run, say where the masks are. The exit status."""
+    """`python -m tasks.track`: parse, run, print the folder of the masks. Returns the exit status."""
     return run_command(TRACK, argv, presets="davis")
 
 

@@ -157,7 +157,7 @@ def load_state(
     except (RuntimeError, KeyError) as error:
         raise RunError(
             f"{file}: its weights are not those of {config.arch} as this version builds it ({error}). "
-            "Go on with the version that began the run, or start a new run with --out."
+            "Resume with the version that began the run, or start a new run with --out."
         ) from None
     state.scaler.load_state_dict(metadata["scaler"])
     return ResumePoint(int(metadata["step"]), file, tuple(damaged), tuple(changes))

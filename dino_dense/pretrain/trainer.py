@@ -182,7 +182,7 @@ class Trainer:
         for error in self.resume_point.damaged:
             self.say(f"WARNING: {error} An older state is used; this one is kept as *{run_folder.DAMAGED}.")
         changes = f" ({'; '.join(self.resume_point.changes)})" if self.resume_point.changes else ""
-        self.say(f"{self.run}: goes on from {self.resume_point.file.name} at step {self.step}{changes}")
+        self.say(f"{self.run}: resumes from {self.resume_point.file.name} at step {self.step}{changes}")
         if self.step >= self.plan.last_step:
             self.say(f"{self.run}: already finished, at step {self.step}")
 

@@ -1,4 +1,4 @@
-"""Which training images each step sees, and as what crops.
+"""The training images and crops of each step.
 
 Shapes: B images a step over all processes, b in one micro-batch of one process.
 """
@@ -21,25 +21,25 @@ from dino_dense.loaders import WorkerItems, read_items
 from dino_dense.training.plan import Plan, PlanSampler, Position
 from dino_dense.training.seeds import derive_seed, seeded
 from tasks.finetuning.config import FinetuneConfig
-from tasks.finetuning.draws import AUGMENTATION
+from tasks.finetuning.streams import AUGMENTATION
 
 
-class MicroBatch(NamedTuple):
-    """One forward's worth of images, on this process."""
+class LabeledBatch(NamedTuple):
+    """The images of one forward pass of this process."""
 
     images: Tensor
     """float32 [b, 3, S, S], normalized."""
     labels: Tensor
     """int64 [b]."""
     slots: Tensor
-    """int64 [b]: each image's number in the batch of all processes."""
+    """int64 [b]: each image's slot in the global batch."""
 
 
 class PairedPlan(Plan):
-    """The plan of a run that mixes images in pairs: slots p and B - 1 - p of a batch.
+    """The plan of a run that mixes pairs of images: slots p and B - 1 - p of a batch.
 
-    A share therefore is a run of slots and their mirror images, so that pairs, and with them the result, do not depend
-    on the number of shares. B, the batch size, is the number of images where there are fewer.
+    A share has a range of slots and their mirrored slots, so pairs and results do not depend on the number of shares.
+    The batch size B is at most the number of images.
 
     Raises:
         ValueError: the batch cannot be shared evenly in pairs.
@@ -60,7 +60,7 @@ class PairedPlan(Plan):
         self.repeats = config.repeats
 
     def order(self, epoch: int) -> list[int]:
-        """The images that `epoch` walks through, as many as there are; repeats follow each other."""
+        """The order of images in `epoch`, of the length of the data set; repeats of an image are adjacent."""
         return [image for image in super().order(epoch) for _ in range(self.repeats)][: self.n_images]
 
     def slots(self, share: int) -> list[int]:
@@ -72,7 +72,7 @@ class PairedPlan(Plan):
 
 
 class TrainingImages(Dataset[tuple[Tensor, int, int]]):
-    """A position in the plan -> the augmented image [3, S, S], its label, its slot."""
+    """Maps a position in the plan to an augmented image [3, S, S], its label and its slot."""
 
     def __init__(self, images: LabeledImages, transform: Callable[[Image.Image], Tensor], seed: int) -> None:
         self.images, self.transform, self.seed = images, transform, seed
@@ -84,13 +84,13 @@ class TrainingImages(Dataset[tuple[Tensor, int, int]]):
 
 
 def training_transform(config: FinetuneConfig, mean: Triple, std: Triple) -> Callable[[Image.Image], Tensor]:
-    """PIL image -> normalized crop [3, S, S], through timm as DeiT has it."""
+    """PIL image -> normalized crop [3, S, S], by timm as in DeiT."""
     crop, _, finish = create_transform(
         input_size=config.crop,
         is_training=True,
         scale=config.crop_scale,
         hflip=config.flip,
-        color_jitter=None,  # DeiT leaves it out where there is RandAugment
+        color_jitter=None,  # as in DeiT with RandAugment
         interpolation="bicubic",
         mean=mean,
         std=std,
@@ -102,14 +102,14 @@ def training_transform(config: FinetuneConfig, mean: Triple, std: Triple) -> Cal
 
 
 def _randaugment(config: FinetuneConfig, mean: Triple) -> list[Callable[[Image.Image], Image.Image]]:
-    """timm's, with the constants that its `create_transform` gives it."""
+    """timm's RandAugment, with the constants of its `create_transform`."""
     if config.randaugment is None:
         return []
     constants = {
         "translate_const": int(0.45 * config.crop),
         "img_mean": tuple(min(255, round(255 * value)) for value in mean),
         "interpolation": Image.Resampling.BICUBIC,
-        # At 10, timm posterizes to 0 bits, black, which newer versions of Pillow refuse.
+        # At magnitude 10, timm posterizes to 0 bits (black), which newer versions of Pillow refuse.
         "magnitude_max": 9.99,
     }
     return [rand_augment_transform(config.randaugment, constants)]
@@ -120,19 +120,20 @@ def image_of(position: Position) -> int:
     return position.image
 
 
-def collate(samples: list[tuple[Tensor, int, int]]) -> MicroBatch:
-    """One tensor a field."""
+def collate(samples: list[tuple[Tensor, int, int]]) -> LabeledBatch:
+    """Stack each field to a tensor."""
     images, labels, slots = zip(*samples, strict=True)
-    return MicroBatch(torch.stack(images), torch.tensor(labels), torch.tensor(slots))
+    return LabeledBatch(torch.stack(images), torch.tensor(labels), torch.tensor(slots))
 
 
 def training_loader(
     dataset: TrainingImages, plan: Plan, start_step: int, workers: int, pin_memory: bool
-) -> Generator[MicroBatch]:
-    """The micro-batches of the whole run from `start_step` on: the workers never restart between epochs.
+) -> Generator[LabeledBatch]:
+    """The micro-batches from `start_step` to the end of the run. Workers do not restart between epochs.
 
     Raises:
-        LostWorkerError: a worker died. ValueError, OSError: an unreadable image.
+        LostWorkerError: a worker died.
+        ValueError, OSError: an image is unreadable.
     """
     paths = dataset.images.paths
     return read_items(
@@ -142,5 +143,5 @@ def training_loader(
         collate=collate,
         batch_sampler=PlanSampler(plan, start_step),
         pin_memory=pin_memory,
-        generator=torch.Generator(),  # the loader draws a seed for its workers, from here and not the global one
+        generator=torch.Generator(),  # the loader draws its workers' seed from it, not from the global generator
     )

@@ -9,7 +9,7 @@ from dino_dense.config.schema import path, runtime
 """Fields that change no result."""
 
 RANDAUGMENT = "rand-m9-mstd0.5-inc1"
-"""DeiT's augmentation, in timm's words."""
+"""DeiT's augmentation, in timm's notation."""
 LIMITS: dict[str, tuple[float, float]] = {
     "epochs": (1, math.inf),
     "max_steps": (1, math.inf),
@@ -37,69 +37,69 @@ LIMITS: dict[str, tuple[float, float]] = {
     "save_every": (1, math.inf),
     "workers": (0, math.inf),
 }
-"""Smallest and largest value of each number; None is let through."""
+"""Smallest and largest value of each number; None is allowed."""
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Which images, and the recipe. The defaults are a recipe for one's own images; the presets are DINO's"""
+    """Images and recipe (the defaults are a recipe for own images; the presets are DINO's)"""
 
     data: str | None = path()
     """Folder with train/CLASS/* and val/CLASS/* (or test/); without it, the embedded set."""
     epochs: int = 50
     """Passes over the training images (MAE, arXiv 2111.06377, Tab. 9: 100 for ViT-B, 50 for ViT-L)."""
     max_steps: int | None = None
-    """Optimizer steps after which to stop; the schedule still spans all epochs."""
+    """Stop after this many optimizer steps; the schedule still spans all epochs."""
     batch_size: int = 128
-    """Images an optimizer step, over all processes; all training images where there are fewer."""
+    """Images per optimizer step, over all processes; at most all training images."""
     accumulate: int = 1
-    """Parts that each process cuts its share of a batch into, to save memory."""
+    """Micro-batches per optimizer step in each process, to save memory."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with Nesterov momentum 0.9 (timm's, as DeiT uses them)."""
     lr: float = 5e-4
     """Peak learning rate of the last layer, for a batch of lr_scale_batch images (DeiT main.py; dino issue 31)."""
     lr_scale_batch: int | None = 512
-    """The lr is multiplied by batch_size / this, as DeiT does with 512 (main.py); None: the lr is taken as it is."""
+    """The lr is multiplied by batch_size / this, as DeiT does with 512 (main.py); None: no scaling."""
     min_lr: float = 1e-6
-    """Where the cosine ends (MAE main_finetune.py; DeiT's 1e-5 is above the lr of DINO's CIFAR recipes)."""
+    """Final learning rate of the cosine (MAE main_finetune.py; DeiT's 1e-5 is above the lr of DINO's CIFAR recipes)."""
     warmup_epochs: int = 5
-    """Epochs in which the lr rises linearly from warmup_lr (DeiT main.py)."""
+    """Epochs of linear warm-up from warmup_lr (DeiT main.py)."""
     warmup_lr: float = 1e-6
     """Learning rate of the first step (DeiT main.py; dino issue 81)."""
     weight_decay: float = 0.05
-    """Not on biases, norms, class token and positions (DeiT main.py; dino issue 81)."""
+    """Weight decay; not for biases, norms, class token and positions (DeiT main.py; dino issue 81)."""
     layer_decay: float = 0.75
-    """Factor on the lr from each layer to the one below (BEiT; MAE, Tab. 9). DINO's recipes have none: 1."""
+    """Factor on the lr from each layer to the layer below (BEiT; MAE, Tab. 9). DINO's recipes use 1."""
     head_lr_scale: float = 1.0
     """Factor on the lr of the new linear layer."""
     head_init_scale: float = 0.001
-    """Factor on the new layer's first weights, else drawn with deviation 0.02. DINO used smaller weights too (dino
-    issue 31), by a factor that no source settles; this one is ConvNeXt's and MAE's."""
+    """Factor on the new layer's initial weights, which have deviation 0.02. DINO used smaller weights too (dino issue
+    31), by an unpublished factor; this factor is ConvNeXt's and MAE's."""
     clip_grad: float | None = None
-    """Largest L2 norm of the whole gradient; None: any (DeiT main.py)."""
+    """Largest L2 norm of the whole gradient; None: no clipping (DeiT main.py)."""
     smoothing: float = 0.1
     """Label smoothing (DeiT main.py)."""
     mixup: float = 0.8
-    """Alpha of mixup; 0: none (DeiT main.py)."""
+    """Alpha of mixup; 0: no mixup (DeiT main.py)."""
     cutmix: float = 1.0
-    """Alpha of CutMix, which takes turns with mixup at even odds; 0: none (DeiT main.py)."""
+    """Alpha of CutMix, chosen instead of mixup with probability 0.5; 0: no CutMix (DeiT main.py)."""
     mixing_batch: int | None = 128
-    """Images that share one draw of mixup or CutMix: those of one GPU (DeiT: 8 GPUs of 128); None: all of a step."""
+    """Images that share a random draw of mixup or CutMix, as on one GPU (DeiT: 8 GPUs of 128); None: all of a step."""
     drop_path: float = 0.1
     """Rate of stochastic depth in the last block, from 0 in the first (DeiT main.py)."""
     ema_decay: float | None = None
-    """Decay of a moving average of the weights, which is then what is measured; it begins lower, as timm's
-    ModelEmaV3 warms up. None: no average."""
+    """Decay of a moving average of the weights, which is then measured instead; it begins lower, as in the warm-up of
+    timm's ModelEmaV3. None: no average."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Share of the image's area that a training crop covers (DeiT, timm's default)."""
     flip: float = 0.5
     """Probability of a horizontal flip (DeiT, timm's default)."""
     randaugment: str | None = RANDAUGMENT
-    """timm's RandAugment string (DeiT main.py); None: none."""
+    """timm's RandAugment string (DeiT main.py); None: no RandAugment."""
     erasing: float = 0.25
     """Probability of random erasing, with noise in every pixel (DeiT main.py)."""
     repeats: int = 1
-    """Repeated augmentation: times that an image is in one pass, which then has that many fewer images (DeiT: 3)."""
+    """Repeated augmentation: copies of an image in a pass, which then has fewer distinct images (DeiT: 3)."""
     resize: int = 256
     """Short side that a test image is resized to, bicubic, pixels (DeiT datasets.py)."""
     crop: int = 224
@@ -107,11 +107,11 @@ class FinetuneConfig:
     amp: Literal["off", "bf16", "fp16"] = "off"
     """Precision of training and its evaluation under autocast; --dtype is only for frozen backbones."""
     eval_every: int = 1
-    """Epochs between evaluations; there is always one at the end."""
+    """Epochs between evaluations; the last epoch is always evaluated."""
     save_every: int | None = runtime(None)
-    """Optimizer steps between saved states, besides the one at the end of each epoch; does not change the result."""
+    """Optimizer steps between saved states, in addition to the end of each epoch; does not change the result."""
     workers: int = runtime(0)
-    """Processes that read images beside the main one."""
+    """Worker processes that read images."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in LIMITS.items():

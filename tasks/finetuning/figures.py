@@ -12,19 +12,19 @@ from data.images import LabeledImages, read_rgb
 from tasks.finetuning.measure import Predictions
 
 SHOWN_CLASSES = 100
-"""Classes whose names can still be read."""
+"""Largest number of classes with readable names."""
 NUMBERED_CLASSES = 15
-"""Classes up to which the numbers fit into their cells."""
+"""Largest number of classes with numbers in the cells."""
 HARDEST = 12
 COLUMNS = 6
 THUMBNAIL = 256  # pixels
 
 
 def draw_confusion(path: Path, predictions: Predictions, images: LabeledImages) -> int:
-    """Write the confusion matrix, rows in percent; of the classes with most mistakes where there are many.
+    """Write the confusion matrix, rows in percent; if there are many classes, of the classes with most errors.
 
     Returns:
-        How many classes it shows.
+        Number of shown classes.
     """
     labels, guesses = np.array(images.labels), predictions.ranking[:, 0].numpy()
     mistakes = np.bincount(labels[labels != guesses], minlength=len(images.class_names))
@@ -50,7 +50,7 @@ def draw_confusion(path: Path, predictions: Predictions, images: LabeledImages) 
 
 
 def draw_hardest(path: Path, predictions: Predictions, images: LabeledImages) -> Sequence[int]:
-    """Write the test images with the largest loss, each with its class and what it is taken for.
+    """Write the test images with the largest loss, with their true and predicted classes.
 
     Returns:
         Their indices.

@@ -1,4 +1,4 @@
-"""The files of a run: the exact state to go on from, the fine-tuned weights, the log of the epochs."""
+"""The files of a run: the exact state to resume from, the fine-tuned weights, the log of the epochs."""
 
 import csv
 from collections.abc import Mapping
@@ -18,16 +18,16 @@ from dino_dense.training.optimizer_state import load_optimizer_tensors, optimize
 from tasks.finetuning.network import Classifier
 
 STATE_FILE = "last.safetensors"
-"""Everything, to go on from."""
+"""The full state, to resume from."""
 MODEL_FILE = "model.safetensors"
-"""The weights that the headline is measured with, body and linear layer; `load_backbone` opens it as a backbone."""
+"""The weights of the headline score, network and linear layer; `load_backbone` opens the file as a backbone."""
 BEST_FILE = "best.safetensors"
-"""The same, of the best evaluation."""
+"""The weights of the best evaluation."""
 LOG_FILE = "epochs.csv"
 
 
 class State(NamedTuple):
-    """Everything that changes during a run, apart from the numbers in the metadata."""
+    """All that changes during a run, except the numbers in the metadata."""
 
     model: Classifier
     average: ModelEmaV3 | None
@@ -35,39 +35,39 @@ class State(NamedTuple):
     scaler: GradScaler
 
 
-def save_state(path: Path, state: State, facts: Mapping[str, Any]) -> None:
-    """Write the state as one file, whole or not at all; `facts` is plain JSON, kept in its metadata."""
+def save_state(path: Path, state: State, metadata: Mapping[str, Any]) -> None:
+    """Write the state as one file, atomically, with `metadata` (plain JSON)."""
     tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
     if state.average is not None:
         tensors |= {f"average.{name}": value for name, value in state.average.module.state_dict().items()}
     optimizer = optimizer_tensors(state.optimizer, state.model)
     tensors |= {f"optimizer.{name}": value for name, value in optimizer.items()}
-    write_tensors(path, tensors, {**facts, "scaler": state.scaler.state_dict()})
+    write_tensors(path, tensors, {**metadata, "scaler": state.scaler.state_dict()})
 
 
 def load_state(path: Path, state: State) -> dict[str, Any]:
-    """Put a saved state in place; returns its facts.
+    """Load a saved state; returns its metadata.
 
     Raises:
         CheckpointError: the file is damaged (`read_tensors`).
     """
-    tensors, facts = read_tensors(path)
+    tensors, metadata = read_tensors(path)
     state.model.load_state_dict(_under(tensors, "model."))
     if state.average is not None:
         state.average.module.load_state_dict(_under(tensors, "average."))
     load_optimizer_tensors(state.optimizer, state.model, _under(tensors, "optimizer."))
-    state.scaler.load_state_dict(facts["scaler"])
-    return facts
+    state.scaler.load_state_dict(metadata["scaler"])
+    return metadata
 
 
-def save_model(path: Path, model: Classifier, facts: Mapping[str, Any]) -> None:
-    """Write the body's weights as backbone.* and the linear layer's as head.*, in one file."""
+def save_model(path: Path, model: Classifier, metadata: Mapping[str, Any]) -> None:
+    """Write the network's weights as backbone.* and the linear layer's as head.*, in one file."""
     body = model.body
     described = isinstance(body, DinoViT) or hasattr(body, "pretrained_cfg")
     architecture = {"architecture": describe(body)} if described else {}
     tensors: dict[str, Tensor] = {f"backbone.{name}": value for name, value in body.state_dict().items()}
     tensors |= {f"head.{name}": value for name, value in model.head.state_dict().items()}
-    write_tensors(path, tensors, {**architecture, **facts})
+    write_tensors(path, tensors, {**architecture, **metadata})
 
 
 def read_log(path: Path, last_step: int) -> list[dict[str, float]]:
@@ -83,7 +83,7 @@ def read_log(path: Path, last_step: int) -> list[dict[str, float]]:
 
 
 def write_log(path: Path, rows: list[dict[str, float]]) -> None:
-    """Write the log, whole or not at all."""
+    """Write the log atomically."""
     write_text(path, pd.DataFrame(rows).to_csv(index=False))
 
 

@@ -1,4 +1,4 @@
-"""The training loop: the same weights whether it ran in one go or in parts, in one process or in several.
+"""The training loop. Resumes, and splits over processes or micro-batches, give the same weights.
 
 Shapes: B images a step over all processes, b in one micro-batch, K classes.
 """
@@ -22,21 +22,22 @@ from dino_dense.training.gradients import DivergedError, clip_gradients, gradien
 from dino_dense.training.precision import autocast, grad_scaler
 from dino_dense.training.signals import stop_signals
 from tasks.finetuning import files
-from tasks.finetuning.batches import MicroBatch, PairedPlan, TrainingImages, training_loader, training_transform
+from tasks.finetuning.batches import LabeledBatch, PairedPlan, TrainingImages, training_loader, training_transform
 from tasks.finetuning.config import FinetuneConfig
 from tasks.finetuning.measure import Predictions, predict
-from tasks.finetuning.network import Classifier, DropPathDraws
+from tasks.finetuning.network import Classifier, DropPathMasks
 from tasks.finetuning.recipe import build_mixer, build_optimizer, set_learning_rate
 from tasks.harness.session import Session
 from tasks.images.labeled import LabeledSet
 
 
 class FineTuning:
-    """One run, on a copy of the backbone's network.
+    """A fine-tuning run, on a copy of the backbone's network.
 
     Raises (here or in `train`):
-        ValueError: settings that do not fit the network, the images or the number of processes.
-        DataError: an unreadable image. DivergedError: a loss that is no number.
+        ValueError: settings do not fit the network, the images or the number of processes.
+        DataError: an image is unreadable.
+        DivergedError: the loss is not finite.
     """
 
     def __init__(self, backbone: Backbone, config: FinetuneConfig, images: LabeledSet, session: Session) -> None:
@@ -53,7 +54,7 @@ class FineTuning:
     def _build_network(self) -> None:
         config, session, device = self.config, self.session, self.backbone.device
         body = copy.deepcopy(self.backbone.module).requires_grad_(True)
-        self.drop_path = DropPathDraws(body, config.drop_path, self.plan.batch_size, session.seed)
+        self.drop_path = DropPathMasks(body, config.drop_path, self.plan.batch_size, session.seed)
         model = Classifier(body, len(self.classes), config.head_init_scale, session.seed).to(device)
         if session.world.size > 1 and device.type == "cuda":  # PyTorch has no SyncBatchNorm on the CPU
             model = synchronized(model)
@@ -69,13 +70,13 @@ class FineTuning:
 
     @property
     def measured_network(self) -> Classifier:
-        """The one that is evaluated and kept: the average where there is one."""
+        """The network to evaluate and save: the moving average if there is one."""
         return self.state.model if self.state.average is None else self.state.average.module
 
     # --- The loop ---
 
     def train(self) -> Predictions:
-        """Train from where an earlier run stopped to the end; what the last weights say of the test images.
+        """Train to the end, resuming an earlier run. Returns the predictions of the last weights on the test images.
 
         SIGINT and SIGTERM save the state first.
 
@@ -102,8 +103,8 @@ class FineTuning:
     def _restore(self) -> None:
         if not self._file(files.STATE_FILE).is_file():
             return
-        facts = files.load_state(self._file(files.STATE_FILE), self.state)
-        self.step, self.loss_sum, self.loss_steps = facts["step"], facts["loss_sum"], facts["loss_steps"]
+        metadata = files.load_state(self._file(files.STATE_FILE), self.state)
+        self.step, self.loss_sum, self.loss_steps = metadata["step"], metadata["loss_sum"], metadata["loss_steps"]
         self.log = files.read_log(self.session.out / files.LOG_FILE, self.step)
         self._measure_if_due()
 
@@ -114,7 +115,7 @@ class FineTuning:
         batch = self.plan.batch_size
         return self.session.bar(self.plan.last_step * batch, "fine-tune", initial=self.step * batch)
 
-    def _micro_batches(self) -> Iterator[MicroBatch]:
+    def _micro_batches(self) -> Iterator[LabeledBatch]:
         backbone, config = self.backbone, self.config
         transform = training_transform(config, backbone.mean, backbone.std)
         dataset = TrainingImages(self.images.train, transform, self.session.seed)
@@ -123,15 +124,15 @@ class FineTuning:
 
     # --- One step ---
 
-    def _train_step(self, micro_batches: list[MicroBatch], bar: Progress) -> None:
+    def _train_step(self, micro_batches: list[LabeledBatch], bar: Progress) -> None:
         loss = self._optimizer_step(micro_batches)
         self.step += 1
         self.loss_sum, self.loss_steps = self.loss_sum + loss, self.loss_steps + 1
         bar.update(self.plan.batch_size)
         bar.set_postfix_str(f"loss={loss:.4f}", refresh=False)
 
-    def _optimizer_step(self, micro_batches: list[MicroBatch]) -> float:
-        """Forward and backward over the micro-batches, then one move; the mean loss of the batch, nats."""
+    def _optimizer_step(self, micro_batches: list[LabeledBatch]) -> float:
+        """Forward and backward over the micro-batches, then one update. Returns the mean loss of the batch, nats."""
         model, average, optimizer, scaler = self.state
         model.train()
         set_learning_rate(optimizer, self.config, self.plan, self.step)
@@ -150,8 +151,8 @@ class FineTuning:
             average.update(model, self.step + 1)
         return loss
 
-    def _forward_backward(self, batch: MicroBatch, *, is_last: bool) -> Tensor:
-        """Add one micro-batch's gradients; its mean loss."""
+    def _forward_backward(self, batch: LabeledBatch, *, is_last: bool) -> Tensor:
+        """Add a micro-batch's gradients; returns its mean loss."""
         device = self.backbone.device
         images, targets = self.mix(batch.images.to(device), batch.labels.to(device), batch.slots, self.step)
         self.drop_path.set_masks(self.step, batch.slots, device)
@@ -173,7 +174,7 @@ class FineTuning:
     # --- Measuring, saving ---
 
     def _measure_if_due(self) -> None:
-        """At the end of an epoch: a row of the log, and the best weights so far."""
+        """At the end of an epoch: evaluate, add a row to the log, and save the best weights so far."""
         if not self._is_due(self.config.eval_every * self.plan.steps_per_epoch):
             return
         if not self.log or self.log[-1]["step"] < self.step:
@@ -201,12 +202,12 @@ class FineTuning:
         return predict(self.measured_network, self.backbone, self.images.test, self.config, micro, self.session)
 
     def save(self) -> None:
-        facts = {"step": self.step, "loss_sum": self.loss_sum, "loss_steps": self.loss_steps}
-        self.session.once(files.save_state, self._file(files.STATE_FILE), self.state, facts)
+        metadata = {"step": self.step, "loss_sum": self.loss_sum, "loss_steps": self.loss_steps}
+        self.session.once(files.save_state, self._file(files.STATE_FILE), self.state, metadata)
 
     def _save_model(self, name: str) -> None:
         backbone = self.backbone
-        facts = {
+        metadata = {
             "step": self.step,
             "from": backbone.spec,
             "classes": self.classes,
@@ -214,7 +215,7 @@ class FineTuning:
             "mean": backbone.mean,
             "std": backbone.std,
         }
-        self.session.once(files.save_model, self._file(name), self.measured_network, facts)
+        self.session.once(files.save_model, self._file(name), self.measured_network, metadata)
 
     def _file(self, name: str) -> Path:
         return self.session.folder("checkpoints") / name

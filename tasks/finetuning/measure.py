@@ -1,4 +1,4 @@
-"""What a network says of the test images, and tables of it. Shapes: N images, K classes."""
+"""A network's predictions for the test images, and tables of them. Shapes: N images, K classes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,21 +21,21 @@ from tasks.images.features import Preprocessing
 from tasks.scores.classification import TOPS
 
 CONFUSION_CLASSES = 1000
-"""Classes up to which the whole matrix is written: a file of some megabytes."""
+"""Largest number of classes for the full matrix: a file of some megabytes."""
 
 
 class Predictions(NamedTuple):
-    """On the CPU, in the order of the images."""
+    """Predictions on the CPU, in the order of the images."""
 
     ranking: Tensor
-    """int64 [N, min(5, K)]: class ids, likeliest first."""
+    """int64 [N, min(5, K)]: class ids, most likely first."""
     confidence: Tensor
-    """[N]: probability of the first of them."""
+    """[N]: probability of the first class."""
     loss: Tensor
     """[N]: cross-entropy with the label, nats."""
 
     def top1(self, labels: Sequence[int]) -> float:
-        """Share of images whose first guess is their label, percent."""
+        """Top-1 accuracy, percent."""
         return 100 * float((self.ranking[:, 0] == torch.tensor(labels)).double().mean())
 
 
@@ -55,12 +55,12 @@ class _TestImages(Dataset[tuple[Tensor, int]]):
 def predict(
     network: nn.Module, backbone: Backbone, images: LabeledImages, config: FinetuneConfig, batch: int, session: Session
 ) -> Predictions:
-    """Look at every image once, all processes together.
+    """Predict every image once, all processes together.
 
     Args:
         network: normalized images [b, 3, S, S] -> scores [b, K].
-        backbone: for the device and the pixel statistics.
-        batch: images a process looks at together.
+        backbone: provides the device and the pixel statistics.
+        batch: batch size of a process.
     """
     items = list(zip(images.paths, images.labels, strict=True))
     dataset = _TestImages(distributed.even_share(items, session.world), Preprocessing(config.resize, config.crop))
@@ -83,9 +83,9 @@ def predict(
 
 
 def per_class(predictions: Predictions, images: LabeledImages) -> pd.DataFrame:
-    """A row a class: n test images, how many are right (accuracy in percent), and what the others are taken for most.
+    """A row for each class: number of test images, accuracy in percent, and the most frequent wrong prediction.
 
-    Classes without test images have no accuracy; classes without mistakes no other class.
+    Classes without test images have no accuracy; classes without errors have no wrong prediction.
     """
     names = images.class_names
     frame = pd.DataFrame({"label": images.labels, "guess": predictions.ranking[:, 0].numpy()})
@@ -106,7 +106,7 @@ def per_class(predictions: Predictions, images: LabeledImages) -> pd.DataFrame:
 
 
 def confusion(predictions: Predictions, images: LabeledImages) -> pd.DataFrame:
-    """A row a true class (column `class`), a column a guessed class: numbers of test images."""
+    """Numbers of test images: a row for each true class (column `class`), a column for each predicted class."""
     names = images.class_names
     counts = confusion_matrix(images.labels, predictions.ranking[:, 0].numpy(), labels=range(len(names)))
     table = pd.DataFrame(counts, columns=names)

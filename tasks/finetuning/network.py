@@ -1,4 +1,4 @@
-"""A backbone's copy with a classifier on top, and stochastic depth put into it.
+"""A network with a classifier on top, and stochastic depth.
 
 Shapes: B images a step over all processes, b in one micro-batch, K classes.
 """
@@ -11,20 +11,20 @@ from torch import Tensor, nn
 from dino_dense.training import seeds
 from dino_dense.training.drop_path import insert_drop_path
 from dino_dense.training.seeds import derive_seed, seeded
-from tasks.finetuning.draws import DROP_PATH, HEAD
+from tasks.finetuning.streams import DROP_PATH, HEAD
 
 HEAD_STD = 0.02
 """Deviation of a new linear layer's weights in DeiT and timm, before `head_init_scale`."""
 
 
 class Classifier(nn.Module):
-    """A body and a linear layer on its pooled feature.
+    """A network and a linear layer on its pooled feature.
 
     Args:
-        body: a timm network without classifier; taken over, not copied.
+        body: a timm network without classifier; not copied.
         classes: K.
-        init_scale: factor on the linear layer's first weights.
-        seed: of these weights.
+        init_scale: factor on the linear layer's initial weights.
+        seed: seed of these weights.
     """
 
     def __init__(self, body: nn.Module, classes: int, init_scale: float, seed: int) -> None:
@@ -44,11 +44,11 @@ class Classifier(nn.Module):
         return self.head(self.body.forward_head(features, pre_logits=True))
 
 
-class DropPathDraws:
-    """Puts stochastic depth into a body and feeds its masks, a function of (seed, step, module, slot in the batch).
+class DropPathMasks:
+    """Adds stochastic depth to a network and supplies its masks, a function of (seed, step, module, slot in the batch).
 
     Raises:
-        ValueError: the body has no residual blocks that can be dropped.
+        ValueError: the network has no residual blocks that can be dropped.
     """
 
     def __init__(self, body: nn.Module, rate: float, batch: int, seed: int) -> None:
@@ -56,7 +56,7 @@ class DropPathDraws:
         self.batch, self.seed = batch, seed
 
     def set_masks(self, step: int, slots: Tensor, device: torch.device) -> None:
-        """Prepare the masks of one micro-batch, whose images have these slots [b] in the batch."""
+        """Prepare the masks of a micro-batch with these slots [b]."""
         uniform = seeds.uniform((len(self.modules), self.batch), DROP_PATH, self.seed, step)[:, slots].to(device)
         for module, row in zip(self.modules, uniform, strict=True):
             module.uniform = row

@@ -1,4 +1,4 @@
-"""Optimizer, learning rates, mixing: timm's parts, put together as DeiT and BEiT do."""
+"""Optimizer, learning rates and mixing, from timm's parts as in DeiT and BEiT."""
 
 import math
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from dino_dense.training.plan import Plan
 from dino_dense.training.schedules import half_cosine
 from dino_dense.training.seeds import derive_seed, seeded
 from tasks.finetuning.config import FinetuneConfig
-from tasks.finetuning.draws import MIXING
 from tasks.finetuning.network import Classifier
+from tasks.finetuning.streams import MIXING
 
 Mixer = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
@@ -27,7 +27,7 @@ def parameter_groups(model: Classifier, config: FinetuneConfig) -> list[dict[str
     norm d^(L - i), embeddings d^(L + 1) (BEiT, arXiv 2106.08254, App. H; timm's layers).
 
     Raises:
-        ValueError: layer decay on a body whose layers timm does not know.
+        ValueError: layer decay for a network without layers known to timm.
     """
     body, decay = model.body, config.layer_decay
     exempt = body.no_weight_decay() if hasattr(body, "no_weight_decay") else ()
@@ -48,7 +48,7 @@ def parameter_groups(model: Classifier, config: FinetuneConfig) -> list[dict[str
 
 
 def build_optimizer(model: Classifier, config: FinetuneConfig, batch: int) -> Optimizer:
-    """The optimizer, at the peak learning rate for a batch of that many images."""
+    """The optimizer, with the peak learning rate for this batch size."""
     lr = config.lr * (batch / config.lr_scale_batch if config.lr_scale_batch else 1.0)
     optimizer: Optimizer = create_optimizer_v2(
         parameter_groups(model, config), opt=config.optimizer, lr=lr, weight_decay=config.weight_decay
@@ -57,10 +57,10 @@ def build_optimizer(model: Classifier, config: FinetuneConfig, batch: int) -> Op
 
 
 def set_learning_rate(optimizer: Optimizer, config: FinetuneConfig, plan: Plan, step: int) -> None:
-    """The learning rate of a step (0-based): a linear warm-up, then the cosine as it is from there on.
+    """Set the learning rate of a step (0-based): linear warm-up, then cosine.
 
-    DeiT moves the learning rate once an epoch, this one each step. The cosine counts the warm-up's steps too, as timm's
-    CosineLRScheduler does for DeiT.
+    DeiT updates the learning rate once per epoch; here it changes each step. The cosine counts the warm-up steps too,
+    as timm's CosineLRScheduler does for DeiT.
     """
     peak, warmup = optimizer.defaults["lr"], config.warmup_epochs * plan.steps_per_epoch
     if step < warmup:
@@ -72,11 +72,11 @@ def set_learning_rate(optimizer: Optimizer, config: FinetuneConfig, plan: Plan, 
 
 
 def build_mixer(config: FinetuneConfig, classes: int, seed: int) -> Mixer:
-    """A function (images [b, 3, S, S], labels [b], slots [b], step) -> images, mixed in place, and targets [b, K] that
-    sum to 1.
+    """A function (images [b, 3, S, S], labels [b], slots [b], step) -> images (mixed in place), targets [b, K] with row
+    sums 1.
 
-    Image i is mixed with image b - 1 - i; the middle one of an odd number stays as it is. A draw is for `mixing_batch`
-    images, as each of DeiT's GPUs has its own: for the pairs whose first slots in the whole batch follow each other.
+    Image i is mixed with image b - 1 - i; the middle image of an odd number is not mixed. `mixing_batch` images share a
+    random draw, as on each of DeiT's GPUs: the pairs with consecutive first slots in the whole batch.
     """
     active = config.mixup > 0 or config.cutmix > 0
     mixup = Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=classes)

@@ -1,7 +1,7 @@
-"""Every entry of a suite on every checkpoint: `python -m tasks --suite NAME --ckpt A --ckpt B --out DIR`.
+"""Run every entry of a suite on every checkpoint: `python -m tasks --suite NAME --ckpt A --ckpt B --out DIR`.
 
-A finished pair is never run again: its folder is named by a hash of config and weights. A pair that fails is a row
-with its error, and the rest goes on.
+A finished pair is never run again: its folder is named by a hash of config and weights. A failed pair becomes a row
+with its error, and the batch continues.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, run, write the report. 0 where every pair is finished, 1 where one failed."""
+    """Parse, run, write the report. Returns 0 if all pairs finished, 1 if one failed."""
     options = command_line.parse(
         BatchOptions,
         prog="python -m tasks",
@@ -40,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_batch(options: BatchOptions) -> list[Entry]:
-    """Run what is not finished, and write the report of all pairs into `options.out`.
+    """Run the unfinished pairs, and write the report of all pairs into `options.out`.
 
     Raises:
-        ValueError, OSError: the suite cannot be used. What goes wrong in a pair is in its report instead.
+        ValueError, OSError: the suite is unusable. Errors of a pair are in its report instead.
     """
     check_out(Path(options.out))
     suite = load_suite(options.suite, options.data_root)
@@ -78,7 +78,7 @@ def _note(entry: Entry, entries: list[Entry], bar: Progress | None) -> None:
 
 @contextlib.contextmanager
 def _reporting(entries: list[Entry], total: int, options: BatchOptions | None) -> Iterator[None]:
-    """Write the report at the end, also of what an interrupted batch has; without options, nothing."""
+    """Write the report at the end, also of an interrupted batch; does nothing without options."""
     from dino_dense.report import write_batch
 
     try:

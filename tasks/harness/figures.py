@@ -1,4 +1,4 @@
-"""Pictures that go beside the numbers."""
+"""Pictures for reports."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ FRAME_WIDTH = 6  # pixels
 MATCH_HEIGHT = 300  # pixels of a pair's images
 GRID_TILE = 320  # pixels: the longer side of a tile
 CAPTION_HEIGHT = 22  # pixels
-RIGHT, WRONG, PLAIN = (0, 158, 115), (213, 94, 0), (255, 255, 255)  # green and red that the color-blind tell apart
+RIGHT, WRONG, PLAIN = (0, 158, 115), (213, 94, 0), (255, 255, 255)  # distinguishable for color-blind people
 
 
 def overlay(frame: Pixels, ids: Pixels, opacity: float = 0.5) -> Pixels:
-    """Masks over a frame: frame RGB [H, W, 3], ids [H, W] -> RGB [H, W, 3], each object tinted and outlined."""
+    """Overlay masks: frame RGB [H, W, 3], ids [H, W] -> RGB [H, W, 3], each object tinted and outlined."""
     tinted = frame.copy()
     objects = ids > 0
     tinted[objects] = (opacity * PALETTE[ids[objects]] + (1 - opacity) * frame[objects]).astype(np.uint8)
@@ -41,14 +41,14 @@ def overlay(frame: Pixels, ids: Pixels, opacity: float = 0.5) -> Pixels:
     return tinted
 
 
-def spread(items: Sequence[int], most: int = STRIP_FRAMES) -> list[int]:
-    """At most `most` of the items, evenly spaced, first and last among them."""
-    places = np.unique(np.linspace(0, len(items) - 1, most).round().astype(int))
-    return [items[place] for place in places]
+def evenly_spaced(items: Sequence[int], most: int = STRIP_FRAMES) -> list[int]:
+    """At most `most` of the items, evenly spaced, including the first and last."""
+    indices = np.unique(np.linspace(0, len(items) - 1, most).round().astype(int))
+    return [items[index] for index in indices]
 
 
 def worst_and_best_first(values: pd.Series) -> list[Hashable]:
-    """Index labels by value: the lowest, the highest, the second lowest, and so on to the middle."""
+    """Index labels by value: lowest, highest, second lowest, and so on to the middle."""
     ranked = list(values.sort_values(kind="stable").index)
     pairs = zip(ranked, reversed(ranked), strict=True)
     return list(dict.fromkeys(label for pair in pairs for label in pair))
@@ -63,12 +63,12 @@ def mask_strip(path: Path, pairs: Sequence[tuple[Pixels, Pixels]]) -> None:
 
 
 def _strip_width(image: Pixels) -> int:
-    """Width at which an image keeps its shape in a strip; extreme shapes do not, so that they are seen at all."""
+    """Width of an image in a strip by its aspect ratio, which is limited so that extreme images stay visible."""
     return min(max(1, round(image.shape[1] * STRIP_HEIGHT / image.shape[0])), WIDEST * STRIP_HEIGHT)
 
 
 def curves(path: Path, values: pd.DataFrame, x: str) -> None:
-    """Write columns over the index as one PNG: a panel a column, one above the other."""
+    """Plot each column over the index in its own panel, as one PNG."""
     figure = _blank_figure(6, 2.2 * len(values.columns))
     panels = figure.subplots(len(values.columns), 1, sharex=True, squeeze=False)[:, 0]
     for panel, name in zip(panels, values.columns, strict=True):
@@ -83,7 +83,7 @@ def object_curves(path: Path, values: pd.DataFrame) -> None:
     """Write J and F of each object over the frames of one sequence as one PNG.
 
     Args:
-        values: columns object, J and F, a row a frame and object, in the order of the frames.
+        values: columns object, J and F, with a row for each frame and object, in the order of the frames.
     """
     objects = {f"object {identity}": rows for identity, rows in values.groupby("object")}
     tints = {name: PALETTE[int(name.split()[1])] for name in objects}
@@ -93,9 +93,9 @@ def object_curves(path: Path, values: pd.DataFrame) -> None:
 
 
 def result_strip(path: Path, query: Pixels, results: Sequence[Pixels], right: Sequence[bool]) -> None:
-    """Write a query and what was found for it, nearest first, side by side, as one JPEG.
+    """Write a query and its results, nearest first, side by side, as one JPEG.
 
-    Images are RGB [H, W, 3] of any size; right ones have a green frame, wrong ones a red one.
+    Images are RGB [H, W, 3] of any size. Correct results have a green frame, wrong results a red frame.
     """
     colors = [PLAIN, *(RIGHT if answer else WRONG for answer in right)]
     tiles = []
@@ -160,7 +160,7 @@ def _point_color(number: int) -> tuple[int, int, int]:
 
 
 def _blank_figure(width: float, height: float) -> Figure:
-    """A figure of this size in inches that no window shows."""
+    """A figure of this size in inches, without a window."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -176,13 +176,13 @@ def _write_figure(path: Path, figure: Figure, dpi: int) -> None:
 
 
 def save(path: Path | str, rgb: Pixels) -> Path:
-    """Write RGB [H, W, 3] or gray [H, W] as the file's ending says, whole or not at all; the folder is made.
+    """Write RGB [H, W, 3] or gray [H, W] in the format of the file's suffix, atomically; creates the folder.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: an ending that OpenCV knows no format for, or a picture too large for it.
+        ValueError: OpenCV has no format for the suffix, or the picture is too large for it.
         WriteError: the file cannot be written.
     """
     path = Path(path)
@@ -196,7 +196,7 @@ def save(path: Path | str, rgb: Pixels) -> Path:
 
 
 def enlarge(tiles: Pixels, size: tuple[int, int]) -> Pixels:
-    """A picture of patches [h, w, ...] at `size` (H, W), a flat tile a patch: nothing is made up between them."""
+    """A picture of patches [h, w, ...] enlarged to `size` (H, W) without interpolation: a flat tile for each patch."""
     return np.asarray(cv2.resize(tiles, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
 
 
@@ -209,7 +209,7 @@ def heat(values: npt.NDArray, size: tuple[int, int], low: float | None = None, h
     """Values [h, w] as colors RGB [H, W, 3], dark for the lowest, yellow for the highest.
 
     Args:
-        low, high: the ends of the scale; default those of the values.
+        low, high: limits of the scale; default: the range of the values.
     """
     low = float(values.min()) if low is None else low
     high = float(values.max()) if high is None else high
@@ -221,12 +221,12 @@ def heat(values: npt.NDArray, size: tuple[int, int], low: float | None = None, h
 
 
 def heat_over(rgb: Pixels, values: npt.NDArray, low: float | None = None, high: float | None = None) -> Pixels:
-    """`heat` over the image RGB [H, W, 3], half and half."""
+    """`heat` blended with the image RGB [H, W, 3], half and half."""
     return cv2.addWeighted(rgb, 0.5, heat(values, (rgb.shape[0], rgb.shape[1]), low, high), 0.5, 0).astype(np.uint8)
 
 
 def grid(tiles: Sequence[tuple[str, Pixels]], columns: int) -> Pixels:
-    """Pictures of one size with captions, in rows of `columns`; what the last row lacks is white."""
+    """Pictures of one size with captions, in rows of `columns`; missing pictures of the last row are white."""
     height, width = tiles[0][1].shape[:2]
     scale = min(1.0, GRID_TILE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -240,7 +240,7 @@ def grid(tiles: Sequence[tuple[str, Pixels]], columns: int) -> Pixels:
     return np.vstack([np.hstack(cells[start : start + columns]) for start in range(0, len(cells), columns)])
 
 
-def marked(rgb: Pixels, point: tuple[int, int]) -> Pixels:
+def with_cross(rgb: Pixels, point: tuple[int, int]) -> Pixels:
     """The image [H, W, 3] with a cross at a pixel (x, y)."""
     size = max(9, min(rgb.shape[:2]) // 16)
     out = rgb.copy()

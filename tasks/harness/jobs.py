@@ -1,4 +1,4 @@
-"""A job a checkpoint, through submitit."""
+"""Jobs of a batch, one for each checkpoint, by submitit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def run_jobs(options: BatchOptions, suite: Sequence[SuiteEntry]) -> Iterator[Entry]:
-    """A job a checkpoint, through submitit; waits for each, and cancels what is left when it is stopped itself."""
+    """Submit a job for each checkpoint and yield its entries; cancels the remaining jobs if it is stopped."""
     executor = _executor(options)
     labels = checkpoint_labels(options.ckpt)
     at_once = len(labels) if options.launcher == "slurm" else options.jobs
@@ -44,7 +44,7 @@ def _executor(options: BatchOptions) -> Any:
     import torch
 
     executor = submitit.AutoExecutor(folder=Path(options.out) / "jobs", cluster=options.launcher)
-    here = torch.cuda.device_count()  # submitit's local jobs see only the GPUs they ask for
+    here = torch.cuda.device_count()  # submitit's local jobs see only requested GPUs
     gpus = options.gpus if options.launcher == "slurm" else min(options.gpus, here)
     executor.update_parameters(name="dino_dense", timeout_min=round(60 * options.hours), gpus_per_node=gpus)
     if options.launcher == "slurm":
@@ -55,14 +55,14 @@ def _executor(options: BatchOptions) -> Any:
 
 
 def _job(options: BatchOptions, spec: str, label: str) -> list[Entry]:
-    """What a job does: all entries on one checkpoint. Its pairs are on disk; the main process writes the report."""
+    """Run all entries on one checkpoint, in a job. Results are on disk; the main process writes the report."""
     suite = load_suite(options.suite, options.data_root)
     device = distributed.resolve_device(options.device)
     return list(run_checkpoint(spec, label, suite, open_suite(suite), options, device, distributed.World()))
 
 
 def collect_entries(job: Any, spec: str, label: str, suite: Sequence[SuiteEntry], options: BatchOptions) -> list[Entry]:
-    """A job's entries; a job that died is a failed row for each."""
+    """A job's entries; failed entries if the job died."""
     from dino_dense.report import Entry
 
     try:

@@ -1,4 +1,4 @@
-"""Pairs of checkpoint and suite entry: each is run once, and one that fails is a row."""
+"""Pairs of checkpoint and suite entry: each runs once; a failed pair becomes a row with its error."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from dino_dense import Backbone
     from dino_dense.report import Entry
 
-RANK_SECONDS = 60.0  # within which all processes meet an error that is the same for all
+RANK_SECONDS = 60.0  # an error that all processes have reaches all of them within this time
 
 
 def checkpoint_labels(specs: Sequence[str]) -> list[str]:
-    """Short names for tables and folders, each once: the file's or run folder's name where that is enough.
+    """Short unique names for tables and folders: the file's or run folder's name if it is unique.
 
     Raises:
         ValueError: a checkpoint is named twice.
@@ -58,18 +58,18 @@ def _short_name(spec: str) -> str:
 
 
 def open_suite(suite: Sequence[SuiteEntry]) -> dict[str, Opened | Exception]:
-    """The data of every entry by its label, before the first of them is measured; or the reason why they cannot be."""
+    """Open the data of every entry before any measurement: label -> the data, or the error."""
     opened: dict[str, Opened | Exception] = {}
     for entry in suite:
         try:
             opened[entry.label] = open_data(entry.task, entry.config)
-        except Exception as error:  # a task of another package may raise anything; a row of the report will say it
+        except Exception as error:  # a task of another package may raise anything; the report shows it
             opened[entry.label] = error
     return opened
 
 
 def problems(opened: Mapping[str, Opened | Exception]) -> list[str]:
-    """A line on each entry whose data cannot be used."""
+    """A line for each entry with unusable data."""
     return [f"{label}: {error}" for label, error in opened.items() if isinstance(error, Exception)]
 
 
@@ -82,7 +82,7 @@ def run_checkpoint(
     device: torch.device,
     world: distributed.World,
 ) -> Iterator[Entry]:
-    """Every entry of the suite on one checkpoint, which is loaded once; `opened` is from `open_suite`."""
+    """Run every entry of the suite on one checkpoint, which is loaded once; `opened` is from `open_suite`."""
     from dino_dense.report import Entry
 
     run = run_options(spec, options)
@@ -92,12 +92,12 @@ def run_checkpoint(
     if any(entry.task.needs_backbone(entry.config) for entry in suite):
         try:
             backbone = open_backbone(run, device)
-        except Exception as error:  # whatever a stranger's file does to us is a row of the report
+        except Exception as error:  # any error of an unknown file becomes a row of the report
             broken = error
     traces = [folder / f"{entry.label}.failed.{world.rank}.txt" for entry in suite]
     for trace in traces:
         trace.unlink(missing_ok=True)
-    distributed.barrier()  # none takes a trace of an earlier batch for one of this
+    distributed.barrier()  # error traces of an earlier batch are removed before this batch writes any
     for entry, trace in zip(suite, traces, strict=True):
         try:
             if broken is not None and entry.task.needs_backbone(entry.config):
@@ -105,7 +105,7 @@ def run_checkpoint(
             used = backbone if entry.task.needs_backbone(entry.config) else None
             pair = folder / f"{entry.label}-{_digest(entry, run, used)}"
             report = _finished(pair, versions_of(entry.task, used))
-            distributed.barrier()  # every process has looked before any writes
+            distributed.barrier()  # all processes check before any writes
             if report is None:
                 data = opened[entry.label]
                 if isinstance(data, Exception):
@@ -125,15 +125,15 @@ def run_checkpoint(
 
 
 def _all_failed(trace: Path, world: distributed.World) -> bool:
-    """Whether every process met an error in this pair, so that the batch can go on.
+    """Whether every process had an error in this pair, so that the batch can continue.
 
-    Where only some did, the others wait in the middle of a gather, and no collective call could ask them.
+    If only some had, the others wait in a collective call, so they can only be asked through files.
     """
     everyone = [trace.with_name(trace.name.replace(f".{world.rank}.txt", f".{rank}.txt")) for rank in range(world.size)]
     until = time.monotonic() + RANK_SECONDS
-    while not (found := all(file.is_file() for file in everyone)) and time.monotonic() < until:
+    while not (all_present := all(file.is_file() for file in everyone)) and time.monotonic() < until:
         time.sleep(0.1)
-    return found
+    return all_present
 
 
 def _run_pair(
@@ -145,7 +145,7 @@ def _run_pair(
     opened: Opened,
     pieces: frozenset[str],
 ) -> Report:
-    """One pair. What an unfinished run on other data left in its folder is thrown away: say, an image was mended."""
+    """Run a pair. Deletes the partial results of a run on other data (for example, an image was replaced)."""
 
     def attempt() -> Report:
         return run_one(
@@ -168,13 +168,13 @@ def run_options(spec: str, options: BatchOptions) -> RunOptions:
 
 
 def _digest(entry: SuiteEntry, run: RunOptions, backbone: Backbone | None) -> str:
-    """Says which config and weights a pair's folder is for."""
+    """A hash of config and weights for a pair's folder."""
     identity = identity_of(entry.task, run, entry.config, backbone)
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def _finished(pair: Path, versions: Mapping[str, Any]) -> Report | None:
-    """The report of a pair that is done; None where there is none, or none of these versions that can be read."""
+    """The report of a finished pair; None if missing, unreadable or of other versions."""
     try:
         report = Report.from_json((pair / REPORT_FILE).read_text())
     except (OSError, ValueError, KeyError, TypeError):
@@ -184,12 +184,12 @@ def _finished(pair: Path, versions: Mapping[str, Any]) -> Report | None:
 
 
 def _pieces_for(entry: SuiteEntry, suite: Sequence[SuiteEntry], backbone: Backbone | None) -> frozenset[str]:
-    """What the suite's tasks on the same data ask of this backbone, so that one pass over the images serves them."""
+    """The pieces that the suite's tasks on the same data need, so that they share one pass over the images."""
     pieces: set[str] = set()
     if backbone is not None:
         for other in suite:
             if getattr(other.config, "data", None) == getattr(entry.config, "data", None):
-                with contextlib.suppress(ValueError):  # it will say so in a row of its own
+                with contextlib.suppress(ValueError):  # the task's own row will report it
                     pieces |= other.task.pieces(other.config, backbone)
     return frozenset(pieces)
 
@@ -197,7 +197,7 @@ def _pieces_for(entry: SuiteEntry, suite: Sequence[SuiteEntry], backbone: Backbo
 def failed_report(
     entry: SuiteEntry, spec: str, error: BaseException, device: torch.device | None, run: RunOptions
 ) -> Report:
-    """A row that says what went wrong."""
+    """The report of a failed pair."""
     expected = isinstance(error, ValueError | OSError)
     return Report(
         task=entry.task.name,
@@ -212,7 +212,7 @@ def failed_report(
 
 
 def folder_name(spec: str) -> str:
-    """A checkpoint's folder: the same whatever other checkpoints a batch has."""
+    """A checkpoint's folder name, independent of the other checkpoints of a batch."""
     short = _short_name(spec)
     whole = spec if short == spec else str(Path(spec).resolve())
     plain = re.sub(r"[^\w.-]+", "-", short).strip("-.")[-80:] or "checkpoint"
@@ -220,7 +220,7 @@ def folder_name(spec: str) -> str:
 
 
 def pair_line(entry: Entry) -> str:
-    """What a person reads when a pair is done."""
+    """The line to print when a pair is finished."""
     report = entry.report
     head = f"{entry.label} · {entry.checkpoint}: "
     if report.status == "failed":

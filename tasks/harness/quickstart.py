@@ -1,4 +1,4 @@
-"""One command from nothing to a table: make data, pretrain a small DINO, measure it beside random weights."""
+"""The quickstart: render data, pretrain a small DINO, and compare it with random weights in a table."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ SUITE = "quickstart"
 
 @dataclass(frozen=True)
 class QuickstartConfig:
-    """Where to, and how often"""
+    """Results and seeds"""
 
     out: str = path("runs/quickstart")
-    """Folder for the run and the results. The same command goes on where it stopped."""
+    """Folder for the run and the results. Run the same command again to continue an interrupted run."""
     seeds: tuple[int, ...] = (0,)
     """Pretrain and measure once for each seed (a few minutes each on two CPU cores)."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse, pretrain, measure, print one table. The exit status."""
+    """Parse, pretrain, measure, print one table. Returns the exit status."""
     config = command_line.parse(
         QuickstartConfig,
         prog="python -m tasks quickstart",
-        description="Make data, pretrain a small DINO on it, and measure it beside random weights.",
+        description="Render data, pretrain a small DINO on them, and compare it with random weights.",
         argv=argv,
     )
     import pandas as pd
@@ -82,7 +82,7 @@ def recipe(name: str) -> Any:
 
 
 def _pretrain(settings: PretrainConfig) -> None:
-    """Train, or go on with a run that stopped; nothing is left to do in one that is finished."""
+    """Train, or resume an interrupted run; does nothing for a finished run."""
     from data.pretraining import open_pretraining_data
     from data.sample import sample_data
     from dino_dense.pretrain.trainer import Trainer
@@ -96,7 +96,7 @@ def _pretrain(settings: PretrainConfig) -> None:
 
 
 def _table(pairs: pd.DataFrame) -> pd.DataFrame:
-    """A row a checkpoint and seed, a column a headline metric."""
+    """A row for each checkpoint and seed, a column for each headline metric."""
     from dino_dense.backbone.load import split_name
 
     headlines = pairs.groupby(["seed", "checkpoint", "entry"], sort=False).first().reset_index()

@@ -17,19 +17,19 @@ ENTRY_POINT_GROUP = "dino_dense.tasks"
 
 
 def names() -> list[str]:
-    """Every task: the modules of `tasks` that define TASK, and the entry points of other packages."""
+    """Names of all tasks: modules of `tasks` that define TASK, and entry points of other packages."""
     return sorted({*_own_names("TASK"), *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
 
 
 def commands() -> list[str]:
-    """Every command that draws and measures nothing: the modules of `tasks` that define COMMAND."""
+    """Names of the commands that only draw: modules of `tasks` that define COMMAND."""
     return _own_names("COMMAND")
 
 
 def summary(name: str) -> str:
-    """One line on a task or command: the first line of its module, which is not imported.
+    """The summary of a task or command: the first line of its module, which is not imported.
 
-    A task of another package has no module of ours: it is imported.
+    A task of another package is imported.
     """
     if name not in _own_names("TASK") + _own_names("COMMAND"):
         return get(name).summary
@@ -37,14 +37,14 @@ def summary(name: str) -> str:
 
 
 def _own_names(kind: Literal["TASK", "COMMAND"]) -> list[str]:
-    """Modules of `tasks` with this value at their top level; packages are rooms that tasks share."""
+    """Modules of `tasks` that define this name at top level; packages are rooms that tasks share."""
     modules = [module.name for module in pkgutil.iter_modules(tasks.__path__) if not module.ispkg]
     return sorted(name for name in modules if re.search(rf"^{kind} = ", _source(name), re.MULTILINE))
 
 
 @functools.cache
 def _source(name: str) -> str:
-    """The text of a module of `tasks`: importing it would import PyTorch."""
+    """The source of a module of `tasks`; importing it may be slow."""
     spec = importlib.util.find_spec(f"tasks.{name}")
     loader: Any = spec.loader if spec else None
     return loader.get_source(f"tasks.{name}") or ""
@@ -54,9 +54,9 @@ def get(name: str) -> Task:
     """The task of that name.
 
     Raises:
-        ValueError: there is none (with those there are).
+        ValueError: there is no such task; the message lists the tasks.
     """
-    if name in _own_names("TASK"):  # no other package takes the name of one of ours
+    if name in _own_names("TASK"):  # our tasks take precedence over entry points
         return importlib.import_module(f"tasks.{name}").TASK
     for point in entry_points(group=ENTRY_POINT_GROUP):
         if point.name == name:

@@ -36,7 +36,7 @@ SAMPLES_FILE = "samples.csv"
 
 
 def main(name: str, argv: Sequence[str] | None = None) -> int:
-    """`python -m tasks.NAME`: parse, run, print. The exit status."""
+    """`python -m tasks.NAME`: parse, run, print. Returns the exit status."""
     task = get(name)
     words = list(sys.argv[1:] if argv is None else argv)
     if (moved := task.moved(words)) is None:
@@ -47,10 +47,10 @@ def main(name: str, argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(task: Task, argv: Sequence[str] | None = None, *, presets: str = "") -> int:
-    """The command of a task value: parse, run, print. The exit status.
+    """The command of a task: parse, run, print. Returns the exit status.
 
     Args:
-        presets: the task whose protocol files `--preset` may name; without it, its own.
+        presets: the task with the protocol files for `--preset`; default: this task.
     """
     options, config = command_line.parse(
         RunOptions,
@@ -69,7 +69,7 @@ def run_command(task: Task, argv: Sequence[str] | None = None, *, presets: str =
 
 @dataclass(frozen=True)
 class Opened:
-    """A task's data, and lines on what was left out of them."""
+    """A task's data, and notices about skipped files."""
 
     data: Any
     notices: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ def open_data(task: Task, config: Any) -> Opened:
     """List and check the files of a task.
 
     Raises:
-        ValueError, OSError: they cannot be used.
+        ValueError, OSError: the files are unusable.
     """
     with notices.captured() as lines:
         data = task.open(config)
@@ -100,17 +100,17 @@ def run_one(
     """Run a task on a checkpoint and write its results.
 
     Args:
-        backbone: the checkpoint, where it is loaded already (and on the device, in the dtype of `options`).
-        opened: the data, where they are opened already.
+        backbone: the checkpoint, if loaded already (on the device, in the dtype of `options`).
+        opened: the data, if opened already.
         pieces: see `Session.pieces`.
 
     Raises:
-        ValueError, OSError: whatever of checkpoint, data or options cannot be used. Nothing is then written.
+        ValueError, OSError: checkpoint, data or options are unusable. Nothing is written then.
     """
     world = world or distributed.World()
     needs_backbone = task.needs_backbone(config)
     if needs_backbone and backbone is None:
-        check_named(options)
+        check_has_checkpoint(options)
     opened = opened or open_data(task, config)
     if needs_backbone:
         device = device or distributed.resolve_device(options.device, world.local_rank)
@@ -155,7 +155,7 @@ def run_one(
 
 
 def measured(task: Task, backbone: Backbone | None, data: Any, config: Any, session: Session) -> Outcome:
-    """A task's outcome with its scores, and on the main process its pictures."""
+    """A task's outcome with its scores and, in the main process, its pictures."""
     if backbone is not None:
         outcome = task.measure(backbone, data, config, session)
     elif task.measure_files is not None:
@@ -169,8 +169,8 @@ def measured(task: Task, backbone: Backbone | None, data: Any, config: Any, sess
     return outcome
 
 
-def check_named(options: RunOptions) -> None:
-    """ValueError where no checkpoint is named."""
+def check_has_checkpoint(options: RunOptions) -> None:
+    """Raise ValueError if no checkpoint is given."""
     if options.ckpt is None:
         raise ValueError(
             "which checkpoint? Give --ckpt: a file or run folder, timm:NAME or random:vit_small_patch16_224."
@@ -178,15 +178,15 @@ def check_named(options: RunOptions) -> None:
 
 
 def open_backbone(options: RunOptions, device: torch.device) -> Backbone:
-    """The checkpoint that the options name, on the device.
+    """Open the checkpoint of the options on the device.
 
     Raises:
-        ValueError, OSError: none is named, or it cannot be used (`load_backbone`).
+        ValueError, OSError: no checkpoint is given, or it is unusable (`load_backbone`).
     """
     from dino_dense import load_backbone
     from dino_dense.training.precision import DTYPES
 
-    check_named(options)
+    check_has_checkpoint(options)
     assert options.ckpt is not None
     backbone = load_backbone(
         options.ckpt,
@@ -202,7 +202,7 @@ def open_backbone(options: RunOptions, device: torch.device) -> Backbone:
 
 
 def layer_note(read: RunOptions | Backbone) -> str:
-    """Which layers were measured, where they are not the last after the final norm; else ""."""
+    """A note on the measured layers, unless they are the default (the last, after the final norm)."""
     if read.layers == (-1,) and read.norm:
         return ""
     layers = ", ".join(map(str, read.layers))
@@ -214,10 +214,10 @@ def _facts_of(data: OpenedData, options: RunOptions) -> DataFacts:
 
 
 def describe_checkpoint(backbone: Backbone | None) -> dict[str, Any]:
-    """What identifies the weights and how they are read; {} for a task that scores other people's results."""
+    """Identity of the weights, and how features are read; {} for a run without backbone."""
     if backbone is None:
         return {}
-    facts = backbone.metadata
+    metadata = backbone.metadata
     return {
         "spec": backbone.spec,
         "name": backbone.name,
@@ -228,12 +228,12 @@ def describe_checkpoint(backbone: Backbone | None) -> dict[str, Any]:
         "depth": backbone.depth,
         "pixels": _pixels_text(backbone),
         **({"features": layer_note(backbone)} if layer_note(backbone) else {}),
-        **{key: facts[key] for key in ("step", "epoch", "timm") if key in facts},
+        **{key: metadata[key] for key in ("step", "epoch", "timm") if key in metadata},
     }
 
 
 def _pixels_text(backbone: Backbone) -> str:
-    """Mean and deviation that pixels are normalized with, and who says so."""
+    """Mean and deviation of the pixel normalization, with their source."""
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (backbone.mean, backbone.std))
     kind = backbone.spec.partition(":")[0]
     hub = kind in ("timm", "hf-hub", "hf_hub")
@@ -242,7 +242,7 @@ def _pixels_text(backbone: Backbone) -> str:
 
 
 def print_report(report: Report) -> None:
-    """The table a person reads, on standard output."""
+    """Print the results table on standard output."""
     spec = report.checkpoint.get("spec", "")
     print(
         f"\n{report.task} · {spec or 'no backbone'} · {report.data['name']} ({report.data['n']} {report.data['unit']})"
@@ -265,7 +265,7 @@ def seed_everything(seed: int) -> None:
 
 
 def identity_of(task: Task, options: RunOptions, config: Any, backbone: Backbone | None) -> dict[str, Any]:
-    """All that the results of a run depend on, but for its data."""
+    """All that determines the results of a run, except its data."""
     runtime = schema.fields_of(task.config, "runtime")
     settings = {name: value for name, value in schema.to_plain(config).items() if name not in runtime}
     return {
@@ -281,12 +281,12 @@ def identity_of(task: Task, options: RunOptions, config: Any, backbone: Backbone
 
 
 def versions_of(task: Task, backbone: Backbone | None) -> dict[str, Any]:
-    """Of all that makes a task's numbers: results of others are made anew."""
+    """Versions of all code that determines a task's numbers; results of other versions are computed again."""
     return {**task.versions, **({"features": backbone.reader_version} if backbone else {})}
 
 
 def _results_folder(task: Task, options: RunOptions, config: Any, backbone: Backbone | None) -> Path:
-    """The folder that is asked for, or one named by the checkpoint and a hash of all that the results depend on."""
+    """The requested folder, or a folder named by the checkpoint and a hash of all that determines the results."""
     if options.out:
         return Path(options.out)
     identity = identity_of(task, options, config, backbone)
@@ -296,7 +296,7 @@ def _results_folder(task: Task, options: RunOptions, config: Any, backbone: Back
 
 
 def _write(session: Session, report: Report, outcome: Outcome, options: RunOptions, config: Any) -> None:
-    """The task's tables, the report, and config.yaml, which `--config` reads to repeat the run."""
+    """Write the task's tables, the report, and config.yaml (for `--config`, to repeat the run)."""
     out = session.folder()
     for name, table in outcome.tables.items():
         write_text(out / f"{name}.csv", table.to_csv(index=False))

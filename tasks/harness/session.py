@@ -1,4 +1,4 @@
-"""The runner lends a task its results folder, its share of the work and its seed."""
+"""The session of a run: results folder, share of the work, seed and progress, for a task's `measure`."""
 
 from __future__ import annotations
 
@@ -28,54 +28,54 @@ Item = TypeVar("Item")
 
 
 class OtherRunError(ValueError):
-    """A results folder that holds what another run made. The message says what differs."""
+    """A results folder of another run. The message names the differences."""
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Which data a number was measured on."""
+    """Description of the data of a measurement."""
 
     name: str
-    """As people call it; says so where it is the embedded set."""
+    """Usual name of the data; also tells if they are the embedded set."""
     root: str
     n: int
-    """How many of `unit`."""
+    """Number of units."""
     unit: str
     """images, sequences, ..."""
     sha256: str
-    """Of the list of files (names and sizes)."""
+    """SHA-256 of the list of files (names and sizes)."""
     dataset: str | None = None
-    """The published data set this is, complete and unchanged; None for any other data."""
+    """Name of the published data set, if the data are complete and unchanged; else None."""
 
 
 class OpenedData(Protocol):
-    """The files that a task's `open` listed and checked."""
+    """The files that a task's `open` has listed and checked."""
 
     @property
     def facts(self) -> DataFacts:
-        """Which data these are."""
+        """The description of the data."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """One run of a task, as its `measure` sees it. Every process has one; they measure their shares alike."""
+    """A run of a task, for its `measure`. Every process has a session and measures its share."""
 
     out: Path
     """The results folder, claimed for this run."""
     world: distributed.World = field(default_factory=distributed.World)
     device: torch.device | None = None
-    """None where a run computes nothing with PyTorch."""
+    """None for a run without PyTorch."""
     seed: int = 0
-    """Of every draw."""
+    """Seed of all random numbers."""
     identity: Mapping[str, Any] = field(default_factory=dict)
-    """All that these results depend on: they are kept apart from those of any other run."""
+    """All that determines the results; separates them from other runs."""
     pieces: frozenset[str] = frozenset()
-    """Further pieces of image features that later tasks will ask for: extracted in one go."""
+    """Additional pieces of image features that later tasks need: extracted in the same pass."""
     commits: set[str] = field(default_factory=set)
-    """Commits that computed what this run found made: features, heads, masks."""
+    """Commits that computed the reused parts of this run: features, heads, masks."""
 
     def folder(self, name: str = "") -> Path:
-        """A folder for the task's files, made on first use, so that a run that fails early leaves nothing."""
+        """A folder for the task's files, created on first use, so that an early failure leaves nothing."""
         path = self.out / name
         path.mkdir(parents=True, exist_ok=True)
         if self.identity and self.world.is_main and not (self.out / IDENTITY_FILE).exists():
@@ -83,7 +83,7 @@ class Session:
         return path
 
     def share(self, items: Sequence[Item]) -> list[tuple[int, Item]]:
-        """This process's part of the items, each with its index among all."""
+        """This process's items, each with its index among all items."""
         return distributed.share_of(items, self.world)
 
     def collect(self, results: Iterable[tuple[int, Item]]) -> list[Item]:
@@ -93,18 +93,18 @@ class Session:
     def progress(
         self, items: Iterable[Item], label: str, *, unit: str = "image", total: int | None = None
     ) -> Iterator[Item]:
-        """The items, while the main process shows how many are done; `total` for those without a length."""
+        """Yield the items; the main process shows progress. `total` is for items without a length."""
         return tracked(items, desc=label, unit=unit, total=total, disable=not self.world.is_main)
 
     def bar(
         self, total: int | None, label: str, *, unit: str = "image", initial: int = 0, leave: bool = True
     ) -> Progress:
-        """Progress that the caller moves, shown by the main process."""
+        """A progress bar that the caller updates, shown by the main process."""
         quiet = not self.world.is_main
         return progress(total, desc=label, unit=unit, initial=initial, leave=leave, disable=quiet)
 
     def once(self, write: Callable[..., object], *arguments: Any, **options: Any) -> None:
-        """Call this on the main process alone."""
+        """Call the function in the main process only."""
         if self.world.is_main:
             write(*arguments, **options)
 
@@ -114,12 +114,12 @@ class Session:
 
 
 def claim(out: Path, identity: Mapping[str, Any], *, is_main: bool = True) -> list[str]:
-    """Have every process look whether `out` is free for this run, before any writes.
+    """Check in every process that `out` is usable for this run, before any process writes.
 
-    What an earlier version of the program made there is set aside, and a line says so.
+    Results of another program version are moved to a subfolder, with a notice.
 
     Returns:
-        On the main process the commits that computed what is there, and that the run goes on from.
+        In the main process: the commits that computed the existing results, which the run continues.
 
     Raises:
         ValueError: see `check_same_run`.
@@ -140,24 +140,24 @@ def claim(out: Path, identity: Mapping[str, Any], *, is_main: bool = True) -> li
 
 
 def check_same_run(out: Path, identity: Mapping[str, Any]) -> None:
-    """Raise where `out` holds results that a run of this identity must not go on from.
+    """Raise if `out` has results that a run of this identity must not continue.
 
     Raises:
-        OtherRunError: they were made from other data, or by something else.
-        ValueError: nobody knows which run's results they are.
+        OtherRunError: the results are of other data or another configuration.
+        ValueError: the run of the results is unknown.
     """
     before = out / IDENTITY_FILE
     if (out / PAIRS_FILE).is_file():
         raise ValueError(f"{out}: holds the report of a batch ({PAIRS_FILE}). Choose another --out.")
     if not before.is_file():
         if (out / "masks").exists():
-            raise ValueError(f"{out}: holds masks but no {IDENTITY_FILE} that says of which run. Choose another --out.")
+            raise ValueError(f"{out}: holds masks but no {IDENTITY_FILE}: unknown run. Choose another --out.")
         return
     try:
         held = json.loads(before.read_text())
     except ValueError:
         raise ValueError(
-            f"{before}: damaged, so that nobody knows which run's results these are. Delete {out}, or choose another "
+            f"{before}: damaged, so the run of these results is unknown. Delete {out}, or choose another "
             "--out."
         ) from None
     changed = _differences(held, identity)
@@ -168,7 +168,7 @@ def check_same_run(out: Path, identity: Mapping[str, Any]) -> None:
 
 
 def changed_versions(out: Path, identity: Mapping[str, Any]) -> list[str]:
-    """What another version made of the results in `out`: a line a part; [] where there is nothing to go on from."""
+    """A line for each part of the results in `out` that another version computed; [] without results."""
     try:
         held = json.loads((out / IDENTITY_FILE).read_text()).get("versions", {})
     except (OSError, ValueError, AttributeError):
@@ -182,7 +182,7 @@ def changed_versions(out: Path, identity: Mapping[str, Any]) -> list[str]:
 
 
 def _commits_with(out: Path, ours: Sequence[str]) -> list[str]:
-    """The commits that computed what is in `out`, in which ours are noted too; [] where nothing is."""
+    """The commits that computed the results in `out` ([] without results); adds our commits to the file."""
     if not (out / IDENTITY_FILE).is_file():
         return []
     held = json.loads((out / IDENTITY_FILE).read_text())
@@ -193,17 +193,17 @@ def _commits_with(out: Path, ours: Sequence[str]) -> list[str]:
 
 
 def _set_aside(out: Path) -> None:
-    """Move the files of a results folder into one below it, `IDENTITY_FILE` last, and unmake their report."""
+    """Move the files of a results folder into a subfolder, `IDENTITY_FILE` last, without their report."""
     shutil.rmtree(out / STALE_FOLDER, ignore_errors=True)
     (out / STALE_FOLDER).mkdir()
     files = [path for path in out.iterdir() if path.name not in (STALE_FOLDER, IDENTITY_FILE)]
     for path in [*files, out / IDENTITY_FILE]:
         path.rename(out / STALE_FOLDER / path.name)
-    (out / STALE_FOLDER / REPORT_FILE).unlink(missing_ok=True)  # else tables of reports would list it
+    (out / STALE_FOLDER / REPORT_FILE).unlink(missing_ok=True)  # tables of reports must not list it
 
 
 def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What differs between two identities; what only the earlier one knows does not count yet."""
+    """Differences of two identities, ignoring keys that only the earlier identity has."""
     if held.get("task") != wanted["task"]:
         return [f"of the task {held.get('task')}, not {wanted['task']}"]
     flat = [{**record, **with_new_names(record.get("config", {}))} for record in (held, wanted)]
@@ -216,5 +216,5 @@ def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
 
 
 def _short(key: str, value: Any) -> Any:
-    """A value as a person reads it: of a hash, what tells it from others."""
+    """A value in readable form; the first characters of a hash."""
     return str(value)[:8] if key in ("weights", "data_sha256") else value

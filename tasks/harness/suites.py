@@ -17,7 +17,7 @@ ENTRY_KEYS = ("task", "label", "preset", "config")
 
 @dataclass(frozen=True)
 class SuiteEntry:
-    """One way to measure, of a suite."""
+    """A task with its config in a suite."""
 
     label: str
     task: Task
@@ -28,11 +28,11 @@ class SuiteEntry:
 
 
 def load_suite(name: str, data_root: str | None = None) -> list[SuiteEntry]:
-    """The entries of a suite, every name and value checked before anything runs.
+    """The entries of a suite; all names and values are checked before anything runs.
 
     Raises:
-        FileNotFoundError: no such suite (with those there are).
-        ValueError: the file is no list of entries, an unknown task, field or preset, or a label that is there twice.
+        FileNotFoundError: no such suite; the message lists the suites.
+        ValueError: the file is no list of entries, has an unknown task, field or preset, or a duplicate label.
     """
     text, path = _read_suite(name)
     try:
@@ -50,7 +50,7 @@ def load_suite(name: str, data_root: str | None = None) -> list[SuiteEntry]:
 
 
 def _read_suite(name: str) -> tuple[str, str]:
-    """The text of a suite, and what to call it in errors."""
+    """The text of a suite, and its name in errors."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.exists():
         if not path.is_file():
@@ -66,8 +66,8 @@ def _read_suite(name: str) -> tuple[str, str]:
 def _entry(record: dict[str, Any], path: str, data_root: str | None) -> SuiteEntry:
     unknown = set(map(str, record)) - set(ENTRY_KEYS)
     if unknown or "task" not in record:
-        found, expected = ", ".join(map(str, record)), ", ".join(ENTRY_KEYS[1:])
-        raise ValueError(f"{path}: an entry has {found}; expected task, and any of {expected}.")
+        keys, expected = ", ".join(map(str, record)), ", ".join(ENTRY_KEYS[1:])
+        raise ValueError(f"{path}: an entry has {keys}; expected task, and any of {expected}.")
     label = str(record.get("label", record["task"]))
     if not re.fullmatch(r"\w[\w.+-]*", label):
         raise ValueError(f"{path}: label {label!r}; expected letters, digits, dots, plus, minus and underscores.")
@@ -79,7 +79,7 @@ def _entry(record: dict[str, Any], path: str, data_root: str | None) -> SuiteEnt
 
 
 def _values(record: dict[str, Any], task: Task, data_root: str | None) -> dict[str, Any]:
-    """What an entry says of its config, over its preset's constants."""
+    """The config values of an entry, over its preset's constants."""
     values = record.get("config") or {}
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ValueError(f"config is {values!r}; expected fields and their values, as {{data: FOLDER}}.")

@@ -1,4 +1,4 @@
-"""A task is a value: open the data, measure a backbone on them, draw; with its config and its metrics."""
+"""The definition of a task: functions to open data, measure a backbone and draw, with config and metrics."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ class Outcome:
     """The result of a measurement."""
 
     scores: tuple[Score, ...] = ()
-    """Without any, the runner takes the means of `samples` (`mean_scores`)."""
+    """If empty, the runner computes the means of `samples` (`mean_scores`)."""
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
-    """Further tables by file name without ending; the runner writes each as CSV."""
+    """Additional tables by file name without suffix; the runner writes each as CSV."""
     note: str = ""
-    """What a reader must know to read the number."""
+    """What a reader must know to interpret the number."""
     samples: pd.DataFrame | None = None
-    """What paired comparisons of two checkpoints draw from (`dino_dense.report.samples`): a row a sample, its unique
-    name in `sample`; in `cluster` the video, original or landmark that it was drawn with, where there is one; a column
-    a metric, named as the metric and in its unit, whose mean over the rows with a value is that metric's score."""
+    """The table for paired comparisons of two checkpoints (`dino_dense.report.samples`), with a row for each sample.
+    Columns: `sample` (unique name); `cluster` (video, original or landmark of dependent samples; optional); and for
+    each metric its values in its unit, with the score as their mean over the rows with a value."""
     to_draw: Any = None
-    """For `draw`, beside the tables: features, masks, boxes."""
+    """Additional data for `draw`: features, masks, boxes."""
     pictures: tuple[Picture, ...] = ()
-    """Image files of the results folder, added by the runner."""
+    """Image files in the results folder, added by the runner."""
 
 
 def no_pictures(data: Any, outcome: Outcome, folder: Path) -> Sequence[Picture]:
-    """Of a task that draws nothing."""
+    """The `draw` of a task without pictures."""
     return ()
 
 
 @dataclass(frozen=True)
 class Task(Generic[Config, Data]):
-    """One way to measure a backbone: a value, found by its module's name.
+    """A way to measure a backbone, found by its module's name.
 
-    The runner opens the data, claims the results folder, measures, takes means, draws, and writes the report. All
-    processes open and measure; the main one alone draws.
+    The runner opens the data, claims the results folder, measures, computes means, draws, and writes the report. All
+    processes open and measure; only the main process draws.
     """
 
     name: str
@@ -60,64 +60,64 @@ class Task(Generic[Config, Data]):
     summary: str
     """One line, for help texts and tables."""
     source: str
-    """The paper or script whose protocol this is."""
+    """The paper or script of the protocol."""
     config: type[Config]
-    """Frozen dataclass, every field defaulted and documented."""
+    """Frozen dataclass with a default and a docstring for each field."""
     metrics: tuple[Metric, ...]
     """Declared metrics; the first is the headline."""
     open: Callable[[Config], Data]
-    """List and check the files that a config names: without a backbone, and writing nothing. DataError or ValueError
-    for what cannot be used."""
+    """List and check the files of a config, without a backbone and without writing. Raises DataError or ValueError for
+    unusable data or settings."""
     measure: Callable[[Backbone, Data, Config, Session], Outcome]
-    """The science."""
+    """Measure the backbone on the data."""
     smoke: Config
-    """A config that takes seconds on the embedded data."""
+    """A config for a run of seconds on the embedded data."""
     draw: Callable[[Data, Outcome, Path], Sequence[Picture]] = no_pictures
-    """Write image files below a folder; the first pictures say most."""
+    """Write image files below a folder; the most important pictures come first."""
     needs_backbone: Callable[[Config], bool] = lambda config: True
-    """Whether a run with this config uses a backbone at all."""
+    """Whether a run with this config uses a backbone."""
     measure_files: Callable[[Data, Config, Session], Outcome] | None = None
-    """In place of `measure` where no backbone is used: score what others made."""
+    """Replaces `measure` in runs without a backbone: scores existing files."""
     moved: Callable[[Sequence[str]], tuple[str, list[str]] | None] = lambda words: None
-    """Of the words of a command line: the command of ours that does this now, and its words; None for this task."""
+    """Command-line words -> the command that replaces this task for them, and its words; None for this task."""
     pieces: Callable[[Config, Backbone], frozenset[str]] = lambda config, backbone: frozenset()
-    """Pieces of image features (`_features`) that a run asks for, so that tasks on one data set share one pass."""
+    """Pieces of image features (`tasks.images.features`) that a run needs, so that tasks on a data set share a pass."""
 
     versions: Mapping[str, int] = field(default_factory=dict)
     """Of all that makes its numbers but the backbone; each goes up when a number changes (`dino_dense.versions`)."""
 
     def free_fields(self) -> tuple[str, ...]:
-        """Fields that comparisons let differ: those that change no number, and paths, whose files the data name."""
+        """Fields that may differ in a comparison: fields that change no number, and paths (the data are compared)."""
         return tuple(sorted(schema.fields_of(self.config, "runtime") | schema.fields_of(self.config, "path")))
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command that draws and measures nothing: a value, found by its module's name."""
+    """A command that only draws, found by its module's name."""
 
     name: str
     """The module's name: `python -m tasks.NAME`."""
     summary: str
     """One line, for help texts."""
     main: Callable[[Sequence[str] | None], int]
-    """Parse the arguments (those of the process without), run, print. The exit status."""
+    """Parse the arguments (default: the process's), run, print. Returns the exit status."""
 
 
 def mean_scores(samples: pd.DataFrame) -> tuple[Score, ...]:
-    """A score a metric column of an `Outcome.samples`: the mean over rows with a value, its error over clusters."""
+    """A score for each metric column of `Outcome.samples`: the mean over rows with a value, the error over clusters."""
     from dino_dense.report.samples import score_samples
 
     return tuple(score_samples(samples, name) for name in samples.columns.drop(["sample", "cluster"], errors="ignore"))
 
 
 def file_list_hash(root: Path, files: Sequence[Path]) -> str:
-    """SHA-256 over relative names and sizes: says which files a number was measured on."""
+    """SHA-256 over relative names and sizes: identifies the files of a measurement."""
     digest = hashlib.sha256()
     for file in files:
         name = Path(os.path.relpath(file, root)).as_posix()  # a data set's images may lie beside its annotations
         try:
             size = file.stat().st_size
         except FileNotFoundError:
-            raise FileNotFoundError(f"{file}: a link to nowhere, or gone since it was listed. Restore it.") from None
+            raise FileNotFoundError(f"{file}: a broken link, or removed since it was listed. Restore it.") from None
         digest.update(f"{name}\0{size}\n".encode())
     return digest.hexdigest()

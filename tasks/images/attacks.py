@@ -1,8 +1,8 @@
-"""Attacks on a picture, as those who copy it make them: PIL images in, PIL images of RGB out.
+"""Attacks on a picture, as in copied pictures: PIL image -> PIL image in RGB.
 
 An attack is written as a word: `crop50` cuts half of the surface away, `jpeg8` compresses with quality 8, `blur2`
-blurs by 2 % of the short side, `print` is a print photographed at an angle. Kinds and levels of the first two are
-those of INRIA Copydays; its `strong` attacks were made by hand, and `print` is the nearest that can be computed.
+blurs by 2 % of the short side, `print` simulates a print photographed at an angle. Kinds and levels of the first two
+are from INRIA Copydays. Its `strong` attacks were made by hand; `print` is the closest computed attack.
 """
 
 import io
@@ -20,13 +20,13 @@ from data.images import read_rgb
 
 # Limits of the number after each kind: percent of the surface, quality, percent of the short side.
 LIMITS = {"crop": (1, 99), "jpeg": (1, 95), "blur": (1, 50)}
-# A print photographed: how much of a side a corner moves, what is left of the contrast, noise, JPEG quality.
+# A photographed print: shift of a corner (share of a side), remaining contrast, noise, JPEG quality.
 PRINT_TILT, PRINT_CONTRAST, PRINT_NOISE, PRINT_QUALITY = 0.08, 0.7, 8.0, 50
 PAPER = (255, 255, 255)
 
 
 def check_attacks(attacks: Iterable[str]) -> None:
-    """Raise ValueError for a word that is no attack, or one listed twice."""
+    """Raise ValueError for an unknown or repeated attack."""
     attacks = list(attacks)
     for attack in attacks:
         kind, level = _parse(attack)
@@ -39,11 +39,11 @@ def check_attacks(attacks: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class AttackedImages(Sequence[Image.Image]):
-    """Every image under every attack, attack by attack; the draws depend on seed, attack and image only."""
+    """All images under all attacks, attack by attack. Random numbers depend on seed, attack and image only."""
 
     paths: Sequence[Path]
     numbers: Sequence[int]
-    """What identifies each image in the draws."""
+    """A number for each image, for its random numbers."""
     attacks: Sequence[str]
     seed: int
 
@@ -57,24 +57,24 @@ class AttackedImages(Sequence[Image.Image]):
 
 
 def apply_attack(image: Image.Image, attack: str, rng: np.random.Generator) -> Image.Image:
-    """The image after the attack.
+    """Apply an attack.
 
     Raises:
-        ValueError: a word that is no attack.
+        ValueError: an unknown attack.
     """
     kind, level = _parse(attack)
     return _KINDS[kind](image, level, rng)
 
 
 def _parse(attack: str) -> tuple[str, int]:
-    found = re.fullmatch(r"(crop|jpeg|blur)(\d+)|print", attack)
-    if not found:
+    match = re.fullmatch(r"(crop|jpeg|blur)(\d+)|print", attack)
+    if not match:
         raise ValueError(f"unknown attack {attack!r}: expected cropN, jpegN, blurN (such as crop50) or print.")
-    return found[1] or "print", int(found[2] or 0)
+    return match[1] or "print", int(match[2] or 0)
 
 
 def _crop(image: Image.Image, percent: int, rng: np.random.Generator) -> Image.Image:
-    """Cut `percent` of the surface away: a window of the same aspect, anywhere."""
+    """Cut `percent` of the surface away: a random window with the same aspect ratio."""
     keep = (1 - percent / 100) ** 0.5
     width, height = (max(1, round(side * keep)) for side in image.size)
     left, top = int(rng.integers(image.width - width + 1)), int(rng.integers(image.height - height + 1))
@@ -88,12 +88,12 @@ def _jpeg(image: Image.Image, quality: int, rng: np.random.Generator) -> Image.I
 
 
 def _blur(image: Image.Image, percent: int, rng: np.random.Generator) -> Image.Image:
-    """Gaussian, its standard deviation in percent of the short side."""
+    """Gaussian blur with a standard deviation in percent of the short side."""
     return image.filter(ImageFilter.GaussianBlur(percent / 100 * min(image.size)))
 
 
 def _print(image: Image.Image, level: int, rng: np.random.Generator) -> Image.Image:
-    """Seen at an angle on white paper, paler, noisy, compressed."""
+    """Perspective on white paper, less contrast, noise, compression."""
     width, height = image.size
     corners = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float32)
     inward = np.sign(corners.mean(0) - corners) * rng.uniform(0, PRINT_TILT, corners.shape) * (width, height)

@@ -24,7 +24,7 @@ from dino_dense.pipeline import batches_by_key
 from tasks.harness.session import Session
 
 EIGENVALUE_FLOOR = 1e-5  # of the largest (the reference's PCA)
-WAITING_BATCHES = 4  # images of other sizes that may wait for their batch to fill, in batches
+WAITING_BATCHES = 4  # limit of images that wait for a batch of their size, in batches
 WHITENING_POWER = -0.5  # full whitening (eval_copy_detection.py)
 
 
@@ -39,23 +39,23 @@ def describe_all(
     label: str = "descriptors",
     names: Sequence[object] | None = None,
 ) -> Tensor:
-    """Descriptors [N, C] on the CPU, in the order of the data set, by all processes together.
+    """Descriptors [N, C] on the CPU, in the order of the data set, computed by all processes together.
 
     Args:
-        dataset: `count` images [3, H, W], of any sizes; those of one size are described together.
+        dataset: `count` images [3, H, W] of any sizes; a batch has images of one size.
         describe: images [B, 3, H, W] -> descriptors [B, C].
-        names: how messages call the images; by their numbers without.
+        names: names of the images in messages; default: their numbers.
     """
-    mine = distributed.even_share(range(count), session.world)
-    found: dict[int, Tensor] = {}
+    own_indices = distributed.even_share(range(count), session.world)
+    descriptors: dict[int, Tensor] = {}
     worker_items = WorkerItems(workers, lambda index: str(names[index]) if names else f"{label}: image {index}")
-    read = enumerate(read_items(dataset, worker_items, batch_size=None, sampler=mine))
-    with session.bar(len(mine), label) as bar:
-        for batch in batches_by_key(read, lambda placed: placed[1].shape, batch_size, WAITING_BATCHES * batch_size):
-            places, images = zip(*batch, strict=True)
-            found.update(zip(places, describe(torch.stack(images)), strict=True))
-            bar.update(len(places))
-    return distributed.all_gather(torch.stack([found[place] for place in range(len(mine))]))[:count].cpu()
+    read = enumerate(read_items(dataset, worker_items, batch_size=None, sampler=own_indices))
+    with session.bar(len(own_indices), label) as bar:
+        for batch in batches_by_key(read, lambda entry: entry[1].shape, batch_size, WAITING_BATCHES * batch_size):
+            indices, images = zip(*batch, strict=True)
+            descriptors.update(zip(indices, describe(torch.stack(images)), strict=True))
+            bar.update(len(indices))
+    return distributed.all_gather(torch.stack([descriptors[index] for index in range(len(own_indices))]))[:count].cpu()
 
 
 @dataclass(frozen=True)
@@ -74,15 +74,15 @@ class Transformed(Dataset[Tensor]):
 
 @dataclass(frozen=True)
 class Thumbnails(Dataset[Tensor]):
-    """Image files, shrunk until the long side is `size` pixels (never enlarged), as float RGB [3, H, W] in [0, 1].
+    """Image files, reduced to a long side of `size` pixels (never enlarged), as float RGB [3, H, W] in [0, 1].
 
-    Raises DataError for an image with a side under `least` pixels then.
+    Raises DataError for a reduced image with a side below `least` pixels.
     """
 
     paths: Sequence[Path]
     size: int
     boxes: Sequence[Box] | None = None
-    """For each image the part to keep; it is shrunk as much as the whole image would be (revisitop's loader)."""
+    """The part of each image to crop; it is scaled by the factor of the whole image (revisitop's loader)."""
     least: int = 1
 
     def __getitem__(self, index: int) -> Tensor:
@@ -103,7 +103,7 @@ class Thumbnails(Dataset[Tensor]):
 
 
 def _cut(image: Image.Image, box: Box, path: Path) -> Image.Image:
-    """The part of the box that lies in the image."""
+    """Crop to the part of the box within the image."""
     left, top = (max(0, round(side)) for side in box[:2])
     right, bottom = (min(full, round(side)) for side, full in zip(box[2:], image.size, strict=True))
     if left >= right or top >= bottom:
@@ -114,8 +114,8 @@ def _cut(image: Image.Image, box: Box, path: Path) -> Image.Image:
 def multi_scale_cls(backbone: Backbone, images: Tensor, scales: Sequence[float]) -> Tensor:
     """Class tokens [B, C] of images [B, 3, H, W], summed over scales (utils.multi_scale of the reference).
 
-    Each scale is resized bilinearly, without smoothing, to the rounded-down size. What is left over beyond whole
-    patches is cut off at the right and the bottom, which is what a patch embedding does with it.
+    Each scale is resized bilinearly, without antialiasing, to the rounded-down size. The remainder beyond whole patches
+    is cropped at the right and the bottom, as a patch embedding does.
     """
     images = images.to(backbone.device)
     total = torch.zeros((), device=backbone.device)
@@ -133,30 +133,30 @@ def multi_scale_cls(backbone: Backbone, images: Tensor, scales: Sequence[float])
 
 @dataclass(frozen=True)
 class Whitening:
-    """Subtract a mean, turn to the principal axes, divide by the spread along each."""
+    """Subtract a mean, rotate to the principal axes, divide by the spread along each axis."""
 
     mean: Tensor
     """[C]"""
     axes: Tensor
-    """[C, C], a scaled axis a column."""
+    """[C, C], with a scaled axis in each column."""
 
     def __call__(self, features: Tensor) -> Tensor:
-        """[N, C] -> [N, C], not yet of unit length."""
+        """[N, C] -> [N, C], not normalized."""
         return ((features.double() - self.mean) @ self.axes).float()
 
 
 def fit_whitening(features: Tensor, *, centered: bool) -> Whitening:
-    """Whitening learned from features [N, C] of images that are neither queries nor database.
+    """Fit a whitening on features [N, C] of images that are neither queries nor database.
 
     With d the eigenvalues of the second-moment matrix X'X / N, floored at 1e-5 of the largest, and V its axes,
     a feature x becomes (x - mean) V d^-1/2.
 
     Args:
-        centered: take the mean off before the second moments too, which makes them the covariance. The reference
-            does not, so that its axes also carry the mean.
+        centered: subtract the mean also before the second moments, so that they are the covariance. The reference does
+            not.
 
     Raises:
-        ValueError: fewer than two images, or features that are not finite.
+        ValueError: fewer than two images, or non-finite features.
     """
     if len(features) < 2 or not torch.isfinite(features).all():
         raise ValueError(f"whitening from {len(features)} features: expected 2 or more, all finite.")

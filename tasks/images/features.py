@@ -1,6 +1,6 @@
-"""Image-level features of a frozen backbone, extracted once and kept on disk.
+"""Image-level features of a frozen backbone, extracted once and cached on disk.
 
-A *piece* is one vector an image: "cls1" is the class token of the last block, "cls2" of the one before, and so on,
+A *piece* is one vector per image: "cls1" is the class token of the last block, "cls2" of the block before, and so on,
 each after the final norm; "mean" is the mean of the last block's patch tokens, "gem" their generalized mean.
 """
 
@@ -32,7 +32,7 @@ from tasks.images.options import ImageFeatureOptions
 CLS = "cls1"
 GEM_POWER = 4.0  # eval_copy_detection.py
 GEM_FLOOR = 1e-6  # eval_copy_detection.py
-DAY = 86_400.0  # seconds: nothing is written for as long
+DAY = 86_400.0  # seconds; no write takes this long
 
 Pieces = dict[str, Tensor]
 
@@ -44,17 +44,17 @@ def cls_pieces(blocks: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize the short side, then cut the middle square, as for ImageNet evaluation (pixels)."""
+    """Resize the short side, then crop the center square, as for ImageNet evaluation (pixels)."""
 
     resize: int = 256
     crop: int = 224
     squash: bool = False
-    """Resize both sides to `resize` instead, whatever the shape (Copydays); nothing is cut."""
+    """Resize both sides to `resize` instead, changing the aspect ratio (Copydays); no crop."""
     fast_decode: bool = False
-    """Decode JPEGs at a half, a quarter or an eighth of their size where that is no smaller than `resize`."""
+    """Decode JPEGs at 1/2, 1/4 or 1/8 size if this is no smaller than `resize`."""
 
     def read(self, path: Path) -> Image.Image:
-        """The picture as RGB, reduced if it may be; raises what `read_rgb` raises."""
+        """The picture as RGB, reduced with `fast_decode`; raises the errors of `read_rgb`."""
         if not self.fast_decode:
             return read_rgb(path)
         picture = open_picture(path)
@@ -89,7 +89,7 @@ def extract_pieces(backbone: Backbone, images: Tensor, pieces: Collection[str]) 
     """Pieces [B, C] of images [B, 3, H, W] in [0, 1], float32 on the backbone's device, in one pass.
 
     Raises:
-        ValueError: an unknown piece, more blocks than the backbone has, or features that are no numbers.
+        ValueError: an unknown piece, more blocks than the backbone has, or non-finite features.
     """
     pooled = {"mean", "gem"} & set(pieces)
     blocks = sorted({_block(piece) for piece in pieces if piece not in pooled} | ({1} if pooled else set()))
@@ -114,7 +114,7 @@ def extract_pieces(backbone: Backbone, images: Tensor, pieces: Collection[str]) 
 
 
 def generalized_mean(patches: Tensor, power: float = GEM_POWER, floor: float = GEM_FLOOR) -> Tensor:
-    """GeM pooling [B, C, h, w] -> [B, C]: the power mean of values not under `floor` (Radenovic et al. 2018)."""
+    """GeM pooling [B, C, h, w] -> [B, C]: the power mean of values of at least `floor` (Radenovic et al. 2018)."""
     return patches.clamp(min=floor).pow(power).mean((-2, -1)).pow(1 / power)
 
 
@@ -131,20 +131,20 @@ def image_features(
 ) -> Pieces:
     """Pieces [N, C] of images, float32 on the CPU, in the order of `paths`.
 
-    They are read from the cache when it holds this checkpoint, these files (path, size, time of change) and this
-    preprocessing, made by this version of the program; else extracted, by all processes together, and kept there. When
-    something has to be extracted, the pieces of `session.pieces` are too, for a later call.
+    They are read from the cache if it has this checkpoint, these files (path, size, modification time), this
+    preprocessing and this program version. Otherwise all processes together extract them, and they are cached. The
+    pieces of `session.pieces` are then extracted too, for a later call.
 
     Raises:
         DataError: an image cannot be read; the message names it.
-        ValueError: a piece that the backbone does not have.
+        ValueError: the backbone does not have a piece.
     """
     files = {piece: _cache_file(backbone, paths, preprocessing, piece) for piece in {*pieces, *session.pieces}}
     maker = _maker(backbone)
     found = {piece: held for piece in set(pieces) if (held := _read(files[piece], maker, session)) is not None}
     if distributed.any_true(len(found) < len(set(pieces))):
         lacking = [piece for piece in files if piece in pieces or not files[piece].is_file()]
-        missing = sorted(set(distributed.gather_objects(lacking)))  # the same in every process, whatever its cache has
+        missing = sorted(set(distributed.gather_objects(lacking)))  # equal in every process, even if caches differ
         extracted = _extract(backbone, paths, preprocessing, missing, session, batch_size, workers, label)
         for piece, features in extracted.items():
             facts = {"checkpoint": backbone.sha256, "name": backbone.name, "piece": piece, "made_by": maker}
@@ -164,7 +164,7 @@ def square_features(
     batch_size: int,
     label: str = "features",
 ) -> Pieces:
-    """`image_features` of the middle squares that a task's options ask for."""
+    """`image_features` of center crops, with a task's options."""
     return image_features(
         backbone,
         paths,
@@ -178,7 +178,7 @@ def square_features(
 
 
 def _block(piece: str) -> int:
-    """How many blocks from the end a class token is."""
+    """The block of a class token, counted from the end."""
     number = piece.removeprefix("cls")
     if number == piece or not number.isdecimal() or number == "0":
         raise ValueError(f"unknown piece {piece!r}; there are cls1 (the last block), cls2, ..., mean and gem.")
@@ -204,11 +204,11 @@ def _read(file: Path, maker: str, session: Session) -> Tensor | None:
     return features
 
 
-def _keep(file: Path, features: Pieces, facts: Mapping[str, str]) -> None:
-    """Write to the cache; one that cannot be written costs time later, and no result now."""
+def _keep(file: Path, features: Pieces, metadata: Mapping[str, str]) -> None:
+    """Write to the cache; only warns on failure, since the features can be extracted again."""
     clear_unfinished(file.parent, older_than=DAY)
     try:
-        write_tensors(file, features, facts)
+        write_tensors(file, features, metadata)
     except WriteError as error:
         print(
             f"WARNING: {file.parent}: features cannot be kept ({error.__cause__}), and will be extracted again. Free "
@@ -227,26 +227,26 @@ def _extract(
     workers: int,
     label: str,
 ) -> Pieces:
-    mine = distributed.even_share(paths, session.world)
-    worker_items = WorkerItems(workers, lambda index: str(mine[index]))
-    loader = read_items(_Images(mine, preprocessing), worker_items, batch_size=batch_size)
-    found: Pieces = {}
+    own_paths = distributed.even_share(paths, session.world)
+    worker_items = WorkerItems(workers, lambda index: str(own_paths[index]))
+    loader = read_items(_Images(own_paths, preprocessing), worker_items, batch_size=batch_size)
+    extracted: Pieces = {}
     done = 0
-    with session.bar(len(mine), label) as bar:
+    with session.bar(len(own_paths), label) as bar:
         for images in loader:
             for piece, features in extract_pieces(backbone, images, pieces).items():
-                if piece not in found:  # whole at once: a list to join at the end would be held twice
-                    found[piece] = features.new_empty(len(mine), features.shape[1])
-                found[piece][done : done + len(features)] = features
+                if piece not in extracted:  # allocated once: joining a list at the end would need twice the memory
+                    extracted[piece] = features.new_empty(len(own_paths), features.shape[1])
+                extracted[piece][done : done + len(features)] = features
             done += len(images)
             bar.update(len(images))
-    return {piece: distributed.all_gather(found[piece])[: len(paths)].cpu() for piece in pieces}
+    return {piece: distributed.all_gather(extracted[piece])[: len(paths)].cpu() for piece in pieces}
 
 
 def _cache_file(backbone: Backbone, paths: Sequence[Path], preprocessing: Preprocessing, piece: str) -> Path:
-    """Where these features live: the name is a hash of all they depend on but the program, whose version they hold."""
+    """The cache file of these features: named by a hash of all that determines them, except the program version."""
     digest = hashlib.sha256()
-    facts = {
+    key = {
         "layers": [*backbone.layers, backbone.norm],
         "weights": backbone.weights_sha256,
         "architecture": backbone.name,
@@ -255,7 +255,7 @@ def _cache_file(backbone: Backbone, paths: Sequence[Path], preprocessing: Prepro
         "device": backbone.device.type,
         "preprocessing": asdict(preprocessing),
     }
-    digest.update(json.dumps(facts, sort_keys=True).encode())
+    digest.update(json.dumps(key, sort_keys=True).encode())
     for path in paths:
         status = path.stat()
         digest.update(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())

@@ -1,4 +1,4 @@
-"""Folders of labeled images, as the classification tasks take them."""
+"""Folders of labeled images, for the classification tasks."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +13,7 @@ from tasks.harness.task import file_list_hash
 
 
 class NamesFolder(Protocol):
-    """A config that says where the images are."""
+    """A config with a folder of images."""
 
     @property
     def data(self) -> str | None:
@@ -26,7 +26,7 @@ class LabeledSet:
 
     root: Path
     given: bool
-    """Whether a user named it; else it is the embedded set."""
+    """Whether the user gave the folder; else it is the embedded set."""
     train: LabeledImages
     test: LabeledImages
     dataset: str | None = None
@@ -34,12 +34,12 @@ class LabeledSet:
 
     @property
     def test_names(self) -> list[str]:
-        """One name a test image, relative to the folder."""
+        """A name for each test image, relative to the folder."""
         return [path.relative_to(self.root).as_posix() for path in self.test.paths]
 
     @cached_property
     def facts(self) -> DataFacts:
-        """The record of these data in the report."""
+        """The description of the data for the report."""
         return DataFacts(
             name=self.root.resolve().name if self.given else "embedded images",
             root=str(self.root),
@@ -51,7 +51,7 @@ class LabeledSet:
 
 
 def open_labeled(config: NamesFolder) -> LabeledSet:
-    """The folder named, or the embedded images; raises what `data.images.labeled_splits` raises."""
+    """Open the config's folder, or the embedded images; raises the errors of `data.images.labeled_splits`."""
     root = Path(config.data) if config.data else sample_data().images
     train, test = labeled_splits(root)
     dataset = classification_set(root, train.class_names, train.paths, test.paths)

@@ -1,4 +1,4 @@
-"""Options of every task that looks at middle squares of images."""
+"""Options of all tasks on center crops of images."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dino_dense.config.schema import constant, runtime
 
 @dataclass(frozen=True)
 class ImageFeatureOptions:
-    """How images become features"""
+    """Image preprocessing"""
 
     resize: int = constant(256, layout="classes")
-    """Short side the image is resized to, bicubic, pixels (eval_knn.py, eval_linear.py)."""
+    """Resize the image's short side to this, bicubic, pixels (eval_knn.py, eval_linear.py)."""
     crop: int = constant(224, layout="classes")
     """Side of the center crop, pixels (eval_knn.py, eval_linear.py); a multiple of the patch size."""
     fast_decode: bool = constant(False, layout="classes")
-    """Decode large JPEGs at a half, a quarter or an eighth of their size where that suffices: faster, and pixels differ
-    a little from the published protocol's."""
+    """Decode large JPEGs at 1/2, 1/4 or 1/8 size if this is enough: faster, but pixels differ slightly from the
+    published protocol's."""
     workers: int = runtime(0)
-    """Processes that read images beside the main one."""
+    """Worker processes that read images."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.crop <= self.resize:

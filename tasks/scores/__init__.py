@@ -1,1 +1,1 @@
-"""Scores that are more than one line: each file is one published metric, on arrays, without a backbone."""
+"""Published metrics on arrays, a file for each kind, without a backbone."""

@@ -1,4 +1,4 @@
-"""CorLoc of single boxes, and how it depends on which images are answered.
+"""CorLoc of single boxes, and its risk-coverage curve.
 
 A box is (x0, y0, x1, y1) in pixels, ends not included.
 """
@@ -16,7 +16,7 @@ from dino_dense.arrays import Box
 if TYPE_CHECKING:
     import pandas as pd
 
-HIT = 0.5  # IoU from which a box has found an object (LOST, main_lost.py: >=; the papers write >)
+HIT = 0.5  # a box matches an object from this IoU on (LOST, main_lost.py: >=; the papers write >)
 COVERAGES = tuple(range(10, 101, 10))  # percent of the images
 
 
@@ -33,7 +33,7 @@ def box_iou(box: Box | None, others: Sequence[Box]) -> npt.NDArray[np.float64]:
 
 
 def objects_found(boxes: Sequence[Box], objects: Sequence[Box]) -> int:
-    """How many objects some box hits."""
+    """Number of objects that match at least one box."""
     if not boxes:
         return 0
     return int((np.max([box_iou(box, objects) for box in boxes], axis=0) >= HIT).sum())
@@ -43,11 +43,11 @@ def risk_coverage(images: pd.DataFrame) -> pd.DataFrame:
     """CorLoc of the most confident images (El-Yaniv and Wiener 2010).
 
     Args:
-        images: a row an image, columns confidence and CorLoc (0 or 100).
+        images: a row for each image, columns confidence and CorLoc (0 or 100).
 
     Returns:
-        A row for each tenth of the images that are answered: coverage and CorLoc in percent, the number of images,
-        and the lowest confidence among them (what `min_confidence` would have to be).
+        A row for each coverage (10, 20, ..., 100 percent of the images): coverage and CorLoc in percent, the number of
+        images, and their lowest confidence (for `min_confidence`).
     """
     import pandas as pd
 

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 of rankings, per image."""
+"""Top-1 and top-5 accuracy of rankings, for each image."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ METRICS = tuple(Metric(f"top-{top}") for top in TOPS)
 
 
 def hits(ranking: Tensor, labels: Tensor, names: Sequence[str], places: int | None = None) -> pd.DataFrame:
-    """Whether each image's class is among the first guesses, 0 or 100.
+    """Whether each image's class is among the first predictions, 0 or 100.
 
     Args:
-        ranking: class ids [N, classes] (or fewer columns), likeliest first.
+        ranking: class ids [N, classes] (or fewer columns), most likely first.
         labels: [N].
-        names: of the images.
-        places: how many of the guesses count at most, where later ones say nothing.
+        names: names of the images.
+        places: largest number of predictions that count, if later ranks are arbitrary.
 
     Returns:
         Columns sample, top-1, top-5: an `Outcome.samples`.

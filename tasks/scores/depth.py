@@ -1,4 +1,4 @@
-"""Errors of depth maps, image by image (dinov3 `eval/depth/metrics.py`; Eigen et al. 2014).
+"""Errors of depth maps, for each image (dinov3 `eval/depth/metrics.py`; Eigen et al. 2014).
 
 Shapes: H x W pixels; depths in meters.
 """
@@ -10,7 +10,7 @@ import numpy as np
 from dino_dense.arrays import Floats, Mask
 
 EIGEN_CROP = (45, 471, 41, 601)
-"""Rows y1 to y2 and columns x1 to x2 of a 480 x 640 image that are scored (NYUv2)."""
+"""Scored rows y1 to y2 and columns x1 to x2 of a 480 x 640 image (NYUv2)."""
 NYU_SIZE = (480, 640)
 
 Metric = Callable[[Floats, Floats], float]
@@ -40,11 +40,11 @@ METRICS: dict[str, Metric] = {
     "sq_rel": lambda predicted, truth: float(((truth - predicted) ** 2 / truth).mean()),
     "mae": lambda predicted, truth: float(np.abs(truth - predicted).mean()),
 }
-"""Of the valid pixels of one image: predicted [n], truth [n] -> a number. A score is the mean over images."""
+"""Metrics of the valid pixels of one image: predicted [n], truth [n] -> a number. A score is the mean over images."""
 
 
 def eigen_mask(size: tuple[int, int]) -> Mask:
-    """The pixels of an image of `size` (H, W) that Eigen's crop scores, bool [H, W]; the crop scales with the image."""
+    """Eigen's crop as bool [H, W] for an image of `size` (H, W); the crop scales with the image."""
     height, width = size
     top, bottom = (int(row / NYU_SIZE[0] * height) for row in EIGEN_CROP[:2])
     left, right = (int(column / NYU_SIZE[1] * width) for column in EIGEN_CROP[2:])
@@ -54,13 +54,13 @@ def eigen_mask(size: tuple[int, int]) -> Mask:
 
 
 def valid_pixels(truth: Floats, low: float, high: float, crop: Mask | None = None) -> Mask:
-    """Pixels that are scored: low < truth < high (meters), inside the crop where there is one."""
+    """Scored pixels: low < truth < high (meters), inside the crop if given."""
     valid: Mask = (truth > low) & (truth < high)
     return valid if crop is None else valid & crop
 
 
 def depth_errors(predicted: Floats, truth: Floats, valid: Mask) -> dict[str, float]:
-    """Every metric of one image over its valid pixels; not-a-number where no pixel is valid.
+    """All metrics of one image over its valid pixels; NaN without valid pixels.
 
     Raises:
         ValueError: the shapes differ, or a predicted depth is not above 0.

@@ -1,10 +1,10 @@
 """J and F of video object segmentation: region similarity and contour accuracy.
 
-Perazzi et al. 2016 (DAVIS), as the official scorer computes them (davis2017/metrics.py, evaluation.py): the
-first and last frame are left out, objects are averaged with equal weight (not videos), J&F = (J + F) / 2.
+Perazzi et al. 2016 (DAVIS), as in the official scorer (davis2017/metrics.py, evaluation.py): the first and last frame
+are not scored, objects are averaged with equal weight (not videos), J&F = (J + F) / 2.
 
-A pixel is a byte, and a bit of it is a mask: four predicted masks in the low half, the four true ones in the high half.
-Boundaries and dilations are then bitwise operations between an image and itself, shifted, on eight masks at once.
+Eight masks are packed into an image of bytes, a bit for each mask: four predicted masks in the low half, the four true
+masks in the high half. Boundaries and dilations are bitwise operations of the image with its shifted copies.
 """
 
 import math
@@ -42,13 +42,13 @@ class Statistics(NamedTuple):
 
 
 def region_similarity(pred: Mask, gt: Mask) -> float:
-    """J = |pred and gt| / |pred or gt| of two masks [H, W]; 1 where both are empty."""
+    """J = |pred and gt| / |pred or gt| of two masks [H, W]; 1 if both are empty."""
     union = np.count_nonzero(pred | gt)
     return np.count_nonzero(pred & gt) / union if union else 1.0
 
 
 def contour_accuracy(pred: Mask, gt: Mask, bound: float = BOUNDARY_TOLERANCE) -> float:
-    """F of the boundaries of two masks [H, W]: a boundary pixel counts if the other boundary is near.
+    """F of the boundaries of two masks [H, W]: a boundary pixel matches if the other boundary is within `bound`.
 
     ``bound`` below 1 is the tolerance as a share of the image diagonal (rounded up to pixels), else in
     pixels. Two empty masks score 1, one empty mask 0.
@@ -84,11 +84,11 @@ def score_folder(
 ) -> Iterator[pd.DataFrame]:
     """Score the masks ``folder/<sequence>/<frame>.png``: the table of ``score_sequence`` of each sequence, in order.
 
-    Every mask is read once and let go, so that memory holds one pair of frames a worker. The workers are threads:
-    decoding and the work on pixels leave Python's lock to the others.
+    Every mask is read once, and memory holds one pair of frames for each worker. Workers are threads: decoding and
+    pixel operations release Python's lock.
 
     Args:
-        workers: threads; by default as many as the processors that this process may use.
+        workers: number of threads; default: the processors that this process may use.
 
     Raises:
         DataError: a mask is missing or cannot be scored (``read_prediction``, ``VideoSequence.read_mask``).
@@ -109,9 +109,9 @@ def score_folder(
 
 
 def boundary(mask: Mask) -> Mask:
-    """Boundary pixels of a mask [H, W]: those that differ from the pixel to the right, below, or both.
+    """Boundary pixels of a mask [H, W]: pixels that differ from the pixel to the right, below, or diagonally.
 
-    The lines lie on the pixels above and left of the change; pixels outside count as their nearest inside
+    The boundary is on the pixels above and left of the change. Pixels outside the image equal the nearest inside
     (``_seg2bmap`` of davis2017/metrics.py, after Martin, Fowlkes and Malik 2003).
     """
     return _boundaries(mask.astype(np.uint8)).astype(bool)
@@ -125,18 +125,17 @@ def score_sequence(
     sequence: str = "",
     frames: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """J and F of each object and frame, first and last frame left out.
+    """J and F of each object and frame, without the first and last frame.
 
     Args:
-        pred_ids: predicted ids [T, H, W], 0 background. Objects that are never predicted score as empty
-            masks.
-        gt_ids: true ids [T, H, W]; void (255) already turned into 0, ids above ``num_objects`` are ignored.
+        pred_ids: predicted ids [T, H, W], 0 background. Missing objects are scored as empty masks.
+        gt_ids: true ids [T, H, W], with void (255) converted to 0; ids above ``num_objects`` are ignored.
         num_objects: number of objects in the first ground-truth mask.
         sequence: name for the table.
         frames: names of the T frames for the table; their indices by default.
 
     Returns:
-        A row for each object and frame with the columns sequence, object, frame, J, F, in that order.
+        A row for each object and frame, with the columns sequence, object, frame, J, F.
 
     Raises:
         ValueError: sizes differ, fewer than 3 frames, or a predicted id above ``num_objects``.
@@ -161,7 +160,7 @@ def score_sequence(
 
 
 def tabulate(scores: Sequence[FrameScores], sequence: str, frames: Sequence[str | int]) -> pd.DataFrame:
-    """What ``score_frame`` gave for each frame of a sequence, as the table of ``score_sequence``."""
+    """The results of ``score_frame`` for each frame of a sequence, as the table of ``score_sequence``."""
     by_object = np.array(scores).transpose(2, 0, 1)  # [objects, frames, J and F]
     objects = np.arange(1, len(by_object) + 1)
     return pd.DataFrame(
@@ -178,9 +177,8 @@ def tabulate(scores: Sequence[FrameScores], sequence: str, frames: Sequence[str 
 def statistics(values: Sequence[float] | npt.NDArray[np.float64]) -> Statistics:
     """Mean, recall (share above 0.5) and decay (first quarter minus last) of one object's frames in order.
 
-    The four bins of the decay share their end frames, as in db_statistics (davis2017/utils.py). There the bin
-    limits are stored as uint8 and wrap above 256 frames; here they do not, so the decay of longer videos
-    differs.
+    The four bins of the decay share their end frames, as in db_statistics (davis2017/utils.py). The reference stores
+    the bin limits as uint8, which wrap above 256 frames. Here they do not wrap, so the decay of longer videos differs.
     """
     scores = np.asarray(values, np.float64)
     if not len(scores):
@@ -197,9 +195,8 @@ def summarize(per_frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The two official tables from the rows of ``score_sequence`` (of one or many sequences together).
 
     Returns:
-        The global table, one row: J&F-Mean, J-Mean, J-Recall, J-Decay, F-Mean, F-Recall, F-Decay, each a
-        plain mean over objects. The per-sequence table, one row an object: Sequence (``name_1``), J-Mean,
-        F-Mean.
+        The global table, with one row: J&F-Mean, J-Mean, J-Recall, J-Decay, F-Mean, F-Recall, F-Decay, each a plain
+        mean over objects. The per-sequence table, with a row for each object: Sequence (``name_1``), J-Mean, F-Mean.
     """
     if per_frame.empty:
         raise ValueError("no scored frame: nothing to summarize")
@@ -220,9 +217,9 @@ def _check_length(sequence: str, frames: int) -> None:
 
 
 def _score_objects(pred_ids: Ids, gt_ids: Ids, objects: range, radius: int) -> FrameScores:
-    """J and F of at most HALF objects; the id of the first is the lowest bit."""
+    """J and F of at most HALF objects; the first object is the lowest bit."""
     region = _joint_region(pred_ids, gt_ids)
-    # No boundary lies outside the region, so that all that is dilated, and all that is compared, is inside.
+    # All boundaries lie in the region, so dilation and comparison are restricted to it.
     pred, gt = (np.ascontiguousarray(ids[region]) for ids in (pred_ids, gt_ids))
     masks = np.zeros(gt.shape, np.uint8)
     for bit, identity in enumerate(objects):
@@ -242,7 +239,7 @@ def _score_objects(pred_ids: Ids, gt_ids: Ids, objects: range, radius: int) -> F
 
 
 def _other_half(masks: Ids) -> Ids:
-    """The two halves of every byte in turn; NumPy multiplies and divides bytes ten times as fast as it shifts them."""
+    """Swap the two halves of every byte; NumPy multiplies and divides bytes ten times faster than it shifts them."""
     size = np.uint8(1 << HALF)
     return masks * size | masks // size
 
@@ -252,7 +249,7 @@ def _count(masks: npt.NDArray[Any], bit: int) -> int:
 
 
 def _f_measure(hits: Sequence[int], lengths: Sequence[int]) -> float:
-    """F of the predicted and the true boundary: their pixels, and how many of them are near the other."""
+    """F from the matched pixels and the lengths of the predicted and the true boundary."""
     if not all(lengths):
         return float(not any(lengths))
     precision, recall = (near / length for near, length in zip(hits, lengths, strict=True))
@@ -260,49 +257,49 @@ def _f_measure(hits: Sequence[int], lengths: Sequence[int]) -> float:
 
 
 def _joint_region(pred_ids: Ids, gt_ids: Ids) -> tuple[slice, slice]:
-    """Rows and columns of all that is not background and a pixel around, which hold the boundaries."""
+    """Rows and columns of the foreground plus one pixel, which contain all boundaries."""
     x, y, width, height = cv2.boundingRect(cv2.bitwise_or(pred_ids, gt_ids))
     return slice(max(y - 1, 0), y + height + 1), slice(max(x - 1, 0), x + width + 1)
 
 
 def _boundaries(masks: Ids) -> Ids:
-    """``boundary`` of the eight masks that are the bits of [H, W], one row after the other in memory."""
+    """``boundary`` of the eight masks in the bits of [H, W], contiguous in memory."""
     right = np.zeros_like(masks)  # differs from the pixel to the right
     np.bitwise_xor(masks.ravel()[:-1], masks.ravel()[1:], out=right.ravel()[:-1])
     right[:, -1] = 0
-    found = right.copy()
-    # The pixel below to the right differs from this one if it differs from the one below, or that one from this.
-    found[:-1] |= right[1:]
-    found[:-1] |= masks[:-1] ^ masks[1:]
-    return found
+    boundaries = right.copy()
+    # A pixel differs from its diagonal neighbor if exactly one of these differs: right below, or below.
+    boundaries[:-1] |= right[1:]
+    boundaries[:-1] |= masks[:-1] ^ masks[1:]
+    return boundaries
 
 
 def _dilate(masks: Ids, radius: int) -> Ids:
-    """The pixels at most ``radius`` from one that is set, of the eight masks that are the bits of [H, W].
+    """Dilate the eight masks in the bits of [H, W] by a disk of ``radius``.
 
-    A disk is a stack of rows. For growing lengths, all pixels are found whose next ones in the row are set; these
-    windows are moved up and down, once for each row of the disk. Image rows lie one after the other with ``radius``
-    zeros between, so that a move in the image is a move in memory, and nothing crosses an edge.
+    A disk is a stack of rows. For growing row lengths, a running OR over each image row dilates it horizontally; the
+    result is shifted up and down for each row of the disk with this length. Image rows are stored with ``radius`` zeros
+    between them, so that a shift in memory does not cross an edge.
     """
     height, width = masks.shape
     stride, margin = width + radius, radius * (width + radius) + radius
     windows = np.zeros(height * stride + 2 * margin, np.uint8)  # of one pixel
     windows[margin : margin + height * stride].reshape(height, stride)[:, :width] = masks
-    found, length = np.zeros(height * stride, np.uint8), 1
+    dilated, length = np.zeros(height * stride, np.uint8), 1
     for half, rows in _disk_rows(radius):
         while length < 2 * half + 1:
-            step = min(2 * half + 1 - length, length)  # further, and there would be a gap
+            step = min(2 * half + 1 - length, length)  # a larger step would leave a gap
             windows = windows[:-step] | windows[step:]
             length += step
         for row in rows:
             first = margin + row * stride - half
-            found |= windows[first : first + height * stride]
-    return found.reshape(height, stride)[:, :width]
+            dilated |= windows[first : first + height * stride]
+    return dilated.reshape(height, stride)[:, :width]
 
 
 @lru_cache(maxsize=16)
 def _disk_rows(radius: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    """(half-width, rows that have it) of the pixels at most ``radius`` from the center; narrow ones first."""
+    """(half-width, rows with it) of the disk of ``radius``, narrow rows first."""
     widths: dict[int, list[int]] = {}
     for row in range(-radius, radius + 1):
         widths.setdefault(math.isqrt(radius**2 - row**2), []).append(row)

@@ -15,22 +15,22 @@ Hits = npt.NDArray[np.bool_]
 
 
 def distances(predicted: npt.NDArray, truth: npt.NDArray) -> Floats:
-    """Euclidean distance of each pair of points [P, 2], in their unit."""
+    """Euclidean distance of each pair of points [P, 2]."""
     return np.linalg.norm(np.asarray(predicted, np.float64) - truth, axis=1)
 
 
 def hits(distance: Floats, limit: float, alpha: float, *, strict: bool) -> Hits:
-    """Which points lie within alpha times `limit` of the truth; `strict` leaves out equality (not so in DIFT)."""
+    """Whether each distance is below alpha times `limit`; without `strict`, equality counts too (DIFT)."""
     return distance < alpha * limit if strict else distance <= alpha * limit
 
 
 def pck(pairs: Sequence[Hits], categories: Sequence[str]) -> dict[str, dict[str, float]]:
     """PCK in percent by category, and under "all" over all pairs.
 
-    per_image: the mean over pairs of each pair's share of hits. per_point: the share over all points.
+    per_image: the mean over pairs of the share of correct points. per_point: the share over all points.
 
     Args:
-        pairs: the hits of each pair.
+        pairs: the correct points of each pair.
         categories: the category of each pair.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Predicted clusters to classes: by Hungarian matching, or each cluster to the class it holds best.
+"""Match predicted clusters to classes: by Hungarian matching, or each cluster to its most frequent class.
 
 Shapes: K classes, P clusters; a count matrix [K, P] has a row for each true class, a column for each cluster.
 Sources: NeCo and Leopart `experiments/utils.py` (PredsmIoU), open-hummingbird-eval `utils/eval_metrics.py`.
@@ -16,7 +16,7 @@ NO_PIXEL = -1
 
 
 def count_clusters(clusters: npt.NDArray, labels: npt.NDArray, classes: int, count: int, ignored: int) -> Counts:
-    """Pixels by true class and cluster, int64 [classes, count]; pixels whose label is `ignored` are left out.
+    """Pixel counts by true class and cluster, int64 [classes, count], without pixels with the label `ignored`.
 
     Args:
         clusters: ids 0 to count - 1, any shape.
@@ -36,19 +36,19 @@ def count_clusters(clusters: npt.NDArray, labels: npt.NDArray, classes: int, cou
 
 
 def iou_scores(matrix: Counts) -> Floats:
-    """IoU of every class with every cluster [K, P], 0 to 1; 0 where both are empty."""
+    """IoU of every class with every cluster [K, P], 0 to 1; 0 if both are empty."""
     union = matrix.sum(1, keepdims=True) + matrix.sum(0, keepdims=True) - matrix
     return np.divide(matrix, union, out=np.zeros(matrix.shape), where=union > 0)
 
 
 def precision_scores(matrix: Counts) -> Floats:
-    """Share of each cluster's pixels that each class holds [K, P], 0 to 1; 0 for an empty cluster."""
+    """Share of each class in each cluster's pixels [K, P], 0 to 1; 0 for an empty cluster."""
     size = np.broadcast_to(matrix.sum(0, keepdims=True), matrix.shape)
     return np.divide(matrix, size, out=np.zeros(matrix.shape), where=size > 0)
 
 
 def match_hungarian(matrix: Counts) -> Mapping:
-    """Each cluster to one class so that the sum of IoUs is largest; clusters without a class go to class 0."""
+    """One-to-one matching with the largest sum of IoUs; clusters without a class get class 0."""
     from scipy.optimize import linear_sum_assignment
 
     rows, columns = linear_sum_assignment(iou_scores(matrix), maximize=True)
@@ -58,7 +58,7 @@ def match_hungarian(matrix: Counts) -> Mapping:
 
 
 def match_by_precision(matrix: Counts) -> Mapping:
-    """Each cluster to the class that holds most of its pixels, the first of equal ones (many clusters to one class)."""
+    """Match each cluster to its most frequent class, the first of ties (several clusters may share a class)."""
     return _without_empty(precision_scores(matrix).argmax(0), matrix)
 
 
@@ -72,7 +72,7 @@ def merge_clusters(matrix: Counts, mapping: Mapping) -> Counts:
 
 
 def iou_of_all_classes(matrix: Counts) -> Floats:
-    """IoU of each class [K], 0 to 1; a class that is neither there nor predicted counts as 0 (NeCo, Hummingbird)."""
+    """IoU of each class [K], 0 to 1; 0 for a class that is neither true nor predicted (NeCo, Hummingbird)."""
     hit = np.diag(matrix).astype(np.float64)
     union = matrix.sum(0) + matrix.sum(1) - hit
     return np.divide(hit, union, out=np.zeros(len(hit)), where=union > 0)

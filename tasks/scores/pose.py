@@ -1,4 +1,4 @@
-"""How near propagated joints come to the true ones (PCK), as CRW scores JHMDB (videowalk eval/eval_pck.py).
+"""PCK of propagated joints, as CRW scores JHMDB (videowalk eval/eval_pck.py).
 
 Shapes: T frames, K joints; points are (x, y) pixels.
 """
@@ -11,26 +11,26 @@ import numpy.typing as npt
 
 from dino_dense.arrays import Floats
 
-BOX_SHARE = 0.6  # of the diagonal of the box around the joints: the unit of distances
+BOX_SHARE = 0.6  # the unit of distances, as a share of the diagonal of the box around the joints
 ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5)
-"""Distances within which a joint counts as met, in that unit."""
+"""Largest distances of a correct joint, in that unit."""
 
 
 @dataclass(frozen=True)
 class PoseDistances:
-    """Of one video, all frames but the first: distances [T - 1, K] in the unit, NaN where a joint does not count."""
+    """Distances of one video without the first frame, [T - 1, K], in the unit; NaN for joints that do not count."""
 
     distances: Floats
     lost: npt.NDArray[np.bool_]
-    """[T - 1, K], where the prediction has no joint."""
+    """[T - 1, K], whether the prediction lacks the joint."""
 
 
 def boxes(truth: Floats, seen: npt.NDArray[np.bool_]) -> Floats:
-    """The unit of distance of each frame [T]: 0.6 times the diagonal of the box around the true joints that are seen.
+    """The unit of distance of each frame [T]: 0.6 times the diagonal of the box around the seen true joints.
 
     Args:
         truth: [T, K, 2].
-        seen: [T, K], which joints the prediction has (the reference's rule).
+        seen: [T, K], whether the prediction has the joint (the reference's rule).
     """
     shown = np.where(seen[..., None], truth, np.nan)
     some = seen.any(axis=1)
@@ -43,9 +43,9 @@ def pose_distances(cells: Floats, truth: Floats, size: tuple[int, int], grid: tu
     """Distances of one video.
 
     Args:
-        cells: predicted joints [T, K, 2] in cells of the grid, (-1, -1) where lost (`read_joints`).
+        cells: predicted joints [T, K, 2] in cells of the grid, (-1, -1) if lost (`read_joints`).
         truth: [T, K, 2] in pixels, from 0 on.
-        size: (height, width) of the frames; a cell's number times the cell's size is its pixel, without a half cell.
+        size: (height, width) of the frames; a cell's pixel is its number times its size, without half a cell.
         grid: (h, w).
 
     Raises:
@@ -64,10 +64,10 @@ def pose_distances(cells: Floats, truth: Floats, size: tuple[int, int], grid: tu
 def met_joints(
     video: PoseDistances, alphas: Sequence[float] = ALPHAS, *, strict: bool = False
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """How often each joint of a video is met, by alpha [A, K], and how often it counts [K].
+    """For each joint of a video, the number of correct frames by alpha [A, K], and of scored frames [K].
 
     Args:
-        strict: count a lost joint as missed. The published rule leaves it out, so that losing joints raises the score.
+        strict: count a lost joint as wrong. The published rule ignores it, so that losing joints raises the score.
     """
     counted = np.where(video.lost, np.inf if strict else np.nan, video.distances)
     met = np.stack([(counted <= alpha).sum(axis=0) for alpha in alphas])
@@ -75,7 +75,7 @@ def met_joints(
 
 
 def pck(videos: Sequence[PoseDistances], alphas: Sequence[float] = ALPHAS, *, strict: bool = False) -> Floats:
-    """Share of joints met [len(alphas), K + 1], percent; the last column is the mean over the joints.
+    """Share of correct joints [len(alphas), K + 1], percent; the last column is the mean over the joints.
 
     Args:
         strict: see `met_joints`.

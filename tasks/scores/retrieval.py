@@ -1,4 +1,4 @@
-"""Average precision and its kin for ranked lists, as the revisited Oxford and Paris protocol has them."""
+"""Average precision and related scores of ranked lists, as in the revisited Oxford and Paris protocol."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ Indices = npt.NDArray[np.int64]
 
 PLACES = (1, 5, 10)  # k of mP@k (eval_image_retrieval.py) and of recall@k
 METRICS = tuple(Metric(name) for name in ("mAP", *(f"{name}@{k}" for name in ("mP", "recall") for k in PLACES)))
-RANKING_BYTES = 256 * 2**20  # of similarities and their order held at once; does not change the result
+RANKING_BYTES = 256 * 2**20  # memory for similarities and their order; does not change the result
 BYTES_PER_PAIR = 16  # a similarity, its sorted copy (4 each) and its index (8)
 
 
 def rankings(queries: Tensor, database: Tensor, *, top: int | None = None) -> Iterator[Indices]:
-    """For each query the database from most to least similar (cosine); of equals the first in the database leads.
+    """Rank the database for each query by falling cosine similarity; ties in the order of the database.
 
     Args:
-        queries: [Q, C]; database: [N, C], on one device; any length (normalized here).
-        top: only so many places.
+        queries: [Q, C].
+        database: [N, C], on the same device; both not necessarily normalized.
+        top: number of first results.
 
     Yields:
         Indices into the database: [N], or [min(top, N)].
 
     Raises:
-        ValueError: a feature is not finite, so that nothing can be ranked.
+        ValueError: a feature is not finite.
     """
     import torch
     import torch.nn.functional as F
@@ -52,11 +53,11 @@ def rankings(queries: Tensor, database: Tensor, *, top: int | None = None) -> It
 
 
 def positive_ranks(order: Indices, positive: Indices, junk: Indices, count: int) -> Indices:
-    """0-based ranks, ascending, of the positives in `order` once junk is taken out of it.
+    """Ascending 0-based ranks of the positives in `order` without junk.
 
     Args:
         order: indices into a database of `count` images, most similar first.
-        positive, junk: indices into the database; what is in both is a positive.
+        positive, junk: indices into the database; an index in both is a positive.
     """
     is_junk, is_positive = np.zeros(count, bool), np.zeros(count, bool)
     is_junk[junk], is_positive[positive] = True, True
@@ -71,7 +72,7 @@ def average_precision(ranks: Indices, total: int) -> float:
     1 / total in recall; an empty list has precision 1.
 
     Args:
-        ranks: of the positives found, ascending.
+        ranks: ascending ranks of the retrieved positives.
         total: number of positives in the database, at least 1.
 
     Raises:
@@ -79,22 +80,22 @@ def average_precision(ranks: Indices, total: int) -> float:
     """
     if total < 1 or len(ranks) > total:
         raise ValueError(f"{len(ranks)} ranks of {total} positives: expected 1 positive or more, and no more ranks.")
-    found = np.arange(len(ranks))
-    before = np.where(ranks == 0, 1.0, found / np.maximum(ranks, 1))
-    after = (found + 1) / (ranks + 1)
+    earlier = np.arange(len(ranks))  # positives before each rank
+    before = np.where(ranks == 0, 1.0, earlier / np.maximum(ranks, 1))
+    after = (earlier + 1) / (ranks + 1)
     return float((before + after).sum() / (2 * total))
 
 
 def precision_at(ranks: Indices, k: int) -> float:
-    """Share of positives among the first k, 0 to 1; where the last positive comes earlier, among those up to it."""
+    """Share of positives among the first k, 0 to 1; up to the last positive if it comes earlier."""
     places = min(int(ranks[-1]) + 1, k) if len(ranks) else k
     return float((ranks < places).sum() / places)
 
 
 def query_scores(ranks: Indices, total: int) -> dict[str, float]:
-    """`METRICS` of one query, percent; not-a-number for a query without positives, which no mean counts.
+    """`METRICS` of one query, percent; NaN for a query without positives, which means ignore.
 
-    recall@k is 100 where a positive is among the first k, else 0.
+    recall@k is 100 if a positive is among the first k, else 0.
     """
     if total == 0:
         return {metric.name: float("nan") for metric in METRICS}
@@ -104,16 +105,16 @@ def query_scores(ranks: Indices, total: int) -> dict[str, float]:
 
 
 def first_relatives(positives: Sequence[Indices], count: int) -> list[int]:
-    """For each query the first of its group: two queries are of one group that share a positive, or a relative.
+    """The first query of each query's group. Queries that share a positive are in a group, also through other queries.
 
     Args:
-        positives: of each query, indices into a database of `count` images.
+        positives: for each query, indices into a database of `count` images.
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
     queries = len(positives)
-    rows = np.repeat(np.arange(queries), [len(found) for found in positives])
+    rows = np.repeat(np.arange(queries), [len(own_positives) for own_positives in positives])
     columns = queries + np.concatenate([np.zeros(0, np.int64), *positives]).astype(np.int64)
     size = queries + count
     graph = coo_matrix((np.ones(len(rows), bool), (rows, columns)), shape=(size, size))

@@ -1,7 +1,7 @@
 """IoU, accuracy, maximal F-beta and the best head's Jaccard of saliency maps.
 
-As TokenCut scores them (unsupervised_saliency_detection/metric.py), and DINO its attention (Fig. 4; the author's code
-in github.com/facebookresearch/dino/issues/54). Arrays of one image have one shape, any.
+As in TokenCut (unsupervised_saliency_detection/metric.py), and for attention as in DINO (Fig. 4; the author's code in
+github.com/facebookresearch/dino/issues/54). All arrays of an image have the same shape.
 """
 
 from collections.abc import Sequence
@@ -14,18 +14,18 @@ from tasks.scores.jf import region_similarity
 
 Floats = npt.NDArray[np.floating]
 
-BETA_SQUARED = 0.3  # precision counts more: metric.py, and the saliency literature since Achanta et al. 2009
+BETA_SQUARED = 0.3  # weighs precision more: metric.py, and the saliency literature since Achanta et al. 2009
 THRESHOLDS = np.arange(255) / 255  # metric.py; a prediction is positive above a threshold
-PREDICTED = 0.5  # above this a pixel is predicted, for IoU and accuracy (metric.py)
+PREDICTED = 0.5  # threshold for IoU and accuracy (metric.py)
 
 
 def iou(prediction: Floats, truth: Mask) -> float:
-    """|P and T| / |P or T| at threshold 0.5, in [0, 1]; 1 where both are empty (the reference gives no number)."""
+    """|P and T| / |P or T| at threshold 0.5, in [0, 1]; 1 if both are empty (undefined in the reference)."""
     return region_similarity(prediction > PREDICTED, truth)
 
 
 def accuracy(prediction: Floats, truth: Mask) -> float:
-    """Share of pixels, in [0, 1], that are right at threshold 0.5.
+    """Share of correct pixels at threshold 0.5, in [0, 1].
 
     Raises:
         ValueError: there are no pixels.
@@ -38,7 +38,7 @@ def accuracy(prediction: Floats, truth: Mask) -> float:
 def f_curve(prediction: Floats, truth: Mask) -> npt.NDArray[np.float64]:
     """F-beta [255] of one image at each of THRESHOLDS, in [0, 1].
 
-    Precision is 1 where nothing is predicted, recall is 1 where there is nothing to find; F is 0 where both are 0.
+    Precision is 1 for an empty prediction, recall is 1 for an empty truth; F is 0 if both are 0.
 
     Args:
         prediction: in [0, 1]. truth: the object.
@@ -55,9 +55,9 @@ def f_curve(prediction: Floats, truth: Mask) -> npt.NDArray[np.float64]:
 
 
 def f_at_best_threshold(curves: Sequence[npt.NDArray[np.float64]]) -> tuple[npt.NDArray[np.float64], float]:
-    """F of each image, [N], at the one threshold where their mean is largest, and that threshold.
+    """F of each image, [N], at the common threshold with the largest mean, and this threshold.
 
-    The mean over images comes before the maximum (metric.py); of equal thresholds the lowest is taken.
+    The mean over images is taken before the maximum (metric.py); the lowest threshold of ties.
     """
     stacked = np.stack(curves)
     best = int(stacked.mean(axis=0).argmax())
@@ -65,7 +65,7 @@ def f_at_best_threshold(curves: Sequence[npt.NDArray[np.float64]]) -> tuple[npt.
 
 
 def best_jaccard(candidates: Sequence[Mask], objects: Sequence[Mask]) -> float:
-    """Mean over the objects of the largest IoU any candidate has with it, in [0, 1].
+    """Mean over the objects of the largest IoU with any candidate, in [0, 1].
 
     Without objects: 1 if some candidate is empty, else 0.
     """
@@ -76,6 +76,6 @@ def best_jaccard(candidates: Sequence[Mask], objects: Sequence[Mask]) -> float:
 
 
 def _at_least(passed: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    """How many pixels are above each threshold, [255], from how many thresholds each is above."""
+    """Number of pixels above each threshold, [255], from the number of thresholds below each pixel."""
     counts = np.bincount(passed, minlength=len(THRESHOLDS) + 1)
     return counts[::-1].cumsum()[::-1][1:]

@@ -7,7 +7,7 @@ Counts = npt.NDArray[np.int64]
 
 
 def confusion(predicted: npt.NDArray, truth: npt.NDArray, classes: int, void: int = 255) -> Counts:
-    """Pixels by true class (row) and predicted class (column) [K, K], void pixels left out.
+    """Pixel counts by true class (row) and predicted class (column) [K, K], without void pixels.
 
     Raises:
         ValueError: shapes differ, or an id is not below `classes`.
@@ -22,14 +22,14 @@ def confusion(predicted: npt.NDArray, truth: npt.NDArray, classes: int, void: in
 
 
 def class_iou(matrix: Counts) -> npt.NDArray[np.float64]:
-    """IoU in percent of each class [K]; not-a-number for a class that is neither there nor predicted."""
+    """IoU in percent of each class [K]; NaN for a class that is neither true nor predicted."""
     hit = np.diag(matrix).astype(np.float64)
     union = matrix.sum(0) + matrix.sum(1) - hit
     return np.divide(100 * hit, union, out=np.full(len(hit), np.nan), where=union > 0)
 
 
 def pixel_accuracy(matrix: Counts) -> float:
-    """Share of pixels in percent whose class is right."""
+    """Share of correct pixels, percent."""
     return 100 * float(np.diag(matrix).sum() / max(matrix.sum(), 1))
 
 
@@ -39,7 +39,7 @@ def without_zero(labels: npt.NDArray[np.uint8], void: int = 255) -> npt.NDArray[
 
 
 def areas(predicted: npt.NDArray, truth: npt.NDArray, classes: int, void: int = 255) -> Counts:
-    """Pixels of each class in the intersection, the union, the prediction and the truth [4, K], void left out.
+    """Pixels of each class in the intersection, the union, the prediction and the truth [4, K], without void.
 
     Predicted ids of `classes` or more belong to no class. Source: dinov3 `eval/segmentation/metrics.py`.
     """
@@ -54,7 +54,7 @@ def areas(predicted: npt.NDArray, truth: npt.NDArray, classes: int, void: int = 
 
 
 def area_scores(total: Counts) -> dict[str, npt.NDArray[np.float64]]:
-    """Scores of each class from summed areas [4, K], 0 to 1; not-a-number where a class has no pixel to divide by.
+    """Scores of each class from summed areas [4, K], 0 to 1; NaN if the denominator is 0.
 
     iou (and mIoU, the same), acc, dice, fscore, precision, recall for each class [K]; aAcc over all pixels [1].
     """
@@ -74,7 +74,7 @@ def area_scores(total: Counts) -> dict[str, npt.NDArray[np.float64]]:
 
 
 def class_accuracy(matrix: Counts) -> npt.NDArray[np.float64]:
-    """Share of each true class's pixels in percent that are right [K]; not-a-number for a class that is not there."""
+    """Share of correct pixels of each true class [K], percent; NaN for a missing class."""
     hit, of_truth = np.diag(matrix).astype(np.float64), matrix.sum(1)
     return np.divide(100 * hit, of_truth, out=np.full(len(hit), np.nan), where=of_truth > 0)
 

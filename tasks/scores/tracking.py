@@ -1,6 +1,6 @@
-"""Point tracks: which points are queried, and TAP-Vid's scores (tapnet `tapvid/evaluation_datasets.py`).
+"""Point tracking: the queries, and TAP-Vid's scores (tapnet `tapvid/evaluation_datasets.py`).
 
-Shapes: N tracks, T frames, Q queries; positions (x, y) in pixels of the frames that are scored, 256 x 256 as published.
+Shapes: N tracks, T frames, Q queries; positions (x, y) in pixels of the scored frames, 256 x 256 as published.
 """
 
 from typing import Literal, NamedTuple
@@ -17,7 +17,7 @@ STRIDE = 5  # frames between queries of a track in the strided mode
 
 
 class Queries(NamedTuple):
-    """Where tracking begins, and the whole true track of each query."""
+    """Start points, and the whole true track of each query."""
 
     points: Floats
     """[Q, 3]: frame, y, x."""
@@ -26,7 +26,7 @@ class Queries(NamedTuple):
     occluded: Bools
     """[Q, T]"""
     tracks: npt.NDArray[np.int64]
-    """[Q], the track that each query belongs to."""
+    """[Q], the track of each query."""
 
 
 def query_tracks(points: Floats, occluded: Bools, mode: QueryMode, stride: int = STRIDE) -> Queries:
@@ -60,7 +60,7 @@ def query_tracks(points: Floats, occluded: Bools, mode: QueryMode, stride: int =
 
 
 def scored_frames(query_points: Floats, frames: int, mode: QueryMode) -> Bools:
-    """Which frames of each query count [Q, T]: those after the query (first), or all but the query's (strided)."""
+    """Scored frames of each query [Q, T]: the frames after the query (first), or all except the query's (strided)."""
     index = np.arange(frames)[None]
     start = query_points[:, :1].round().astype(np.int64)
     return index > start if mode == "first" else index != start

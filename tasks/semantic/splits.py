@@ -1,4 +1,4 @@
-"""Images with a class for every pixel, as the semantic tasks take them: opened, scored, drawn.
+"""Images with a class for every pixel, for the semantic tasks: open, score, draw.
 
 Shapes: K classes, H x W pixels of an image.
 """
@@ -36,30 +36,30 @@ Predict = Callable[[Image.Image], Pixels]
 
 @dataclass(frozen=True)
 class LabeledSplits:
-    """The images to train on and to score, and the names of their K classes."""
+    """The images to train on, the images to score, and the names of their K classes."""
 
     train: list[LabeledPixels]
     val: list[LabeledPixels]
     class_names: tuple[str, ...]
     facts: DataFacts
     has_other: bool = False
-    """Whether class 0 is "other", labeled and not scored (ADE20K)."""
+    """Whether class 0 is "other", which is labeled but not scored (ADE20K)."""
 
     def truth(self, ids: Pixels) -> Pixels:
-        """Class ids [...] with `VOID` wherever a pixel is not scored."""
+        """Class ids [...] with `VOID` for pixels that are not scored."""
         return np.where(ids == 0, VOID, ids).astype(np.uint8) if self.has_other else ids
 
 
 def open_splits(images: LabeledImages, *, zero_is_void: bool = True) -> LabeledSplits:
-    """The two splits of a data set, or the embedded pairs without `data`.
+    """Open both splits of a data set, or the embedded pairs without `data`.
 
-    Where the layout does not say how many classes there are, every mask is read.
+    If the layout does not define the number of classes, every mask is read.
 
     Args:
-        zero_is_void: of ADE20K, whether its class 0 ("other") is void, or a class.
+        zero_is_void: for ADE20K: whether class 0 ("other") is void, or a class.
 
     Raises:
-        DataError: a split cannot be used, or a validation image has a class that training never saw.
+        DataError: a split is unusable, or a validation image has a class that is missing in training.
     """
     other = False
     if images.data is None:
@@ -75,18 +75,18 @@ def open_splits(images: LabeledImages, *, zero_is_void: bool = True) -> LabeledS
         train, val, other = lists[0].pairs, lists[1].pairs, lists[0].has_other
         names = lists[0].class_names or class_names([*train, *val], count_classes(train, val))
     files = [file for pair in (*train, *val) for file in (pair.image, pair.mask)]
-    facts = DataFacts(
+    description = DataFacts(
         name=f"{root.resolve().name} {images.split}" if images.data else "embedded pairs",
         root=str(root),
         n=len(val),
         unit="images",
         sha256=file_list_hash(root, files),
     )
-    return LabeledSplits(train, val, names, facts, other)
+    return LabeledSplits(train, val, names, description, other)
 
 
 def evaluate(predict: Predict, splits: LabeledSplits, session: Session) -> tuple[Counts, pd.DataFrame]:
-    """Each image's confusion matrix [N, K, K], and its own scores; the processes share the images."""
+    """The confusion matrix [N, K, K] and the scores of each image; the processes share the images."""
     import pandas as pd
 
     def measured(pair: LabeledPixels) -> Counts:
@@ -103,7 +103,7 @@ def evaluate(predict: Predict, splits: LabeledSplits, session: Session) -> tuple
 
 
 def image_samples(matrices: Counts, splits: LabeledSplits) -> pd.DataFrame:
-    """What each image adds to mIoU and accuracy over all pixels, from confusion matrices [N, K, K]."""
+    """Each image's contribution to mIoU and accuracy over all pixels, from confusion matrices [N, K, K]."""
     import pandas as pd
 
     hits = np.diagonal(matrices, axis1=1, axis2=2)
@@ -118,7 +118,7 @@ def image_samples(matrices: Counts, splits: LabeledSplits) -> pd.DataFrame:
 
 
 def per_class(matrix: Counts, splits: LabeledSplits) -> pd.DataFrame:
-    """A row a class: its name, IoU and accuracy in percent, and its splits."""
+    """A row for each class: its name, IoU and accuracy in percent, and its splits."""
     import pandas as pd
 
     there = matrix.sum(1)
@@ -129,7 +129,7 @@ def per_class(matrix: Counts, splits: LabeledSplits) -> pd.DataFrame:
 def draw_worst_and_best(
     predict: Predict, splits: LabeledSplits, per_image: pd.DataFrame, folder: Path
 ) -> tuple[Picture, ...]:
-    """The images of lowest and highest mIoU: the prediction, then the truth."""
+    """Draw the images of lowest and highest mIoU: the prediction, then the truth."""
     return draw_maps(lambda pair, image: predict(image), splits, per_image, folder)
 
 
@@ -139,7 +139,7 @@ def draw_maps(
     per_image: pd.DataFrame,
     folder: Path,
 ) -> tuple[Picture, ...]:
-    """`draw_worst_and_best` for predictions that are known by the image's file."""
+    """`draw_worst_and_best` with a prediction function that also gets the labeled image."""
     pictures = []
     means = per_image.set_index("image")["mIoU"].dropna()
     pairs = {pair.name: pair for pair in splits.val}

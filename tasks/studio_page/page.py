@@ -1,4 +1,4 @@
-"""The page of `tasks.studio`: how it looks."""
+"""The layout of the page of `tasks.studio`."""
 
 import functools
 import os
@@ -9,13 +9,13 @@ from data.clips import CLIP_SUFFIXES
 from data.files import IMAGE_SUFFIXES
 from dino_dense.arrays import Pixels
 from dino_dense.maps import LIKENESS
-from tasks.studio_page.scene import MOST_OBJECTS, Scene, Studio
+from tasks.studio_page.scene import MOST_OBJECTS, OpenClip, Studio
 
-BUTTONS = ["download", "fullscreen"]  # of a picture: without the one that shares it with a stranger
+BUTTONS = ["download", "fullscreen"]  # of a picture: without the button to share it
 
 
 def import_gradio(folder: Path) -> Any:
-    """Gradio, set to report nothing to anyone and to keep its files in `folder`.
+    """Import Gradio without telemetry, with its files in `folder`.
 
     Raises:
         ValueError: it is not installed.
@@ -46,24 +46,24 @@ def build_page(gr: Any, studio: Studio) -> Any:
                 picture = gr.Image(
                     show_label=False, interactive=False, format="png", elem_id=name.lower(), buttons=BUTTONS
                 )
-                button.click(_told(gr, lambda held, make=make: make(_opened(held))), scene, picture)
+                button.click(_showing_errors(gr, lambda clip, make=make: make(_opened(clip))), scene, picture)
 
-        def opened(path: str | None, before: Scene | None) -> tuple[Scene | None, Pixels | None, Pixels | None]:
+        def opened(path: str | None, before: OpenClip | None) -> tuple[OpenClip | None, Pixels | None, Pixels | None]:
             _close(before)
             if path is None:
                 return None, None, None
             held = studio.open(path)
             return held, held.seen(), held.frame
 
-        source.change(_told(gr, opened), [source, scene], [scene, frame, editor])
+        source.change(_showing_errors(gr, opened), [source, scene], [scene, frame, editor])
     return page
 
 
 def _masks_tab(gr: Any, studio: Studio, scene: Any) -> tuple[Any, Any]:
-    """Mark, run, play, download. The two pictures that a new clip fills: the frame to click, the one to paint."""
+    """The tab to mark, run, play and download. Returns the pictures that show a new clip: to click, and to paint."""
     with gr.Row():
         identity = gr.Slider(1, MOST_OBJECTS, 1, step=1, label="Object")
-        likeness = gr.Slider(0.1, 0.95, LIKENESS, label="How alike a click's region is (cosine)")
+        likeness = gr.Slider(0.1, 0.95, LIKENESS, label="Similarity threshold of a clicked region (cosine)")
         every = gr.Slider(1, 10, 1, step=1, label="Every n-th frame")
     frame = gr.Image(
         label="First frame: click an object", interactive=False, format="png", elem_id="frame", buttons=BUTTONS
@@ -78,57 +78,57 @@ def _masks_tab(gr: Any, studio: Studio, scene: Any) -> tuple[Any, Any]:
     overlay = gr.Video(label="Masks over the clip", interactive=False, elem_id="overlay")
     masks = gr.DownloadButton("Download the masks", elem_id="masks", interactive=False)
 
-    def clicked(held: Scene | None, number: int, alike: float, place: Any) -> tuple[Scene, Pixels]:
-        found = _opened(held)
-        studio.click(found, (place.index[0], place.index[1]), int(number), alike)
-        return found, found.seen()
+    def clicked(clip: OpenClip | None, number: int, alike: float, event: Any) -> tuple[OpenClip, Pixels]:
+        opened_clip = _opened(clip)
+        studio.click(opened_clip, (event.index[0], event.index[1]), int(number), alike)
+        return opened_clip, opened_clip.seen()
 
-    clicked.__annotations__["place"] = gr.SelectData
+    clicked.__annotations__["event"] = gr.SelectData
 
-    def painted(held: Scene | None, number: int, drawn: dict[str, Any]) -> tuple[Scene, Pixels]:
-        found = _opened(held)
+    def painted(clip: OpenClip | None, number: int, drawn: dict[str, Any]) -> tuple[OpenClip, Pixels]:
+        opened_clip = _opened(clip)
         for layer in drawn["layers"]:
-            studio.paint(found, layer[..., 3] > 0, int(number))
-        return found, found.seen()
+            studio.paint(opened_clip, layer[..., 3] > 0, int(number))
+        return opened_clip, opened_clip.seen()
 
-    def cleared(held: Scene | None) -> tuple[Scene, Pixels]:
-        found = _opened(held)
-        found.ids[:] = 0
-        return found, found.seen()
+    def cleared(clip: OpenClip | None) -> tuple[OpenClip, Pixels]:
+        opened_clip = _opened(clip)
+        opened_clip.ids[:] = 0
+        return opened_clip, opened_clip.seen()
 
     bar = gr.Progress()
 
-    def ran(held: Scene | None, step: int, progress: Any = bar) -> tuple[Scene, str, Any]:
-        found = _opened(held)
-        film, zipped = studio.run(found, int(step), lambda done, total: progress((done, total), unit="frames"))
-        return found, str(film), gr.DownloadButton(value=str(zipped), interactive=True)
+    def ran(clip: OpenClip | None, step: int, progress: Any = bar) -> tuple[OpenClip, str, Any]:
+        opened_clip = _opened(clip)
+        film, zipped = studio.run(opened_clip, int(step), lambda done, total: progress((done, total), unit="frames"))
+        return opened_clip, str(film), gr.DownloadButton(value=str(zipped), interactive=True)
 
-    frame.select(_told(gr, clicked), [scene, identity, likeness], [scene, frame])
-    paint.click(_told(gr, painted), [scene, identity, editor], [scene, frame])
-    clear.click(_told(gr, cleared), scene, [scene, frame])
-    start.click(_told(gr, ran), [scene, every], [scene, overlay, masks])
+    frame.select(_showing_errors(gr, clicked), [scene, identity, likeness], [scene, frame])
+    paint.click(_showing_errors(gr, painted), [scene, identity, editor], [scene, frame])
+    clear.click(_showing_errors(gr, cleared), scene, [scene, frame])
+    start.click(_showing_errors(gr, ran), [scene, every], [scene, overlay, masks])
     return frame, editor
 
 
-def _close(scene: Scene | None) -> None:
+def _close(scene: OpenClip | None) -> None:
     if scene is not None:
         scene.close()
 
 
-def _opened(scene: Scene | None) -> Scene:
+def _opened(scene: OpenClip | None) -> OpenClip:
     if scene is None:
         raise ValueError("first choose an image or a clip")
     return scene
 
 
-def _told(gr: Any, step: Any) -> Any:
-    """A step whose plain errors the page shows."""
+def _showing_errors(gr: Any, step: Any) -> Any:
+    """A step that shows its errors on the page."""
 
     @functools.wraps(step)
-    def told(*arguments: Any, **named: Any) -> Any:
+    def showing_errors(*arguments: Any, **options: Any) -> Any:
         try:
-            return step(*arguments, **named)
+            return step(*arguments, **options)
         except (ValueError, OSError) as error:
             raise gr.Error(str(error)) from error
 
-    return told
+    return showing_errors

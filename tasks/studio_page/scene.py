@@ -1,8 +1,8 @@
-"""What the page of `tasks.studio` does with a clip.
+"""The operations of the page of `tasks.studio` on a clip.
 
-All files are in one temporary folder, which is removed when the page closes. Each visitor has a folder inside it. That
-folder is removed when the visitor opens another clip, or an hour after the visitor left (until then Gradio lets a
-visitor come back). A new run replaces the files of the run before.
+All files are in one temporary folder, which is removed when the page closes. Each visitor has a subfolder. It is
+removed when the visitor opens another clip, or an hour after the visitor left (until then the visitor can come back). A
+new run replaces the files of the previous run.
 """
 
 import shutil
@@ -27,21 +27,21 @@ MOST_OBJECTS = 9
 
 
 @dataclass
-class Scene:
-    """What one visitor looks at: a clip, its first frame and the objects marked on it."""
+class OpenClip:
+    """The clip of a visitor, its first frame and the marked objects."""
 
     folder: Path
-    """Of its files: the clip, and the results of the last run."""
+    """Folder of the clip and the results of the last run."""
     clip: Clip
     frame: Pixels
     """[H, W, 3]"""
     features: Tensor
-    """[C, h, w] of the frame."""
+    """[C, h, w], features of the frame."""
     ids: Pixels
-    """[H, W], 0 where nothing is marked."""
+    """[H, W], ids of the marked objects; 0 elsewhere."""
 
     def seen(self) -> Pixels:
-        """The frame with what is marked over it."""
+        """The frame overlaid with the marked objects."""
         return figures.overlay(self.frame, self.ids)
 
     def close(self) -> None:
@@ -50,23 +50,23 @@ class Scene:
 
 
 class Studio:
-    """The steps behind the page, on one backbone.
+    """The operations of the page, with one backbone.
 
     Args:
-        backbone: for all visitors.
-        folder: for all files.
-        resolution: short side that the network sees, pixels.
-        max_bytes: largest file taken.
+        backbone: the backbone of all visitors.
+        folder: the folder of all files.
+        resolution: short side of the network's input, pixels.
+        max_bytes: largest accepted file.
     """
 
     def __init__(self, backbone: Backbone, folder: Path, resolution: int, max_bytes: int) -> None:
         self.backbone, self.folder, self.resolution, self.max_bytes = backbone, folder, resolution, max_bytes
 
-    def open(self, path: Path | str) -> Scene:
-        """A clip or an image (a clip of one frame), copied: the page's own copy does not last.
+    def open(self, path: Path | str) -> OpenClip:
+        """Open a clip or an image (a clip of one frame). It is copied, since Gradio's own copy is temporary.
 
         Raises:
-            DataError, ValueError: it is too large, or cannot be read.
+            DataError, ValueError: it is too large or unreadable.
         """
         path = Path(path)
         size = path.stat().st_size
@@ -89,20 +89,20 @@ class Studio:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        return Scene(folder, clip, frame, features, np.zeros(clip.size, np.uint8))
+        return OpenClip(folder, clip, frame, features, np.zeros(clip.size, np.uint8))
 
-    def click(self, scene: Scene, point: tuple[int, int], identity: int, likeness: float = LIKENESS) -> None:
+    def click(self, scene: OpenClip, point: tuple[int, int], identity: int, likeness: float = LIKENESS) -> None:
         """Mark the region that grows from a pixel (x, y) as part of an object."""
         scene.ids[grow(scene.features, scene.clip.size, point, likeness)] = identity
 
-    def paint(self, scene: Scene, strokes: npt.NDArray[np.bool_], identity: int) -> None:
+    def paint(self, scene: OpenClip, strokes: npt.NDArray[np.bool_], identity: int) -> None:
         """Mark painted pixels [H, W] as part of an object; ValueError for another size."""
         if strokes.shape != scene.ids.shape:
             raise ValueError(f"the painting is {strokes.shape}: expected {scene.ids.shape}, as the frame")
         scene.ids[strokes] = identity
 
-    def run(self, scene: Scene, every: int = 1, progress: Any = None) -> tuple[Path, Path]:
-        """Carry the marked objects along the clip: paths of the overlay (mp4) and of the masks (zip of PNGs).
+    def run(self, scene: OpenClip, every: int = 1, progress: Any = None) -> tuple[Path, Path]:
+        """Propagate the marked objects. Returns the paths of the overlay (mp4) and the masks (zip of PNGs).
 
         Raises:
             ValueError: nothing is marked.
@@ -119,7 +119,7 @@ class Studio:
         zipped = shutil.make_archive(str(out / f"{clip.name}_masks"), "zip", out / "masks")
         return out / f"{clip.name}_masks.mp4", Path(zipped)
 
-    def attention(self, scene: Scene) -> Pixels:
+    def attention(self, scene: OpenClip) -> Pixels:
         """The attention of each head and their mean over the first frame, in a grid."""
         attention = attention_maps(self.backbone, scene.frame, self.resolution).numpy()
         named = [("mean of the heads", attention.mean(axis=0))]
@@ -127,6 +127,6 @@ class Studio:
         tiles = [(name, figures.heat_over(scene.frame, values, low=0)) for name, values in named]
         return figures.grid(tiles, 3)
 
-    def pca(self, scene: Scene) -> Pixels:
+    def pca(self, scene: OpenClip) -> Pixels:
         """The leading components of the first frame as colors."""
         return figures.enlarge(PcaColors.fit([scene.features]).colors(scene.features), scene.clip.size)

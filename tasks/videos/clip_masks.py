@@ -1,6 +1,6 @@
-"""Masks of a person's own clip: carried along its frames and written beside the film that shows them.
+"""Propagate the masks of a user's clip along its frames, and write them with an overlay video.
 
-Memory does not grow with the length of the clip: frames are decoded, measured, written and forgotten.
+Memory does not grow with the length of the clip: frames are streamed.
 
 Shapes: H x W pixels of a frame.
 """
@@ -38,20 +38,20 @@ class NamedFrame(Frame):
     """A frame of a clip."""
 
     name: str = ""
-    """As `ClipFrame.name`; the name of its mask's file, without ending."""
+    """As `ClipFrame.name`; also the name of the mask file, without suffix."""
     seconds: float = 0.0
-    """When it is shown."""
+    """Display time."""
 
 
 def find_masks(path: Path | str, clip: Clip) -> dict[str, Path]:
-    """The mask files of a clip by the names of their frames: one file (of the first frame), or a folder of them.
+    """The mask files of a clip by frame name: one file (for the first frame), or a folder of masks.
 
-    In a folder, a mask is named as its frame, or of a video file by its number with or without leading zeros; so are
-    the images of a COCO file that has several.
+    In a folder, a mask has the name of its frame; for a video file, its number with or without leading zeros. The same
+    holds for the images of a COCO file with several images.
 
     Raises:
         FileNotFoundError: no such file or folder.
-        DataError: a mask of no frame that is read, none of the first, or one among the frames themselves.
+        DataError: a mask belongs to no used frame, the first frame has no mask, or a mask is among the frames.
     """
     path = Path(path)
     read = [clip.frame_name(index) for index in clip.indices]
@@ -70,13 +70,13 @@ def find_masks(path: Path | str, clip: Clip) -> dict[str, Path]:
 
 
 def _by_frame(files: Mapping[str, Path], source: Path, clip: Clip, read: list[str]) -> dict[str, Path]:
-    """Masks by the names that the clip gives its frames."""
+    """Masks by the clip's frame names."""
     masks: dict[str, Path] = {}
     for stem, file in files.items():
         name = f"{int(stem):05d}" if not clip.pictures and stem.isdecimal() else stem
         if name not in read:
             raise DataError(
-                f"{file}: a mask of no frame that is read ({stem}); those are named {read[0]} to {read[-1]}"
+                f"{file}: a mask of no frame that is read ({stem}); the frames are named {read[0]} to {read[-1]}"
                 f"{f', every {clip.every}' if clip.every > 1 else ''}. Rename or remove it."
             )
         masks[name] = file
@@ -96,17 +96,17 @@ def carry_masks(
     max_bytes: int = DEFAULT_MAX_BYTES,
     batch_size: int | None = None,
 ) -> Iterator[tuple[NamedFrame, Pixels]]:
-    """Every frame of a clip with its ids uint8 [H, W]; ids are those of the masks given.
+    """Yield every frame of a clip with its ids uint8 [H, W], which are the ids of the given masks.
 
     Args:
-        masks: ids [H, W] of the first frame, and of any later ones, by the frame's name (`data.own_masks.OwnMasks`).
-            Where a later mask marks nothing, the propagated ids stand.
+        masks: ids [H, W] of the first frame, and optionally of later frames, by frame name (`data.own_masks.OwnMasks`).
+            The background of a later mask keeps the propagated ids.
         protocol: the constants of the propagation.
         max_bytes, batch_size: see `VideoPropagator`.
 
     Raises:
-        DataError: a frame or mask cannot be used.
-        ValueError: `max_bytes` does not suffice.
+        DataError: a frame or mask is unusable.
+        ValueError: `max_bytes` is too small.
     """
     objects = {int(value) for mask in masks.values() for value in np.unique(mask) if value > 0}
 
@@ -131,17 +131,17 @@ def write_masks(
 ) -> str:
     """Write FOLDER/FRAME.png, and OUT/NAME_masks.mp4, .jpg (first, middle, last frame) and, with `coco`, .json.
 
-    All of it or nothing: the folder is renamed into place when all is written. One that holds nothing but PNGs, as
-    a call before left it, is replaced. Files are written in the background while the next frames propagate.
+    All files or none: the folder is renamed when all files are written. It replaces an existing folder with only PNGs,
+    from an earlier call. Files are written in the background while the next frames propagate.
 
     Args:
-        tell: called with (frames done, frames in all) after each; without it, a bar shows them.
+        tell: called with (frames done, total frames) after each frame; default: a progress bar.
 
     Returns:
-        What a reader must know of the mp4.
+        A note on the mp4.
 
     Raises:
-        ValueError: something else is in the folder, or a frame of the clip: then nothing is written.
+        ValueError: the folder has other files, or a frame of the clip; nothing is written then.
         OSError: a file cannot be written.
     """
     _check_replaceable(folder, clip)
@@ -184,7 +184,7 @@ def _bar(stack: ExitStack, clip: Clip) -> Tell:
 
 
 def _check_replaceable(folder: Path, clip: Clip) -> None:
-    """ValueError where the folder holds what nobody asked to lose."""
+    """Raise ValueError if replacing the folder would delete other files."""
     if not folder.exists():
         return
     frames = {picture.resolve() for picture in clip.pictures}

@@ -1,4 +1,4 @@
-"""Masks of a video in COCO's format, written as they come."""
+"""Write masks of a video in COCO's format, frame by frame."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from dino_dense.arrays import Pixels
 
 
 class CocoWriter:
-    """COCO's JSON with an annotation an object and frame, `category_id` its id; the file is whole or not there.
+    """Writes COCO's JSON atomically, with an annotation for each object and frame; `category_id` is the object's id.
 
     Args:
         path: the file.
@@ -30,7 +30,7 @@ class CocoWriter:
         self._file.write('{"annotations": [')
 
     def add(self, name: str, ids: Pixels) -> None:
-        """The masks of the next frame, ids [H, W]; `name` is its file's."""
+        """Add the masks of the next frame, ids [H, W]; `name` is the frame's file name."""
         self._images.append(name)
         for identity in np.unique(ids[ids > 0]).tolist():
             mask = ids == identity
@@ -56,7 +56,7 @@ class CocoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Finish the file, or leave none behind where the masks did not come to their end."""
+        """Finish the file; after an error, remove it."""
         height, width = self.size
         images = [
             {"id": number, "file_name": name, "height": height, "width": width}

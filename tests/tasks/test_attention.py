@@ -129,4 +129,4 @@ def test_commands_are_no_tasks_but_are_run_as_tasks_are(
         tasks_main()
     text = capsys.readouterr().out
     assert "--mass X" in text
-    assert "What to look at, and how" in text
+    assert "Input and pictures" in text

@@ -39,7 +39,7 @@ from tasks.finetuning.config import FinetuneConfig
 from tasks.finetuning.figures import draw_confusion
 from tasks.finetuning.loop import FineTuning
 from tasks.finetuning.measure import Predictions, confusion, per_class
-from tasks.finetuning.network import Classifier, DropPathDraws
+from tasks.finetuning.network import Classifier, DropPathMasks
 from tasks.finetuning.recipe import build_mixer, build_optimizer, parameter_groups, set_learning_rate
 from tasks.harness.task import no_pictures
 from tasks.images.features import Preprocessing
@@ -446,7 +446,7 @@ def test_the_strongest_augmentation_is_no_error():
 
 def test_drop_path_rises_over_the_blocks_and_is_off_outside_training():
     body: Any = build_module("vit_micro_patch8_64")
-    draws = DropPathDraws(body, 0.6, batch=8, seed=0)
+    draws = DropPathMasks(body, 0.6, batch=8, seed=0)
     rates = [1 - module.keep_prob for module in draws.modules]
     np.testing.assert_allclose(rates, [0.2, 0.2, 0.4, 0.4, 0.6, 0.6], atol=1e-6)
     assert [type(block.drop_path1) for block in body.blocks] == [nn.Identity, *[KeyedDropPath] * 3]
@@ -463,7 +463,7 @@ def test_drop_path_rises_over_the_blocks_and_is_off_outside_training():
         assert not torch.allclose(body(images), dropped)
     assert not torch.allclose(dropped, plain)
     with pytest.raises(ValueError, match=r"drop_path is 0\.1, but Linear has no blocks"):
-        DropPathDraws(nn.Linear(2, 2), 0.1, batch=8, seed=0)
+        DropPathMasks(nn.Linear(2, 2), 0.1, batch=8, seed=0)
     assert not any(isinstance(module, DropPath) for module in body.modules())
 
 
