@@ -14,16 +14,16 @@ check:   ## what CI checks besides the tests
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
 
-test:    ## every test this machine can run
+test:    ## all tests that this machine supports
 	python3 bootstrap.py test
 
 faults:  ## kills, full disks, several processes, memory, leftovers: the long forms (docs/reliability.md)
 	$(PYTHON) -m tests.faults
 
-bench:   ## every benchmark, one after another (about a quarter of an hour on two cores), and one table
+bench:   ## all benchmarks, one after another (about a quarter of an hour on two cores), and one table
 	$(PYTHON) -m benchmarks
 
-gpu:     ## on a machine with CUDA: the tests marked gpu, then every task on CUDA beside the CPU, and one table
+gpu:     ## on a machine with CUDA: the tests marked gpu, then every task on CUDA against the CPU, and one table
 	$(PYTHON) -m pytest -q -m gpu tests
 	$(PYTHON) -m benchmarks gpu training_step search
 

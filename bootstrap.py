@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Set up and run with nothing but Python 3.11 or later: `python3 bootstrap.py quickstart` or `... test`.
+"""Set up and run; needs only Python 3.11 or later: `python3 bootstrap.py quickstart` or `... test`.
 
-The first call makes a virtual environment in .venv and installs the pinned, hash-checked packages of
-requirements.lock; later calls find it there. Only the standard library is used here.
+The first call creates a virtual environment in .venv and installs the pinned, hash-checked packages of
+requirements.lock; later calls reuse it. This script uses only the standard library.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ COMMANDS = {
 
 
 def set_up() -> None:
-    """Make .venv and install into it what the lock file names, unless that has been done for this lock file."""
+    """Create .venv and install the packages of the lock file, unless this was done for this lock file already."""
     marker = ENVIRONMENT / "installed-from"
     wanted = hashlib.sha256(LOCK.read_bytes()).hexdigest()
     if marker.is_file() and marker.read_text() == wanted:
@@ -32,7 +32,7 @@ def set_up() -> None:
     subprocess.check_call([sys.executable, "-m", "venv", str(ENVIRONMENT)])
     pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check"]
     subprocess.check_call([*pip, "install", "--quiet", "uv"])
-    # Compiled once here: some environments forbid Python to keep compiled files, and then every start compiles PyTorch.
+    # Compiled once here: some environments do not keep compiled files, so that every start would compile PyTorch.
     install = [str(PYTHON), "-m", "uv", "pip", "install", "--quiet", "--compile-bytecode", "--python", str(PYTHON)]
     subprocess.check_call([*install, "--require-hashes", "-r", str(LOCK)])
     subprocess.check_call([*install, "--no-deps", "--editable", str(ROOT)])
@@ -40,7 +40,7 @@ def set_up() -> None:
 
 
 def main() -> int:
-    """Set up, then run the command with whatever follows it on the line."""
+    """Set up, then run the command with the remaining arguments."""
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         print(f"usage: python3 bootstrap.py {{{','.join(COMMANDS)}}} [options]")
         return 2
@@ -56,7 +56,7 @@ def main() -> int:
         return 1
     os.chdir(ROOT)
     sys.stdout.flush()
-    # In place of this process: Ctrl-C then reaches the command alone, which saves before it ends.
+    # Replaces this process, so that only the command receives Ctrl-C and saves before it ends.
     os.execv(PYTHON, [str(PYTHON), *COMMANDS[sys.argv[1]], *sys.argv[2:]])
 
 
