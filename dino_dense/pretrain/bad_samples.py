@@ -77,7 +77,7 @@ class BadSamples:
         if len(self.rows) > self.most * self.n_images:
             raise BadSamplesError(
                 f"{self.path}: {count}, more than {self.most:.1%} (--max-bad-samples); the last is "
-                f"{new[-1]['sample']}: {new[-1]['reason']} Mend or remove them, or raise the limit, then resume."
+                f"{new[-1]['sample']}: {new[-1]['reason']} Repair or remove them, or raise the limit, then resume."
             )
         return f"WARNING: {count} and replaced ({self.path}); the last: {new[-1]['reason']}"
 

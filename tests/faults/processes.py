@@ -94,7 +94,7 @@ def restarts(folder: Path, processes: int = 2) -> pd.DataFrame:
     done = train(folder, processes, "restarted", "--max-restarts", "1", module="tests.faults.dying")
     assert done.returncode == 0, done.stderr[-4000:]
     assert re.search(r"failed \(exitcode: -9\) local_rank: 1", done.stderr), done.stderr[-4000:]
-    assert "goes on from last.safetensors at step 4" in done.stdout
+    assert "resumes from last.safetensors at step 4" in done.stdout
     return pd.read_csv(folder / "restarted" / "log.csv")
 
 

@@ -169,7 +169,7 @@ CASES += [
 CASES += [
     Case("copydetect", "copydays", file, fault, says, ("--image-size", "64"), what=what)
     for file, fault, says, what in [
-        ("strong/200001.jpg", broken.rename("999901.jpg"), "a copy of what?", "a copy of nothing"),
+        ("strong/200001.jpg", broken.rename("999901.jpg"), "its original is missing", "a copy of nothing"),
         ("strong", broken.remove, "no copies", "no copies"),
         ("original", lambda path: [file.unlink() for file in path.iterdir()], "no images", "no photographs"),
     ]

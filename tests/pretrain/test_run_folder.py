@@ -74,7 +74,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(
     pd.testing.assert_frame_equal(log.drop(columns=times), whole.drop(columns=times), check_exact=True)
     assert steps(run) == [6, 4]
     said = capsys.readouterr().out
-    assert "goes on from earlier-1.safetensors at step 4" in said
+    assert "resumes from earlier-1.safetensors at step 4" in said
     if damage is not Path.unlink:
         assert "last.safetensors: " in said
         assert (run / "last.damaged").exists(), "it is set aside, not lost"
