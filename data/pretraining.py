@@ -80,9 +80,7 @@ def open_pretraining_data(
     if root.is_file() and root.suffix.lower() in VIDEO_SUFFIXES:
         return PretrainingImages(root.parent, PictureFiles([]), VideoFrames([root], frame_stride, frames_per_video))
     if (root / "Annotations").is_dir() and (root / "JPEGImages").is_dir():
-        raise DataError(
-            f"{root}: a DAVIS or VOC tree: its masks are no training pictures. Use {root}/JPEGImages."
-        )
+        raise DataError(f"{root}: a DAVIS or VOC tree: its masks are no training pictures. Use {root}/JPEGImages.")
     files = list_files(root, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
     if not files:
         endings = ", ".join([*COMMON_SUFFIXES, *sorted(VIDEO_SUFFIXES)])

@@ -157,8 +157,7 @@ def check_same_run(out: Path, identity: Mapping[str, Any]) -> None:
         held = json.loads(before.read_text())
     except ValueError:
         raise ValueError(
-            f"{before}: damaged, so the run of these results is unknown. Delete {out}, or choose another "
-            "--out."
+            f"{before}: damaged, so the run of these results is unknown. Delete {out}, or choose another --out."
         ) from None
     changed = _differences(held, identity)
     if changed:

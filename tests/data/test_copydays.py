@@ -106,5 +106,6 @@ def test_folders_that_are_not_it(tmp_path: Path):
     with pytest.raises(DataError, match="strong: no images"):
         load_copydays(root)
     Image.new("RGB", (8, 8)).save(root / "strong" / "300001.jpg")
-    with pytest.raises(DataError, match=r"300001\.jpg: its original is missing\. No image in .*original begins with '3000'"):
+    missing = r"300001\.jpg: its original is missing\. No image in .*original begins with '3000'"
+    with pytest.raises(DataError, match=missing):
         load_copydays(root)
