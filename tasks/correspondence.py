@@ -182,7 +182,7 @@ def _thinned(pairs: Sequence[KeypointPair], most: int) -> list[KeypointPair]:
     by_category: dict[str, list[KeypointPair]] = {}
     for pair in pairs:
         by_category.setdefault(pair.category, []).append(pair)
-    return [rows[place] for rows in by_category.values() for place in figures.spread(range(len(rows)), most)]
+    return [rows[place] for rows in by_category.values() for place in figures.evenly_spaced(range(len(rows)), most)]
 
 
 def _published_dataset(config: CorrespondenceConfig, root: Path, items: Sequence[KeypointPair]) -> str | None:
