@@ -90,7 +90,9 @@ def open_videos(config: JhmdbConfig) -> Videos:
     root = Path(config.data) if config.data else sample_joints()
     every = load_jhmdb(root)
     items = (
-        every if config.max_videos is None else [every[k] for k in figures.spread(range(len(every)), config.max_videos)]
+        every
+        if config.max_videos is None
+        else [every[k] for k in figures.evenly_spaced(range(len(every)), config.max_videos)]
     )
     complete = config.data is not None and len(items) == JHMDB_TEST
     name = "JHMDB split 1 test" if complete else root.name if config.data else "embedded joints (not JHMDB)"
@@ -176,7 +178,7 @@ def draw(videos: Videos, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
         index = int(str(label))
         video, case = videos.items[index], {0: " (worst)", 1: " (best)"}.get(place, "") if len(values) > 1 else ""
         file = folder / "overlays" / f"{index:04d}.jpg"
-        frames = figures.spread(range(len(video.frames)), 3)
+        frames = figures.evenly_spaced(range(len(video.frames)), 3)
         figures.save(file, np.hstack([_marked(video, measured[index], frame) for frame in frames]))
         caption = f"{video.name}{case}: strict PCK@{SHOWN[0]} {values[index]:.1f}; rings are the true joints"
         pictures.append(Picture(f"overlays/{file.name}", caption))

@@ -161,7 +161,7 @@ def open_images(config: TokensConfig) -> Images:
     if len(every) < 2:
         raise ValueError(f"{root}: {len(every)} image; expected 2 or more, whose tokens are compared.")
     most = config.max_images or len(every)
-    items = [every[place] for place in figures.spread(range(len(every)), most)]
+    items = [every[place] for place in figures.evenly_spaced(range(len(every)), most)]
     name = root.resolve().name if config.data else "embedded pictures"
     if len(items) < len(every):
         name += f" (part: {len(items)} of {len(every)})"

@@ -107,7 +107,9 @@ def open_videos(config: VipConfig) -> Videos:
     root = Path(config.data) if config.data else sample_parts()
     every = load_vip(root, config.split)
     items = (
-        every if config.max_videos is None else [every[k] for k in figures.spread(range(len(every)), config.max_videos)]
+        every
+        if config.max_videos is None
+        else [every[k] for k in figures.evenly_spaced(range(len(every)), config.max_videos)]
     )
     complete = config.data is not None and len(items) == VIP_VAL and config.split == "val"
     name = "VIP val" if complete else root.resolve().name if config.data else "embedded parts (not VIP)"
@@ -140,7 +142,7 @@ def _measure(backbone: Backbone, video: ParsedVideo, config: VipConfig) -> _Meas
     labels = encode_labels(channels, grid, len(known) - 1, "bilinear")
     frames = (video.read_frame(index) for index in range(len(video.frames)))
     matrix, shown = np.zeros((CLASSES, CLASSES), np.int64), {}
-    kept = figures.spread(range(len(video.frames)), 3)
+    kept = figures.evenly_spaced(range(len(video.frames)), 3)
     for index, soft in enumerate(propagate(backbone, config, frames, labels, config.batch_size)):
         truth = video.read_classes(index)
         small = known[decode_labels(soft, backbone.patch_size, side, "bilinear", "none", "original")]

@@ -237,7 +237,7 @@ def draw(videos: Videos, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
 def _strip(masks: Path, video: VosVideo) -> Sequence[tuple[Pixels, Pixels]]:
     return [
         (video.read_frame(index), read_ids(masks / video.name / f"{video.frames[index].stem}.png"))
-        for index in figures.spread(sorted(video.wanted), 4)
+        for index in figures.evenly_spaced(sorted(video.wanted), 4)
     ]
 
 
