@@ -111,7 +111,7 @@ TASK = Task(
     open=open_data,
     measure=measure,
     draw=draw,
-    smoke=SegprobeConfig(steps=60, crop=96, augment=False, lr=1e-2, evaluations=1),
+    smoke=SegprobeConfig(steps=60, crop=96, augment=False, lr=1e-2, evaluations=1, window="whole"),
     versions=versions("pixel probe", "segmentation scores"),
 )
 
