@@ -27,11 +27,12 @@ def main() -> int:
     if first not in ("", "-h", "--help"):
         get(first)  # its error lists the tasks
     print(USAGE)
+    width = 2 + max(map(len, [*names(), *commands()]))
     for name in names():
-        print(f"  {name:<12}{summary(name)}")
+        print(f"  {name:<{width}}{summary(name)}")
     print()
     for name in commands():
-        print(f"  {name:<12}{summary(name)}")
+        print(f"  {name:<{width}}{summary(name)}")
     print("\n--help after a name, or after --suite SUITE, explains its options.")
     return 0
 
