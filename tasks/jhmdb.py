@@ -17,6 +17,7 @@ from dino_dense import Metric, Picture, Score
 from dino_dense.config import command_line
 from dino_dense.config.schema import path, runtime, selects
 from dino_dense.propagation.protocol import SquashedProtocol
+from dino_dense.versions import versions
 from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import DataFacts, Session
@@ -207,6 +208,7 @@ TASK = Task(
     measure=measure,
     draw=draw,
     smoke=JhmdbConfig(image_size=320, max_videos=2),
+    versions=versions("propagation"),
 )
 
 if __name__ == "__main__":

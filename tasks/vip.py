@@ -17,6 +17,7 @@ from dino_dense import Metric, Picture
 from dino_dense.config import command_line
 from dino_dense.config.schema import path, runtime, selects
 from dino_dense.propagation.protocol import SquashedProtocol
+from dino_dense.versions import versions
 from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import DataFacts, Session
@@ -217,6 +218,7 @@ TASK = Task(
     measure=measure,
     draw=draw,
     smoke=VipConfig(image_size=240, max_videos=2),
+    versions=versions("propagation", "segmentation scores"),
 )
 
 if __name__ == "__main__":

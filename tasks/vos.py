@@ -22,6 +22,7 @@ from dino_dense.config.schema import path, runtime, selects
 from dino_dense.files import write_bytes
 from dino_dense.pipeline import BackgroundCalls
 from dino_dense.propagation.protocol import PropagationProtocol
+from dino_dense.versions import versions
 from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import DataFacts, Session
@@ -251,6 +252,7 @@ TASK = Task(
     measure=measure,
     draw=draw,
     smoke=VosConfig(short_side=192),
+    versions=versions("propagation"),
 )
 
 if __name__ == "__main__":

@@ -235,4 +235,4 @@ def _check_crop_sizes(backbone: nn.Module, arch: str, crops: CropOptions) -> Non
     if patch is None:
         return
     for name in ("global_crop_size", "local_crop_size"):
-        check_whole(name, getattr(crops, name), patch[0], arch)
+        check_whole(name, getattr(crops, name), patch if isinstance(patch, int) else patch[0], arch)  # XCiT's is an int
