@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from dino_dense.backbone.vit import VitReader
 
 import tasks
 from dino_dense import Report
+from dino_dense.backbone.families.vit import VitReader
 from dino_dense.report import current_commit
 from dino_dense.versions import VERSIONS
 from tasks import RunOptions, get, run_one
