@@ -23,7 +23,7 @@ from data.sample import SampleData
 from data.voc import voc_entries
 
 CLASS_ADVICE = ": the id of its class (0, 1, 2, ...; 255 is void)"
-VOID = 255  # pixels of no class: neither trained on nor scored
+VOID = 255  # pixels without class: ignored in training and scores
 VOC_CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
@@ -41,17 +41,17 @@ class LabeledPixels:
     image: Path
     mask: Path
     is_binary: bool = False
-    """Whether any value above 0 is class 1 (embedded pairs)."""
+    """Whether all values above 0 are class 1 (embedded pairs)."""
     table: tuple[int, ...] | None = None
     """Class of each id of the file, from 0 up, where they are not the same; 255 stays void."""
 
     @property
     def name(self) -> str:
-        """The file name without its ending."""
+        """The file name without suffix."""
         return self.image.stem
 
     def read(self) -> tuple[Image.Image, npt.NDArray[np.uint8]]:
-        """RGB picture and class ids uint8 [H, W], 255 where there is none; DataError where the sizes differ."""
+        """RGB picture and class ids uint8 [H, W], 255 for void; DataError if the sizes differ."""
         picture = read_rgb(self.image)
         ids = self.read_ids()
         if ids.shape != picture.size[::-1]:
@@ -93,7 +93,7 @@ def load_voc_class_masks(root: Path | str, split: str, folder: str = "Segmentati
 
 
 def count_classes(train: Sequence[LabeledPixels], val: Sequence[LabeledPixels]) -> int:
-    """K, where ids go from 0 to K - 1 in the masks to train on. Every mask is read.
+    """The number of classes K: ids are 0 to K - 1 in the training masks. Reads every mask.
 
     Raises:
         DataError: training masks of one class, among them masks of 0 and 255, whose 255 is void here; masks of
@@ -143,7 +143,7 @@ def _refuse_objects(folder: Path, ids_of: set[tuple[int, ...]]) -> None:
 
 
 def class_names(pairs: Sequence[LabeledPixels], count: int) -> tuple[str, ...]:
-    """VOC's names where there are as many classes and the images are named as VOC's; else class 0, class 1, ..."""
+    """VOC's class names if number of classes and image names match VOC; else class 0, class 1, ..."""
     is_voc = count == len(VOC_CLASSES) and all(VOC_NAME.fullmatch(pair.name) for pair in pairs)
     return VOC_CLASSES if is_voc else tuple(f"class {index}" for index in range(count))
 

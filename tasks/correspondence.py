@@ -138,7 +138,7 @@ def open_pairs(config: CorrespondenceConfig) -> Pairs:
     if len(items) < len(every):
         name += f" (part: {len(items)} of {len(every)})"
     files = sorted({file for pair in items for file in (pair.source, pair.target)})
-    facts = DataFacts(
+    description = DataFacts(
         name=name,
         root=str(root),
         n=len(items),
@@ -146,7 +146,7 @@ def open_pairs(config: CorrespondenceConfig) -> Pairs:
         sha256=file_list_hash(root, files),
         dataset=dataset,
     )
-    return Pairs(items, facts)
+    return Pairs(items, description)
 
 
 def _own_pair(config: CorrespondenceConfig) -> Pairs:
@@ -167,14 +167,14 @@ def _own_pair(config: CorrespondenceConfig) -> Pairs:
             )
     ids = tuple(str(number) for number in range(len(points)))
     pair = KeypointPair("pair", "own", source, target, points, (), ids, sizes[0], sizes[1], 1.0)
-    facts = DataFacts(
+    description = DataFacts(
         name=f"own pair {source.name}, {target.name}",
         root=str(source.parent),
         n=1,
         unit="pairs",
         sha256=file_list_hash(source.parent, [source, target]),
     )
-    return Pairs([pair], facts, own=True)
+    return Pairs([pair], description, own=True)
 
 
 def _thinned(pairs: Sequence[KeypointPair], most: int) -> list[KeypointPair]:
@@ -182,7 +182,7 @@ def _thinned(pairs: Sequence[KeypointPair], most: int) -> list[KeypointPair]:
     by_category: dict[str, list[KeypointPair]] = {}
     for pair in pairs:
         by_category.setdefault(pair.category, []).append(pair)
-    return [rows[place] for rows in by_category.values() for place in figures.evenly_spaced(range(len(rows)), most)]
+    return [rows[rank] for rows in by_category.values() for rank in figures.evenly_spaced(range(len(rows)), most)]
 
 
 def _published_dataset(config: CorrespondenceConfig, root: Path, items: Sequence[KeypointPair]) -> str | None:
@@ -294,7 +294,7 @@ def _samples(pairs: Sequence[KeypointPair], measured: Sequence[_Measured]) -> pd
 def _names(pairs: Sequence[KeypointPair]) -> list[str]:
     """A name for each pair, its own where that is unique."""
     names = [f"{pair.category}/{pair.name}" for pair in pairs]
-    return names if len(set(names)) == len(names) else [f"{name}#{place}" for place, name in enumerate(names)]
+    return names if len(set(names)) == len(names) else [f"{name}#{rank}" for rank, name in enumerate(names)]
 
 
 def _per_category(pairs: Sequence[KeypointPair], measured: Sequence[_Measured]) -> pd.DataFrame:
@@ -367,8 +367,8 @@ def draw(pairs: Pairs, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
         order = [int(str(label)) for label in figures.worst_and_best_first(values)[:PICTURES]]
         cases = {0: " (worst)", 1: " (best)"} if len(values) > 1 else {}
         captions = [
-            f"{pairs.items[index].category}{cases.get(place, '')}: PCK@{HEADLINE} {values[index]:.1f}; green is right"
-            for place, index in enumerate(order)
+            f"{pairs.items[index].category}{cases.get(rank, '')}: PCK@{HEADLINE} {values[index]:.1f}; green is right"
+            for rank, index in enumerate(order)
         ]
     pictures = []
     for index, caption in zip(order, captions, strict=True):

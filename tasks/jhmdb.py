@@ -69,8 +69,8 @@ class _Measured(NamedTuple):
 
 def measure(backbone: Backbone, videos: Videos, config: JhmdbConfig, session: Session) -> Outcome:
     """Carry the joints of each first frame, and compare with where they are."""
-    mine = session.share(videos.items)
-    shown = session.progress(mine, "propagating", unit="video")
+    own_share = session.share(videos.items)
+    shown = session.progress(own_share, "propagating", unit="video")
     measured = session.collect((index, _measure(backbone, video, config)) for index, video in shown)
     samples = _samples(videos.items, measured)
     from dino_dense.report.samples import score_samples
@@ -101,7 +101,7 @@ def open_videos(config: JhmdbConfig) -> Videos:
         name += f" (part: {len(items)} of {len(every)})"
     base = root if root.is_dir() else root.parent
     files = [file for video in items for file in video.frames]
-    facts = DataFacts(
+    description = DataFacts(
         name=name,
         root=str(root),
         n=len(items),
@@ -109,7 +109,7 @@ def open_videos(config: JhmdbConfig) -> Videos:
         sha256=file_list_hash(base, files),
         dataset="JHMDB split 1 test" if complete else None,
     )
-    return Videos(items, facts)
+    return Videos(items, description)
 
 
 def _measure(backbone: Backbone, video: PoseVideo, config: JhmdbConfig) -> _Measured:
@@ -175,9 +175,9 @@ def draw(videos: Videos, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
         shares.append(100 * met[0].sum() / counted.sum())
     values = pd.Series(shares)
     pictures = []
-    for place, label in enumerate(figures.worst_and_best_first(values)[:PICTURES]):
+    for rank, label in enumerate(figures.worst_and_best_first(values)[:PICTURES]):
         index = int(str(label))
-        video, case = videos.items[index], {0: " (worst)", 1: " (best)"}.get(place, "") if len(values) > 1 else ""
+        video, case = videos.items[index], {0: " (worst)", 1: " (best)"}.get(rank, "") if len(values) > 1 else ""
         file = folder / "overlays" / f"{index:04d}.jpg"
         frames = figures.evenly_spaced(range(len(video.frames)), 3)
         figures.save(file, np.hstack([_marked(video, measured[index], frame) for frame in frames]))

@@ -1,4 +1,4 @@
-"""Linear classification of frozen features: SGD on a grid of learning rates at once, or logistic regression."""
+"""Linear classification of frozen features: SGD with a grid of learning rates, or logistic regression."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ CHOSEN_ON = {
     "heldout": "a tenth of the training images, of each class",
     "random": "a random tenth of the training images",
 }
-WIDE = 768  # channels from which the paper takes the last block alone and its mean patch (ViT-B)
+WIDE = 768  # from this width on (ViT-B), the paper uses the last block only, with its mean patch token
 
 
 def pieces_of(config: LinearConfig, backbone: Backbone) -> tuple[str, ...]:
-    """Which pieces of features are joined, in this order.
+    """The pieces of features to join, in order.
 
     Raises:
         ValueError: the backbone has fewer blocks.
@@ -39,13 +39,13 @@ def pieces_of(config: LinearConfig, backbone: Backbone) -> tuple[str, ...]:
     blocks = config.blocks or (min(4, backbone.depth) if uniform and not wide else 1)
     if blocks > backbone.depth:
         raise ValueError(f"blocks is {blocks}, but {backbone.name} has {backbone.depth}; lower it.")
-    # Where layers differ in width, the pooled feature is the mean patch already.
+    # If layers differ in width, the pooled feature is the mean patch already.
     mean = config.mean_patch if config.mean_patch is not None else wide and uniform
     return (*cls_pieces(blocks), *(("mean",) if mean else ()))
 
 
 def measure(backbone: Backbone, images: LabeledSet, config: LinearConfig, session: Session) -> Outcome:
-    """Train every candidate, choose the best, and report it."""
+    """Train all candidates, and report the best."""
     from tasks.images.linear_probe import LinearProbe
 
     pieces = pieces_of(config, backbone)
@@ -71,7 +71,7 @@ def measure(backbone: Backbone, images: LabeledSet, config: LinearConfig, sessio
 
 
 def draw(images: LabeledSet, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
-    """The learning curve of the chosen head; nothing of logistic regressions."""
+    """Draw the learning curve of the chosen head; nothing for logistic regression."""
     if outcome.to_draw is None:
         return ()
     figures.curves(folder / "curve.png", outcome.to_draw.rows, "epoch")

@@ -33,12 +33,12 @@ class SegprobeConfig(PixelProbe, LabeledImages):
 
 
 def open_data(config: SegprobeConfig) -> LabeledSplits:
-    """The two splits that a config names; raises what `open_splits` raises."""
+    """Open both splits of a config; raises the errors of `open_splits`."""
     return open_splits(config)
 
 
 def measure(backbone: Backbone, splits: LabeledSplits, config: SegprobeConfig, session: Session) -> Outcome:
-    """Train the layer, apply it to every image of the split, and score."""
+    """Train the layer, predict every image of the split, and score."""
     import numpy as np
 
     from dino_dense.probes.pixels import predict, train_head
@@ -96,7 +96,7 @@ def _chosen_note(evaluations: pd.DataFrame) -> str:
 
 
 def draw(splits: LabeledSplits, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
-    """The images of lowest and highest mIoU, and the curve of the loss."""
+    """Draw the images of lowest and highest mIoU, and the loss curve."""
     figures.curves(folder / "curve.png", outcome.tables["curve"].set_index("step")[["loss"]], "step")
     worst_and_best = draw_worst_and_best(outcome.to_draw, splits, outcome.tables["per_image"], folder)
     return (*worst_and_best, Picture("curve.png", "Loss of the linear layer"))

@@ -128,8 +128,8 @@ def measure(backbone: Backbone, images: Images, config: TokensConfig, session: S
 
     from dino_dense.tokens import high_norm_tokens, lidar, position_share
 
-    mine = session.share(images.items)
-    shown = session.progress(mine, "tokens")
+    own_share = session.share(images.items)
+    shown = session.progress(own_share, "tokens")
     looked = session.collect((index, _look(backbone, file, index, config, session.seed)) for index, file in shown)
     norms = np.stack([one.norms for one in looked], axis=1)  # [L, n, h, w]
     outliers = high_norm_tokens(torch.from_numpy(norms[-1])).numpy()
@@ -161,12 +161,12 @@ def open_images(config: TokensConfig) -> Images:
     if len(every) < 2:
         raise ValueError(f"{root}: {len(every)} image; expected 2 or more, whose tokens are compared.")
     most = config.max_images or len(every)
-    items = [every[place] for place in figures.evenly_spaced(range(len(every)), most)]
+    items = [every[rank] for rank in figures.evenly_spaced(range(len(every)), most)]
     name = root.resolve().name if config.data else "embedded pictures"
     if len(items) < len(every):
         name += f" (part: {len(items)} of {len(every)})"
-    facts = DataFacts(name=name, root=str(root), n=len(items), unit="images", sha256=file_list_hash(root, items))
-    return Images(items, root, facts)
+    description = DataFacts(name=name, root=str(root), n=len(items), unit="images", sha256=file_list_hash(root, items))
+    return Images(items, root, description)
 
 
 # --- One image ---------------------------------------------------------------------------------------------

@@ -76,8 +76,8 @@ def measure(backbone: Backbone, videos: Videos, config: TrackingConfig, session:
     """Track the points of every video, and compare with where they are."""
     import pandas as pd
 
-    mine = session.share(videos.items)
-    shown = session.progress(mine, f"tracking ({config.mode})", unit="video")
+    own_share = session.share(videos.items)
+    shown = session.progress(own_share, f"tracking ({config.mode})", unit="video")
     measured = session.collect((index, _measure(backbone, video, config)) for index, video in shown)
     table = pd.DataFrame([result.row for result in measured])
     return Outcome(
@@ -100,7 +100,7 @@ def open_videos(config: TrackingConfig) -> Videos:
     name = dataset or (file.name if config.data else "embedded tracks (not TAP-Vid)")
     if len(scored) < len(every):
         name += f" (part: {len(scored)} of {len(every)})"
-    facts = DataFacts(
+    description = DataFacts(
         name=name,
         root=str(file),
         n=len(scored),
@@ -108,7 +108,7 @@ def open_videos(config: TrackingConfig) -> Videos:
         sha256=file_list_hash(file.parent, [file]),
         dataset=dataset if len(scored) == len(every) else None,
     )
-    return Videos(scored, facts)
+    return Videos(scored, description)
 
 
 def _queries(video: TrackedVideo, config: TrackingConfig) -> tuple[Queries, Mask]:
@@ -208,9 +208,9 @@ def draw(videos: Videos, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
     results: Sequence[_Measured] = outcome.to_draw
     values = outcome.samples["delta"]
     pictures = []
-    for place, label in enumerate(figures.worst_and_best_first(values)[:PICTURES]):
+    for rank, label in enumerate(figures.worst_and_best_first(values)[:PICTURES]):
         index = int(str(label))
-        video, case = videos.items[index], {0: " (worst)", 1: " (best)"}.get(place, "") if len(values) > 1 else ""
+        video, case = videos.items[index], {0: " (worst)", 1: " (best)"}.get(rank, "") if len(values) > 1 else ""
         name = video.name.replace("/", "_")
         _film(folder / "overlays" / f"{name}.mp4", folder / "overlays" / f"{name}.jpg", video, results[index])
         caption = (

@@ -77,8 +77,8 @@ def measure(backbone: Backbone, videos: Videos, config: VipConfig, session: Sess
     from dino_dense.report.samples import score_samples
     from tasks.scores.segmentation import class_accuracy, class_iou, pixel_accuracy, weighted_iou
 
-    mine = session.share(videos.items)
-    shown = session.progress(mine, "propagating", unit="video")
+    own_share = session.share(videos.items)
+    shown = session.progress(own_share, "propagating", unit="video")
     measured = session.collect((index, _measure(backbone, video, config)) for index, video in shown)
     matrices = np.stack([one.matrix for one in measured])
     total = matrices.sum(0)
@@ -117,7 +117,7 @@ def open_videos(config: VipConfig) -> Videos:
     if len(items) < len(every):
         name += f" (part: {len(items)} of {len(every)})"
     files = [file for video in items for file in (*video.frames, *video.masks)]
-    facts = DataFacts(
+    description = DataFacts(
         name=name,
         root=str(root),
         n=len(items),
@@ -125,7 +125,7 @@ def open_videos(config: VipConfig) -> Videos:
         sha256=file_list_hash(root, files),
         dataset="VIP val" if complete else None,
     )
-    return Videos(items, facts)
+    return Videos(items, description)
 
 
 def _measure(backbone: Backbone, video: ParsedVideo, config: VipConfig) -> _Measured:
@@ -187,9 +187,9 @@ def draw(videos: Videos, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
     measured: Sequence[_Measured] = outcome.to_draw
     values = pd.Series([float(np.nanmean(class_iou(one.matrix))) for one in measured])
     pictures = []
-    for place, label in enumerate(figures.worst_and_best_first(values)[:PICTURES]):
+    for rank, label in enumerate(figures.worst_and_best_first(values)[:PICTURES]):
         index = int(str(label))
-        video, case = videos.items[index], {0: " (worst)", 1: " (best)"}.get(place, "") if len(values) > 1 else ""
+        video, case = videos.items[index], {0: " (worst)", 1: " (best)"}.get(rank, "") if len(values) > 1 else ""
         file = folder / "overlays" / f"{video.name}.jpg"
         strips = [
             np.hstack([figures.overlay(video.read_frame(k), _without_void(classes)) for k, classes in row])

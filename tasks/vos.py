@@ -83,9 +83,9 @@ def measure(backbone: Backbone, videos: Videos, config: VosConfig, session: Sess
     from dino_dense.propagation.video import pixel_note
 
     masks = session.out / "masks"
-    mine = session.share(videos.items)
-    with session.bar(sum(len(video) for _, video in mine), "propagating", unit="frame") as bar:
-        for _, video in mine:
+    own_share = session.share(videos.items)
+    with session.bar(sum(len(video) for _, video in own_share), "propagating", unit="frame") as bar:
+        for _, video in own_share:
             bar.set_postfix_str(video.name)
             if not (masks / video.name).is_dir():
                 _write_masks(backbone, video, config, session)
@@ -93,7 +93,7 @@ def measure(backbone: Backbone, videos: Videos, config: VosConfig, session: Sess
     session.wait()
     session.once(_write_zip, session.out / ZIP, masks, videos)
     note = f"Masks are in {masks}, to be submitted in {session.out / ZIP}.{pixel_note(backbone)}"
-    scored = [(index, video) for index, video in mine if video.truth]
+    scored = [(index, video) for index, video in own_share if video.truth]
     tables = session.collect((index, _score(masks, video)) for index, video in scored)
     if not tables:
         return Outcome(note=f"Not scored: no true masks here; the benchmark's server has them. {note}")
@@ -116,8 +116,8 @@ def open_videos(config: VosConfig) -> Videos:
     layout, items = load_vos(root, config.layout, config.split, config.videos, truth)
     name = f"{root.resolve().name} {config.split}" if config.data else "embedded late objects (not YouTube-VOS)"
     files = [file for video in items for file in (*video.frames, *video.given.values(), *video.truth.values())]
-    facts = DataFacts(name=name, root=str(root), n=len(items), unit="videos", sha256=file_list_hash(root, files))
-    return Videos(items, facts, layout, config.split)
+    description = DataFacts(name=name, root=str(root), n=len(items), unit="videos", sha256=file_list_hash(root, files))
+    return Videos(items, description, layout, config.split)
 
 
 # --- Masks -------------------------------------------------------------------------------------------------
@@ -227,9 +227,9 @@ def draw(videos: Videos, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
     means = outcome.samples.groupby("cluster")["J&F-Mean"].mean()
     by_name = {video.name: video for video in videos.items}
     pictures = []
-    for place, label in enumerate(figures.worst_and_best_first(means)[:PICTURES]):
+    for rank, label in enumerate(figures.worst_and_best_first(means)[:PICTURES]):
         name = str(label)
-        case = {0: " (worst)", 1: " (best)"}.get(place, "") if len(means) > 1 else ""
+        case = {0: " (worst)", 1: " (best)"}.get(rank, "") if len(means) > 1 else ""
         figures.mask_strip(folder / "overlays" / f"{name}.jpg", _strip(outcome.to_draw, by_name[name]))
         pictures.append(Picture(f"overlays/{name}.jpg", f"{name}{case}: J&F {means[name]:.1f}"))
     return tuple(pictures)

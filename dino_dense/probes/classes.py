@@ -1,4 +1,4 @@
-"""Linear heads on frozen features: a grid of learning rates trained at once, or logistic regression.
+"""Linear heads on frozen features: a grid of learning rates trained together, or logistic regression.
 
 Shapes: N images, B in a batch, D feature channels, G candidates (learning rates, or values of C), K classes.
 """
@@ -31,7 +31,7 @@ ALONE = World()
 
 INIT_STD = 0.01  # eval_linear.py
 SAVE_SECONDS = 60.0  # a long run loses at most this
-EVALUATION_ROWS = 4096  # images scored at once; does not change the result
+EVALUATION_ROWS = 4096  # images of a chunk in scoring; does not change the result
 MAX_ITERATIONS = 1000  # of L-BFGS (dinov2, log_regression.py)
 
 Batch = tuple[Tensor, Tensor]
@@ -39,7 +39,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Evaluation(NamedTuple):
-    """Images that candidates are compared on."""
+    """Images to compare candidates on."""
 
     features: Tensor
     """[N, D]"""
@@ -48,11 +48,11 @@ class Evaluation(NamedTuple):
 
 
 class HeadGrid(nn.Module):
-    """G linear heads [D -> K], one a learning rate, trained side by side on the same batches.
+    """G linear heads [D -> K], one for each learning rate, trained together on the same batches.
 
-    SGD with momentum m and rate f(t)·r, for a constant r, moves a weight by v = m·v + r·g, w = w - f(t)·v. So G heads
-    with rates f(t)·r_1 ... f(t)·r_G are one optimizer of rate f(t) whose gradients are scaled by r_1 ... r_G, which
-    scaling their losses does.
+    SGD with momentum m and rate f(t)·r, for a constant r, updates a weight by v = m·v + r·g, w = w - f(t)·v. So G heads
+    with rates f(t)·r_1 ... f(t)·r_G need one optimizer with rate f(t), if each head's loss (and so its gradient) is
+    scaled by its r.
     """
 
     lrs: Tensor
@@ -71,7 +71,7 @@ class HeadGrid(nn.Module):
         return torch.baddbmm(self.bias, features.expand(len(self.lrs), -1, -1), self.weight)
 
     def step(self, features: Tensor, labels: Tensor, factor: float) -> Tensor:
-        """One step of every head at rate `factor` times its own; their mean losses [G] before it."""
+        """Update every head with `factor` times its rate. Returns the mean losses [G] before the step."""
         logits = self.logits(features)
         losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(self.lrs)), reduction="none")
         losses = losses.view(len(self.lrs), -1).mean(1)
@@ -90,7 +90,7 @@ class HeadGrid(nn.Module):
 
     @torch.no_grad()
     def accuracies(self, images: Evaluation) -> Tensor:
-        """Top-1 [G] in percent, without holding all logits."""
+        """Top-1 [G] in percent, computed in chunks."""
         device, right = self.weight.device, torch.zeros(len(self.lrs))
         chunks = zip(images.features.split(EVALUATION_ROWS), images.labels.split(EVALUATION_ROWS), strict=True)
         for features, labels in chunks:
@@ -98,22 +98,22 @@ class HeadGrid(nn.Module):
         return 100 * right / len(images.labels)
 
     def save(self, path: Path, epoch: int, log: Sequence[dict]) -> None:
-        """Everything an exact continuation needs."""
+        """Write the state for an exact resume."""
         tensors = {**self.state_dict(), **optimizer_tensors(self.optimizer, self)}
         write_tensors(path, tensors, {"epoch": epoch, "log": list(log)})
 
     def load(self, path: Path) -> tuple[int, list[dict]]:
-        """Put a saved state in place; its epoch and log."""
+        """Load a saved state. Returns its epoch and log."""
         tensors, metadata = read_tensors(path)
         self.load_state_dict({name: tensors.pop(name) for name in self.state_dict()})
-        before = re.compile(r"momentum\.(\w+)")  # what states of version 0.2 call it
+        before = re.compile(r"momentum\.(\w+)")  # its name in states of version 0.2
         momenta = {before.sub(r"\1.momentum_buffer", name): value for name, value in tensors.items()}
         load_optimizer_tensors(self.optimizer, self, momenta)
         return metadata["epoch"], metadata["log"]
 
 
 def cosine_factor(epoch: int, epochs: int) -> float:
-    """Share of the learning rate in an epoch, 1 falling to 0 (eval_linear.py steps its cosine by epoch)."""
+    """Factor on the learning rate of an epoch, from 1 to 0 (eval_linear.py updates its cosine once per epoch)."""
     return half_cosine(math.pi * epoch / epochs)
 
 
@@ -126,14 +126,14 @@ def train_heads(
     *,
     world: World = ALONE,
 ) -> pd.DataFrame:
-    """Train on `batches(epoch)` for each epoch, going on from `state` where that file is.
+    """Train on `batches(epoch)` for each epoch, resuming from the file `state` if it exists.
 
     Args:
-        state: file for the continuation of an interrupted run, written now and then.
-        world: its main process writes that file and shows progress.
+        state: file to resume from, written regularly.
+        world: the main process writes the file and shows progress.
 
     Returns:
-        A row an epoch and learning rate: epoch, lr, train_loss (nats), top-1 (percent).
+        A row for each epoch and learning rate: epoch, lr, train_loss (nats), top-1 (percent).
     """
     done, log = heads.load(state) if state.is_file() else (0, [])
     saved = time.monotonic()
@@ -156,7 +156,7 @@ def train_heads(
 def shuffled_batches(
     features: Tensor, labels: Tensor, size: int, device: torch.device, seed: int
 ) -> Callable[[int], Iterator[Batch]]:
-    """Batches of features held in memory, in an order that depends on seed and epoch only."""
+    """Batches of features in memory, in an order that depends on seed and epoch only."""
 
     def batches(epoch: int) -> Iterator[Batch]:
         for chosen in epoch_order(len(labels), seed, epoch).split(size):
@@ -166,7 +166,7 @@ def shuffled_batches(
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
-    """A permutation of 0..n-1 for this epoch."""
+    """The permutation of 0..n-1 of an epoch."""
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n))
 
 
@@ -185,13 +185,13 @@ def logistic_regressions(
     Args:
         train: labels 0..K-1; a class that does not occur scores minus infinity.
         strengths: values of C, the inverse of the L2 penalty.
-        targets: features [M, D] to score, of each.
+        targets: sets of features [M, D] to score.
         standardize: give each channel mean 0 and deviation 1 first.
         tolerance: stop where no gradient is larger.
         double: compute in float64.
 
     Returns:
-        For each C a list of class scores [M, K], one a target; and a table: C, iterations, converged.
+        For each C a list of class scores [M, K], one for each target; and a table: C, iterations, converged.
     """
     scores, rows = [], []
     dtype = np.float64 if double else np.float32
@@ -211,10 +211,10 @@ def logistic_regressions(
 
 def _class_scores(decision: np.ndarray, classes: np.ndarray) -> Tensor:
     """[M, K], of the classes that were fitted; two have one column in scikit-learn, the second's."""
-    found = torch.from_numpy(np.asarray(decision))
-    found = torch.stack([-found, found], dim=1) if found.ndim == 1 else found
-    scores = found.new_full((len(found), int(classes.max()) + 1), -math.inf)
-    scores[:, torch.from_numpy(classes)] = found
+    decided = torch.from_numpy(np.asarray(decision))
+    decided = torch.stack([-decided, decided], dim=1) if decided.ndim == 1 else decided
+    scores = decided.new_full((len(decided), int(classes.max()) + 1), -math.inf)
+    scores[:, torch.from_numpy(classes)] = decided
     return scores
 
 
@@ -225,7 +225,7 @@ def random_tenth(n: int) -> tuple[Tensor, Tensor]:
 
 
 def hold_out(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices to train on, and `share` of each class (rounded down) to choose on, drawn by seed."""
+    """Indices to train on, and a random `share` of each class (rounded down) for model selection."""
     kept, held = [], []
     for label in labels.unique().tolist():
         members = (labels == label).nonzero()[:, 0]

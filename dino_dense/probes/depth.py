@@ -1,7 +1,7 @@
-"""Depth from the logits of a linear head: bins to meters, and the loss it is trained with.
+"""Depth from the logits of a linear head: bins to meters, and the training loss.
 
 Shapes: B images, n bins, h x w cells. Source: dinov3 `eval/depth/models` (FeaturesToDepth), `eval/depth/loss.py`;
-dinov2's depth heads give the same for uniform bins.
+dinov2's depth heads are equal for uniform bins.
 """
 
 import math
@@ -63,10 +63,10 @@ def sig_loss(predicted: Tensor, truth: Tensor, max_depth: float, *, warm_up: boo
 
 
 def mean_of_flips(depth: Tensor, flipped: Tensor) -> Tensor:
-    """Mean of the depth of an image and of its mirror image, [B, 1, h, w] each; the second is mirrored back."""
+    """Mean of the depth of an image and of its mirror image, [B, 1, h, w] each; mirrors the second back."""
     return (depth + flipped.flip(-1)) / 2
 
 
 def at_size(depth: Tensor, size: tuple[int, int], low: float, high: float) -> Tensor:
-    """Depth [B, 1, h, w] bilinearly at `size` (H, W), cut to the range in meters."""
+    """Depth [B, 1, h, w] upsampled bilinearly to `size` (H, W), clipped to the range in meters."""
     return F.interpolate(depth, size, mode="bilinear", align_corners=False).clamp(low, high)

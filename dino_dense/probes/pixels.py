@@ -1,4 +1,4 @@
-"""A linear layer on frozen patch tokens, one class a pixel: how it is trained, and applied to any picture.
+"""A linear layer on frozen patch tokens for semantic segmentation: training, and prediction for any picture.
 
 Shapes: B images, h x w patches, D channels, K classes, S side of a crop in pixels.
 """
@@ -33,7 +33,7 @@ from dino_dense.training.schedules import half_cosine
 from dino_dense.training.seeds import derive_seed
 
 SAVE_SECONDS = 60.0  # a long run loses at most this
-VOID = 255  # class id of pixels of no class: neither trained on nor scored (PASCAL VOC)
+VOID = 255  # class id of pixels without class: ignored in training and scores (PASCAL VOC)
 LOG_EVERY = 10  # steps between rows of the learning curve
 DROPOUT = 1  # number of its stream of draws
 
@@ -51,14 +51,14 @@ class LabeledPicture(Protocol):
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """Name in messages."""
 
     def read(self) -> tuple[Image.Image, npt.NDArray[np.uint8]]:
-        """RGB picture and class ids uint8 [H, W], `VOID` where there is none."""
+        """RGB picture and class ids uint8 [H, W]; `VOID` for pixels without class."""
 
 
 Batches = Iterator[tuple[Tensor, Tensor]]
-"""Tokens [B, D, h, w] and class ids [B, S, S], a batch a step."""
+"""Tokens [B, D, h, w] and class ids [B, S, S], a batch for each step."""
 
 
 class LinearHead(nn.Sequential):
@@ -206,8 +206,8 @@ def train_head(
 ) -> Trained:
     """The trained layer: the last, or the best of `config.evaluations`.
 
-    An interrupted run goes on from the file `state`. The processes share out the
-    extraction and then train the same layer alike, so their number changes nothing.
+    An interrupted run resumes from the file `state`. The processes share the extraction and then train the same layer
+    redundantly, so their number changes nothing.
 
     Args:
         score: says how good a layer is, more for better ones; all processes call it.
@@ -216,7 +216,7 @@ def train_head(
     head = LinearHead(backbone.embed_dim, classes).to(backbone.device).train()
     optimizer = torch.optim.AdamW(head.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     training = _Training(head, optimizer)
-    distributed.barrier()  # every process looks for the state before any writes it
+    distributed.barrier()  # all processes check for the state before any writes it
     if state.is_file():
         training.load(state)
     source = _FreshBatches if config.augment else _KeptBatches
@@ -284,7 +284,7 @@ def lr_factor(step: int, steps: int, warmup: int) -> float:
 
 
 def crop_draws(n: int, config: PixelProbe, seed: int, first_step: int) -> Iterator[list[tuple[int, int]]]:
-    """For each step its batch of (draw number, image), every image once before any comes again."""
+    """The batch of (draw number, image) of each step; all images occur once before any repeats."""
     for step in range(first_step, config.steps):
         numbers = range(step * config.batch_size, (step + 1) * config.batch_size)
         turns = {number // n for number in numbers}
@@ -294,7 +294,7 @@ def crop_draws(n: int, config: PixelProbe, seed: int, first_step: int) -> Iterat
 
 @dataclass(frozen=True)
 class _FreshBatches:
-    """Tokens and ids of new crops at every step."""
+    """New crops in every step: tokens and ids."""
 
     backbone: Backbone
     config: PixelProbe
@@ -306,12 +306,12 @@ class _FreshBatches:
     def __call__(self, first_step: int) -> Batches:
         size, world = self.config.batch_size, self.world
         draws = crop_draws(len(self.pairs), self.config, self.seed, first_step)
-        mine = [distributed.even_share(part, world) for part in draws]
-        for tokens, ids in self.load(batch_sampler=mine):
+        own_items = [distributed.even_share(part, world) for part in draws]
+        for tokens, ids in self.load(batch_sampler=own_items):
             yield distributed.all_gather(tokens)[:size], distributed.all_gather(ids)[:size]
 
     def load(self, **order: Any) -> Batches:
-        """Tokens and ids of this process's own share, on the backbone's device."""
+        """Tokens and ids of this process's share, on the backbone's device."""
         crops = _Crops(self.pairs, self.config, self.seed, self.backbone.mean)
         worker_items = WorkerItems(self.workers, lambda image: self.pairs[image].name)
         for images, ids in read_items(crops, worker_items, index=image_of, **order):
@@ -320,12 +320,12 @@ class _FreshBatches:
 
 
 class _KeptBatches(_FreshBatches):
-    """Tokens and ids of every image, extracted once and kept in memory."""
+    """The same crop of an image in every step: tokens and ids, extracted once and cached in memory."""
 
     def __call__(self, first_step: int) -> Batches:
         count, world, device = len(self.pairs), self.world, self.backbone.device
-        mine = distributed.even_share([(index, index) for index in range(count)], world)
-        batches = self.load(batch_size=self.config.batch_size, sampler=mine)
+        own_items = distributed.even_share([(index, index) for index in range(count)], world)
+        batches = self.load(batch_size=self.config.batch_size, sampler=own_items)
         parts = list(tracked(batches, unit="batch", desc="train tokens", disable=not world.is_main))
         columns = (torch.cat(column) for column in zip(*parts, strict=True))
         tokens, ids = (distributed.all_gather(column)[:count].cpu() for column in columns)
@@ -354,7 +354,7 @@ class _Training:
         self.scores.append((self.step, value))
 
     def save(self, path: Path) -> None:
-        """Everything an exact continuation needs, in one file."""
+        """Write the state for an exact resume, in one file."""
         parts = {
             "head": self.head.state_dict(),
             "best": self.best,
@@ -365,15 +365,15 @@ class _Training:
 
     def load(self, path: Path) -> None:
         """Put a saved state in place."""
-        tensors, facts = read_tensors(path)
+        tensors, metadata = read_tensors(path)
         parts: dict[str, dict[str, Tensor]] = {"head": {}, "best": {}, "optimizer": {}}
         for name, value in tensors.items():
             kind, _, rest = name.partition(".")
             parts[kind][rest] = value
         self.head.load_state_dict(parts["head"])
         load_optimizer_tensors(self.optimizer, self.head, parts["optimizer"])
-        self.step, self.log, self.best = facts["step"], facts["log"], parts["best"]
-        self.scores = [(step, value) for step, value in facts["scores"]]
+        self.step, self.log, self.best = metadata["step"], metadata["log"], parts["best"]
+        self.scores = [(step, value) for step, value in metadata["scores"]]
 
 
 @torch.no_grad()

@@ -6,16 +6,16 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class PixelProbe:
-    """How the linear layer is trained and applied (defaults: DINOv3, arXiv 2508.10104, App. D)"""
+    """Training and use of the linear layer (defaults: DINOv3, arXiv 2508.10104, App. D)"""
 
     steps: int = 40_000
     """Optimizer steps (DINOv3's linear segmentation, arXiv 2508.10104, App. D)."""
     batch_size: int = 16
-    """Crops a step, over all processes (DINOv3)."""
+    """Crops per step, over all processes (DINOv3)."""
     lr: float = 1e-3
-    """Of AdamW, falling to 0 by a cosine over the steps (DINOv3 sweeps 1e-4, 3e-4, 1e-3)."""
+    """Learning rate of AdamW, with a cosine to 0 over the steps (DINOv3 sweeps 1e-4, 3e-4, 1e-3)."""
     weight_decay: float = 1e-3
-    """Of AdamW (DINOv3 sweeps 1e-4, 1e-3)."""
+    """Weight decay of AdamW (DINOv3 sweeps 1e-4, 1e-3)."""
     warmup: int = 1500
     """Steps of warm-up, at most a tenth of all steps (config-ade20k-linear-training.yaml)."""
     dropout: float = 0.1

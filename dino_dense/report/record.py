@@ -1,4 +1,4 @@
-"""A result as a typed record: what was measured, on what, how, and what others published."""
+"""A result as a typed record: metrics, checkpoint, data, config, and published numbers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHOWN_DIFFERENCES = 3
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that a task declares it will return."""
+    """A metric that a task declares."""
 
     name: str
     unit: str = "%"
@@ -48,19 +48,19 @@ class Score:
     metric: str
     value: float
     n: int
-    """How many samples (objects, images) the value is a mean over."""
+    """Number of samples (objects, images) of the mean."""
     stderr: float | None = None
-    """Standard error of that mean, in the metric's unit; None where the metric is no mean over samples."""
+    """Standard error of the mean, in the metric's unit; None for a metric that is no mean over samples."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file that shows what a number means."""
+    """An image file of a report."""
 
     file: str
     """Path relative to the folder of the report, with forward slashes (JPEG or PNG)."""
     caption: str
-    """One line: what is seen, and of which sample."""
+    """One line on the content and its sample."""
 
 
 @dataclass(frozen=True)
@@ -118,27 +118,27 @@ class Report:
     scores: tuple[Score, ...] = ()
     error: str = ""
     note: str = ""
-    """What a reader must know to read the number: embedded data, no ground truth, ..."""
+    """What a reader must know to interpret the number: embedded data, no ground truth, ..."""
     config: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Mapping[str, Any] = field(default_factory=dict)
-    """spec, name, sha256, architecture facts, step where known."""
+    """spec, name, sha256, architecture, and step if known."""
     data: Mapping[str, Any] = field(default_factory=dict)
-    """name, root, n, unit of n, sha256 of the file list, dataset (the published one this is, or null)."""
+    """name, root, n, unit of n, sha256 of the file list, dataset (name of the published data set, or null)."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     peak_memory_mib: float = 0.0
     pictures: tuple[Picture, ...] = ()
-    """Beside this report; the first ones say most."""
+    """Pictures in the report's folder, the most important first."""
     samples: str = ""
-    """File beside this report with the values of single samples (see `tasks.Outcome.samples`); "" if none."""
+    """File in the report's folder with the values of single samples (see `tasks.Outcome.samples`); "" if none."""
     free: tuple[str, ...] = ()
-    """Fields of the config that change no number, and paths: comparisons let them differ."""
+    """Config fields that may differ in a comparison: they change no number, or are paths."""
     presets: tuple[str, ...] = ()
-    """The protocols `configs/protocols/TASK_PRESET.yaml` whose constants the config has."""
+    """The protocols `configs/protocols/TASK_PRESET.yaml` that match the config."""
     schema: int = SCHEMA_VERSION
 
     def published(self, metric: str) -> Published | None:
-        """The published number for this metric and checkpoint, on the data measured here or on the only data it has."""
+        """The published number for this metric and checkpoint: on the same data, else the only published number."""
         candidates = [
             entry
             for entry in published_numbers()
@@ -164,7 +164,7 @@ class Report:
         return any(digest.startswith(prefixes) for digest in digests if digest)
 
     def is_on(self, published: Published) -> bool:
-        """Whether this was measured on the same data under the same protocol as a published number."""
+        """Whether data and protocol are those of a published number."""
         return not self.differences(published)
 
     def differences(self, published: Published) -> tuple[str, ...]:
@@ -181,15 +181,15 @@ class Report:
         return (*data, *fields, *features, *((published.differs,) if published.differs else ()))
 
     def settings(self) -> dict[str, Any]:
-        """The config, without what changes no number and the place of the data, which `data` identifies."""
+        """The config without fields that change no number and paths of data (which `data` identifies)."""
         return {key: value for key, value in self.config.items() if key not in {*self.free, "data"}}
 
     def protocol(self) -> str:
-        """Task, data and settings: equal for two reports whose numbers may be compared."""
+        """Task, data and settings as a key: equal for two comparable reports."""
         return json.dumps([self.task, self.data.get("sha256"), _plain(self.settings())], sort_keys=True)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a score (one row in all for a failure), with provenance and the published number."""
+        """A row for each score (one row for a failure), with provenance and the published number."""
         import pandas as pd
 
         shared = {
@@ -233,7 +233,7 @@ class Report:
         return row
 
     def readable(self) -> pd.DataFrame:
-        """The columns a person reads, empty ones left out, numbers to two places."""
+        """The non-empty columns for display, numbers with two decimal places."""
         columns = ["metric", "value", "unit", "stderr", "n", "published", "difference", "differs"]
         columns += ["published_on", "source"]
         frame = self.to_frame()
@@ -241,7 +241,7 @@ class Report:
         return frame.map(lambda x: x if not isinstance(x, float) else "" if math.isnan(x) else f"{x:.2f}")
 
     def to_json(self) -> str:
-        """The whole record; not-a-number becomes null, since JSON has none."""
+        """The whole record as JSON; NaN becomes null."""
         return json.dumps(_plain(asdict(self)), indent=2, allow_nan=False)
 
     @staticmethod
@@ -266,7 +266,7 @@ class Report:
         return Report(**{name: value for name, value in record.items() if name in known})
 
     def to_markdown(self) -> str:
-        """A page for people: the table, then what is needed to repeat it."""
+        """A readable page: the table, then all that is needed to repeat the run."""
         title = f"# {self.task} · {self.checkpoint.get('spec', '')}"
         lines = [title, ""]
         if self.status == "failed":
@@ -286,7 +286,7 @@ class Report:
         return "\n".join(lines)
 
     def write(self, out: Path) -> None:
-        """Write `results.csv`, `report.json` and `report.md` into a folder, each whole or not at all."""
+        """Write `results.csv`, `report.json` and `report.md` into a folder, each atomically."""
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "results.csv", self.to_frame().to_csv(index=False))
         write_text(out / "report.json", self.to_json() + "\n")
@@ -294,10 +294,10 @@ class Report:
 
 
 def beside(folder: Path, name: str) -> Path:
-    """The file that a report in this folder names.
+    """The file with this name in a report's folder.
 
     Raises:
-        ValueError: the name leads out of the folder: a report is not to be trusted with other files.
+        ValueError: the name leads out of the folder; reports are not trusted.
     """
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
@@ -316,7 +316,7 @@ def _cell(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Only what JSON has."""
+    """A value with JSON types only."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

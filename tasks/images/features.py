@@ -141,17 +141,19 @@ def image_features(
     """
     files = {piece: _cache_file(backbone, paths, preprocessing, piece) for piece in {*pieces, *session.pieces}}
     maker = _maker(backbone)
-    found = {piece: held for piece in set(pieces) if (held := _read(files[piece], maker, session)) is not None}
-    if distributed.any_true(len(found) < len(set(pieces))):
+    features_by_piece = {
+        piece: held for piece in set(pieces) if (held := _read(files[piece], maker, session)) is not None
+    }
+    if distributed.any_true(len(features_by_piece) < len(set(pieces))):
         lacking = [piece for piece in files if piece in pieces or not files[piece].is_file()]
         missing = sorted(set(distributed.gather_objects(lacking)))  # equal in every process, even if caches differ
         extracted = _extract(backbone, paths, preprocessing, missing, session, batch_size, workers, label)
         for piece, features in extracted.items():
-            facts = {"checkpoint": backbone.sha256, "name": backbone.name, "piece": piece, "made_by": maker}
-            facts |= {"commit": commit} if (commit := current_commit()) else {}
-            session.once(_keep, files[piece], {piece: features}, facts)
-        found |= extracted
-    return {piece: found[piece] for piece in pieces}
+            metadata = {"checkpoint": backbone.sha256, "name": backbone.name, "piece": piece, "made_by": maker}
+            metadata |= {"commit": commit} if (commit := current_commit()) else {}
+            session.once(_keep, files[piece], {piece: features}, metadata)
+        features_by_piece |= extracted
+    return {piece: features_by_piece[piece] for piece in pieces}
 
 
 def square_features(
@@ -193,14 +195,14 @@ def _maker(backbone: Backbone) -> str:
 def _read(file: Path, maker: str, session: Session) -> Tensor | None:
     """Features from the cache; None where there are none, or damaged ones, or those of another version (it is said)."""
     try:
-        tensors, facts = read_tensors(file)
+        tensors, metadata = read_tensors(file)
         features = next(iter(tensors.values()))
     except (CheckpointError, FileNotFoundError, StopIteration):
         return None
-    if facts.get("made_by") != maker:
-        say(f"Features that an earlier version kept ({facts.get('made_by', 'unknown')}) are made anew by {maker}.")
+    if metadata.get("made_by") != maker:
+        say(f"Features that an earlier version kept ({metadata.get('made_by', 'unknown')}) are made anew by {maker}.")
         return None
-    session.commits.update([facts["commit"]] if facts.get("commit") else [])
+    session.commits.update([metadata["commit"]] if metadata.get("commit") else [])
     return features
 
 

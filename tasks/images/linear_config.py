@@ -9,7 +9,7 @@ from tasks.images.options import ImageFeatureOptions
 
 @dataclass(frozen=True)
 class LinearConfig(ImageFeatureOptions):
-    """Which images, which features, and how the heads are trained"""
+    """Images, features and training of the heads"""
 
     data: str | None = path()
     """Folder with train/CLASS/* and val/CLASS/* (or test/); without it, the embedded set."""
@@ -17,20 +17,20 @@ class LinearConfig(ImageFeatureOptions):
     """sgd (eval_linear.py), or lbfgs: logistic regression by scikit-learn on cached features. By these defaults it is
     ours; dinov2's is the preset dinov2."""
     features: Literal["augmented", "cached"] = "augmented"
-    """augmented: random resized crop and flip, a forward pass an image and epoch (eval_linear.py); cached: the middle
-    square, a forward pass an image (ours, for laptops)."""
+    """augmented: random resized crop and flip, a forward pass per image and epoch (eval_linear.py); cached: the center
+    square, one forward pass per image (ours, for laptops)."""
     blocks: int | None = None
     """Class tokens of the last n blocks. None: 4 below 768 channels, else 1 (eval_linear.py: ViT-S 4, ViT-B 1)."""
     mean_patch: bool | None = None
-    """Also the last block's mean patch token. None: from 768 channels on (eval_linear.py: ViT-B)."""
+    """Also use the last block's mean patch token. None: from 768 channels on (eval_linear.py: ViT-B)."""
     epochs: int = 100
     """Passes over the training images (eval_linear.py)."""
     batch_size: int = 1024
-    """Images a step, over all processes (eval_linear.py)."""
+    """Images per step, over all processes (eval_linear.py)."""
     lrs: tuple[float, ...] = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
-    """Learning rates for a batch of 256, all trained at once (grid of dinov2's linear.py; the paper sweeps too)."""
+    """Learning rates for a batch of 256, all trained together (grid of dinov2's linear.py; the paper sweeps too)."""
     momentum: float = 0.9
-    """Of SGD (eval_linear.py); no weight decay."""
+    """Momentum of SGD (eval_linear.py); no weight decay."""
     strengths: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
     """Values of C for lbfgs, the inverse of the L2 penalty (range of dinov2's log_regression.py, which tries 45)."""
     standardize: bool = True

@@ -1,4 +1,4 @@
-"""Linear heads on image features, fitted by SGD on a grid of learning rates or by logistic regression for each C."""
+"""Linear heads on image features, fitted by SGD with a grid of learning rates or by logistic regression for each C."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,8 +33,8 @@ from tasks.images.features import extract_pieces, square_features
 from tasks.images.labeled import LabeledSet
 from tasks.images.linear_config import LinearConfig
 
-HELD_OUT = 0.1  # share of each class's training images that `select: heldout` chooses on
-REFERENCE_BATCH = 256  # that a learning rate is given for
+HELD_OUT = 0.1  # share of each class's training images for the selection with `select: heldout`
+REFERENCE_BATCH = 256  # batch size that learning rates refer to
 
 
 Fit = tuple[pd.DataFrame, Callable[[int], Tensor], "Curve | None"]
@@ -42,7 +42,7 @@ Fit = tuple[pd.DataFrame, Callable[[int], Tensor], "Curve | None"]
 
 
 class Curve(NamedTuple):
-    """How the chosen head learned."""
+    """The learning curve of the chosen head."""
 
     rate: float
     """Learning rate after scaling."""
@@ -52,7 +52,7 @@ class Curve(NamedTuple):
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """The two ways to fit heads, over the same features."""
+    """Fits heads on the same features in two ways."""
 
     backbone: Backbone
     config: LinearConfig
@@ -85,14 +85,14 @@ class LinearProbe:
         table["top-1"] = [_top1(pair[0], test.labels) for pair in scores]
 
         def refitted(row: int) -> Tensor:
-            ((found,),), again = fit(train, [config.strengths[row]], [test.features])
+            ((result,),), again = fit(train, [config.strengths[row]], [test.features])
             table.loc[row, "converged"] = bool(again.loc[0, "converged"])
-            return found
+            return result
 
         return table, refitted if config.selection != "val" else lambda row: scores[row][0], None
 
     def by_sgd(self) -> Fit:
-        """A head a learning rate, and the learning curve of the best."""
+        """A head for each learning rate, and the learning curve of the best."""
         config = self.config
         kept, selection = self._selection()
         rates = [lr * config.batch_size / REFERENCE_BATCH for lr in config.lrs]
@@ -100,7 +100,7 @@ class LinearProbe:
         heads = HeadGrid(rates, *shape, config.momentum, self.session.seed).to(self.backbone.device)
         batches = self._cached_batches(kept) if config.is_cached else self._augmented_batches(kept)
         state = self.session.folder("head") / "last.safetensors"
-        self.session.wait()  # all go on from the same state: the folder is made before any looks
+        self.session.wait()  # all processes must find the folder before they check for a state
         curves = train_heads(heads, batches, config.epochs, selection, state, world=self.session.world)
         table = pd.DataFrame({"lr": config.lrs, "lr_scaled": rates})
         table["selection"] = heads.accuracies(selection).tolist()
@@ -112,7 +112,7 @@ class LinearProbe:
         return table, lambda row: heads.predict(self.test.features, row), curve
 
     def _selection(self) -> tuple[Tensor, Evaluation]:
-        """Indices of the images to train on, and the images to choose on."""
+        """Indices of the images to train on, and the images for the selection."""
         labels = torch.tensor(self.images.train.labels)
         where = self.config.selection
         if where == "val":
@@ -131,8 +131,8 @@ class LinearProbe:
         return kept, Evaluation(features, labels[held])
 
     def _cached(self, paths: Sequence[Path], label: str) -> Tensor:
-        """Joined pieces [N, D] of the middle squares."""
-        found = square_features(
+        """Joined pieces [N, D] of center squares."""
+        features = square_features(
             self.backbone,
             paths,
             self.config,
@@ -141,7 +141,7 @@ class LinearProbe:
             batch_size=self.config.extraction_batch,
             label=label,
         )
-        return torch.cat([found[piece] for piece in self.pieces], dim=1)
+        return torch.cat([features[piece] for piece in self.pieces], dim=1)
 
     def _cached_batches(self, kept: Tensor) -> Callable[[int], Iterator[Batch]]:
         features = self._cached(self.images.train.paths, "train features")[kept]
@@ -149,16 +149,16 @@ class LinearProbe:
         return shuffled_batches(features, labels, self.config.batch_size, self.backbone.device, self.session.seed)
 
     def _augmented_batches(self, kept: Tensor) -> Callable[[int], Iterator[Batch]]:
-        """Batches of fresh crops. The processes share out the extraction, then train the same heads alike."""
+        """Batches of new crops. The processes share the extraction, then train the same heads redundantly."""
         labels, paths = torch.tensor(self.images.train.labels), self.images.train.paths
         world, size = self.session.world, self.config.batch_size
 
         def batches(epoch: int) -> Iterator[Batch]:
             chosen = [part.tolist() for part in kept[epoch_order(len(kept), self.session.seed, epoch)].split(size)]
-            mine = [distributed.even_share(part, world) for part in chosen]
+            own_batches = [distributed.even_share(part, world) for part in chosen]
             crops = _Crops(paths, self.config.crop, self.session.seed, epoch)
             worker_items = WorkerItems(self.config.workers, lambda index: str(paths[index]))
-            loader = read_items(crops, worker_items, batch_sampler=mine)
+            loader = read_items(crops, worker_items, batch_sampler=own_batches)
             for part, pixels in zip(chosen, loader, strict=True):
                 features = distributed.all_gather(self._extract(pixels))[: len(part)]
                 yield features, labels[part].to(features.device)
@@ -169,23 +169,23 @@ class LinearProbe:
         """[B, 3, H, W] -> [B, D]."""
         parts = []
         for chunk in images.split(self.config.extraction_batch):
-            found = extract_pieces(self.backbone, chunk.to(self.backbone.device), self.pieces)
-            parts.append(torch.cat([found[piece] for piece in self.pieces], dim=1))
+            features = extract_pieces(self.backbone, chunk.to(self.backbone.device), self.pieces)
+            parts.append(torch.cat([features[piece] for piece in self.pieces], dim=1))
         return torch.cat(parts)
 
     def _save_head(self, heads: HeadGrid, best: int) -> None:
-        """The chosen head, for other programs: weight [K, D] and bias [K]; class names in the metadata."""
+        """Write the chosen head for other programs: weight [K, D] and bias [K]; class names in the metadata."""
         tensors = {"weight": heads.weight[best].T, "bias": heads.bias[best, 0]}
-        facts = {"classes": self.images.train.class_names, "pieces": list(self.pieces)}
-        write_tensors(self.session.folder("head") / "best.safetensors", tensors, facts)
+        metadata = {"classes": self.images.train.class_names, "pieces": list(self.pieces)}
+        write_tensors(self.session.folder("head") / "best.safetensors", tensors, metadata)
 
 
 class _Crops(Dataset):
-    """Random resized crops and flips, a function of seed, epoch and image."""
+    """Random resized crops and flips: a function of seed, epoch and image."""
 
     def __init__(self, paths: Sequence[Path], crop: int, seed: int, epoch: int) -> None:
         self.paths, self.key = paths, (seed, epoch)
-        # torchvision's default is bilinear, and eval_linear.py says nothing else here.
+        # Bilinear, torchvision's default, as in eval_linear.py.
         steps = [v2.RandomResizedCrop(crop), v2.RandomHorizontalFlip(), v2.PILToTensor()]
         self.transform = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True)])
 
