@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "pipeline": set(),
     "progress": set(),
     "threads": set(),
+    "versions": set(),
     "distributed": {"files"},
     "loaders": {"training"},
     "checkpoint": {"files"},

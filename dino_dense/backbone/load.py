@@ -29,6 +29,8 @@ from dino_dense.checkpoint import INDEX_SUFFIX, CheckpointError, sha256_of_weigh
 __all__ = ["Backbone", "Features", "build_module", "load_backbone"]
 
 
+OFFICIAL = "timm/"
+"""Owner of the repositories that timm itself distributes."""
 HUBS = {"timm": "", "hf-hub": "hf-hub:", "hf_hub": "hf-hub:"}
 """Prefix of a name -> timm's prefix for the source of weights."""
 
@@ -83,7 +85,9 @@ def load_backbone(
             check_timm_name(name)
         weights = transformers_weights(name) if kind == "hf-hub" else None
         if weights is None:
-            return _pretrained(HUBS[kind] + name, spec)
+            backbone = _pretrained(HUBS[kind] + name, spec)
+            backbone.metadata |= {"hub": True, "official": kind == "timm" or name.startswith(OFFICIAL)}
+            return backbone
     else:
         weights = Path(spec)
     loaded = load_file(weights, arch=arch, network=network, heads=heads, positions=positions)

@@ -49,6 +49,8 @@ class Program(nn.Module):
             )
         self.body = copy.deepcopy(body).float().cpu().eval().requires_grad_(False)
         self.reader: Any = type(backbone.reader)(self.body)
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(backbone.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(backbone.std).view(1, 3, 1, 1))
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 1
-OFFICIAL = ("timm:", "hf-hub:timm/", "hf_hub:timm/")
-"""How a checkpoint is called that timm itself distributes, so that its name is true."""
 DIGEST = re.compile(r"[0-9a-f]{8,64}")
 SHOWN_DIFFERENCES = 3
 
@@ -121,7 +119,7 @@ class Report:
     """What a reader must know to interpret the number: embedded data, no ground truth, ..."""
     config: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Mapping[str, Any] = field(default_factory=dict)
-    """spec, name, sha256, architecture, and step if known."""
+    """spec, name, sha256, architecture, step if known; official: whether timm itself distributes it."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """name, root, n, unit of n, sha256 of the file list, dataset (name of the published data set, or null)."""
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -156,8 +154,7 @@ class Report:
 
         A file's or another repository's metadata may repeat the name of the network that it was fine-tuned from.
         """
-        spec = str(self.checkpoint.get("spec"))
-        if spec.startswith(OFFICIAL) and self.checkpoint.get("name") in checkpoints:
+        if self.checkpoint.get("official") and self.checkpoint.get("name") in checkpoints:
             return True
         digests = [str(self.checkpoint.get(key) or "") for key in ("sha256", "weights_sha256")]
         prefixes = tuple(known for known in checkpoints if DIGEST.fullmatch(known))

@@ -228,16 +228,15 @@ def describe_checkpoint(backbone: Backbone | None) -> dict[str, Any]:
         "depth": backbone.depth,
         "pixels": _pixels_text(backbone),
         **({"features": layer_note(backbone)} if layer_note(backbone) else {}),
-        **{key: metadata[key] for key in ("step", "epoch", "timm") if key in metadata},
+        **{key: metadata[key] for key in ("step", "epoch", "timm", "official") if key in metadata},
     }
 
 
 def _pixels_text(backbone: Backbone) -> str:
     """Mean and deviation of the pixel normalization, with their source."""
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (backbone.mean, backbone.std))
-    kind = backbone.spec.partition(":")[0]
-    hub = kind in ("timm", "hf-hub", "hf_hub")
-    stated = "stated with the weights" if hub or "mean" in backbone.metadata else "ImageNet's, as nothing states others"
+    has_source = backbone.metadata.get("hub") or "mean" in backbone.metadata
+    stated = "stated with the weights" if has_source else "ImageNet's, as nothing states others"
     return f"mean {mean}, std {std} ({stated})"
 
 

@@ -67,6 +67,7 @@ def test_hub_name_with_its_own_pixel_statistics(hub: Path):
     put(hub, "someone/resnet", "resnet18")
     backbone = load_backbone("hf-hub:someone/resnet")
     assert backbone.mean == (0.5, 0.5, 0.5)
+    assert not describe_checkpoint(backbone)["official"], "another owner may call anything DINO"
     assert backbone.extract(torch.rand(1, 3, 64, 64)).patches.shape == (1, 512, 2, 2)
 
 

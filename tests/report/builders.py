@@ -76,6 +76,7 @@ def make_entry(
         "free": ("batch_size",),
         "checkpoint": {
             "spec": checkpoint,
+            "official": checkpoint.startswith("timm:"),
             "name": checkpoint.partition(":")[2],
             "sha256": "a" * 64,
             "weights_sha256": "b" * 64,

@@ -19,7 +19,12 @@ def report(**changes: object) -> Report:
         "status": "ok",
         "metrics": (Metric("J&F-Mean"), Metric("J-Mean")),
         "scores": (Score("J&F-Mean", 60.0, 61, 1.5), Score("J-Mean", 58.0, 61)),
-        "checkpoint": {"spec": "timm:vit_small_patch16_224.dino", "name": "vit_small_patch16_224.dino", "sha256": "00"},
+        "checkpoint": {
+            "spec": "timm:vit_small_patch16_224.dino",
+            "name": "vit_small_patch16_224.dino",
+            "sha256": "00",
+            "official": True,
+        },
         "data": {
             "name": "DAVIS-2017 val, preset dino",
             "n": 30,
@@ -62,17 +67,16 @@ def test_a_digest_identifies_a_file_and_its_weights(key: str):
 
 
 @pytest.mark.parametrize(
-    ("spec", "known"),
+    ("spec", "origin", "known"),
     [
-        ("timm:vit_small_patch16_224.dino", True),
-        ("hf-hub:timm/vit_small_patch16_224.dino", True),
-        ("hf-hub:me/net", False),
-        ("runs/fine-tuned/teacher.safetensors", False),
+        ("timm:vit_small_patch16_224.dino", {"official": True}, True),
+        ("hf-hub:me/net", {"official": False}, False),
+        ("runs/fine-tuned/teacher.safetensors", {}, False),
     ],
 )
-def test_a_name_is_believed_only_where_timms_own_entry_was_loaded(spec: str, known: bool):
+def test_a_name_is_believed_only_where_timms_own_entry_was_loaded(spec: str, origin: dict[str, bool], known: bool):
     """timm's save_config_for_hf keeps the tag `dino` of the network that a fine-tuning started from."""
-    checkpoint = {"spec": spec, "name": "vit_small_patch16_224.dino", "sha256": "00"}
+    checkpoint = {"spec": spec, "name": "vit_small_patch16_224.dino", "sha256": "00", **origin}
     assert (report(checkpoint=checkpoint).published("J&F-Mean") is not None) == known
 
 
@@ -83,7 +87,10 @@ def test_a_name_is_believed_only_where_timms_own_entry_was_loaded(spec: str, kno
         ({"presets": (), "config": {}}, "and 14 more"),
         ({"presets": ()}, "and 13 more"),
         ({"data": {"name": "mine", "dataset": None}}, "data"),
-        ({"checkpoint": {"spec": "timm:x", "name": "vit_small_patch16_224.dino", "features": "layer 3"}}, "features"),
+        (
+            {"checkpoint": {"official": True, "name": "vit_small_patch16_224.dino", "features": "layer 3"}},
+            "features",
+        ),
     ],
 )
 def test_the_field_that_differs_stands_in_place_of_a_difference(changes: dict, differs: str):
@@ -101,7 +108,7 @@ def test_what_a_protocol_could_not_settle_is_said_and_nothing_is_subtracted():
         metrics=(Metric("top-1"),),
         scores=(Score("top-1", 98.0, 6149),),
         data={"name": "flowers", "dataset": entry.dataset},
-        checkpoint={"spec": f"timm:{entry.checkpoints[0]}", "name": entry.checkpoints[0]},
+        checkpoint={"official": True, "name": entry.checkpoints[0]},
         presets=("flowers",),
     ).to_frame()
     assert row.loc[0, "published"] == entry.value

@@ -88,7 +88,7 @@ def test_a_difference_needs_the_same_data_and_protocol(dataset: str, protocols: 
         task="saliency",
         status="ok",
         metrics=task.metrics,
-        checkpoint={"spec": f"timm:{entry.checkpoints[0]}", "name": entry.checkpoints[0]},
+        checkpoint={"official": True, "name": entry.checkpoints[0]},
         data={"dataset": dataset},
         presets=protocols,
     )

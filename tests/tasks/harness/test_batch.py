@@ -278,7 +278,7 @@ def test_bad_suites_are_refused_before_anything_runs(tmp_path: Path, text: str, 
 
 
 def test_unknown_suites_and_missing_options_are_named(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="classification, dense, paper, quickstart"):
+    with pytest.raises(FileNotFoundError, match="classification, dense, dense-small, dense2026, paper, quickstart"):
         load_suite("dinner")
     with pytest.raises(FileNotFoundError, match="no such suite file"):
         load_suite(str(tmp_path / "x.yaml"))
