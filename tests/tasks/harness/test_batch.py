@@ -128,7 +128,7 @@ def test_images_are_looked_at_once_for_all_tasks(place: Path, monkeypatch: pytes
         place / "suite.yaml",
         f"- {{task: knn, config: {{data: {place}/set, {SMALL}}}}}",
         f"- {{task: linear, config: {{data: {place}/set, {SMALL}, features: cached, epochs: 2}}}}",
-        f"- {{task: linear, label: logreg, config: {{data: {place}/set, {SMALL}, solver: lbfgs, mean_patch: true}}}}",
+        f"- {{task: linear, label: logreg, config: {{data: {place}/set, {SMALL}, solver: lbfgs, select: val, mean_patch: true}}}}",
         f"- {{task: retrieval, config: {{data: {place}/set, {SMALL}}}}}",
     )
     entries = run_batch(BatchOptions(suite=suite, ckpt=(RANDOM,), out=str(place / "out"), device="cpu"))
