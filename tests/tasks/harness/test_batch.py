@@ -28,6 +28,7 @@ from tasks.knn import KnnConfig
 from tests.tasks.test_knn_task import RANDOM, make_folder
 
 SMALL = "resize: 32, crop: 32"
+LBFGS = "solver: lbfgs, select: val, mean_patch: true"
 
 
 def write_suite(path: Path, *lines: str) -> str:
@@ -128,7 +129,7 @@ def test_images_are_looked_at_once_for_all_tasks(place: Path, monkeypatch: pytes
         place / "suite.yaml",
         f"- {{task: knn, config: {{data: {place}/set, {SMALL}}}}}",
         f"- {{task: linear, config: {{data: {place}/set, {SMALL}, features: cached, epochs: 2}}}}",
-        f"- {{task: linear, label: logreg, config: {{data: {place}/set, {SMALL}, solver: lbfgs, select: val, mean_patch: true}}}}",
+        f"- {{task: linear, label: logreg, config: {{data: {place}/set, {SMALL}, {LBFGS}}}}}",
         f"- {{task: retrieval, config: {{data: {place}/set, {SMALL}}}}}",
     )
     entries = run_batch(BatchOptions(suite=suite, ckpt=(RANDOM,), out=str(place / "out"), device="cpu"))
