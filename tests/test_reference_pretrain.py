@@ -191,7 +191,7 @@ def assert_alike(masks: list[np.ndarray], arrays: Arrays, case: str) -> None:
     counts = np.array([mask.sum() for mask in masks])
     assert ks_2samp(counts, arrays[f"{case}.count"], method="asymp").pvalue > 1e-3
     columns = {
-        "neighbor_share": (np.array([neighbor_share(mask) for mask in masks if mask.any()]), "_mean"),
+        "neighbour_share": (np.array([neighbor_share(mask) for mask in masks if mask.any()]), "_mean"),
         "row_profile": (np.array([mask.mean(axis=1) for mask in masks]), ""),
         "col_profile": (np.array([mask.mean(axis=0) for mask in masks]), ""),
     }
