@@ -41,7 +41,7 @@ Choice = tuple[int, str]
 
 @dataclass(frozen=True)
 class IncontextConfig(IncontextProtocol, LabeledImages):
-    """What changes no number"""
+    """Training images, and the size of a batch"""
 
     lists: tuple[str, ...] = path(())
     """Text files of names of training images, a run each, in place of a fraction drawn here (the published lists)."""

@@ -37,7 +37,7 @@ class PropagationProtocol:
     pad_context: bool = False
     """Repeat frame 0 until the recent context is full (CRW)."""
     radius: int = 12
-    """Half-width of the window in patches; 0 for no window (all three 12)."""
+    """Half-width of the window, in patches (DINO, DINOv3 and CRW: 12); 0: no window."""
     window: Window = "square"
     """square: |dy|, |dx| <= radius (DINO); circle: distance <= radius (DINOv3); open_circle: < (CRW)."""
     window_on: Literal["all", "recent"] = "all"
