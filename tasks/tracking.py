@@ -16,7 +16,7 @@ from data.sample.points import sample_tracks
 from data.tracks import TrackedVideo, find_pickle, load_tracks
 from dino_dense import Metric, Picture
 from dino_dense.config import command_line
-from dino_dense.config.schema import path, runtime, selects
+from dino_dense.config.schema import check_positive, path, runtime, selects
 from dino_dense.matching.track_protocol import SIDE, TrackingProtocol
 from tasks.harness import figures
 from tasks.harness.runner import main
@@ -50,9 +50,7 @@ class TrackingConfig(TrackingProtocol):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("max_videos", "batch_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} is {value}: expected 1 or more")
+        check_positive(self, "max_videos", "batch_size")
 
 
 class Videos(NamedTuple):

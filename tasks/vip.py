@@ -15,7 +15,7 @@ from data.sample.points import sample_parts
 from data.vip import CLASSES, ParsedVideo, load_vip
 from dino_dense import Metric, Picture
 from dino_dense.config import command_line
-from dino_dense.config.schema import path, runtime, selects
+from dino_dense.config.schema import check_positive, path, runtime, selects
 from dino_dense.propagation.protocol import SquashedProtocol
 from dino_dense.versions import versions
 from tasks.harness import figures
@@ -53,9 +53,7 @@ class VipConfig(SquashedProtocol):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("max_videos", "batch_size"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} is {value}: expected 1 or more")
+        check_positive(self, "max_videos", "batch_size")
 
 
 class Videos(NamedTuple):

@@ -60,6 +60,14 @@ def idle_fields(config: Any, layout: str) -> list[str]:
     ]
 
 
+def check_positive(config: Any, *names: str) -> None:
+    """ValueError for the first of these fields that is set and below 1."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}: expected 1 or more")
+
+
 def with_home_expanded(config_type: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a config with `~` and `~user` expanded in path fields."""
 

@@ -133,25 +133,33 @@ def run_one(
         session.once(clear_unfinished, session.out)
         session.wait()
         outcome = measured(task, backbone, opened.data, config, session)
-    report = Report(
+    seconds = time.perf_counter() - start
+    report = dataclasses.replace(
+        _report(task, options, config, outcome, (*opened.notices, *lines)),
+        checkpoint=describe_checkpoint(backbone),
+        data=dataclasses.asdict(_facts_of(opened.data, options)),
+        environment=environment(device=device, dtype=options.dtype, seed=options.seed, commits=session.commits),
+        seconds=seconds,
+        peak_memory_mib=peak_memory_mib(device),
+    )
+    session.once(_write, session, report, outcome, options, config)
+    return report
+
+
+def _report(task: Task, options: RunOptions, config: Any, outcome: Outcome, notices: Sequence[str]) -> Report:
+    """What a task and its outcome say, without what was measured, on what, and where."""
+    return Report(
         task=task.name,
         status="ok",
         metrics=task.metrics,
         scores=outcome.scores,
-        note=" ".join(part for part in (outcome.note, layer_note(options), *opened.notices, *lines) if part).strip(),
+        note=" ".join(part for part in (outcome.note, layer_note(options), *notices) if part).strip(),
         config=schema.to_plain(config),
-        checkpoint=describe_checkpoint(backbone),
-        data=dataclasses.asdict(_facts_of(opened.data, options)),
-        environment=environment(device=device, dtype=options.dtype, seed=options.seed, commits=session.commits),
-        seconds=time.perf_counter() - start,
-        peak_memory_mib=peak_memory_mib(device),
         pictures=outcome.pictures,
         samples=SAMPLES_FILE if outcome.samples is not None else "",
         free=task.free_fields(),
         presets=presets.matching_protocols(task.name, config),
     )
-    session.once(_write, session, report, outcome, options, config)
-    return report
 
 
 def measured(task: Task, backbone: Backbone | None, data: Any, config: Any, session: Session) -> Outcome:
