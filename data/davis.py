@@ -130,8 +130,8 @@ class VideoSequence:
         if VOID_ID in objects:
             raise DataError(
                 f"{path}: value {VOID_ID} (void: pixels without a label) in a first mask of values {objects}. "
-                "If this is a 0/255 foreground mask, read it with year 2016; if void may count as "
-                "background, pass void='background'"
+                "If this is a 0/255 foreground mask, give --year 2016; if void may count as "
+                "background, give --void background (load_davis: void='background')"
             )
         if not objects:
             raise DataError(f"{path}: the first mask has no object (all values are 0): nothing to propagate")
