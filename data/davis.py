@@ -60,6 +60,8 @@ VAL_2017 = VAL_2016 | {
 }
 
 
+OFFICIAL_HEIGHT = 480
+"""Pixels, of every frame of the packages of 480p."""
 YEARS = (2016, 2017)
 YEAR_ADVICE = ", or use year 2016 if every non-black pixel is the object"
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
@@ -103,14 +105,14 @@ class VideoSequence:
         return all(mask is not None for mask in self.masks)
 
     def read_frame(self, index: int) -> Pixels:
-        """Frame ``index``, RGB uint8 [H, W, 3]; DataError if unreadable, truncated or of another size."""
+        """Frame `index`, RGB uint8 [H, W, 3]; DataError if unreadable, truncated or of another size."""
         path = self.frames[index]
         frame = _decode_frame(path)
         self._check_size(path, frame)
         return frame
 
     def read_mask(self, index: int) -> Pixels:
-        """Object ids uint8 [H, W] of frame ``index``: 0 is background; void becomes background."""
+        """Object ids uint8 [H, W] of frame `index`: 0 is background; void becomes background."""
         ids = self._read_ids(index)
         if ids.max(initial=0) == VOID_ID:
             ids[ids == VOID_ID] = 0
@@ -121,7 +123,7 @@ class VideoSequence:
 
         Raises:
             DataError: mask missing, unreadable or of another size than the frame; no object; ids with gaps;
-                void (255) in a 2017 mask unless ``void="background"``.
+                void (255) in a 2017 mask unless `void="background"`.
         """
         path, ids = self.masks[0], self._read_ids(0)
         if self.void == "background":
@@ -173,17 +175,17 @@ def load_davis(
     """The sequences of a DAVIS split, in the order of its list, with every first mask checked.
 
     Args:
-        root: the folder with ``ImageSets``, ``JPEGImages`` and ``Annotations``.
+        root: the folder with `ImageSets`, `JPEGImages` and `Annotations`.
         year: 2016 or 2017: selects the list and the meaning of mask values.
-        split: name of the list: ``val``, ``train``, ``test-dev``, ...
+        split: name of the list: `val`, `train`, `test-dev`, ...
         sequences: only these sequences of the split; None for all.
         max_frames: only the first frames of each sequence; None for all.
-        resolution: folder under JPEGImages and Annotations, ``480p`` or ``Full-Resolution``.
+        resolution: folder under JPEGImages and Annotations, `480p` or `Full-Resolution`.
         void: treatment of value 255 in a 2017 first mask.
 
     Raises:
         DataError: no such folder, not a DAVIS tree, an unknown sequence, or an unusable first frame or mask
-            (``VideoSequence.first_mask``).
+            (`VideoSequence.first_mask`).
     """
     root = Path(root)
     if year not in YEARS:
@@ -199,12 +201,18 @@ def load_davis(
 
 
 def is_official_val(sequences: Sequence[VideoSequence], year: int) -> bool:
-    """Whether these are exactly the sequences of the official val list of that year."""
-    return {sequence.name for sequence in sequences} == (VAL_2016 if year == 2016 else VAL_2017)
+    """Whether these are exactly the sequences of the official val list of that year, at 480 rows, without a gap."""
+    names = {sequence.name for sequence in sequences} == (VAL_2016 if year == 2016 else VAL_2017)
+    return names and all(sequence.size[0] == OFFICIAL_HEIGHT and _is_whole(sequence.frames) for sequence in sequences)
+
+
+def _is_whole(frames: Sequence[Path]) -> bool:
+    """Whether frames are numbered from 0 on without a gap: every second frame makes another video."""
+    return [frame.stem for frame in frames] == [f"{number:05d}" for number in range(len(frames))]
 
 
 def read_prediction(folder: str | Path, sequence: VideoSequence, index: int) -> Pixels:
-    """Predicted ids uint8 [H, W] of a frame from ``folder/<sequence>/<frame>.png``.
+    """Predicted ids uint8 [H, W] of a frame from `folder/<sequence>/<frame>.png`.
 
     Raises:
         DataError: the file is missing or unreadable, differs in size from the frame, or has an id above the number of

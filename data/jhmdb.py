@@ -1,9 +1,10 @@
-"""JHMDB's videos with the joints of a body, as CRW lists them (videowalk ``data/jhmdb.py``).
+"""JHMDB's videos with the joints of a body, as CRW lists them (videowalk `data/jhmdb.py`).
 
-A list has a line a video: its folder of frames, then its ``joint_positions.mat``; relative paths begin at the list's
-folder. The file's field ``pos_img`` [2, K, T] holds x and y in pixels, counted from 1.
+A list has a line a video: its folder of frames, then its `joint_positions.mat`; relative paths begin at the list's
+folder. The file's field `pos_img` [2, K, T] holds x and y in pixels, counted from 1.
 """
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from data.images import image_size, read_rgb
 from data.lists import read_list
 
 LIST_NAMES = ("list.txt", "val_list.txt", "test_list.txt")
+CLIP_NAME = re.compile(r"(?P<source>.+)_[a-z]_[a-z]{2}_np\d+_[a-z]{2}_[a-z]{3}_\d+")
+"""HMDB's names of clips: title and action of the video, then visible body, camera, people, view, quality, number."""
 
 
 @dataclass(frozen=True)
 class PoseVideo:
-    """One video and its joints in every frame."""
+    """A video and its joints in every frame."""
 
     name: str
     frames: tuple[Path, ...]
@@ -59,6 +62,12 @@ def load_jhmdb(path: Path | str) -> list[PoseVideo]:
     if len(joints) > 1:
         raise DataError(f"{listed}: videos of {sorted(joints)} joints; expected as many in each.")
     return videos
+
+
+def source_of(name: str) -> str:
+    """The video that a clip was cut from, by the clip's name; the name itself where it is not of HMDB's form."""
+    match = CLIP_NAME.fullmatch(name)
+    return match["source"] if match else name
 
 
 def _list_in(path: Path) -> Path:

@@ -6,8 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.davis import VAL_2017
 from data.images import image_size
+from data.jhmdb import PoseVideo
+from data.keypoints import PASCAL_CLASSES, KeypointPair
 from data.notices import say
+from data.tracks import TrackedVideo
+from data.vip import ParsedVideo
 
 SAMPLED = 20  # images of each split whose sizes are looked at
 
@@ -18,10 +23,9 @@ class KnownClasses:
 
     name: str
     class_names: str = ""
-    """SHA-256 of its class names, sorted, one a line; "" where they are not the same everywhere."""
+    """SHA-256 of its class names, sorted, one a line; "" if copies of the set have different names."""
     pattern: str = ""
-    """What each class name matches entirely, where there is no digest; classes of numbers alone are 0 to K - 1, or 1 to
-    K."""
+    """Pattern of each whole class name, if there is no digest. Names may also be the numbers 0 to K - 1 or 1 to K."""
     side: int | None = None
     """Width and height of every image, pixels; None where images have sizes of their own, as photographs do."""
 
@@ -35,8 +39,7 @@ class KnownClasses:
 
     def has_sizes(self, images: Sequence[Path]) -> bool:
         """Whether some of the images have the sizes that its images have: copies of one size were resized."""
-        sizes = {image_size(images[index]) for index in range(0, len(images), max(1, len(images) // SAMPLED))}
-        return sizes == {(self.side, self.side)} if self.side else len(sizes) > 1
+        return _sizes(images) == {(self.side, self.side)} if self.side else sizes_vary(images)
 
 
 CLASSIFICATION_SETS = {
@@ -44,8 +47,9 @@ CLASSIFICATION_SETS = {
     (1000, 1_281_167, 50_000): KnownClasses(
         "ImageNet-1k", class_names="385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
     ),
+    # Names, not numbers: ten numbered classes of 50,000 and 10,000 squares of 32 pixels may be digits.
     (10, 50_000, 10_000): KnownClasses(
-        "CIFAR-10", pattern="airplane|automobile|bird|cat|deer|dog|frog|horse|ship|truck", side=32
+        "CIFAR-10", class_names="bb3914949cecedee6d1257f7f5fdb8f43fa3b2c8095fd1763161caf1b873fe59", side=32
     ),
     (100, 50_000, 10_000): KnownClasses(
         "CIFAR-100", class_names="fbe8ad23bbaf24969898a386833b49c3aaf6ad1119d43f7b41cdea1b3416d578", side=32
@@ -60,7 +64,7 @@ SALIENCY_SETS = {"ECSSD": 1000, "DUTS-TE": 5019, "DUT-OMRON": 5168}
 VOC12_SEGMENTATION_VAL = 1449
 """Images."""
 VOC07_NAME, VOC12_NAME = r"00\d{4}", r"20\d\d_\d{6}"
-"""Of an image, without ending."""
+"""Pattern of the name of an image, without ending."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class KnownBoxes:
     """Whether a list of images is given."""
     images: int
     pattern: str
-    """What the name of each image's file matches, without ending."""
+    """Pattern of the name of each image, without ending."""
 
 
 DISCOVERY_SETS = {
@@ -80,19 +84,30 @@ DISCOVERY_SETS = {
     "VOC12 trainval": KnownBoxes("voc", False, 11540, VOC12_NAME),
     "COCO20k": KnownBoxes("coco", True, 19817, r"COCO_train2014_\d{12}"),
 }
-KEYPOINT_SETS = {
-    # categories, pairs with a common point
-    (18, 12_234): "SPair-71k test",
-}
-TRACKING_SETS = {
-    # videos, name of the file
-    (30, "tapvid_davis"): "TAP-Vid DAVIS",
-    (50, "tapvid_rgb_stacking"): "TAP-Vid RGB-Stacking",
-}
+ADE20K_VAL, CITYSCAPES_VAL, VOC12_TRAINAUG = 2000, 500, 10_582
+"""Images."""
+ADE20K_NAME, CITYSCAPES_NAME = r"ADE_val_\d{8}", r"[a-z-]+_\d{6}_\d{6}(_leftImg8bit)?"
+CITYSCAPES_SIZE = (1024, 2048)
+"""Height and width of every image."""
+SPAIR_PAIRS = 12_234
+"""Pairs of its test split, which all have a common point."""
+SPAIR_CATEGORIES = frozenset(PASCAL_CLASSES) - {"diningtable", "sofa"}
+TRACKING_VIDEOS = {"TAP-Vid DAVIS": 30, "TAP-Vid RGB-Stacking": 50}
+RGB_STACKING = (250, 256, 256, 3)
+"""Frames of each video of RGB-Stacking, and their height, width and channels (arXiv 2211.03726)."""
 JHMDB_TEST = 268
 """Videos of split 1's test list."""
+JHMDB_ACTIONS = frozenset(
+    [
+        *("brush_hair", "catch", "clap", "climb_stairs", "golf", "jump", "kick_ball", "pick", "pour", "pullup", "push"),
+        *("run", "shoot_ball", "shoot_bow", "shoot_gun", "sit", "stand", "swing_baseball", "throw", "walk", "wave"),
+    ]
+)
+JHMDB_SIZE = (240, 320)
+"""Height and width of every frame."""
 VIP_VAL = 50
 """Videos."""
+VIP_NAME = r"videos?\d+"
 
 
 def classification_set(
@@ -131,3 +146,61 @@ def discovery_set(layout: str, listed: bool, images: Sequence[Path]) -> str | No
 def are_named(images: Sequence[Path], pattern: str) -> bool:
     """Whether each file's name, without its ending, matches entirely."""
     return all(re.fullmatch(pattern, image.stem) for image in images)
+
+
+def pixel_set(val: Sequence[Path], train: Sequence[Path] | None = None) -> str | None:
+    """The published set that images with a class at every pixel are, by count, names and sizes; None for any other.
+
+    Args:
+        train: the images that a method learns from; None where it learns from none.
+    """
+    count = len(val)
+    if count == VOC12_SEGMENTATION_VAL and are_named(val, VOC12_NAME) and sizes_vary(val):
+        training = ", trainaug" if train is not None and len(train) == VOC12_TRAINAUG else ", train" if train else ""
+        return f"VOC12 segmentation val{training}"
+    if count == ADE20K_VAL and are_named(val, ADE20K_NAME) and sizes_vary(val):
+        return "ADE20K val"
+    if count == CITYSCAPES_VAL and are_named(val, CITYSCAPES_NAME) and _sizes(val) == {CITYSCAPES_SIZE}:
+        return "Cityscapes val"
+    return None
+
+
+def keypoint_set(pairs: Sequence[KeypointPair]) -> str | None:
+    """The published set that these pairs are, by count, categories and sizes; None for any other."""
+    same = len(pairs) == SPAIR_PAIRS and {pair.category for pair in pairs} == SPAIR_CATEGORIES
+    return "SPair-71k test" if same and len({pair.source_size for pair in pairs}) > 1 else None
+
+
+def tracking_set(file: Path, videos: Sequence[TrackedVideo]) -> str | None:
+    """The published set that a pickle of videos is, by its name, and the names or sizes of its videos; None for any
+    other."""
+    name = {"tapvid_davis": "TAP-Vid DAVIS", "tapvid_rgb_stacking": "TAP-Vid RGB-Stacking"}.get(file.stem)
+    if name is None or len(videos) != TRACKING_VIDEOS[name]:
+        return None
+    if name == "TAP-Vid DAVIS":
+        return name if {video.name for video in videos} == VAL_2017 else None
+    return name if all(getattr(video.frames, "shape", None) == RGB_STACKING for video in videos) else None
+
+
+def pose_set(videos: Sequence[PoseVideo]) -> str | None:
+    """The published set that these videos are, by count, actions and sizes; None for any other."""
+    actions = frozenset(video.name.partition("/")[0] for video in videos)
+    sizes = {video.size for video in videos}
+    same = len(videos) == JHMDB_TEST and actions == JHMDB_ACTIONS and sizes == {JHMDB_SIZE}
+    return "JHMDB split 1 test" if same else None
+
+
+def parts_set(videos: Sequence[ParsedVideo]) -> str | None:
+    """The published set that these videos are, by count and names; None for any other."""
+    named = all(re.fullmatch(VIP_NAME, video.name) for video in videos)
+    return "VIP val" if named and len(videos) == VIP_VAL else None
+
+
+def sizes_vary(images: Sequence[Path]) -> bool:
+    """Whether some of the images differ in size, as photographs do: copies of one size were resized."""
+    return len(_sizes(images)) > 1
+
+
+def _sizes(images: Sequence[Path]) -> set[tuple[int, int]]:
+    """(height, width) of some of the images."""
+    return {image_size(images[index]) for index in range(0, len(images), max(1, len(images) // SAMPLED))}

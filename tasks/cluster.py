@@ -11,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from data import DataError
+from data.known_sets import pixel_set
 from data.masks import VOID_ID
 from data.segmentation import LabeledPixels
 from dino_dense import Metric, Picture, Score
 from dino_dense.arrays import Pixels
 from dino_dense.config import command_line
 from dino_dense.config.schema import runtime
+from dino_dense.versions import versions
 from tasks.harness.runner import main
 from tasks.harness.session import DataFacts, Session
 from tasks.harness.task import Outcome, Task
@@ -37,36 +39,38 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class ClusterConfig(LabeledImages):
-    """How patches are clustered (defaults: NeCo's eval_overcluster.py, which is Leopart's)"""
+    """Clustering of patches (defaults: NeCo's eval_overcluster.py, which is Leopart's)"""
 
     size: int = 448
     """Side of the square that images are stretched to, pixels, cut to whole patches; masks to the nearest pixel."""
     mean: Triple | None = (0.485, 0.456, 0.406)
-    """RGB mean subtracted from images in [0, 1]; without it and std, those of the network."""
+    """RGB mean subtracted from images in [0, 1]; null for mean and std: those of the network."""
     std: Triple | None = (0.229, 0.224, 0.225)
     """RGB std images are divided by."""
     clusters: int = 500
-    """K; 0 takes as many as there are classes (published: as many as classes, 150, 300, 500)."""
+    """Number of clusters K; 0: the number of classes (published: 0, 150, 300, 500)."""
     components: int = 50
     """Principal components of the standardized tokens that are clustered."""
     iterations: int = 100
-    """Of k-means."""
+    """Largest number of iterations of k-means."""
     starts: int = 5
-    """Of k-means; the best is taken."""
+    """Starts of k-means; the best result is used."""
     points_per_cluster: int = 256
-    """Patches a cluster that k-means is fitted on, drawn at random where there are more; 0 takes all (faiss.Kmeans,
-    max_points_per_centroid)."""
+    """k-means is fitted on at most this many patches for each cluster, drawn at random; 0: on all patches
+    (faiss.Kmeans, max_points_per_centroid)."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Of k-means, a run each; the score is the mean of the runs."""
+    """Seeds of k-means, with a run for each; the score is the mean of the runs."""
     side: int = 100
-    """Pixels of the square that clusters and masks are compared at, both to the nearest pixel."""
+    """Side of the square at which clusters and masks are compared, pixels; both are resized to the nearest pixel."""
     matching: Literal["auto", "hungarian", "precision"] = "auto"
-    """hungarian: one cluster to one class by IoU, the rest to class 0; precision: each cluster to the class that has
-    most of it; auto: hungarian where there are as many clusters as classes."""
+    """How clusters become classes. hungarian: one cluster for one class, so that the sum of IoUs is largest; further
+    clusters become class 0. precision: each cluster becomes its most frequent class. auto: hungarian if there are as
+    many clusters as classes, else precision."""
     absent: Literal["zero", "left out"] = "zero"
-    """Whether a class that is neither there nor predicted counts as IoU 0 in the mean, or not at all."""
+    """Treatment of a class that no pixel has and none is predicted to have. zero: its IoU counts as 0 in the mean; left
+    out: it is not counted."""
     batch: int = 32
-    """Images of a batch of the reference, for drop_last alone."""
+    """Batch size of the reference; it only decides which images drop_last leaves out."""
     drop_last: bool = True
     """Leave out the images of the last batch if it is not full, as the reference does: 9 of VOC's 1,449."""
     batch_size: int = runtime(16)
@@ -97,7 +101,7 @@ class ClusterData:
 
 @dataclass(frozen=True)
 class Run:
-    """One k-means."""
+    """The result of k-means with one seed."""
 
     seed: int
     maps: npt.NDArray[np.int32]
@@ -121,8 +125,9 @@ def open_data(config: ClusterConfig) -> ClusterData:
             "batch is dropped. Give --drop-last false."
         )
     left_out = len(splits.val) - kept
+    dataset = pixel_set([pair.image for pair in splits.val]) if config.data else None
     splits = replace(splits, val=splits.val[:kept])
-    return ClusterData(splits, replace(splits.facts, n=kept), left_out)
+    return ClusterData(splits, replace(splits.facts, n=kept, dataset=dataset), left_out)
 
 
 def measure(backbone: Backbone, data: ClusterData, config: ClusterConfig, session: Session) -> Outcome:
@@ -182,7 +187,7 @@ def run_once(
     config: ClusterConfig,
     splits: LabeledSplits,
 ) -> Run:
-    """One k-means of points [N*h*w, P], compared with the masks [N, side, side]."""
+    """Cluster points [N*h*w, P] with one seed, and compare with the masks [N, side, side]."""
     import torch
 
     from dino_dense.clustering import assign, cluster
@@ -285,6 +290,7 @@ TASK = Task(
     smoke=ClusterConfig(
         size=96, mean=None, std=None, clusters=0, components=8, starts=2, seeds=(0, 1), drop_last=False
     ),
+    versions=versions("clustering", "matched classes"),
 )
 
 if __name__ == "__main__":

@@ -12,13 +12,14 @@ import numpy as np
 from data import DataError
 from data.images import image_size, read_rgb, read_upright
 from data.keypoints import KeypointPair, Layout, load_pairs
-from data.known_sets import KEYPOINT_SETS
+from data.known_sets import keypoint_set
 from data.sample.points import sample_pairs
 from dino_dense import Metric, Picture
 from dino_dense.backbone.grid import fit
 from dino_dense.config import command_line
 from dino_dense.config.schema import path, runtime, selects
 from dino_dense.matching.protocol import ALPHAS, MatchProtocol
+from dino_dense.versions import versions
 from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import DataFacts, Session
@@ -54,13 +55,13 @@ class CorrespondenceConfig(MatchProtocol):
     split: str = selects("test")
     """Folder under PairAnnotation, or the beginning of the list's name: test, val, trn, test_cross_species, ..."""
     categories: tuple[str, ...] | None = selects(None)
-    """Only these: a,b,c."""
+    """Use only these categories: a,b,c."""
     max_pairs: int | None = selects(None)
-    """Only this many of each category, evenly spaced (Probe3D takes 200 at random)."""
+    """Use at most this many pairs of each category, evenly spaced (Probe3D takes 200 at random)."""
     pair: tuple[str, str] | None = path()
-    """Two images of your own, A B, in place of `data`: the points of A are found in B, and nothing is scored."""
+    """Two images of your own, A B, in place of --data: points of A are searched for in B, and nothing is scored."""
     points: tuple[float, ...] | None = selects(None)
-    """Of `pair`: points of A in pixels, x,y (again for more)."""
+    """With --pair: points of A in pixels, x,y; repeat the option for further points."""
     max_memory: int = runtime(1024)
     """Memory for the features of images, MiB; images of pairs that do not fit are extracted again."""
     batch_size: int | None = runtime(None)
@@ -83,11 +84,11 @@ class Pairs(NamedTuple):
     items: list[KeypointPair]
     facts: DataFacts
     own: bool = False
-    """A person's own pair: without truth, read as it is meant to be seen."""
+    """Whether it is the user's own pair: it has no truth, and its images are turned upright."""
 
 
 class _Measured(NamedTuple):
-    """One pair: where its points are predicted, the errors in the longer side of the box, and the hits by alpha."""
+    """Predicted points of a pair, errors in multiples of the longer side of the box, and hits by alpha."""
 
     predicted: Floats
     errors: Floats
@@ -133,7 +134,7 @@ def open_pairs(config: CorrespondenceConfig) -> Pairs:
     root = Path(config.data) if config.data else sample_pairs()
     every = load_pairs(root, config.layout, config.split, config.categories)
     items = every if config.max_pairs is None else _thinned(every, config.max_pairs)
-    dataset = _published_dataset(config, root, items)
+    dataset = keypoint_set(items) if config.data else None
     name = dataset or (root.resolve().name if config.data else "embedded pairs (not SPair-71k)")
     if len(items) < len(every):
         name += f" (part: {len(items)} of {len(every)})"
@@ -143,10 +144,15 @@ def open_pairs(config: CorrespondenceConfig) -> Pairs:
         root=str(root),
         n=len(items),
         unit="pairs",
-        sha256=file_list_hash(root, files),
+        sha256=file_list_hash(root, files, labels=map(_annotation, items)),
         dataset=dataset,
     )
     return Pairs(items, description)
+
+
+def _annotation(pair: KeypointPair) -> str:
+    """All that a pair's files of annotations say of it."""
+    return repr((pair.name, pair.category, pair.source_points, pair.target_points, pair.limit))
 
 
 def _own_pair(config: CorrespondenceConfig) -> Pairs:
@@ -183,12 +189,6 @@ def _thinned(pairs: Sequence[KeypointPair], most: int) -> list[KeypointPair]:
     for pair in pairs:
         by_category.setdefault(pair.category, []).append(pair)
     return [rows[rank] for rows in by_category.values() for rank in figures.evenly_spaced(range(len(rows)), most)]
-
-
-def _published_dataset(config: CorrespondenceConfig, root: Path, items: Sequence[KeypointPair]) -> str | None:
-    """The published set that these pairs are, all of it."""
-    key = len({pair.category for pair in items}), len(items)
-    return KEYPOINT_SETS.get(key) if config.data is not None else None
 
 
 # --- Matching ----------------------------------------------------------------------------------------------
@@ -274,11 +274,12 @@ def _samples(pairs: Sequence[KeypointPair], measured: Sequence[_Measured]) -> pd
     """A row a pair: its share of right points by alpha, and hits and points of its category."""
     import pandas as pd
 
-    from dino_dense.report.samples import ratio_columns
+    from dino_dense.report.samples import CLUSTER, SECOND_CLUSTER, ratio_columns
 
     columns: dict[str, Any] = {
         "sample": _names(pairs),
-        "cluster": [f"{pair.category}/{pair.source.stem}" for pair in pairs],
+        CLUSTER: [_image_name(pair.source) for pair in pairs],
+        SECOND_CLUSTER: [_image_name(pair.target) for pair in pairs],
     }
     for alpha in ALPHAS:
         columns[f"PCK@{alpha}"] = [100 * float(result.hits[alpha].mean()) for result in measured]
@@ -289,6 +290,10 @@ def _samples(pairs: Sequence[KeypointPair], measured: Sequence[_Measured]) -> pd
     columns |= ratio_columns(f"point-PCK@{HEADLINE}", ["all"], right[:, None], count[:, None])
     columns |= ratio_columns(f"class-PCK@{HEADLINE}", categories, member * right[:, None], member * count[:, None])
     return pd.DataFrame(columns)
+
+
+def _image_name(file: Path) -> str:
+    return f"{file.parent.name}/{file.stem}"
 
 
 def _names(pairs: Sequence[KeypointPair]) -> list[str]:
@@ -393,6 +398,7 @@ TASK = Task(
     measure=measure,
     draw=draw,
     smoke=CorrespondenceConfig(image_size=192, max_pairs=2),
+    versions=versions("matching", "keypoint scores"),
 )
 
 if __name__ == "__main__":

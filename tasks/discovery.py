@@ -13,7 +13,7 @@ import numpy as np
 
 from data import DataError, coco
 from data.images import read_rgb
-from data.known_sets import discovery_set
+from data.known_sets import discovery_set, sizes_vary
 from data.rle import decode_mask, encode_mask
 from data.saliency import load_saliency
 from data.sample import sample_data
@@ -177,13 +177,14 @@ def open_images(config: DiscoveryConfig) -> BoxedImages:
     name = root.resolve().name if config.data else "embedded saliency pairs"
     if len(images) < total:
         name += f" (part: {len(images)} of {total})"
-    known = discovery_set(layout, bool(config.only), [image.image for image in images]) if config.data else None
+    paths = [image.image for image in images]
+    known = discovery_set(layout, bool(config.only), paths) if config.data and sizes_vary(paths) else None
     description = DataFacts(
         name=name,
         root=str(root),
         n=len(images),
         unit="images",
-        sha256=file_list_hash(root, [*(image.image for image in images), *files]),
+        sha256=file_list_hash(root, [*paths, *files]),
         dataset=known,
     )
     return BoxedImages(images, description, len(listed) - total)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from dino_dense import Metric, Picture, Score
 from dino_dense.arrays import Pixels
 from dino_dense.config import command_line
 from dino_dense.config.schema import path, runtime
+from dino_dense.versions import versions
 from tasks.harness.runner import main
 from tasks.harness.session import DataFacts, Session
 from tasks.harness.task import Outcome, Task
@@ -44,9 +46,10 @@ class IncontextConfig(IncontextProtocol, LabeledImages):
     """Training images, and the size of a batch"""
 
     lists: tuple[str, ...] = path(())
-    """Text files of names of training images, a run each, in place of a fraction drawn here (the published lists)."""
+    """Text files with names of training images, such as the published lists; a run for each. They replace
+    --fraction."""
     batch_size: int = runtime(16)
-    """Images read and searched for at once."""
+    """Images whose patches are extracted and looked up at once."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,7 @@ class IncontextData:
 
     splits: LabeledSplits
     subsets: tuple[tuple[int, ...], ...]
-
-    @property
-    def facts(self) -> DataFacts:
-        """Which data these are."""
-        return self.splits.facts
+    facts: DataFacts
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,9 @@ def open_data(config: IncontextConfig) -> IncontextData:
     """
     splits = open_splits(config, zero_is_void=False)
     if config.lists:
-        return IncontextData(splits, tuple(_listed(Path(file), splits) for file in config.lists))
+        subsets = tuple(_listed(Path(file), splits) for file in config.lists)
+        digest = hashlib.sha256(f"{splits.facts.sha256} {subsets}".encode()).hexdigest()
+        return IncontextData(splits, subsets, replace(splits.facts, sha256=digest))
     count = len(splits.train) // config.fraction
     if count < 1:
         raise DataError(
@@ -91,9 +92,9 @@ def open_data(config: IncontextConfig) -> IncontextData:
             "--fraction."
         )
     if config.fraction == 1:
-        return IncontextData(splits, (tuple(range(count)),) * len(config.draws))
+        return IncontextData(splits, (tuple(range(count)),) * len(config.draws), splits.facts)
     orders = [np.random.default_rng(draw).permutation(len(splits.train))[:count] for draw in config.draws]
-    return IncontextData(splits, tuple(tuple(sorted(order.tolist())) for order in orders))
+    return IncontextData(splits, tuple(tuple(sorted(order.tolist())) for order in orders), splits.facts)
 
 
 def _listed(file: Path, splits: LabeledSplits) -> tuple[int, ...]:
@@ -125,7 +126,7 @@ def measure(backbone: Backbone, data: IncontextData, config: IncontextConfig, se
 
 
 def builder_of(backbone: Backbone, splits: LabeledSplits, config: IncontextConfig, session: Session) -> Builder:
-    """What reads memories of this backbone, behind the protocol's pixel statistics."""
+    """The reader of memories for this backbone, with the protocol's pixel statistics."""
     from tasks.semantic.memory import Builder
     from tasks.semantic.squares import side_of
 
@@ -338,6 +339,7 @@ TASK = Task(
     measure=measure,
     draw=draw,
     smoke=IncontextConfig(size=96, mean=None, std=None, augment=False, epochs=1, memory_size=2000, neighbors=(10,)),
+    versions=versions("memory", "matched classes"),
 )
 
 if __name__ == "__main__":

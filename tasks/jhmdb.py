@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import cv2
 import numpy as np
 
-from data.jhmdb import PoseVideo, load_jhmdb
-from data.known_sets import JHMDB_TEST
+from data.jhmdb import PoseVideo, load_jhmdb, source_of
+from data.known_sets import pose_set
 from data.sample.points import sample_joints
 from dino_dense import Metric, Picture, Score
 from dino_dense.config import command_line
@@ -42,7 +42,7 @@ class JhmdbConfig(SquashedProtocol):
     data: str | None = path()
     """List of videos (a line: folder of frames, joint_positions.mat), or its folder; without it, embedded videos."""
     max_videos: int | None = selects(None)
-    """Only this many, evenly spaced."""
+    """Use at most this many videos, evenly spaced."""
     batch_size: int | None = runtime(None)
     """Frames whose features are computed at once; without it, 1 on a CPU and 8 on a GPU."""
 
@@ -59,7 +59,7 @@ class Videos(NamedTuple):
 
 
 class _Measured(NamedTuple):
-    """One video: its joints in pixels [T, K, 2], (-1, -1) where lost, and their distances."""
+    """Joints of a video in pixels [T, K, 2], (-1, -1) if lost, and their distances."""
 
     joints: Floats
     distances: PoseDistances
@@ -93,8 +93,8 @@ def open_videos(config: JhmdbConfig) -> Videos:
         if config.max_videos is None
         else [every[k] for k in figures.evenly_spaced(range(len(every)), config.max_videos)]
     )
-    complete = config.data is not None and len(items) == JHMDB_TEST
-    name = "JHMDB split 1 test" if complete else root.name if config.data else "embedded joints (not JHMDB)"
+    dataset = pose_set(items) if config.data else None
+    name = dataset or (root.name if config.data else "embedded joints (not JHMDB)")
     if len(items) < len(every):
         name += f" (part: {len(items)} of {len(every)})"
     base = root if root.is_dir() else root.parent
@@ -104,8 +104,8 @@ def open_videos(config: JhmdbConfig) -> Videos:
         root=str(root),
         n=len(items),
         unit="videos",
-        sha256=file_list_hash(base, files),
-        dataset="JHMDB split 1 test" if complete else None,
+        sha256=file_list_hash(base, files, labels=(video.joints.tobytes() for video in items)),
+        dataset=dataset,
     )
     return Videos(items, description)
 
@@ -130,10 +130,10 @@ def _samples(videos: Sequence[PoseVideo], measured: Sequence[_Measured]) -> pd.D
     """A row a video: joints met and counted, of each joint."""
     import pandas as pd
 
-    from dino_dense.report.samples import ratio_columns
+    from dino_dense.report.samples import CLUSTER, ratio_columns
 
     joints = [f"joint{k}" for k in range(measured[0].joints.shape[1])]
-    columns: dict[str, object] = {"sample": _names(videos)}
+    columns: dict[str, object] = {"sample": _names(videos), CLUSTER: [source_of(video.name) for video in videos]}
     for kind in ("", "strict "):
         met, counted = zip(*(met_joints(one.distances, SHOWN, strict=bool(kind)) for one in measured), strict=True)
         for number, alpha in enumerate(SHOWN):
@@ -163,7 +163,7 @@ def _per_joint(measured: Sequence[_Measured]) -> pd.DataFrame:
 
 
 def draw(videos: Videos, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
-    """Of the worst and best videos the first, middle and last frame: rings are true joints, discs the propagated."""
+    """Draw three frames of the worst and best videos: rings are true joints, discs are propagated joints."""
     import pandas as pd
 
     measured: Sequence[_Measured] = outcome.to_draw
@@ -206,7 +206,7 @@ TASK = Task(
     measure=measure,
     draw=draw,
     smoke=JhmdbConfig(image_size=320, max_videos=2),
-    versions=versions("propagation"),
+    versions=versions("propagation", "joints", "pose scores"),
 )
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from data import DataError
-from data.known_sets import SALIENCY_SETS, VOC12_NAME, VOC12_SEGMENTATION_VAL, are_named
+from data.known_sets import SALIENCY_SETS, VOC12_NAME, VOC12_SEGMENTATION_VAL, are_named, sizes_vary
 from data.masks import VOID_ID
 from data.rle import decode_mask, encode_mask
 from data.saliency import Layout, MaskedImage, detect_layout, load_saliency, object_masks
@@ -255,15 +255,15 @@ def _note(backbone: Backbone, config: SaliencyConfig, threshold: float) -> str:
 
 
 def _published_dataset(config: SaliencyConfig, root: Path, images: Sequence[MaskedImage]) -> str | None:
-    """Name of the published set, if these images are all of it."""
-    if config.data is None:
+    """Name of the published set, if these images are all of it, in sizes of their own."""
+    if config.data is None or not sizes_vary([image.image for image in images]):
         return None
     if images[0].has_ids:
         listed = detect_layout(root) == "voc" and config.split == "val" and len(images) == VOC12_SEGMENTATION_VAL
         named = listed and are_named([image.image for image in images], VOC12_NAME)
         return "VOC12 segmentation val" if named else None
-    folder = str(images[0].image.resolve()).upper()
-    return next((name for name, count in SALIENCY_SETS.items() if name in folder and count == len(images)), None)
+    parts = {part.upper().removesuffix("-IMAGE") for part in images[0].image.resolve().parts}
+    return next((name for name, count in SALIENCY_SETS.items() if name in parts and count == len(images)), None)
 
 
 def _save(masks: dict[str, dict[str, Any]], folder: Path) -> None:

@@ -17,6 +17,7 @@ from dino_dense import Metric, Picture, Score
 from dino_dense.backbone.grid import fit
 from dino_dense.config import command_line
 from dino_dense.config.schema import path, runtime, selects
+from dino_dense.versions import versions
 from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import DataFacts, Session
@@ -55,12 +56,12 @@ DEFINITIONS = (
 
 @dataclass(frozen=True)
 class TokensProtocol:
-    """At which sizes tokens are looked at"""
+    """Sizes and views of the images"""
 
     sizes: tuple[int, ...] = (224, 336, 448)
     """Sides of the square images, pixels, rounded to whole patches; all but stability is measured at the first."""
     views: int = 10
-    """Of LiDAR: random crops (30 to 100 % of the area, mirrored or not) of each image (the paper's 10)."""
+    """Views of each image for LiDAR: random crops (30 to 100 % of the area), half of them mirrored (paper: 10)."""
 
     def __post_init__(self) -> None:
         if len(self.sizes) < 2 or min(self.sizes) < 1:
@@ -76,7 +77,7 @@ class TokensConfig(TokensProtocol):
     data: str | None = path()
     """Any folder of images; without it, the embedded ones. No label is read."""
     max_images: int | None = selects(200)
-    """Only this many, evenly spaced; 100 or more are wanted for position and LiDAR."""
+    """Use at most this many images, evenly spaced. Position and LiDAR need 100 or more."""
     batch_size: int | None = runtime(None)
     """Images whose features are computed at once; without it, 1 on a CPU and 8 on a GPU."""
 
@@ -97,7 +98,7 @@ class Images(NamedTuple):
 
 
 class _Looked(NamedTuple):
-    """One image."""
+    """Measurements of one image."""
 
     patches: Arrays
     """[D, h, w] at the first size, after the final norm."""
@@ -114,7 +115,7 @@ class _Looked(NamedTuple):
 
 
 class _Drawn(NamedTuple):
-    """For the pictures."""
+    """Arrays for the pictures."""
 
     norms: Arrays
     """[n, h, w] of the last layer."""
@@ -372,6 +373,7 @@ TASK = Task(
     measure=measure,
     draw=draw,
     smoke=TokensConfig(sizes=(96, 144), views=2, max_images=12),
+    versions=versions("token measures"),
 )
 
 if __name__ == "__main__":

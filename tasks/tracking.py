@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from data import DataError
-from data.known_sets import TRACKING_SETS
+from data.known_sets import tracking_set
 from data.sample.points import sample_tracks
 from data.tracks import TrackedVideo, find_pickle, load_tracks
 from dino_dense import Metric, Picture
 from dino_dense.config import command_line
 from dino_dense.config.schema import check_positive, path, runtime, selects
 from dino_dense.matching.track_protocol import SIDE, TrackingProtocol
+from dino_dense.versions import versions
 from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import DataFacts, Session
@@ -44,7 +45,7 @@ class TrackingConfig(TrackingProtocol):
     data: str | None = path()
     """TAP-Vid's pickle (tapvid_davis.pkl, RGB-Stacking's), or the folder that holds it; without it, embedded videos."""
     max_videos: int | None = selects(None)
-    """Only the first so many."""
+    """Use only this many videos, the first ones."""
     batch_size: int | None = runtime(None)
     """Frames whose features are computed at once; without it, 1 on a CPU and 8 on a GPU."""
 
@@ -61,7 +62,7 @@ class Videos(NamedTuple):
 
 
 class _Measured(NamedTuple):
-    """One video: its queries, where they were found, what the rule says is hidden, and the scores in percent."""
+    """Queries of a video, their tracks, the points that the rule calls hidden, and the scores in percent."""
 
     queries: Queries
     tracks: Floats
@@ -94,7 +95,7 @@ def open_videos(config: TrackingConfig) -> Videos:
     scored = [video for video in items if _can_be_scored(video, config)]
     if not scored:
         raise DataError(f"{file}: no point is visible in a frame that is scored ({config.mode}).")
-    dataset = TRACKING_SETS.get((len(every), file.stem)) if config.data and len(items) == len(every) else None
+    dataset = tracking_set(file, items) if config.data else None
     name = dataset or (file.name if config.data else "embedded tracks (not TAP-Vid)")
     if len(scored) < len(every):
         name += f" (part: {len(scored)} of {len(every)})"
@@ -103,7 +104,7 @@ def open_videos(config: TrackingConfig) -> Videos:
         root=str(file),
         n=len(scored),
         unit="videos",
-        sha256=file_list_hash(file.parent, [file]),
+        sha256=file_list_hash(file.parent, [file], labels=(v.points.tobytes() + v.occluded.tobytes() for v in scored)),
         dataset=dataset if len(scored) == len(every) else None,
     )
     return Videos(scored, description)
@@ -252,6 +253,7 @@ TASK = Task(
     measure=measure,
     draw=draw,
     smoke=TrackingConfig(grid=64, max_videos=1),
+    versions=versions("tracks", "tracking scores"),
 )
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from data.known_sets import VIP_VAL
+from data.known_sets import parts_set
 from data.masks import VOID_ID
 from data.sample.points import sample_parts
 from data.vip import CLASSES, ParsedVideo, load_vip
@@ -47,7 +47,7 @@ class VipConfig(SquashedProtocol):
     split: str = selects("val")
     """List lists/SPLIT_videos.txt; without a list, val is every video."""
     max_videos: int | None = selects(None)
-    """Only this many, evenly spaced."""
+    """Use at most this many videos, evenly spaced."""
     batch_size: int | None = runtime(None)
     """Frames whose features are computed at once; without it, 1 on a CPU and 8 on a GPU."""
 
@@ -64,7 +64,7 @@ class Videos(NamedTuple):
 
 
 class _Measured(NamedTuple):
-    """One video: pixels by true class (rows) and predicted class, and predictions of a few frames."""
+    """Pixels of a video by true class (rows) and predicted class, and predictions of a few frames."""
 
     matrix: npt.NDArray[np.int64]
     shown: dict[int, Pixels]
@@ -110,8 +110,8 @@ def open_videos(config: VipConfig) -> Videos:
         if config.max_videos is None
         else [every[k] for k in figures.evenly_spaced(range(len(every)), config.max_videos)]
     )
-    complete = config.data is not None and len(items) == VIP_VAL and config.split == "val"
-    name = "VIP val" if complete else root.resolve().name if config.data else "embedded parts (not VIP)"
+    dataset = parts_set(items) if config.data and config.split == "val" else None
+    name = dataset or (root.resolve().name if config.data else "embedded parts (not VIP)")
     if len(items) < len(every):
         name += f" (part: {len(items)} of {len(every)})"
     files = [file for video in items for file in (*video.frames, *video.masks)]
@@ -121,7 +121,7 @@ def open_videos(config: VipConfig) -> Videos:
         n=len(items),
         unit="videos",
         sha256=file_list_hash(root, files),
-        dataset="VIP val" if complete else None,
+        dataset=dataset,
     )
     return Videos(items, description)
 
@@ -177,7 +177,7 @@ def _per_class(total: npt.NDArray[np.int64]) -> pd.DataFrame:
 
 
 def draw(videos: Videos, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
-    """Of the worst and best videos the first, middle and last frame: propagated classes above, true ones below."""
+    """Draw three frames of the worst and best videos: propagated classes above, true classes below."""
     import pandas as pd
 
     from tasks.scores.segmentation import class_iou

@@ -46,7 +46,7 @@ class VosConfig(PropagationProtocol):
     """Which videos, and every constant of the protocol"""
 
     upsample_to: Literal["frame", "original"] = "original"
-    """Where the argmax is taken: at the resized frame (DINO) or at the original size, as submissions want it."""
+    """Size at which the argmax is taken: the resized frame (DINO), or the original size, which submissions need."""
     data: str | None = path()
     """Folder of YouTube-VOS, MOSE or LVOS; without it, embedded videos."""
     layout: Layout = selects("auto")
@@ -54,7 +54,7 @@ class VosConfig(PropagationProtocol):
     split: str = selects("valid")
     """valid or test."""
     videos: tuple[str, ...] | None = selects(None)
-    """Only these: a,b,c."""
+    """Use only these videos: a,b,c."""
     truth: str | None = path()
     """Folder of true masks VIDEO/FRAME.png to score with, where the data have none (LVOS valid has)."""
     max_memory: int = runtime(512)
@@ -132,7 +132,7 @@ def _frames(video: VosVideo) -> Iterator[Frame]:
 
 
 def _write_masks(backbone: Backbone, video: VosVideo, config: VosConfig, session: Session) -> None:
-    """One video, whole or not at all: a folder is renamed into place when its last mask is written."""
+    """Write the masks of one video. Its folder gets its name after the last mask, so that it is never incomplete."""
     from dino_dense.propagation.video import VideoPropagator
 
     unfinished = session.folder("masks") / f".{video.name}.unfinished"
@@ -221,7 +221,7 @@ def _per_object(per_frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(videos: Videos, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
-    """Of the worst and best videos a strip of frames with their masks."""
+    """Draw a strip of frames with their masks for the worst and best videos."""
     if outcome.samples is None:
         return ()
     means = outcome.samples.groupby("cluster")["J&F-Mean"].mean()
@@ -252,7 +252,7 @@ TASK = Task(
     measure=measure,
     draw=draw,
     smoke=VosConfig(short_side=192),
-    versions=versions("propagation"),
+    versions=versions("propagation", "jf scores"),
 )
 
 if __name__ == "__main__":

@@ -13,25 +13,35 @@ import pytest
 import torch
 from PIL import Image
 
-from dino_dense import load_backbone
+from data.segmentation import LabeledPixels
+from dino_dense import clustering, load_backbone, tokens
 from dino_dense.backbone.families import readers
 from dino_dense.distributed import World
+from dino_dense.matching import rules, tracks
 from dino_dense.objects.attention import attention_masks
 from dino_dense.objects.cuts import maskcut, tokencut
 from dino_dense.objects.lost import lost
 from dino_dense.probes.classes import Evaluation, HeadGrid, hold_out, logistic_regressions, random_tenth
 from dino_dense.probes.pixels import predict, train_head
 from dino_dense.probes.protocol import PixelProbe
+from dino_dense.propagation import joints
+from dino_dense.propagation.protocol import SquashedProtocol
+from dino_dense.propagation.squashed import propagate
 from dino_dense.propagation.video import Frame, VideoPropagator
 from dino_dense.versions import VERSIONS
 from tasks.finetuning.config import FinetuneConfig
 from tasks.finetuning.recipe import build_mixer
+from tasks.harness.session import DataFacts, Session
 from tasks.images.attacks import apply_attack
 from tasks.images.descriptors import fit_whitening
 from tasks.images.features import Preprocessing, extract_pieces
 from tasks.knn import knn_votes
-from tasks.scores import boxes, jf, retrieval, saliency, segmentation
+from tasks.scores import boxes, jf, keypoints, pose, retrieval, saliency, segmentation, tracking
 from tasks.scores.classification import hits
+from tasks.semantic.memory import Builder, predict_squares
+from tasks.semantic.protocol import IncontextProtocol
+from tasks.semantic.readings import mapping_of, read_matrices
+from tasks.semantic.splits import LabeledSplits
 from tests.color_backbone import PROTOCOL, color_backbone
 
 Numbers = list[float]
@@ -118,6 +128,79 @@ def fine_tuning() -> Numbers:
     return [float(images.square().mean()), float(targets.square().mean())]
 
 
+def carried_joints() -> Numbers:
+    points = 8 * drawn(3, 2).double().numpy()
+    frames = (np.roll(np.asarray(picture(64)), 4 * k, axis=1) for k in range(3))
+    labels = joints.with_background(joints.draw_joints(points, (8, 8)))
+    protocol = SquashedProtocol(image_size=8 * color_backbone().patch_size, context_frames=2, radius=3, top_k=4)
+    carried = [joints.read_joints(soft) for soft in propagate(color_backbone(), protocol, frames, labels)]
+    return [float(labels.sum()), *(float(cells.mean()) for cells in carried)]
+
+
+def memory(tmp_path: Path, protocol: IncontextProtocol) -> Numbers:
+    """A memory of a picture of two classes, and the classes that it gives to a part of the picture."""
+    ids = np.zeros((80, 80), np.uint8)
+    ids[:, 40:] = 1
+    pair = LabeledPixels(tmp_path / "image.png", tmp_path / "mask.png")
+    picture().save(pair.image)
+    Image.fromarray(ids).save(pair.mask)
+    splits = LabeledSplits([pair], [pair], ("a", "b"), DataFacts("striped", str(tmp_path), 1, "images", ""))
+    backbone = load_backbone("random:vit_micro_patch8_64")
+    read = Builder(backbone, splits, protocol, Session(tmp_path), 64, batch_size=1, workers=0).read([0], seed=1)
+    patches = backbone.extract(drawn(1, 3, 64, 64)).patches
+    answer = predict_squares(read, patches, protocol, 3, protocol.distance[0])
+    return [float(read.features.abs().mean()), float(read.labels.float().sum()), float(answer.float().mean())]
+
+
+def memories(tmp_path: Path) -> Numbers:
+    plain = IncontextProtocol(augment=False, epochs=1)
+    votes = replace(plain, readout="vote", distance=("l2",), standardize=True, memory_size=0)
+    return [*memory(tmp_path, replace(plain, memory_size=20, temperature=0.1)), *memory(tmp_path, votes)]
+
+
+def clusters() -> Numbers:
+    points = torch.cat([drawn(30, 6), drawn(30, 6) + 2, drawn(30, 6) - torch.arange(6)])
+    standardized = clustering.fit_scaling(points).apply(points)
+    components = clustering.fit_components(standardized, 3).apply(standardized)
+    fitted = clustering.cluster(components, 3, seed=0, starts=2, iterations=20)
+    sizes = clustering.assign(components, fitted.centers).bincount(minlength=3)
+    return [float(components.abs().mean()), fitted.objective, *sorted(sizes.tolist())]
+
+
+def matching() -> Numbers:
+    features = drawn(5, 8, 8) - 0.5, (drawn(5, 8, 8) - 0.5).roll(2, dims=2)
+    points = np.array([[10.0, 20.0], [33.0, 41.0], [55.0, 5.0]])
+    numbers = []
+    for rule in ("probe3d", "dift", "geoaware"):
+        matches = rules.match(rule, features, ((60, 64), (64, 48)), points, points - 3, 40.0, patch=8)
+        assert matches.truth is not None
+        numbers += [float(matches.points.mean()), float(np.abs(matches.predicted - matches.truth).mean())]
+        numbers.append(float(rules.as_square(np.asarray(picture())[:50], 64, rule).mean()))
+    soft = rules.match("geoaware", features, ((60, 64), (64, 48)), points, None, 40.0, patch=8, soft=True)
+    return [*numbers, float(soft.points.mean())]
+
+
+def followed() -> Numbers:
+    features = torch.stack([(drawn(5, 8, 8) - 0.5).roll(k, dims=2) for k in range(3)])
+    points = torch.tensor([[0.0, 20.0, 30.0], [1.0, 50.0, 9.0]])
+    queries = tracks.query_features(features, points, (64, 64))
+    positions, cosine = tracks.track_points(features, queries, (64, 64))
+    back = tracks.cycle_distance(features, points, positions, (64, 64))
+    return [float(positions.mean()), float(cosine.mean()), float(back.mean())]
+
+
+def token_measures() -> Numbers:
+    values = drawn(6, 4, 5, 5)
+    norms = (1 + values).square()
+    norms[0, 0, 0, 0] = 1e4
+    return [
+        tokens.rank_me(values.flatten(1)),
+        tokens.lidar(values.flatten(2).movedim(1, 2).double()),
+        float(tokens.high_norm_tokens(norms).sum()),
+        tokens.position_share(values),
+    ]
+
+
 def attacks() -> Numbers:
     rng = np.random.default_rng(0)
     return [float(np.asarray(apply_attack(picture(), a, rng)).mean()) for a in ("crop50", "jpeg8", "blur2", "print")]
@@ -147,13 +230,57 @@ def segmentation_scores() -> Numbers:
     return [*segmentation.class_iou(matrix), segmentation.pixel_accuracy(matrix)]
 
 
+def matched_classes() -> Numbers:
+    matrices = (10 * drawn(3, 4, 4)).long().numpy()
+    matrices[:, 3], matrices[:, :, 3] = 0, 0
+    readings = [
+        read_matrices(matrices, mapping_of(matrices, matching), absent)
+        for matching in ("own", "hungarian", "precision")
+        for absent in ("zero", "left out")
+    ]
+    return [*(reading.mean() for reading in readings), float(np.nanmean(readings[0].of_images()))]
+
+
+def keypoint_scores() -> Numbers:
+    distance = keypoints.distances(drawn(8, 2).numpy(), drawn(8, 2).numpy()[::-1])
+    found = [keypoints.hits(distance, 1.0, alpha, strict=False) for alpha in (0.2, 0.5)]
+    return [float(distance.mean()), *(float(near.sum()) for near in found)]
+
+
+def track_scores() -> Numbers:
+    points = 64 * drawn(6, 12, 2).double().numpy()
+    occluded = drawn(6, 12).numpy() > 0.7
+    numbers = []
+    for mode in ("first", "strided"):
+        queries = tracking.query_tracks(points, occluded, mode)
+        frames = tracking.scored_frames(queries.points, 12, mode)
+        hidden = np.roll(queries.occluded, 1, axis=1)
+        scores = tracking.tracking_scores(queries.targets, queries.occluded, queries.targets + 2, hidden, frames)
+        shown = ("occlusion_accuracy", "pts_within_4", "average_pts_within_thresh", "average_jaccard")
+        numbers += [float(len(queries.points)), *(float(scores[name]) for name in shown)]
+    return numbers
+
+
+def pose_scores() -> Numbers:
+    truth = 64 * drawn(4, 5, 2).double().numpy()
+    cells = np.round(truth / 8)
+    cells[2, 1] = -1
+    scored = pose.pose_distances(cells, truth, (64, 64), (8, 8))
+    return [float(value) for strict in (False, True) for value in pose.pck([scored], (0.1, 0.2), strict=strict)[:, -1]]
+
+
 PARTS: dict[str, Callable[[], Numbers]] = {
     "image features": image_features,
     "descriptors": lambda: [float(fit_whitening(drawn(20, 4), centered=False)(drawn(20, 4)).square().mean())],
     "attacks": attacks,
     "propagation": propagation,
+    "joints": carried_joints,
     "objects": objects,
     "neighbors": neighbors,
+    "clustering": clusters,
+    "matching": matching,
+    "tracks": followed,
+    "token measures": token_measures,
     "class probe": class_probe,
     "fine-tuning": fine_tuning,
     "classification scores": lambda: hits(drawn(6, 3).argsort(1), torch.arange(6) % 3, list("abcdef"))[
@@ -164,7 +291,12 @@ PARTS: dict[str, Callable[[], Numbers]] = {
     "box scores": lambda: boxes.box_iou((0, 0, 10, 10), [(5, 5, 15, 15), (0, 0, 5, 10)]).tolist(),
     "segmentation scores": segmentation_scores,
     "retrieval scores": lambda: [retrieval.average_precision(np.array([0, 3, 7]), 4)],
+    "matched classes": matched_classes,
+    "keypoint scores": keypoint_scores,
+    "tracking scores": track_scores,
+    "pose scores": pose_scores,
 }
+IN_A_FOLDER: dict[str, Callable[[Path], Numbers]] = {"pixel probe": pixel_probe, "memory": memories}
 
 EXPECTED: dict[str, tuple[int, Numbers]] = {
     "jf scores": (1, [0.76471, 0.73333, 0.53333, 0.42424]),
@@ -182,6 +314,16 @@ EXPECTED: dict[str, tuple[int, Numbers]] = {
     "box scores": (1, [0.14286, 0.5]),
     "segmentation scores": (1, [14.65, 18.667, 16.667, 12.621, 26.75]),
     "retrieval scores": (1, [0.43676]),
+    "joints": (1, [37.502, 3.429, 3.3605, 2.6822]),
+    "memory": (1, [0.07043, 1280.0, 0.35107, 0.82299, 2048.0, 0.5]),
+    "clustering": (1, [0.89415, 13.523, 30.0, 30.0, 30.0]),
+    "matching": (1, [28.0, 0.32292, 174.17, 21.833, 13.167, 125.69, 21.333, 15.667, 78.553, 21.436]),
+    "tracks": (1, [22.0, 0.89159, 16.075]),
+    "token measures": (1, [4.6294, 2.6511, 1.0, 0.18842]),
+    "matched classes": (1, [15.417, 20.556, 17.935, 23.913, 15.061, 20.081, 12.812]),
+    "keypoint scores": (1, [0.55697, 2.0, 4.0]),
+    "tracking scores": (1, [6.0, 0.57812, 1.0, 0.6, 0.32069, 13.0, 0.60839, 1.0, 0.6, 0.34154]),
+    "pose scores": (1, [60.0, 93.333, 53.333, 86.667]),
     "VitReader": (1, [0.004518, 0.99994, 3.9634, 1.0, 3.937, 0.051107]),
     "EvaReader": (1, [0.002338, 0.97428, 0.154, 0.99998, 0.16345, 0.14984]),
     "StageReader": (2, [3.1087, 4.4221]),
@@ -189,8 +331,8 @@ EXPECTED: dict[str, tuple[int, Numbers]] = {
 
 
 def numbers_of(part: str, tmp_path: Path) -> Numbers:
-    if part == "pixel probe":
-        return pixel_probe(tmp_path)
+    if part in IN_A_FOLDER:
+        return IN_A_FOLDER[part](tmp_path)
     return PARTS[part]() if part in PARTS else reader(part)
 
 

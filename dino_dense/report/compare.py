@@ -12,14 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from dino_dense.progress import tracked
 from dino_dense.report.cells import number
 from dino_dense.report.intervals import IntervalConfig
 from dino_dense.report.record import Metric, Report, beside
-from dino_dense.report.samples import CLUSTER, SAMPLE, class_columns, clusters_of, metric_terms, score_samples
-from dino_dense.report.sampling import SMALL, cluster_sums, compare_sums
+from dino_dense.report.samples import (
+    CLUSTER,
+    NO_METRICS,
+    SECOND_CLUSTER,
+    class_columns,
+    clusters_of,
+    metric_terms,
+    score_samples,
+    second_clusters_of,
+)
+from dino_dense.report.sampling import SMALL, Interval, Numbers, Value, cluster_sums, compare_pairs, compare_sums
 from dino_dense.report.table import Entry
 
 SAME_MEAN = 1e-6  # a score and the mean of its column differ by rounding at most (tests/test_task_contract.py)
@@ -76,7 +86,7 @@ def compare_all(entries: Sequence[Entry], config: IntervalConfig) -> pd.DataFram
 
 
 def read_samples(entry: Entry) -> pd.DataFrame:
-    """Values of single samples: sorted names as index; a column `cluster`, and float columns of metrics (`samples`).
+    """Values of single samples: sorted names as index; columns of clusters, and float columns of metrics (`samples`).
 
     Raises:
         ValueError: the file is missing, or does not belong to the report.
@@ -89,8 +99,8 @@ def read_samples(entry: Entry) -> pd.DataFrame:
     if "sample" not in header:
         raise ValueError(f"{file}: expected a column sample, found {', '.join(header)}. Run the task again.")
     # Names are text: a sample may be called NA or 007.
-    missing = {name: [""] for name in header if name not in (SAMPLE, CLUSTER)}
-    table = pd.read_csv(file, dtype={SAMPLE: str, CLUSTER: str}, keep_default_na=False, na_values=missing)
+    missing = {name: [""] for name in header if name not in NO_METRICS}
+    table = pd.read_csv(file, dtype=dict.fromkeys(NO_METRICS, str), keep_default_na=False, na_values=missing)
     if (table["sample"] == "").any():
         raise ValueError(f"{file}: expected a name for every sample, found none for some. Run the task again.")
     twice = table["sample"][table["sample"].duplicated()]
@@ -104,7 +114,8 @@ def read_samples(entry: Entry) -> pd.DataFrame:
         if not pd.api.types.is_numeric_dtype(values[name]):
             raise ValueError(f"{file}: column {name} holds text; expected numbers. Run the task again.")
     _check_scores(file, entry.report, values)
-    return values[[CLUSTER, *kept]].astype(dict.fromkeys(kept, np.float64))
+    groups = [name for name in (CLUSTER, SECOND_CLUSTER) if name in values]
+    return values[[*groups, *kept]].astype(dict.fromkeys(kept, np.float64))
 
 
 def differences(a: Report, b: Report) -> list[str]:
@@ -185,18 +196,18 @@ def _compare_metric(metric: Metric, a: pd.DataFrame, b: pd.DataFrame, row: dict[
     one_sided = a.index[first.counted != second.counted]
     if len(one_sided):
         return row | {"reason": f"{len(one_sided)} samples have a value in one only, for example {one_sided[0]}"}
-    moved = a.index[a[CLUSTER] != b[CLUSTER]]
+    moved = a.index[_moved(a, b)]
     if len(moved):
         return row | {"reason": f"{len(moved)} samples are of another cluster, for example {moved[0]}"}
     counted = first.counted
-    clusters = a[CLUSTER][counted].tolist()
-    if len(set(clusters)) < 2:
-        drawn = "samples have a value" if len(clusters) < 2 else "samples are of one cluster"
-        return row | {"reason": f"{len(clusters)} {drawn}; expected 2 clusters or more"}
-    sums = [cluster_sums(terms.rows[counted], clusters) for terms in (first, second)]
+    own, other = clusters_of(a[counted]), second_clusters_of(a[counted])
+    if len({*own, *(other or ())}) < 2:
+        drawn = "samples have a value" if len(own) < 2 else "samples are of one cluster"
+        return row | {"reason": f"{len(own)} {drawn}; expected 2 clusters or more"}
+    rows = first.rows[counted], second.rows[counted]
     config = IntervalConfig(row["bootstrap"], row["confidence"], row["seed"])
-    interval = compare_sums(sums[0], sums[1], first.value, config)
-    values = [float(first.value(total.sum(axis=0))) for total in sums]
+    interval = _interval(rows, own, other, first.value, config)
+    values = [float(first.value(part.sum(axis=0))) for part in rows]
     sign = 1 if metric.higher_is_better else -1
     gain = sign * (second.value(second.rows[counted]) - first.value(first.rows[counted]))
     return row | {
@@ -207,9 +218,27 @@ def _compare_metric(metric: Metric, a: pd.DataFrame, b: pd.DataFrame, row: dict[
             name: 100 * share.mean()
             for name, share in (("better", gain > 0), ("worse", gain < 0), ("equal", gain == 0))
         },
-        "n": len(clusters),
+        "n": len(own),
         "verdict": ("better" if sign * interval.difference > 0 else "worse") if interval.decided else "undecided",
     }
+
+
+def _moved(a: pd.DataFrame, b: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """Whether each sample of two tables has other clusters in the second, [n]."""
+    if (SECOND_CLUSTER in a) != (SECOND_CLUSTER in b):
+        return np.ones(len(a), bool)
+    columns = [name for name in (CLUSTER, SECOND_CLUSTER) if name in a]
+    return np.asarray((a[columns] != b[columns]).any(axis=1), bool)
+
+
+def _interval(
+    rows: tuple[Numbers, Numbers], own: list[str], other: list[str] | None, value: Value, config: IntervalConfig
+) -> Interval:
+    """The difference of two networks, from the terms [n, D] of each, and the clusters of the n samples."""
+    sums = [cluster_sums(part, own, other) for part in rows]
+    if other is None:
+        return compare_sums(sums[0], sums[1], value, config)
+    return compare_pairs(sums[0], sums[1], (rows[0].sum(axis=0), rows[1].sum(axis=0)), value, config)
 
 
 def samples_text(n: int, clusters: int) -> str:

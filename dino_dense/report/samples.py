@@ -4,6 +4,8 @@ Columns:
 - `sample`: a unique name.
 - `cluster` (optional): the group of dependent samples (a video, an original, a landmark). Without it, samples are
   independent.
+- `second cluster` (optional): for samples that belong to two groups (the two images of a pair). Both columns name the
+  same kind of group.
 - `METRIC`: values; the score is their mean over the rows with a value.
 - or `METRIC hits CLASS` and `METRIC union CLASS`: the score is the mean over classes of 100 * hits / union, each summed
   over the rows (mIoU).
@@ -23,7 +25,8 @@ from dino_dense.report.sampling import Numbers, Value, cluster_sums, mean_ratio_
 if TYPE_CHECKING:
     import pandas as pd
 
-SAMPLE, CLUSTER = "sample", "cluster"
+SAMPLE, CLUSTER, SECOND_CLUSTER = "sample", "cluster", "second cluster"
+NO_METRICS = [SAMPLE, CLUSTER, SECOND_CLUSTER]
 
 
 class Terms(NamedTuple):
@@ -79,6 +82,11 @@ def clusters_of(samples: pd.DataFrame) -> list[str]:
     return samples[CLUSTER if CLUSTER in samples else SAMPLE].astype(str).tolist()
 
 
+def second_clusters_of(samples: pd.DataFrame) -> list[str] | None:
+    """The second cluster of each row; None if the table has no such column."""
+    return samples[SECOND_CLUSTER].astype(str).tolist() if SECOND_CLUSTER in samples else None
+
+
 def score_samples(samples: pd.DataFrame, metric: str) -> Score:
     """A metric's value, its number of samples, and its standard error over clusters.
 
@@ -88,11 +96,12 @@ def score_samples(samples: pd.DataFrame, metric: str) -> Score:
     terms = metric_terms(samples, metric)
     if terms is None:
         raise ValueError(f"no values of {metric} in columns {', '.join(samples.columns)}")
-    clusters = [cluster for cluster, counted in zip(clusters_of(samples), terms.counted, strict=True) if counted]
-    sums = cluster_sums(terms.rows[terms.counted], clusters)
+    rows, counted = terms.rows[terms.counted], samples[terms.counted]
+    total = rows.sum(axis=0)
+    sums = cluster_sums(rows, clusters_of(counted), second_clusters_of(counted))
     # Summing in the order of the rows makes the score independent of clusters, even in rounding.
-    value = float(samples[metric].mean() if metric in samples else terms.value(sums.sum(axis=0)))
-    return Score(metric, value, int(terms.counted.sum()), standard_error(sums, terms.value))
+    value = float(samples[metric].mean() if metric in samples else terms.value(total))
+    return Score(metric, value, len(rows), standard_error(sums, terms.value, total))
 
 
 def _column(metric: str, part: str, name: str) -> str:

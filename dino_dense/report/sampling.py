@@ -4,9 +4,14 @@ A data set is a sample of clusters (a video, a landmark, an original and its cop
 so they are not independent. A metric is a function of sums over clusters: a mean is sum / count, mIoU is the mean over
 classes of sum of hits / sum of unions. So removing or repeating a cluster means removing or repeating its row of sums.
 
+A pair of images belongs to two clusters, one for each image, and depends on all pairs that share an image with it. A
+row of sums is then of all pairs of an image, the rows add up to more than the `total`, and an image is removed with
+its pairs.
+
 Shapes: G clusters, D sums a cluster.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -51,11 +56,20 @@ def mean_ratio_value(sums: Numbers) -> Numbers:
     return np.divide(ratios.sum(-1), counted, out=np.full(counted.shape, np.nan), where=counted > 0)
 
 
-def cluster_sums(rows: Numbers, clusters: Sequence[str]) -> Numbers:
-    """Sums [G, D] over each cluster's rows of [n, D], clusters sorted by name."""
-    names, index = np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)
+def cluster_sums(rows: Numbers, clusters: Sequence[str], second: Sequence[str] | None = None) -> Numbers:
+    """Sums [G, D] over each cluster's rows of [n, D], clusters sorted by name.
+
+    Args:
+        second: the other cluster of each row, for rows of two clusters. A row adds to both, once if they are the same.
+    """
+    own = np.asarray(clusters, dtype=object).astype(str)
+    other = own[:0] if second is None else np.asarray(second, dtype=object).astype(str)
+    names, index = np.unique(np.concatenate([own, other]), return_inverse=True)
     sums = np.zeros((len(names), rows.shape[1]))
-    np.add.at(sums, index, rows)
+    np.add.at(sums, index[: len(own)], rows)
+    if second is not None:
+        differs = own != other
+        np.add.at(sums, index[len(own) :][differs], rows[differs])
     return sums
 
 
@@ -64,17 +78,45 @@ def mean_sums(values: Numbers, clusters: Sequence[str]) -> Numbers:
     return cluster_sums(np.stack([values, np.ones(len(values))], axis=1), clusters)
 
 
-def standard_error(sums: Numbers, value: Value) -> float | None:
+def standard_error(sums: Numbers, value: Value, total: Numbers | None = None) -> float | None:
     """Jackknife standard error of a metric: each cluster is omitted once (Efron and Tibshirani 1993, eq. 11.5).
 
     For a mean with one sample in each cluster this is s / sqrt(n). None for fewer than two clusters.
+
+    Args:
+        total: [D], the sums of all samples, where these belong to two clusters (the jackknife of U-statistics, Arvesen
+            1969).
     """
     count = len(sums)
     if count < 2:
         return None
-    left_out = value(sums.sum(axis=0) - sums)
+    left_out = value((sums.sum(axis=0) if total is None else total) - sums)
     left_out = left_out[np.isfinite(left_out)]
+    if len(left_out) < 2:
+        return None
     return float(np.sqrt((count - 1) / count * ((left_out - left_out.mean()) ** 2).sum()))
+
+
+def compare_pairs(
+    baseline: Numbers, candidate: Numbers, totals: tuple[Numbers, Numbers], value: Value, config: IntervalConfig
+) -> Interval:
+    """`compare_sums` of samples that belong to two clusters each; `totals` [D] are the sums of all samples.
+
+    Student's t with the jackknife error. With fewer than `SMALL` clusters nothing is decided, as no exchange of the
+    networks leaves pairs whole.
+    """
+    count, size = len(baseline), baseline.shape[1]
+
+    def difference_of(sums: Numbers) -> Numbers:
+        return value(sums[..., size:]) - value(sums[..., :size])
+
+    total = np.concatenate(totals)
+    difference = float(difference_of(total))
+    stderr = standard_error(np.concatenate([baseline, candidate], axis=1), difference_of, total)
+    reach = math.inf if stderr is None else _student(config.confidence, count - 1) * stderr
+    low, high = difference - reach, difference + reach
+    decided = count >= SMALL and (low > 0 or high < 0)
+    return Interval(difference, stderr or 0.0, low, high, count, decided)
 
 
 def compare_sums(baseline: Numbers, candidate: Numbers, value: Value, config: IntervalConfig) -> Interval:

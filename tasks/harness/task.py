@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -31,11 +31,12 @@ class Outcome:
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     """Additional tables by file name without suffix; the runner writes each as CSV."""
     note: str = ""
-    """What a reader must know to interpret the number."""
+    """Facts that a reader needs to interpret the number."""
     samples: pd.DataFrame | None = None
     """The table for paired comparisons of two checkpoints (`dino_dense.report.samples`), with a row for each sample.
-    Columns: `sample` (unique name); `cluster` (video, original or landmark of dependent samples; optional); and for
-    each metric its values in its unit, with the score as their mean over the rows with a value."""
+    Columns: `sample` (unique name); `cluster` (video, original or landmark of dependent samples; optional; a pair of
+    images has a `second cluster` too); and for each metric its values in its unit, with the score as their mean over
+    the rows with a value."""
     to_draw: Any = None
     """Additional data for `draw`: features, masks, boxes."""
     pictures: tuple[Picture, ...] = ()
@@ -84,7 +85,8 @@ class Task(Generic[Config, Data]):
     """Pieces of image features (`tasks.images.features`) that a run needs, so that tasks on a data set share a pass."""
 
     versions: Mapping[str, int] = field(default_factory=dict)
-    """Of all that makes its numbers but the backbone; each goes up when a number changes (`dino_dense.versions`)."""
+    """Versions of the code that makes its numbers, without the backbone's (`dino_dense.versions`); raise a version when
+    a number changes."""
 
     def free_fields(self) -> tuple[str, ...]:
         """Fields that may differ in a comparison: fields that change no number, and paths (the data are compared)."""
@@ -105,13 +107,17 @@ class Command:
 
 def mean_scores(samples: pd.DataFrame) -> tuple[Score, ...]:
     """A score for each metric column of `Outcome.samples`: the mean over rows with a value, the error over clusters."""
-    from dino_dense.report.samples import score_samples
+    from dino_dense.report.samples import NO_METRICS, score_samples
 
-    return tuple(score_samples(samples, name) for name in samples.columns.drop(["sample", "cluster"], errors="ignore"))
+    return tuple(score_samples(samples, name) for name in samples.columns.drop(NO_METRICS, errors="ignore"))
 
 
-def file_list_hash(root: Path, files: Sequence[Path]) -> str:
-    """SHA-256 over relative names and sizes: identifies the files of a measurement."""
+def file_list_hash(root: Path, files: Sequence[Path], labels: Iterable[str | bytes] = ()) -> str:
+    """SHA-256 over relative names and sizes: identifies the files of a measurement.
+
+    Args:
+        labels: what other files say of them, in order: points, names of a list.
+    """
     digest = hashlib.sha256()
     for file in files:
         name = Path(os.path.relpath(file, root)).as_posix()  # a data set's images may lie beside its annotations
@@ -120,4 +126,6 @@ def file_list_hash(root: Path, files: Sequence[Path]) -> str:
         except FileNotFoundError:
             raise FileNotFoundError(f"{file}: a broken link, or removed since it was listed. Restore it.") from None
         digest.update(f"{name}\0{size}\n".encode())
+    for label in labels:
+        digest.update(label.encode() if isinstance(label, str) else label)
     return digest.hexdigest()

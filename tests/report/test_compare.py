@@ -346,3 +346,45 @@ def test_command_says_what_was_not_compared(
     assert "nowhere: no such file or folder" in capsys.readouterr().err
     assert command(monkeypatch) == 2
     assert "reports is empty" in capsys.readouterr().err
+
+
+def test_pairs_of_images_are_compared_by_both_images(tmp_path: Path):
+    images = [f"i{number:02d}" for number in range(21)]
+    names = [(a, b) for a in images for b in images if a < b]
+    noise = np.random.default_rng(0).normal(0, 1, len(names))
+    tables = [
+        pd.DataFrame(
+            {
+                "sample": [f"{a}-{b}" for a, b in names],
+                "cluster": [a for a, _ in names],
+                "second cluster": [b for _, b in names],
+                "top-1": 60 + gain + noise * gain,
+            }
+        )
+        for gain in (0.0, 2.0)
+    ]
+    first, second = (make_entry(tmp_path, "knn", f"c{k}", samples=table) for k, table in enumerate(tables))
+    (row,) = compare(first, second, QUICK).to_dict("records")
+    assert (row["n"], row["clusters"], row["verdict"]) == (210, 21, "better")
+    score = score_samples(tables[1], "top-1")
+    assert row["stderr"] == pytest.approx(score.stderr)
+    few = (make_entry(tmp_path / "few", "knn", f"c{k}", samples=table[:100]) for k, table in enumerate(tables))
+    assert score.stderr > tables[1]["top-1"].std() / 210**0.5 / 3
+    assert compare(*few, QUICK)["n"].tolist() == [100]
+    rewrite(second, lambda table: table.assign(**{"second cluster": "elsewhere"}))
+    assert "of another cluster" in compare(first, second, QUICK)["reason"][0]
+    rewrite(second, lambda table: table.drop(columns="second cluster"))
+    assert "210 samples are of another cluster" in compare(first, second, QUICK)["reason"][0]
+
+
+def test_few_images_of_many_pairs_decide_nothing(tmp_path: Path):
+    images = [f"i{number:02d}" for number in range(12)]
+    names = [(a, b) for a in images for b in images if a < b]
+    entries = []
+    for gain in (0.0, 20.0):
+        table = pd.DataFrame(names, columns=["cluster", "second cluster"])
+        table.insert(0, "sample", [f"{a}-{b}" for a, b in names])
+        entries.append(make_entry(tmp_path, "knn", f"c{gain:g}", samples=table.assign(**{"top-1": 60 + gain})))
+    (row,) = compare(*entries, QUICK).to_dict("records")
+    assert (row["verdict"], row["n"], row["clusters"]) == ("undecided", 66, 12)
+    assert "66 in 12 clusters, too few" in readable(compare(*entries, QUICK))["n"][0]

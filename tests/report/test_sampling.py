@@ -13,6 +13,7 @@ from dino_dense.report.sampling import (
     Numbers,
     bootstrap,
     cluster_sums,
+    compare_pairs,
     compare_sums,
     exchange_p_value,
     mean_ratio_value,
@@ -176,3 +177,54 @@ def test_order_and_names_of_the_clusters_do_not_matter():
     there = cluster_sums(difference[:, None], names)
     back = cluster_sums(difference[order][:, None], [names[number] for number in order])
     np.testing.assert_allclose(there, back, rtol=1e-12)
+
+
+def pairs_of_images(count: int, generator: np.random.Generator) -> tuple[list[str], list[str], Numbers]:
+    """Both images of every pair of `count` images, and the pairs' differences: most of them are the images'."""
+    first, second = np.triu_indices(count, 1)
+    image = generator.normal(0, 3, count)
+    names = [f"i{number:03d}" for number in range(count)]
+    difference = image[first] + image[second] + generator.normal(0, 2, len(first))
+    return [names[number] for number in first], [names[number] for number in second], difference
+
+
+def verdict_of_pairs(count: int, trial: int, gain: float = 0.0) -> tuple[bool, bool]:
+    """Whether networks are told apart by pairs: with both images as clusters, and with the first image alone."""
+    first, second, difference = pairs_of_images(count, np.random.default_rng([count, trial]))
+    rows = [np.stack([values, np.ones(len(values))], axis=1) for values in (0 * difference, difference + gain)]
+    both = [cluster_sums(part, first, second) for part in rows]
+    totals = rows[0].sum(axis=0), rows[1].sum(axis=0)
+    config = IntervalConfig(bootstrap=200, seed=trial)
+    one = [cluster_sums(part, first) for part in rows]
+    return (
+        compare_pairs(both[0], both[1], totals, mean_value, config).decided,
+        compare_sums(one[0], one[1], mean_value, config).decided,
+    )
+
+
+@pytest.mark.parametrize("count", [5, 20, 40])
+def test_pairs_that_share_images_are_not_independent(count: int):
+    """Calibration: pairs depend on each other through both of their images."""
+    trials = 300
+    decided = np.array([verdict_of_pairs(count, trial) for trial in range(trials)]).sum(axis=0)
+    error = 4 * math.sqrt(0.05 * 0.95 * trials)
+    assert decided[0] <= 0.05 * trials + error
+    assert decided[0] == 0 or count >= SMALL
+    if count >= SMALL:
+        assert decided[1] > 0.1 * trials, "the first image alone: the fault that the second cluster mends"
+        assert verdict_of_pairs(count, 0, gain=10)[0]
+
+
+def test_the_jackknife_of_pairs_is_that_of_a_plain_loop():
+    first, second, difference = pairs_of_images(7, np.random.default_rng(9))
+    first.append("i000")  # an image paired with itself counts once
+    second.append("i000")
+    values = np.append(difference, 4.0)
+    names = sorted({*first, *second})
+    left_out = [
+        np.mean([v for v, a, b in zip(values, first, second, strict=True) if name not in (a, b)]) for name in names
+    ]
+    expected = math.sqrt(6 / 7 * sum((value - np.mean(left_out)) ** 2 for value in left_out))
+    rows = np.stack([values, np.ones(len(values))], axis=1)
+    error = standard_error(cluster_sums(rows, first, second), mean_value, rows.sum(axis=0))
+    assert error == pytest.approx(expected)

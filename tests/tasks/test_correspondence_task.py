@@ -18,6 +18,7 @@ from dino_dense.matching.protocol import ALPHAS, MatchProtocol
 from dino_dense.matching.rules import as_square
 from tasks import Outcome, RunOptions, Session, get, main, measured, run_one
 from tasks.correspondence import CorrespondenceConfig, open_pairs
+from tests.data.test_keypoints import spair
 from tests.oracles import NoiseReader, oracle_backbone, stub_backbone
 from tests.reference_files import reference
 
@@ -201,3 +202,15 @@ def test_refusals(tmp_path: Path):
         MatchProtocol(rules="dift", soft=True)
     with pytest.raises(ValueError, match="max_pairs is 0"):
         CorrespondenceConfig(max_pairs=0)
+
+
+def test_other_points_are_other_data_and_pairs_name_both_images(tmp_path: Path):
+    tree = spair(tmp_path / "tree")
+    before = open_pairs(CorrespondenceConfig(data=str(tree))).facts.sha256
+    (note,) = (tree / "PairAnnotation" / "test").iterdir()
+    note.write_text(note.read_text().replace("[5, 6]", "[6, 5]"))
+    assert open_pairs(CorrespondenceConfig(data=str(tree))).facts.sha256 != before
+    config = CorrespondenceConfig(data=str(tree), image_size=64)
+    report = run_one(get("correspondence"), RunOptions(ckpt=RANDOM, out=str(tmp_path / "out"), device="cpu"), config)
+    samples = pd.read_csv(tmp_path / "out" / report.samples)
+    assert samples[["cluster", "second cluster"]].to_numpy().tolist() == [["cat/one", "cat/two"]]

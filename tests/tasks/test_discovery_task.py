@@ -199,6 +199,8 @@ def test_coco_and_its_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert [image.number for image in open_images(config)[0]] == [5]
     known = replace(DISCOVERY_SETS["COCO20k"], images=1)
     monkeypatch.setitem(DISCOVERY_SETS, "COCO20k", known)
+    assert open_images(config)[1].dataset is None, "images of one size were resized"
+    monkeypatch.setattr("tasks.discovery.sizes_vary", lambda images: True)
     assert open_images(config)[1].dataset == "COCO20k"
 
 

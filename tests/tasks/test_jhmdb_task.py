@@ -9,11 +9,11 @@ from PIL import Image
 from scipy.io import savemat
 
 from data import DataError
-from data.jhmdb import load_jhmdb
+from data.jhmdb import load_jhmdb, source_of
 from data.sample.points import sample_joints
 from dino_dense.propagation.joints import draw_joints, with_background
 from tasks import RunOptions, get, run_one
-from tasks.jhmdb import JhmdbConfig
+from tasks.jhmdb import JhmdbConfig, open_videos
 from tasks.scores.pose import met_joints, pck, pose_distances
 from tests.reference_files import reference
 
@@ -100,3 +100,13 @@ def test_refusals(tmp_path: Path):
         load_jhmdb(listed)
     with pytest.raises(ValueError, match="temperature is 0"):
         JhmdbConfig(temperature=0)
+
+
+def test_clips_of_one_video_are_one_cluster_and_other_joints_are_other_data(tmp_path: Path):
+    assert source_of("golf/Me_at_golf_golf_f_cm_np1_ri_med_12") == "golf/Me_at_golf_golf"
+    assert source_of("golf/clip_12") == "golf/clip_12"
+    positions = np.random.default_rng(0).uniform(1, 30, (2, 3, 4))
+    listed = write_list(tmp_path, [((32, 32), positions)])
+    before = open_videos(JhmdbConfig(data=str(listed))).facts.sha256
+    savemat(tmp_path / "video0.mat", {"pos_img": positions + 1})
+    assert open_videos(JhmdbConfig(data=str(listed))).facts.sha256 != before

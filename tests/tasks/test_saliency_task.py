@@ -303,7 +303,11 @@ def test_a_published_set_is_known_by_its_folder_and_size(tmp_path: Path, monkeyp
     config = SaliencyConfig(data=str(tmp_path / "ECSSD"))
     assert open_images(config)[1].dataset is None, "two images are not ECSSD"
     monkeypatch.setitem(SALIENCY_SETS, "ECSSD", 2)
+    assert open_images(config)[1].dataset is None, "images of one size were resized"
+    save(tmp_path / "ECSSD", "b", image[:-8], 255 * ids[:-8])
     assert open_images(config)[1].dataset == "ECSSD"
+    (tmp_path / "ECSSD").rename(tmp_path / "ECSSD-blurred")
+    assert open_images(SaliencyConfig(data=str(tmp_path / "ECSSD-blurred")))[1].dataset is None
 
 
 def test_the_default_is_tokencuts():
