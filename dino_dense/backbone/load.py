@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def load_backbone(
             module = build_module(name, num_heads=heads)
         backbone = _in_memory(module, _with_heads(name.partition(".")[0], heads), spec)
         backbone.metadata["timm"] = timm.__version__  # another version may draw other weights from the same seed
-        return backbone
+        return _with_positions(backbone, positions)
     if kind:
         if kind == "timm":
             check_timm_name(name)
@@ -87,14 +88,14 @@ def load_backbone(
         if weights is None:
             backbone = _pretrained(HUBS[kind] + name, spec)
             backbone.metadata |= {"hub": True, "official": kind == "timm" or name.startswith(OFFICIAL)}
-            return backbone
+            return _with_positions(backbone, positions)
     else:
         weights = Path(spec)
     loaded = load_file(weights, arch=arch, network=network, heads=heads, positions=positions)
     shape = getattr(loaded.module, "shape", None)
     name = shape.name if shape is not None else describe(loaded.module)["name"]
     name = name if isinstance(shape, ViTShape) else _with_heads(name, heads)
-    return Backbone(
+    backbone = Backbone(
         loaded.module,
         name=name,
         sha256=loaded.sha256,
@@ -104,6 +105,25 @@ def load_backbone(
         metadata=loaded.metadata,
         notes=loaded.notes,
     )
+    if heads is not None and arch is None and backbone.num_heads != heads:
+        own = f"has {backbone.num_heads} by its architecture" if backbone.num_heads else "has none"
+        raise CheckpointError(f"{spec}: --heads {heads} for {backbone.name}, which {own}. Leave --heads out.")
+    return _with_positions(backbone, positions)
+
+
+def _with_positions(backbone: Backbone, positions: Positions) -> Backbone:
+    """The backbone with the wanted rule for positions, and a note where it has none that could be changed."""
+    module = backbone.module
+    if positions == "official" or getattr(module, "pos_embed", None) is None:
+        return backbone
+    if not isinstance(module, DinoViT):
+        backbone.notes += (f"positions {positions} has no effect: {backbone.name} resamples positions as timm does",)
+    elif module.shape.position_offset or (module.shape.position_antialias and not module.shape.registers):
+        name = module.shape.name
+        module.shape = replace(module.shape, position_offset=0.0, position_antialias=bool(module.shape.registers))
+        is_named_by_shape = backbone.name == name
+        backbone.name = module.shape.name if is_named_by_shape else f"{backbone.name}_plainpos"
+    return backbone
 
 
 def _pixel_statistics(metadata: dict[str, Any], key: str, default: Triple, spec: str) -> Triple:

@@ -1,7 +1,7 @@
 """Run every entry of a suite on every checkpoint: `python -m tasks --suite NAME --ckpt A --ckpt B --out DIR`.
 
-A finished pair is never run again: its folder is named by a hash of config and weights. A failed pair becomes a row
-with its error, and the batch continues.
+A finished pair is not run again, unless its data, pixel statistics or versions changed: its folder is named by a hash
+of config and weights. A failed pair becomes a row with its error, and the batch continues.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ class MeasuringOptions:
     positions: Literal["official", "hf"] = "official"
     """Rule that resamples a file's position table to other image sizes: its authors', or transformers'."""
     layers: tuple[int, ...] = (-1,)
-    """Layers to measure, joined along the channels: --layers=-4,-1 (-1 is the last)."""
+    """Layers to measure, joined along the channels: --layers=-4,-1 (-1 is the last; 0 is the first)."""
     norm: bool = True
     """Apply the network's final norm to patch and class tokens."""
     device: str = "auto"
@@ -59,8 +59,8 @@ class ManyCheckpoints:
     ckpt: tuple[str, ...] = path(())
     """Checkpoints, as for a task's --ckpt: --ckpt A --ckpt B, or A,B."""
     out: str = path("runs/batch")
-    """Folder for the results. The same command runs unfinished pairs and rewrites the report. A finished pair is
-    identified by its config and weights: delete its folder if its data changed."""
+    """Folder for the results. The same command runs unfinished pairs and rewrites the report. A finished pair runs
+    again if its data, its pixel statistics or a version of the program changed."""
     data_root: str | None = path()
     """Base folder of the suite's relative data paths; default: the current folder."""
 

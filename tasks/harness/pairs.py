@@ -104,10 +104,11 @@ def run_checkpoint(
                 raise broken
             used = backbone if entry.task.needs_backbone(entry.config) else None
             pair = folder / f"{entry.label}-{_digest(entry, run, used)}"
-            report = _finished(pair, versions_of(entry.task, used))
+            data = opened[entry.label]
+            # Files that are only scored, such as masks of another program, may have changed: that takes seconds.
+            report = _finished(pair, versions_of(entry.task, used), data) if used is not None else None
             distributed.barrier()  # all processes check before any writes
             if report is None:
-                data = opened[entry.label]
                 if isinstance(data, Exception):
                     raise data
                 pieces = _pieces_for(entry, suite, backbone)
@@ -173,13 +174,18 @@ def _digest(entry: SuiteEntry, run: RunOptions, backbone: Backbone | None) -> st
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def _finished(pair: Path, versions: Mapping[str, Any]) -> Report | None:
-    """The report of a finished pair; None if missing, unreadable or of other versions."""
+def _finished(pair: Path, versions: Mapping[str, Any], opened: Opened | Exception) -> Report | None:
+    """The report of a finished pair; None if missing, unreadable, or of other versions or data.
+
+    Data that cannot be opened today leave the report as it is.
+    """
     try:
         report = Report.from_json((pair / REPORT_FILE).read_text())
     except (OSError, ValueError, KeyError, TypeError):
         return None
     current = not changed_versions(pair, {"versions": versions})
+    if isinstance(opened, Opened):
+        current = current and report.data.get("sha256") == opened.data.facts.sha256
     return report if report.status == "ok" and current else None
 
 

@@ -147,7 +147,7 @@ def run_one(
 
 
 def _report(task: Task, options: RunOptions, config: Any, outcome: Outcome, notices: Sequence[str]) -> Report:
-    """What a task and its outcome say, without what was measured, on what, and where."""
+    """The report of a task and its outcome, before checkpoint, data and machine are filled in."""
     return Report(
         task=task.name,
         status="ok",
@@ -242,10 +242,14 @@ def describe_checkpoint(backbone: Backbone | None) -> dict[str, Any]:
 
 def _pixels_text(backbone: Backbone) -> str:
     """Mean and deviation of the pixel normalization, with their source."""
-    mean, std = (", ".join(f"{value:g}" for value in values) for values in (backbone.mean, backbone.std))
     has_source = backbone.metadata.get("hub") or "mean" in backbone.metadata
     stated = "stated with the weights" if has_source else "ImageNet's, as nothing states others"
-    return f"mean {mean}, std {std} ({stated})"
+    return f"{_numbers_text(backbone)} ({stated})"
+
+
+def _numbers_text(backbone: Backbone) -> str:
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (backbone.mean, backbone.std))
+    return f"mean {mean}, std {std}"
 
 
 def print_report(report: Report) -> None:
@@ -288,8 +292,13 @@ def identity_of(task: Task, options: RunOptions, config: Any, backbone: Backbone
 
 
 def versions_of(task: Task, backbone: Backbone | None) -> dict[str, Any]:
-    """Versions of all code that determines a task's numbers; results of other versions are computed again."""
-    return {**task.versions, **({"features": backbone.reader_version} if backbone else {})}
+    """Versions of all code that determines a task's numbers, and the pixel statistics that it found for the weights.
+
+    Results of other versions are computed again.
+    """
+    if backbone is None:
+        return dict(task.versions)
+    return {**task.versions, "features": backbone.reader_version, "pixels": _numbers_text(backbone)}
 
 
 def _results_folder(task: Task, options: RunOptions, config: Any, backbone: Backbone | None) -> Path:

@@ -23,7 +23,7 @@ IDENTITY_FILE = TASK_FILE
 STALE_FOLDER = "stale"
 """In a results folder: what an earlier version of the program made there."""
 UNCOMPARED = ("config", "versions", "commits")
-"""Of an identity: what says not whose results they are, or is compared field by field."""
+"""Keys of an identity that are not compared as a whole: `config` field by field, the others elsewhere."""
 Item = TypeVar("Item")
 
 
@@ -131,8 +131,8 @@ def claim(out: Path, identity: Mapping[str, Any], *, is_main: bool = True) -> li
     distributed.barrier()  # every process has looked before any moves
     if changed:
         say(
-            f"{out}: made by an earlier version ({'; '.join(changed)}) and made anew; what was there is in "
-            f"{out / STALE_FOLDER}."
+            f"{out}: made by an earlier version or from other pixels ({'; '.join(changed)}) and made anew; what was "
+            f"there is in {out / STALE_FOLDER}."
         )
         if is_main:
             _set_aside(out)

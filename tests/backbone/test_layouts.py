@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dino_dense import load_backbone
 from dino_dense.backbone.architectures import has_sine_positions
-from dino_dense.backbone.checkpoints import load_file
+from dino_dense.backbone.checkpoints import load_file, save_backbone
 from dino_dense.backbone.dino_vit import DinoViT, ViTShape, build_module
 from dino_dense.backbone.dinov3 import DinoV3, RotaryShape
 from dino_dense.backbone.names import without_heads
@@ -367,6 +367,32 @@ def test_heads_come_from_the_tool_the_positions_or_the_user(small: Tensors, tmp_
     assert heads_of(tmp_path / "as_deit.pth") == 12
     with pytest.raises(CheckpointError, match="7 heads cannot share its 384 channels"):
         load_backbone(str(tmp_path / "plain.pth"), heads=7)
+
+
+def test_heads_that_change_nothing_are_refused(tmp_path: Path):
+    """A network of timm's has the heads of its name, whatever the user says; conv nets have none."""
+    for name in ("deit_tiny_patch16_224", "resnet18", "vit_tiny_patch16_224"):
+        save_backbone(tmp_path / f"{name}.safetensors", build_module(name))
+    assert heads_of(tmp_path / "vit_tiny_patch16_224.safetensors", heads=6) == 6
+    with pytest.raises(
+        CheckpointError, match=r"--heads 6 for deit_tiny.*which has 3 by its architecture.*Leave --heads"
+    ):
+        load_backbone(str(tmp_path / "deit_tiny_patch16_224.safetensors"), heads=6)
+    with pytest.raises(CheckpointError, match=r"--heads 6 for resnet18.*which has none"):
+        load_backbone(str(tmp_path / "resnet18.safetensors"), heads=6)
+
+
+def test_transformers_positions_of_a_network_of_ours(tmp_path: Path):
+    save_backbone(tmp_path / "a.safetensors", DinoViT(TINY_SHAPE))
+    own, other = (load_backbone(str(tmp_path / "a.safetensors"), positions=rule) for rule in ("official", "hf"))
+    image = torch.rand(1, 3, 10 * own.patch_size, 12 * own.patch_size)
+    assert own.weights_sha256 == other.weights_sha256
+    assert own.name != other.name, "caches know features by name"
+    assert (own.extract(image).patches - other.extract(image).patches).abs().max() > 1e-4
+    drawn_at_random = load_backbone("random:vit_micro_patch8_64", positions="hf")
+    assert drawn_at_random.name == "vit_micro_patch8_64_plainpos"
+    foreign = load_backbone("random:deit_tiny_distilled_patch16_224", positions="hf")
+    assert any("positions hf has no effect" in note for note in foreign.notes)
 
 
 def test_features_of_twelve_heads_are_those_of_timms_network_of_twelve_heads(tmp_path: Path):

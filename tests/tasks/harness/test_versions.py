@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 import tasks
-from dino_dense import Report
+from dino_dense import Report, load_backbone
 from dino_dense.backbone.families.vit import VitReader
 from dino_dense.report import current_commit
 from dino_dense.versions import VERSIONS
@@ -131,3 +132,31 @@ def test_a_report_names_the_commit_that_computed_and_the_one_that_read(
     assert knn(folder, tmp_path / "b").environment["commit"] == f"earlier and {now}", "features"
     assert knn(folder, tmp_path / "a").environment["commit"] == f"earlier and {now}", "its own folder"
     assert json.loads((tmp_path / "a" / "run.json").read_text())["commits"] == ["earlier", now]
+
+
+def test_a_finished_pair_of_other_data_is_run_again(folder: Path, tmp_path: Path):
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(f"- {{task: knn, config: {{data: {folder}, resize: 32, crop: 32, k: [1]}}}}\n")
+    options = BatchOptions(suite=str(suite), ckpt=(RANDOM,), out=str(tmp_path / "batch"), device="cpu")
+    (first,) = run_batch(options)
+    next((folder / "val").rglob("*.png")).unlink()
+    (second,) = run_batch(options)
+    assert second.folder == first.folder
+    assert second.report.scores[0].n == first.report.scores[0].n - 1
+    assert run_batch(options)[0].report == second.report
+
+
+def test_what_other_pixels_made_is_made_anew(folder: Path, tmp_path: Path):
+    """A config.json that someone puts beside the weights states the pixels that they were trained on."""
+    weights = tmp_path / "net" / "model.safetensors"
+    weights.parent.mkdir()
+    save_file(dict(load_backbone(RANDOM).module.state_dict()), weights)
+    arch = RANDOM.partition(":")[2]
+    options = replace(OPTIONS, ckpt=str(weights.parent), arch=arch, out=str(tmp_path / "out"))
+    config = LinearConfig(data=str(folder), resize=32, crop=32, features="cached", epochs=3, batch_size=4)
+    run_one(get("linear"), options, config)
+    stated = {"architecture": arch, "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    (weights.parent / "config.json").write_text(json.dumps(stated))
+    report = run_one(get("linear"), options, config)
+    assert "now mean 0.5, 0.5, 0.5, std 0.5, 0.5, 0.5" in report.note
+    assert (tmp_path / "out" / "stale" / "head").is_dir()
