@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from data.known_sets import pixel_set
 from data.sample import sample_data
 from data.segmentation import VOID, LabeledPixels, class_names, count_classes, embedded_segmentation
 from data.segmentation_layouts import open_labeled
@@ -81,6 +82,7 @@ def open_splits(images: LabeledImages, *, zero_is_void: bool = True) -> LabeledS
         n=len(val),
         unit="images",
         sha256=file_list_hash(root, files),
+        dataset=pixel_set([pair.image for pair in val], [pair.image for pair in train]) if images.data else None,
     )
     return LabeledSplits(train, val, names, description, other)
 

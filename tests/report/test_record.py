@@ -9,6 +9,7 @@ import torch
 
 from dino_dense.config import presets
 from dino_dense.report import Metric, Report, Score, peak_memory_mib, published_numbers, reset_peak_memory
+from tasks import get
 
 PROTOCOLS = Path(__file__).parents[2] / "configs" / "protocols"
 
@@ -117,15 +118,19 @@ def test_what_a_protocol_could_not_settle_is_said_and_nothing_is_subtracted():
 
 
 def test_a_protocol_file_that_leaves_something_open_has_no_difference():
-    """The header of the file and the registry say the same."""
+    """A source may also have measured its checkpoints otherwise than the protocol, where the file is settled."""
     for entry in published_numbers():
         text = (PROTOCOLS / f"{entry.task}_{entry.protocol}.yaml").read_text()
         leaves_open = any(word in text for word in ("#   not settled", "#   not said", "#   differs:", "# not settled"))
-        assert leaves_open == bool(entry.differs), entry
+        assert entry.differs or not leaves_open, entry
 
 
 def test_registry_is_sound():
-    for entry in published_numbers():
+    numbers = published_numbers()
+    keys = [(entry.task, entry.metric, entry.dataset, entry.protocol, entry.checkpoints) for entry in numbers]
+    assert len(set(keys)) == len(keys), "the second of two numbers would never be shown"
+    for entry in numbers:
+        assert entry.metric in {metric.name for metric in get(entry.task).metrics}
         assert 0 < entry.value < 100
         assert entry.source
         assert entry.checkpoints
