@@ -11,16 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import benchmarks
-from benchmarks.bench import Row, machine, table
+from benchmarks.bench import Row, machine, table, write_between
 
 DOCS = Path(__file__).parents[1] / "docs" / "performance.md"
 SHARED = ("__main__", "bench")
-BEGIN, END = "<!-- table -->", "<!-- end of table -->"
+DOCUMENTS = ("calibration", "families")
+"""Modules that fill tables of other documents; they claim no speed, and run by their own names."""
 
 
 def names() -> list[str]:
-    """Names of all benchmarks: the modules here, except this command and the shared module."""
-    return [module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name not in SHARED]
+    """Names of all benchmarks: the modules here, except this command, the shared module and tables of documents."""
+    return [
+        module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name not in (*SHARED, *DOCUMENTS)
+    ]
 
 
 def main(arguments: list[str]) -> int:
@@ -43,10 +46,8 @@ def main(arguments: list[str]) -> int:
 
 def write_docs(rows: Sequence[Row], minutes: float) -> None:
     """Write the table between the two marks of docs/performance.md."""
-    head, _, rest = DOCS.read_text().partition(BEGIN)
-    _, _, tail = rest.partition(END)
     where = f"{machine()}; commit, date and notes of each row are in `benchmarks/results.csv`; {minutes:.0f} minutes."
-    DOCS.write_text(f"{head}{BEGIN}\n{where}\n\n{table(rows).to_markdown(index=False)}\n{END}{tail}")
+    write_between(DOCS, "table", f"{where}\n\n{table(rows).to_markdown(index=False)}")
 
 
 if __name__ == "__main__":

@@ -194,3 +194,17 @@ def _commit() -> str:
 
 def _rounded(record: dict[str, Any]) -> dict[str, Any]:
     return {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in record.items()}
+
+
+def write_between(document: Path, name: str, text: str) -> None:
+    """Replace what stands between the marks `<!-- NAME -->` and `<!-- end of NAME -->` of a document.
+
+    Raises:
+        ValueError: the document lacks a mark.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    head, begun, rest = document.read_text().partition(begin)
+    _, ended, tail = rest.partition(end)
+    if not (begun and ended):
+        raise ValueError(f"{document}: no marks {begin} and {end}. Write them where the table belongs.")
+    document.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
