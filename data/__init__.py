@@ -1,6 +1,6 @@
 """Datasets and pixels: readers for public data sets, video and image files, and the embedded sample data.
 
-Imports nothing of this project outside ``data``.
+Imports nothing of this project outside `data`.
 """
 
 

@@ -32,7 +32,7 @@ PASCAL_CLASSES = (
 )
 WILLOW_POINTS = 10
 LEVELS = 3
-"""Of the variation of a pair: 0 easy, 1 medium, 2 hard."""
+"""Levels of variation of a pair: 0 easy, 1 medium, 2 hard."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class KeypointPair:
     """The length that a distance is compared with, pixels of the target: the longer side of the object's box (of the
     image in PF-PASCAL, of the box around the points in PF-WILLOW)."""
     viewpoint: int | None = None
-    """How much the view differs, 0 to 2 (SPair-71k)."""
+    """Difference of the view, 0 to 2 (SPair-71k)."""
     scale: int | None = None
-    """How much the size differs, 0 to 2 (SPair-71k)."""
+    """Difference of the size, 0 to 2 (SPair-71k)."""
 
 
 def load_pairs(

@@ -81,7 +81,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_plain_pickle(file: Path) -> Any:
-    """What a pickle of plain data holds; arrays are `StoredArray`, whose `values` are theirs.
+    """The content of a pickle of plain data; arrays are `StoredArray`, whose `values` are theirs.
 
     Raises:
         FileNotFoundError: no such file.

@@ -28,7 +28,7 @@ EDGE = 1 / 256  # of a side: how far outside its frame a visible point may lie, 
 
 @dataclass(frozen=True)
 class TrackedVideo:
-    """One video with its tracks."""
+    """A video with its tracks."""
 
     name: str
     frames: Pixels | Sequence[bytes] = field(repr=False)

@@ -23,7 +23,7 @@ CLASSES = 20
 
 @dataclass(frozen=True)
 class ParsedVideo:
-    """One video: its frames, and the classes of each."""
+    """Frames of a video, and the classes of each frame."""
 
     name: str
     frames: tuple[Path, ...]

@@ -34,7 +34,7 @@ KnownLayout = Literal["youtube", "mose", "lvos"]
 
 @dataclass(frozen=True)
 class VosVideo:
-    """One video: its frames from the first with an object on, where objects are given, and which frames are wanted."""
+    """Frames of a video from the first object on, the given masks, and the frames to predict."""
 
     name: str
     frames: tuple[Path, ...]
@@ -179,7 +179,7 @@ def _names(given: Path, videos: Sequence[str] | None, meta: Mapping[str, Any] | 
 
 
 def _meta(file: Path) -> dict[str, Any]:
-    """Of each video its objects, and of each object its frames."""
+    """Video -> object -> its frames."""
     try:
         content = json.loads(file.read_text())
         return {

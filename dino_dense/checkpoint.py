@@ -104,7 +104,7 @@ def read_tensors(path: Path | str) -> tuple[Weights, dict[str, Any]]:
 
 
 INDEX_SUFFIX = ".index.json"
-"""Of the list that says which of several files holds which tensor (huggingface_hub)."""
+"""Suffix of the index of a sharded checkpoint (huggingface_hub)."""
 
 
 def read_shards(path: Path) -> Weights:

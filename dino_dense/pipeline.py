@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 def read_ahead(
     read: Callable[[Item], Result], items: Iterable[Item], *, ahead: int, workers: int = 1
 ) -> Generator[Result]:
-    """``read(item)`` for each item in order; up to ``ahead`` items (1 or more) are begun early.
+    """`read(item)` for each item in order; up to `ahead` items (1 or more) are begun early.
 
     An error of a read is raised in the order of its item.
     """
@@ -38,7 +38,7 @@ def read_ahead(
 
 
 def drawn_ahead(items: Iterable[Item], *, ahead: int) -> Generator[Item]:
-    """The items in order; another thread draws up to ``ahead`` items (1 or more) early from the iterable.
+    """The items in order; another thread draws up to `ahead` items (1 or more) early from the iterable.
 
     An error of the iterable is raised in the order of its item.
     """
@@ -55,7 +55,7 @@ def drawn_ahead(items: Iterable[Item], *, ahead: int) -> Generator[Item]:
 
 
 def in_batches(items: Iterable[Item], key: Callable[[Item], object], size: int) -> Generator[list[Item]]:
-    """Runs of at most ``size`` consecutive items with the same key, in order."""
+    """Runs of at most `size` consecutive items with the same key, in order."""
     batch: list[Item] = []
     for item in items:
         if batch and (len(batch) == size or key(item) != key(batch[0])):
@@ -67,9 +67,9 @@ def in_batches(items: Iterable[Item], key: Callable[[Item], object], size: int) 
 
 
 def batches_by_key(items: Iterable[Item], key: Callable[[Item], object], size: int, most: int) -> Generator[list[Item]]:
-    """Batches of at most ``size`` items with the same key, in the order in which batches fill.
+    """Batches of at most `size` items with the same key, in the order in which batches fill.
 
-    When ``most`` items wait, the items of the most frequent key become a smaller batch.
+    When `most` items wait, the items of the most frequent key become a smaller batch.
     """
     waiting: dict[object, list[Item]] = {}
     count = 0
@@ -85,7 +85,7 @@ def batches_by_key(items: Iterable[Item], key: Callable[[Item], object], size: i
 
 
 class BackgroundCalls:
-    """Calls made by other threads, at most ``backlog`` unfinished at a time; leaving the `with` waits for all.
+    """Calls made by other threads, at most `backlog` unfinished at a time; leaving the `with` waits for all.
 
     The first error is raised at the next `submit`, or at the end of the `with`.
     """
@@ -96,7 +96,7 @@ class BackgroundCalls:
         self._failed: list[BaseException] = []
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> None:
-        """Queue ``call(*arguments)``; waits while the backlog is full."""
+        """Queue `call(*arguments)`; waits while the backlog is full."""
         self._free.acquire()
         self._raise_first()
         self._pool.submit(call, *arguments).add_done_callback(self._done)

@@ -20,7 +20,7 @@ def _missing(variable: str) -> Callable[[str], NoReturn]:
 
 
 def reference(name: str) -> np.lib.npyio.NpzFile:
-    """The arrays of ``<name>.npz`` in DINO_DENSE_REFERENCE."""
+    """The arrays of `<name>.npz` in DINO_DENSE_REFERENCE."""
     beside = PROJECT.parent / "shared" / "reference"
     default = beside if beside.is_dir() else PROJECT / "tests" / "reference"
     path = Path(os.environ.get("DINO_DENSE_REFERENCE") or default) / f"{name}.npz"

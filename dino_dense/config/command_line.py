@@ -38,6 +38,7 @@ DEBUG_VARIABLE = "DINO_DENSE_DEBUG"
 SHOWN_NAME = 200  # characters of a path in a message about it
 DEBUG_OPTION = "--debug"
 """An option of every command, at any position: show tracebacks of errors."""
+EPILOG = f"null as a value means: none. {DEBUG_OPTION}, at any position, shows the traceback of an error."
 
 
 class _HelpFormatter(DefaultHelpFormatter):
@@ -124,7 +125,12 @@ def parse(
     words = f"{positional.upper()} ... " if positional else ""
     usage = f"{prog} {words}[--config FILE] [--print-config] [{DEBUG_OPTION}] [--FIELD VALUE ...]"
     parser = _Parser(
-        prog=prog, usage=usage, description=description, formatter_class=_HelpFormatter, allow_abbrev=False
+        prog=prog,
+        usage=usage,
+        description=description,
+        epilog=EPILOG,
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the fields below.")
     kinds: dict[str, Any] = {}
@@ -326,7 +332,7 @@ def _join_repeats(argv: list[str], kinds: Mapping[str, Any]) -> list[str]:
 
 
 def _fixed_length(hint: Any) -> int:
-    """How many words a list of texts of fixed length takes; 1 of any other, which is typed a,b,c."""
+    """Number of words that an option of a fixed number of texts takes; 1 for other lists, which are typed a,b,c."""
     options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     parts = next(get_args(option) for option in options if get_origin(option) is tuple)
     return len(parts) if Ellipsis not in parts and set(parts) == {str} else 1

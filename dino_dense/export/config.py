@@ -8,7 +8,7 @@ from dino_dense.config.schema import path
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What to carry out, and how"""
+    """Network and format"""
 
     ckpt: str | None = path()
     """Checkpoint, as a task's --ckpt takes it."""
@@ -22,11 +22,11 @@ class ExportConfig:
     push: str | None = None
     """OWNER/NAME of a repository on the Hugging Face hub to upload the folder to. Nothing is uploaded without it."""
     arch: str | None = None
-    """Architecture, where it cannot be read from the file."""
+    """Architecture, if it cannot be read from the file."""
     network: str = "auto"
-    """Which network of a training file (see a task's help)."""
+    """Network of a training file to export: auto, teacher, student, or the prefix of its names (see a task's help)."""
     heads: int | None = None
-    """Attention heads, where the file does not say them."""
+    """Attention heads, if the file does not state them."""
 
     def __post_init__(self) -> None:
         for name in ("ckpt", "out"):

@@ -21,7 +21,7 @@ def write_torch(backbone: Backbone, folder: Path) -> None:
 
 
 def run_torch(folder: Path) -> Run:
-    """What the archive computes."""
+    """The program of the archive."""
     module = torch.export.load(folder / TORCH_FILE).module()
     return lambda images: Outputs(*module(images))
 
@@ -41,7 +41,7 @@ def write_onnx(backbone: Backbone, folder: Path) -> None:
 
 
 def run_onnx(folder: Path) -> Run:
-    """What the file computes, by ONNX Runtime."""
+    """The program of the file, run by ONNX Runtime."""
     _check_installed()
     import onnxruntime
 

@@ -19,7 +19,7 @@ CUBIC = {False: -0.75, True: -0.5}
 
 
 class Outputs(NamedTuple):
-    """What a program gives, of the last layer after the final norm."""
+    """Outputs of a program: features of the last layer after the final norm."""
 
     patches: Tensor
     """[B, C, h, w]"""

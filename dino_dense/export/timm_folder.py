@@ -47,7 +47,7 @@ def write(backbone: Backbone, folder: Path) -> None:
 
 
 def run(backbone: Backbone, folder: Path) -> Callable[[Tensor], Mapping[str, Tensor]]:
-    """What the network computes as timm opens it: the image feature (`cls`)."""
+    """The network as timm opens it; its output is the image feature (`cls`)."""
     module: Any = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (backbone.mean, backbone.std))
 

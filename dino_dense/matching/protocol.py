@@ -12,7 +12,7 @@ ALPHAS = (0.05, 0.1, 0.15, 0.2)
 
 @dataclass(frozen=True)
 class MatchProtocol:
-    """How points are matched; the defaults are Probe3D's (preset ``probe3d``)."""
+    """Constants of the matching of points; the defaults are Probe3D's (preset `probe3d`)."""
 
     rules: Rules = "probe3d"
     """probe3d: padded with white on the right and below, bilinear query, nearest cell; dift: stretched, features at
@@ -20,7 +20,8 @@ class MatchProtocol:
     image_size: int = 800
     """Side of the square network input, pixels, rounded to whole patches (Probe3D 800, DIFT 768, GeoAware 840)."""
     soft: bool = False
-    """Of geoaware: the mean cell around the best one, weighted by a softmax of the cosine."""
+    """Only with rules geoaware: predict the mean of the cells around the best cell, weighted by a softmax of
+    cosines."""
 
     def __post_init__(self) -> None:
         if self.image_size < 1:

@@ -11,7 +11,7 @@ SIDE = 256
 
 @dataclass(frozen=True)
 class TrackingProtocol:
-    """How points are tracked; the defaults are those of zero-shot tracking (preset ``first``)."""
+    """Constants of point tracking; the defaults are those of zero-shot tracking (preset `first`)."""
 
     mode: Literal["first", "strided"] = "first"
     """first: each point from the first frame that shows it, scored in later frames; strided: from every fifth frame,
@@ -19,12 +19,12 @@ class TrackingProtocol:
     grid: int = 32
     """Patches on a side of a frame; the network input has as many patches (arXiv 2408.13575: 32)."""
     occlusion: Literal["cycle", "cosine"] = "cycle"
-    """Rule of hidden points for the scores with (rule), ours: cycle: the patch that was found does not lead back to
-    within `cycle_radius` of the query; cosine: its cosine is below `min_cosine`."""
+    """Rule that calls a point hidden, for the scores named (rule); no source has one. cycle: the most similar patch of
+    the query's frame lies farther than `cycle_radius` from the query; cosine: the cosine is below `min_cosine`."""
     cycle_radius: float = 24.0
-    """Of cycle, pixels of the 256 x 256 frame."""
+    """Largest distance of a visible point with occlusion cycle, pixels of the 256 x 256 frame."""
     min_cosine: float = 0.6
-    """Of cosine."""
+    """Smallest cosine of a visible point with occlusion cosine."""
 
     def __post_init__(self) -> None:
         if self.grid < 1:

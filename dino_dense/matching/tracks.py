@@ -62,10 +62,10 @@ def track_points(features: Tensor, queries: Tensor, size: tuple[int, int]) -> tu
 
 
 def cycle_distance(features: Tensor, points: Tensor, tracks: Tensor, size: tuple[int, int]) -> Tensor:
-    """How far from its query each track comes back, pixels [Q, T] (ours).
+    """Distance of each query from the point that its track leads back to, pixels [Q, T] (ours).
 
-    The patch where a query was found is itself looked for in the query's frame; a point that is hidden is found on
-    something else, which leads elsewhere. As linear in frames and queries as tracking.
+    The patch at a track's position is searched for in the query's frame. If the point is hidden, the track lies on
+    another thing, and the search leads to another position. Time is linear in frames and queries, as for tracking.
 
     Args:
         features: [T, D, h, w].

@@ -20,9 +20,9 @@ class BadSampleOptions(Options):
 
     on_bad_sample: Literal["skip", "raise"] = "skip"
     """For an unreadable picture: skip = replace it in the batch by a random other picture (drawn from the seed) and
-    list it in bad_samples.csv; raise = stop. Ours."""
+    list it in bad_samples.csv; raise = stop. (not in main_dino)"""
     max_bad_samples: float = 0.01
-    """Stop if more than this share of the images is bad. Ours."""
+    """Stop if more than this share of the images is bad. (not in main_dino)"""
 
     RANGES: ClassVar[Ranges] = {"max_bad_samples": SHARE}
 

@@ -46,17 +46,17 @@ class PretrainConfig(
     """Data, output, machine"""
 
     data: str | None = None
-    """Folder of images (nested or flat) and/or videos, or one video file. None: the embedded sample."""
+    """Folder of images (nested or flat) and/or videos, or one video file. null: the embedded sample."""
     out: str = "runs/pretrain"
     """Run folder: checkpoints, config.yaml, log.csv, TensorBoard events, loss.png."""
     resume: bool | Literal["auto"] = False
     """Continue the run in `out` exactly from its last checkpoint. auto: continue if there is one, else begin."""
     frame_stride: int = 1
-    """Use every n-th frame of each video file (frames). Ours; 1 = all."""
+    """Use every n-th frame of each video file; 1: every frame. (not in main_dino)"""
     frames_per_video: int | None = None
-    """Use this many evenly spaced frames of each video file, instead of every n-th. Ours."""
+    """Use this many evenly spaced frames of each video file, instead of every n-th. (not in main_dino)"""
     objectives: tuple[str, ...] = ("dino",)
-    """Losses to sum: names of files in dino_dense/pretrain/objectives. Ours."""
+    """Losses to sum: names of files in dino_dense/pretrain/objectives. (not in main_dino)"""
     seed: int = 0
     """Seed of weights, order, crops and drop path. (main_dino)"""
     device: str = "auto"
@@ -65,13 +65,13 @@ class PretrainConfig(
     """Autocast type. auto = bf16 on CUDA, or fp16 with loss scaling where the device has no bf16 (main_dino use_fp16);
     fp32 on the CPU."""
     num_workers: int | None = None
-    """Loader processes per training process. None: 10 (main_dino), but no more than its share of the CPU cores."""
+    """Loader processes per training process. null: 10 (main_dino), but no more than its share of the CPU cores."""
     log_every: int = 10
     """Optimizer steps between rows of log.csv. (main_dino prints every 10)"""
     save_every: int | None = None
-    """Optimizer steps between checkpoints. None: a checkpoint at the end of each epoch. (main_dino)"""
+    """Optimizer steps between checkpoints. null: a checkpoint at the end of each epoch. (main_dino)"""
     keep: int = 2
-    """Training states to keep: the newest, and older ones in case it is unreadable. Ours."""
+    """Training states to keep: the newest, and older ones in case it is unreadable. (not in main_dino)"""
 
     RANGES: ClassVar[Ranges] = {
         **dict.fromkeys(("frame_stride", "frames_per_video", "log_every", "save_every", "keep"), COUNT),

@@ -24,7 +24,7 @@ from dino_dense.training import seeds
 from dino_dense.training.drop_path import replace_drop_path
 
 CLASS_TOKEN_STD = 0.02
-"""Of the class token's first values (dino/vision_transformer.py); timm draws them at 1e-6."""
+"""Deviation of the initial class token (dino/vision_transformer.py); timm has 1e-6."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class NetworkOptions(Options):
     arch: str = "vit_small_patch16_224"
     """Backbone: vit_{micro,tiny,small,base}_patch{P}_{SIZE}, resnet50, or any timm name. (main_dino: ViT-S/16)"""
     drop_path_rate: float = 0.1
-    """Stochastic depth of the student's last block, linear from 0 in the first; in [0, 1). Of vision transformers and
-    XCiT alone: other networks have none, whatever this is. (main_dino)"""
+    """Stochastic depth of the student's last block, in [0, 1); it rises linearly from 0 in the first block. Only vision
+    transformers and XCiT have it; for other networks this option has no effect. (main_dino)"""
     compile: bool = False
-    """Compile the networks' blocks (torch.compile): a slower start, then faster steps. Ours."""
+    """Compile the networks' blocks (torch.compile): a slower start, then faster steps. (not in main_dino)"""
     pack: bool = False
     """For ViTs: run global and local crops through each block together, with separate attention: fewer and larger
-    matrix products for a GPU. Not with compile. Ours."""
+    matrix products for a GPU. Not with compile. (not in main_dino)"""
 
     RANGES: ClassVar[Ranges] = {"drop_path_rate": (0, 0.99)}
 

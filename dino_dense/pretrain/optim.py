@@ -30,11 +30,11 @@ class OptimizationOptions(Options):
     batch_size: int = 512
     """Images per optimizer step, over all processes and micro-batches. (README: 8 GPUs x 64)"""
     accumulate: int = 1
-    """Micro-batches per optimizer step in each process: the same step in less memory. Ours."""
+    """Micro-batches per optimizer step in each process: the same step in less memory. (not in main_dino)"""
     epochs: int = 100
     """Passes over the data; every schedule spans them. (main_dino)"""
     max_steps: int | None = None
-    """Stop after this many optimizer steps; the schedules still span `epochs`. Ours."""
+    """Stop after this many optimizer steps; the schedules still span `epochs`. (not in main_dino)"""
     lr: float = 5e-4
     """Highest learning rate for a batch of 256; scaled by batch_size / 256. (main_dino)"""
     min_lr: float = 1e-6
@@ -58,7 +58,7 @@ class OptimizationOptions(Options):
 
     on_not_finite: Literal["stop", "skip"] = "stop"
     """If the loss or gradient of a step is not finite: stop the run, or skip the step. skip waits for the device in
-    every step, and stops after 10 skipped steps in a row. Both report the batch's files. Ours."""
+    every step, and stops after 10 skipped steps in a row. Both report the batch's files. (not in main_dino)"""
 
     RANGES: ClassVar[Ranges] = {
         **dict.fromkeys(("batch_size", "accumulate", "epochs", "max_steps"), COUNT),

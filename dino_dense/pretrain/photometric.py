@@ -61,7 +61,7 @@ class PhotometricOptions(Options):
     augment_on: Literal["auto", "loader", "device"] = "auto"
     """Where to apply color jitter, gray, blur and solarization: loader = in the loader processes, one view at a time on
     8-bit pixels (as main_dino); device = on the training device, a batch at a time; auto = device on CUDA, loader on
-    the CPU. Ours."""
+    the CPU. (not in main_dino)"""
 
     RANGES: ClassVar[Ranges] = dict.fromkeys(("jitter_prob", "gray_prob", "blur_probs", "solarize_prob"), SHARE)
     RISING: ClassVar[tuple[str, ...]] = ("blur_radius",)

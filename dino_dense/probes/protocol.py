@@ -19,28 +19,30 @@ class PixelProbe:
     warmup: int = 1500
     """Steps of warm-up, at most a tenth of all steps (config-ade20k-linear-training.yaml)."""
     dropout: float = 0.1
-    """Share of the channels of each training crop that is dropped before the layer (dinov3, linear_head.py)."""
+    """Share of the channels that are set to 0 in each training crop (dropout before the layer; dinov3,
+    linear_head.py)."""
     crop: int = 512
     """Side of training crops and windows, and short side of whole images, pixels (DINOv3); must be a multiple of the
     patch size: 518 for patch 14."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the short side of a training image before its crop, as a multiple of `crop` (DINOv3)."""
     class_share: float = 0.75
-    """A crop is drawn again where one class has this share of its labeled pixels or more, ten times at most (dinov3,
-    transforms.py); 1: never."""
+    """Largest share of one class among the labeled pixels of a training crop. A crop that reaches it is drawn again,
+    ten times at most (dinov3, transforms.py). 1: no crop is drawn again."""
     distort: bool = True
     """Change brightness, contrast, saturation and hue of training crops (dinov3, `PhotoMetricDistortion`)."""
     augment: bool = True
-    """False: the middle square of every training image at short side `crop`, its tokens extracted once and kept in
-    memory (for laptops); scale, class_share, distort and flips are then unused. Ours."""
+    """true: random crops, flips and colors (dinov3). false, for laptops: train on the middle square of each image, with
+    its short side at `crop`. Tokens are then extracted once and kept in memory; scale, class_share and distort have no
+    effect."""
     window: Literal["whole", "slide"] = "slide"
-    """slide: windows of `crop` of the image at short side `crop`, logits averaged where they overlap (DINOv3); whole:
-    the image at once. Ours."""
+    """How an image is predicted, after its short side is resized to `crop`. slide: in square windows of side `crop`;
+    where windows overlap, their logits are averaged (DINOv3). whole: the image at once (not in DINOv3)."""
     stride: int | None = None
-    """Between windows, pixels; None: two thirds of the crop, rounded down (DINOv3: 341 of 512)."""
+    """Distance between two windows, pixels; null: two thirds of the crop, rounded down (DINOv3: 341 of 512)."""
     evaluations: int = 8
-    """Times that the layer is scored on the images of the split while it trains; the best of them is reported (dinov3,
-    train.py: every 5000 of 40,000 steps). 1: the last layer is scored, and nothing chosen on these images."""
+    """Number of evaluations on the images of --split during the training. The best is reported, as in dinov3 (train.py:
+    every 5000 of 40,000 steps), so that the result is slightly too high. 1: only the final layer is evaluated."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "crop", "stride", "evaluations"):

@@ -20,13 +20,13 @@ _DINO_MULTIPLE = 64  # dino/eval_video_segmentation.py, read_frame: the long sid
 def frame_size(
     height: int, width: int, *, short_side: int | None, rounding: Rounding, patch_size: int
 ) -> tuple[int, int]:
-    """Size (h, w) in pixels to resize a frame and its labels to, multiples of ``patch_size``.
+    """Size (h, w) in pixels to resize a frame and its labels to, multiples of `patch_size`.
 
-    ``floor64`` is DINO's rule: the short side is ``short_side``, the long side is rounded down to a multiple of 64. If
-    64 or ``short_side`` is no multiple of the patch size (patch 14), each side is then rounded down to a multiple.
+    `floor64` is DINO's rule: the short side is `short_side`, the long side is rounded down to a multiple of 64. If
+    64 or `short_side` is no multiple of the patch size (patch 14), each side is then rounded down to a multiple.
     (DINO's script swaps the sides of a square frame for its labels only; here frame and labels have the same size.)
-    ``ceil`` rounds the short side up to a multiple of the patch size, scales the long side by the same factor and
-    rounds it up (DINOv3's notebook). ``nearest`` rounds both sides to the nearest multiple (DINOv3's paper, App. D.5).
+    `ceil` rounds the short side up to a multiple of the patch size, scales the long side by the same factor and
+    rounds it up (DINOv3's notebook). `nearest` rounds both sides to the nearest multiple (DINOv3's paper, App. D.5).
 
     Raises:
         ValueError: a side becomes 0.
@@ -52,7 +52,7 @@ def frame_size(
 def resize_frame(
     frame: npt.NDArray[np.uint8], size: tuple[int, int], interpolation: Interpolation = "bilinear"
 ) -> npt.NDArray[np.uint8]:
-    """Resize a frame, uint8 RGB [H, W, 3], to ``size`` (h, w).
+    """Resize a frame, uint8 RGB [H, W, 3], to `size` (h, w).
 
     As in the references, the 8-bit picture is resized: by OpenCV for bilinear, by PIL (antialiased) for bicubic.
     """

@@ -1,6 +1,6 @@
 """Convert joints of a pose to soft labels on a grid, and back to points, for label propagation.
 
-Source: CRW, videowalk ``data/jhmdb.py`` and ``utils/test_utils.py`` (JHMDB). Shapes: K joints, h x w grid; points are
+Source: CRW, videowalk `data/jhmdb.py` and `utils/test_utils.py` (JHMDB). Shapes: K joints, h x w grid; points are
 (x, y) in cells.
 """
 
@@ -18,7 +18,7 @@ SIGMA = 0.5  # cells
 def draw_joints(points: npt.NDArray[np.floating], grid: tuple[int, int], sigma: float = SIGMA) -> Tensor:
     """Gaussians float32 [K, h, w] around points [K, 2], each 1 at its peak and cut off about 3 sigma from it.
 
-    As in the reference, with sigma 0.5 the window is 4 cells from ``int(p - 1.5)`` to ``int(p + 2.5)``, both truncated
+    As in the reference, with sigma 0.5 the window is 4 cells from `int(p - 1.5)` to `int(p + 2.5)`, both truncated
     towards zero, with the peak at its third cell. If the window lies outside the grid, the map is 0.
     """
     reach = 3 * sigma

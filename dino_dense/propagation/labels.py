@@ -44,10 +44,10 @@ def decode_labels(
     normalize: Normalize = "minmax",
     upsample_to: UpsampleTo = "frame",
 ) -> npt.NDArray[np.uint8]:
-    """Soft labels [C, h, w] -> ids uint8 [H, W] at ``size`` (H, W).
+    """Soft labels [C, h, w] -> ids uint8 [H, W] at `size` (H, W).
 
-    Scores are upsampled to the resized frame (h, w times ``patch_size``) or directly to ``size``, and normalized. The
-    id is the channel of the highest score. From the resized frame, ids are resized to ``size`` by nearest neighbor
+    Scores are upsampled to the resized frame (h, w times `patch_size`) or directly to `size`, and normalized. The
+    id is the channel of the highest score. From the resized frame, ids are resized to `size` by nearest neighbor
     (PIL).
     """
     check_choice("upsample", upsample, get_args(Upsample))

@@ -30,7 +30,7 @@ Normalize = Literal["minmax", "none"]
 
 @dataclass(frozen=True)
 class PropagationProtocol:
-    """All constants of a published label propagation; the defaults are DINO's (preset ``dino``)."""
+    """All constants of a published label propagation; the defaults are DINO's (preset `dino`)."""
 
     context_frames: int = 7
     """Most recent frames used as context besides frame 0 (DINO and DINOv3 7, CRW 20)."""
@@ -39,9 +39,11 @@ class PropagationProtocol:
     radius: int = 12
     """Half-width of the window, in patches (DINO, DINOv3 and CRW: 12); 0: no window."""
     window: Window = "square"
-    """square: |dy|, |dx| <= radius (DINO); circle: distance <= radius (DINOv3); open_circle: < (CRW)."""
+    """Patches of a context frame that a patch is compared with. square: |dy| <= radius and |dx| <= radius (DINO);
+    circle: distance <= radius (DINOv3); open_circle: distance < radius (CRW)."""
     window_on: Literal["all", "recent"] = "all"
-    """Context frames with a window: all (DINO, DINOv3), or recent: all but frame 0 (CRW)."""
+    """Context frames to which the window applies. all (DINO, DINOv3); recent: all but frame 0, which is seen whole
+    (CRW)."""
     top_k: int = 5
     """Most similar patches kept over the whole context (DINO and DINOv3 5, CRW 10)."""
     keep_ties: bool = True
@@ -49,9 +51,11 @@ class PropagationProtocol:
     temperature: float = 0.1
     """Weights are exp(cosine / temperature) (DINO 0.1, CRW's README 0.05, DINOv3 0.2)."""
     short_side: int | None = 480
-    """Pixels of the frame's shorter side; null keeps the native size (DINO 480, DINOv3 960, CRW native)."""
+    """Pixels of the frame's shorter side; null: the frame's own size (DINO 480, DINOv3 960, CRW its own)."""
     rounding: Rounding = "floor64"
-    """Fit to the patch size: floor64: long side down to 64 (DINO); ceil: up (DINOv3, CRW's grid); nearest."""
+    """How the sides of a frame become multiples of the patch size. floor64: the long side is rounded down to a multiple
+    of 64 pixels, then both sides down to whole patches (DINO); ceil: both sides are rounded up (DINOv3; CRW's grid);
+    nearest: both sides to the nearest multiple."""
     interpolation: Interpolation = "bilinear"
     """Frame resizing: bilinear of OpenCV (DINO) or bicubic of PIL (DINOv3)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)

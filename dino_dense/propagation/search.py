@@ -6,7 +6,7 @@ only the Q x n*K block of a tile.
 
 Top-k search of a tile. All windowed frames share the window, so the similarities [Q, n, K] are first reduced to the
 best frame at each position, [Q, K]; then positions outside the window are masked, and the best positions are chosen.
-The ``top_k`` best patches lie at the ``top_k`` best positions: if a position's best patch is not among the top k, none
+The `top_k` best patches lie at the `top_k` best positions: if a position's best patch is not among the top k, none
 of its patches is. So only the patches at these positions are compared. One more position is examined to detect a tie
 for the last rank. A query with such a tie keeps every tied patch, by a comparison of all its similarities.
 """
@@ -37,20 +37,20 @@ class Neighborhood:
     top_k: int
     """Number of patches kept, over all context frames together."""
     keep_ties: bool
-    """Keep also all patches tied with the last kept, or exactly ``top_k``."""
+    """Keep also all patches tied with the last kept, or exactly `top_k`."""
     temperature: float
     """Weights are exp(cosine / temperature), divided by their sum."""
     unrestricted: int = 0
     """Number of leading context frames without a window."""
 
     def reach(self, queries: slice, length: int) -> slice:
-        """The rows (or columns) of a grid of ``length`` that the windows around ``queries`` cover."""
+        """The rows (or columns) of a grid of `length` that the windows around `queries` cover."""
         if not self.radius:
             return slice(0, length)
         return slice(max(queries.start - self.radius, 0), min(queries.stop + self.radius, length))
 
     def outside(self, queries: "Area", near: "Area", device: torch.device) -> Tensor | None:
-        """Bool [Q, K]: whether a position of ``near`` is outside a query's window; None if none can be."""
+        """Bool [Q, K]: whether a position of `near` is outside a query's window; None if none can be."""
         if not self.radius:
             return None
         dy, dx = (
@@ -84,7 +84,7 @@ class Tile(NamedTuple):
     queries: Area
     near: Area
     outside: Tensor | None
-    """[Q, K], see ``Neighborhood.outside``."""
+    """[Q, K], see `Neighborhood.outside`."""
 
 
 class _Part(NamedTuple):
@@ -185,7 +185,7 @@ class ContextFrames:
             yield _Part(similarity, outside, first, area)
 
     def _candidates(self, part: _Part, count: int) -> tuple[Tensor, Tensor]:
-        """Similarities and patches (indices into slots*h*w) at the ``count`` best positions: [Q, count*n] each.
+        """Similarities and patches (indices into slots*h*w) at the `count` best positions: [Q, count*n] each.
 
         If the window has too few positions, positions outside it fill up with similarity -inf.
         """
@@ -209,7 +209,7 @@ class ContextFrames:
         return (rows.start + places // wide) * self.width + columns.start + places % wide
 
     def _with_ties(self, parts: Sequence[_Part], tied: Tensor, last_kept: Tensor) -> Tensor:
-        """Labels [R, C] of the queries ``tied`` [R], from all patches at least as similar as ``last_kept`` [R]."""
+        """Labels [R, C] of the queries `tied` [R], from all patches at least as similar as `last_kept` [R]."""
         seen, labels = [], []
         for part in parts:
             similarity = part.similarity[tied]  # a copy, [R, n, K]
@@ -228,7 +228,7 @@ def unit_features(features: Tensor, hw: Sequence[int]) -> Tensor:
     """Features [D, h, w] as float32 [h, w, D] of unit length along D.
 
     Raises:
-        ValueError: their grid is not ``hw``.
+        ValueError: their grid is not `hw`.
     """
     if features.ndim != 3 or tuple(features.shape[1:]) != tuple(hw):
         raise ValueError(f"features are {tuple(features.shape)}: expected [D, {hw[0]}, {hw[1]}], the labels' grid")
@@ -257,7 +257,7 @@ def tile_bytes(sides: tuple[int, int], shape: tuple[int, int, int], slots: int, 
 def tile_sides(
     shape: tuple[int, int, int], slots: int, neighborhood: Neighborhood, max_bytes: int, *, on_cpu: bool
 ) -> tuple[int, int]:
-    """Rows and columns of a tile: even shares of the grid, halved until a tile fits into ``max_bytes``.
+    """Rows and columns of a tile: even shares of the grid, halved until a tile fits into `max_bytes`.
 
     On a CPU, sides of about the radius are fastest: larger tiles compare more patches outside the windows, smaller
     tiles copy more keys for each query. A GPU prefers few large products.

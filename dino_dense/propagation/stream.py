@@ -1,12 +1,12 @@
 """Label propagation: transfer the labels of a video's first frame to later frames by feature similarity.
 
 Each patch of a frame is compared with patches of earlier frames in a window around its own position. Its label is the
-mean of the ``top_k`` most similar patches' labels, weighted by exp(cosine / temperature).
+mean of the `top_k` most similar patches' labels, weighted by exp(cosine / temperature).
 
 Shapes: D features, C label channels (0 is background), h x w patch grid.
 
-Sources, by file: DINO ``dino/eval_video_segmentation.py``, CRW ``videowalk/code/test.py`` and
-``utils/test_utils.py``, DINOv3 ``dinov3/notebooks/segmentation_tracking.ipynb``.
+Sources, by file: DINO `dino/eval_video_segmentation.py`, CRW `videowalk/code/test.py` and
+`utils/test_utils.py`, DINOv3 `dinov3/notebooks/segmentation_tracking.ipynb`.
 """
 
 import math
@@ -31,7 +31,7 @@ DEFAULT_MAX_BYTES = 256 * 2**20  # memory for one tile of the affinity; the resu
 class LabelPropagator:
     """Propagates labels through a stream of frames in order, one frame at a time. Stores only the context.
 
-    The context of a frame is frame 0 and the last ``context_frames`` frames before it, with their soft labels.
+    The context of a frame is frame 0 and the last `context_frames` frames before it, with their soft labels.
 
     Args:
         protocol: the constants.
@@ -53,7 +53,7 @@ class LabelPropagator:
 
         Args:
             features: [D, h, w] of the frame.
-            given: labels [C, h, w] of the frame (``encode_labels``), or None; the first frame needs labels. C is
+            given: labels [C, h, w] of the frame (`encode_labels`), or None; the first frame needs labels. C is
                 constant: an object that has not appeared yet has a channel of zeros.
 
         Raises:
@@ -104,7 +104,7 @@ class PropagationMemory:
 def plan_memory(
     shape: tuple[int, int, int], channels: int, protocol: PropagationProtocol, max_bytes: int, *, on_cpu: bool = True
 ) -> PropagationMemory:
-    """Divide ``max_bytes`` for a video with features [D, h, w] and ``channels`` label channels.
+    """Divide `max_bytes` for a video with features [D, h, w] and `channels` label channels.
 
     Raises:
         ValueError: too little for the context and a tile of one query.

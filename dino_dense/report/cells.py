@@ -26,7 +26,7 @@ class Cell:
     published: float | None = None
     difference: float | None = None
     differs: str = ""
-    """What keeps the value from being compared with the published number."""
+    """Differences that prevent a comparison with the published number."""
     percent: bool = True
     best: bool = False
     """Best of its column, or printed equal to the best."""

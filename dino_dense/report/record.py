@@ -72,10 +72,9 @@ class Published:
     value: float
     source: str
     checkpoints: tuple[str, ...]
-    """What says that a network is this checkpoint: a name of timm's, or the SHA-256 of its file or of its weights, or
-    the first eight hexadecimal digits or more."""
+    """Identifiers of the checkpoint: its name in timm, or the SHA-256 of its file or weights (eight digits or more)."""
     differs: str = ""
-    """What of the protocol is not known, or not as in the paper; "" where all of it is the paper's."""
+    """Parts of the protocol that are unknown, or not as in the source; "" if there are none."""
 
     @property
     def benchmark(self) -> str:
@@ -116,7 +115,7 @@ class Report:
     scores: tuple[Score, ...] = ()
     error: str = ""
     note: str = ""
-    """What a reader must know to interpret the number: embedded data, no ground truth, ..."""
+    """Facts that a reader needs to interpret the number: embedded data, no ground truth, ..."""
     config: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Mapping[str, Any] = field(default_factory=dict)
     """spec, name, sha256, architecture, step if known; official: whether timm itself distributes it."""
@@ -165,7 +164,7 @@ class Report:
         return not self.differences(published)
 
     def differences(self, published: Published) -> tuple[str, ...]:
-        """What keeps this number from being compared with a published one of its checkpoint; () where nothing does.
+        """The differences that prevent a comparison with a published number of this checkpoint; () if there are none.
 
         "data", the fields of the config, "features" (other layers than the last, or no norm), and what is not known of
         the published protocol.

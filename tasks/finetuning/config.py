@@ -59,7 +59,7 @@ class FinetuneConfig:
     lr: float = 5e-4
     """Peak learning rate of the last layer, for a batch of lr_scale_batch images (DeiT main.py; dino issue 31)."""
     lr_scale_batch: int | None = 512
-    """The lr is multiplied by batch_size / this, as DeiT does with 512 (main.py); None: no scaling."""
+    """The lr is multiplied by batch_size / this, as DeiT does with 512 (main.py); null: no scaling."""
     min_lr: float = 1e-6
     """Final learning rate of the cosine (MAE main_finetune.py; DeiT's 1e-5 is above the lr of DINO's CIFAR recipes)."""
     warmup_epochs: int = 5
@@ -76,7 +76,7 @@ class FinetuneConfig:
     """Factor on the new layer's initial weights, which have deviation 0.02. DINO used smaller weights too (dino issue
     31), by an unpublished factor; this factor is ConvNeXt's and MAE's."""
     clip_grad: float | None = None
-    """Largest L2 norm of the whole gradient; None: no clipping (DeiT main.py)."""
+    """Largest L2 norm of the whole gradient; null: no clipping (DeiT main.py)."""
     smoothing: float = 0.1
     """Label smoothing (DeiT main.py)."""
     mixup: float = 0.8
@@ -84,18 +84,18 @@ class FinetuneConfig:
     cutmix: float = 1.0
     """Alpha of CutMix, chosen instead of mixup with probability 0.5; 0: no CutMix (DeiT main.py)."""
     mixing_batch: int | None = 128
-    """Images that share a random draw of mixup or CutMix, as on one GPU (DeiT: 8 GPUs of 128); None: all of a step."""
+    """Images that share a random draw of mixup or CutMix, as on one GPU (DeiT: 8 GPUs of 128); null: all of a step."""
     drop_path: float = 0.1
     """Rate of stochastic depth in the last block, from 0 in the first (DeiT main.py)."""
     ema_decay: float | None = None
     """Decay of a moving average of the weights, which is then measured instead; it begins lower, as in the warm-up of
-    timm's ModelEmaV3. None: no average."""
+    timm's ModelEmaV3. null: no average."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Share of the image's area that a training crop covers (DeiT, timm's default)."""
     flip: float = 0.5
     """Probability of a horizontal flip (DeiT, timm's default)."""
     randaugment: str | None = RANDAUGMENT
-    """timm's RandAugment string (DeiT main.py); None: no RandAugment."""
+    """timm's RandAugment string (DeiT main.py); null: no RandAugment."""
     erasing: float = 0.25
     """Probability of random erasing, with noise in every pixel (DeiT main.py)."""
     repeats: int = 1

@@ -14,36 +14,41 @@ class LinearConfig(ImageFeatureOptions):
     data: str | None = path()
     """Folder with train/CLASS/* and val/CLASS/* (or test/); without it, the embedded set."""
     solver: Literal["sgd", "lbfgs"] = "sgd"
-    """sgd (eval_linear.py), or lbfgs: logistic regression by scikit-learn on cached features. By these defaults it is
-    ours; dinov2's is the preset dinov2."""
+    """sgd: one linear layer for each learning rate (eval_linear.py). lbfgs: logistic regression by scikit-learn on
+    cached features, with settings of our own; --preset dinov2 has dinov2's."""
     features: Literal["augmented", "cached"] = "augmented"
     """augmented: random resized crop and flip, a forward pass per image and epoch (eval_linear.py); cached: the center
     square, one forward pass per image (ours, for laptops)."""
     blocks: int | None = None
-    """Class tokens of the last n blocks. None: 4 below 768 channels, else 1 (eval_linear.py: ViT-S 4, ViT-B 1)."""
+    """Number of last blocks whose class tokens are joined; null: 4 below 768 channels, else 1 (eval_linear.py: ViT-S 4,
+    ViT-B 1). For other layers than the last ones give --blocks 1 and --layers."""
     mean_patch: bool | None = None
-    """Also use the last block's mean patch token. None: from 768 channels on (eval_linear.py: ViT-B)."""
+    """Join the mean patch token of the last block too; null: from 768 channels on (eval_linear.py: ViT-B)."""
     epochs: int = 100
     """Passes over the training images (eval_linear.py)."""
     batch_size: int = 1024
     """Images per step, over all processes (eval_linear.py)."""
     lrs: tuple[float, ...] = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
-    """Learning rates for a batch of 256, all trained together (grid of dinov2's linear.py; the paper sweeps too)."""
+    """Learning rates to try, one layer for each. Each rate is multiplied by batch_size / 256. (The values are those of
+    dinov2's linear.py; DINO's paper tries several too, and does not name them.)"""
     momentum: float = 0.9
     """Momentum of SGD (eval_linear.py); no weight decay."""
     strengths: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
     """Values of C for lbfgs, the inverse of the L2 penalty (range of dinov2's log_regression.py, which tries 45)."""
     standardize: bool = True
-    """lbfgs: give each channel mean 0 and deviation 1, so that C means the same for every backbone. Ours; dinov2 does
-    not."""
+    """lbfgs: give each channel mean 0 and deviation 1, so that C means the same for every backbone (dinov2 does
+    not)."""
     tolerance: float = 1e-4
-    """lbfgs stops where no gradient is larger (default of scikit-learn; dinov2 has 1e-12)."""
+    """lbfgs: stop when no component of the gradient is larger (default of scikit-learn; dinov2 has 1e-12)."""
     double: bool = False
     """lbfgs: compute in float64 (dinov2), which takes twice the memory."""
     select: Literal["auto", "val", "heldout", "random"] = "auto"
-    """Where the best candidate is chosen. val: on the test images (eval_linear.py). heldout: on a tenth of each class's
-    training images (ours). random: on a tenth of all training images, drawn by seed 0 (log_regression.py). After the
-    last two lbfgs is fitted again on all training images. auto: val for sgd, heldout for lbfgs."""
+    """Images on which candidates (learning rates, or values of C) are compared; the best gives the result.
+    val: the test images themselves, as eval_linear.py does, so that the result is slightly too high.
+    heldout: a tenth of each class's training images, kept out of training.
+    random: a tenth of all training images, drawn by seed 0 (log_regression.py).
+    With heldout and random, lbfgs is then fitted once more on all training images. auto: val for sgd, heldout for
+    lbfgs."""
     extraction_batch: int = runtime(64)
     """Images extracted at once; does not change the result."""
 

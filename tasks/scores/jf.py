@@ -50,7 +50,7 @@ def region_similarity(pred: Mask, gt: Mask) -> float:
 def contour_accuracy(pred: Mask, gt: Mask, bound: float = BOUNDARY_TOLERANCE) -> float:
     """F of the boundaries of two masks [H, W]: a boundary pixel matches if the other boundary is within `bound`.
 
-    ``bound`` below 1 is the tolerance as a share of the image diagonal (rounded up to pixels), else in
+    `bound` below 1 is the tolerance as a share of the image diagonal (rounded up to pixels), else in
     pixels. Two empty masks score 1, one empty mask 0.
     """
     return float(score_frame(pred.astype(np.uint8), gt.astype(np.uint8), 1, bound)[1][0])
@@ -60,8 +60,8 @@ def score_frame(pred_ids: Ids, gt_ids: Ids, num_objects: int, bound: float = BOU
     """J and F [num_objects] of each object of one frame.
 
     Args:
-        pred_ids, gt_ids: predicted and true ids [H, W], 0 background; ids above ``num_objects`` are ignored.
-        bound: see ``contour_accuracy``.
+        pred_ids, gt_ids: predicted and true ids [H, W], 0 background; ids above `num_objects` are ignored.
+        bound: see `contour_accuracy`.
 
     Raises:
         ValueError: the two have different sizes.
@@ -82,7 +82,7 @@ def score_frame(pred_ids: Ids, gt_ids: Ids, num_objects: int, bound: float = BOU
 def score_folder(
     folder: str | Path, sequences: Sequence[VideoSequence], *, workers: int | None = None
 ) -> Iterator[pd.DataFrame]:
-    """Score the masks ``folder/<sequence>/<frame>.png``: the table of ``score_sequence`` of each sequence, in order.
+    """Score the masks `folder/<sequence>/<frame>.png`: the table of `score_sequence` of each sequence, in order.
 
     Every mask is read once, and memory holds one pair of frames for each worker. Workers are threads: decoding and
     pixel operations release Python's lock.
@@ -91,7 +91,7 @@ def score_folder(
         workers: number of threads; default: the processors that this process may use.
 
     Raises:
-        DataError: a mask is missing or cannot be scored (``read_prediction``, ``VideoSequence.read_mask``).
+        DataError: a mask is missing or cannot be scored (`read_prediction`, `VideoSequence.read_mask`).
         ValueError: fewer than 3 frames.
     """
     with ThreadPoolExecutor(workers or processors()) as pool:
@@ -112,7 +112,7 @@ def boundary(mask: Mask) -> Mask:
     """Boundary pixels of a mask [H, W]: pixels that differ from the pixel to the right, below, or diagonally.
 
     The boundary is on the pixels above and left of the change. Pixels outside the image equal the nearest inside
-    (``_seg2bmap`` of davis2017/metrics.py, after Martin, Fowlkes and Malik 2003).
+    (`_seg2bmap` of davis2017/metrics.py, after Martin, Fowlkes and Malik 2003).
     """
     return _boundaries(mask.astype(np.uint8)).astype(bool)
 
@@ -129,7 +129,7 @@ def score_sequence(
 
     Args:
         pred_ids: predicted ids [T, H, W], 0 background. Missing objects are scored as empty masks.
-        gt_ids: true ids [T, H, W], with void (255) converted to 0; ids above ``num_objects`` are ignored.
+        gt_ids: true ids [T, H, W], with void (255) converted to 0; ids above `num_objects` are ignored.
         num_objects: number of objects in the first ground-truth mask.
         sequence: name for the table.
         frames: names of the T frames for the table; their indices by default.
@@ -138,7 +138,7 @@ def score_sequence(
         A row for each object and frame, with the columns sequence, object, frame, J, F.
 
     Raises:
-        ValueError: sizes differ, fewer than 3 frames, or a predicted id above ``num_objects``.
+        ValueError: sizes differ, fewer than 3 frames, or a predicted id above `num_objects`.
     """
     names = list(frames) if frames is not None else list(range(len(gt_ids)))
     if pred_ids.shape != gt_ids.shape or len(names) != len(gt_ids):
@@ -160,7 +160,7 @@ def score_sequence(
 
 
 def tabulate(scores: Sequence[FrameScores], sequence: str, frames: Sequence[str | int]) -> pd.DataFrame:
-    """The results of ``score_frame`` for each frame of a sequence, as the table of ``score_sequence``."""
+    """The results of `score_frame` for each frame of a sequence, as the table of `score_sequence`."""
     by_object = np.array(scores).transpose(2, 0, 1)  # [objects, frames, J and F]
     objects = np.arange(1, len(by_object) + 1)
     return pd.DataFrame(
@@ -192,11 +192,11 @@ def statistics(values: Sequence[float] | npt.NDArray[np.float64]) -> Statistics:
 
 
 def summarize(per_frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The two official tables from the rows of ``score_sequence`` (of one or many sequences together).
+    """The two official tables from the rows of `score_sequence` (of one or many sequences together).
 
     Returns:
         The global table, with one row: J&F-Mean, J-Mean, J-Recall, J-Decay, F-Mean, F-Recall, F-Decay, each a plain
-        mean over objects. The per-sequence table, with a row for each object: Sequence (``name_1``), J-Mean, F-Mean.
+        mean over objects. The per-sequence table, with a row for each object: Sequence (`name_1`), J-Mean, F-Mean.
     """
     if per_frame.empty:
         raise ValueError("no scored frame: nothing to summarize")
@@ -263,7 +263,7 @@ def _joint_region(pred_ids: Ids, gt_ids: Ids) -> tuple[slice, slice]:
 
 
 def _boundaries(masks: Ids) -> Ids:
-    """``boundary`` of the eight masks in the bits of [H, W], contiguous in memory."""
+    """`boundary` of the eight masks in the bits of [H, W], contiguous in memory."""
     right = np.zeros_like(masks)  # differs from the pixel to the right
     np.bitwise_xor(masks.ravel()[:-1], masks.ravel()[1:], out=right.ravel()[:-1])
     right[:, -1] = 0
@@ -275,10 +275,10 @@ def _boundaries(masks: Ids) -> Ids:
 
 
 def _dilate(masks: Ids, radius: int) -> Ids:
-    """Dilate the eight masks in the bits of [H, W] by a disk of ``radius``.
+    """Dilate the eight masks in the bits of [H, W] by a disk of `radius`.
 
     A disk is a stack of rows. For growing row lengths, a running OR over each image row dilates it horizontally; the
-    result is shifted up and down for each row of the disk with this length. Image rows are stored with ``radius`` zeros
+    result is shifted up and down for each row of the disk with this length. Image rows are stored with `radius` zeros
     between them, so that a shift in memory does not cross an edge.
     """
     height, width = masks.shape
@@ -299,7 +299,7 @@ def _dilate(masks: Ids, radius: int) -> Ids:
 
 @lru_cache(maxsize=16)
 def _disk_rows(radius: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    """(half-width, rows with it) of the disk of ``radius``, narrow rows first."""
+    """(half-width, rows with it) of the disk of `radius`, narrow rows first."""
     widths: dict[int, list[int]] = {}
     for row in range(-radius, radius + 1):
         widths.setdefault(math.isqrt(radius**2 - row**2), []).append(row)

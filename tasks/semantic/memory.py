@@ -40,14 +40,14 @@ class Memory:
     features: Tensor
     """[M, D], float32; of length 1 for soft labels."""
     labels: Tensor
-    """Of soft labels: pixels of each class, int16 [M, C]; of votes: the id of each pixel, uint8 [M, p*p]."""
+    """For soft labels: pixels of each class, int16 [M, C]; for votes: the id of each pixel, uint8 [M, p*p]."""
     patch: int
     """p"""
     scaling: Scaling | None = None
-    """What features are standardized with, where they are."""
+    """Mean and deviation of the features, if they are standardized."""
 
     def size(self) -> str:
-        """How large it is, for a person."""
+        """Its size in words."""
         features, labels = (tensor.numel() * tensor.element_size() / 2**20 for tensor in (self.features, self.labels))
         rows, width = self.features.shape
         return f"{rows:,} patches of {width} values ({features:.1f} MiB, labels {labels:.1f} MiB)"
@@ -109,7 +109,7 @@ class Builder:
         return Memory(scaling.apply(memory.features), memory.labels, memory.patch, scaling)
 
     def _patches_of_each(self, images: int, turns: int) -> int:
-        """How many patches the memory takes of an image in each epoch."""
+        """Number of patches of an image that enter the memory in each epoch."""
         whole = (self.size // self.backbone.patch_size) ** 2
         if not self.config.memory_size:
             return whole
@@ -143,7 +143,8 @@ class Builder:
         ]
 
     def _pixel_labels(self, ids: Tensor, patch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of ids [B, S, S]: those of each patch's pixels [B, h*w, p*p], equal chances [B, h*w], and which may stay."""
+        """From ids [B, S, S]: ids of each patch's pixels [B, h*w, p*p], equal chances [B, h*w], and which patches
+        stay."""
         if self.config.void == "background":
             ids = ids.masked_fill(ids == VOID, 0)
         labels = incontext.patch_labels(ids, patch).to(torch.uint8).view(len(ids), -1, patch * patch)
@@ -153,7 +154,7 @@ class Builder:
         return labels, torch.ones(modal.shape), valid
 
     def _class_counts(self, ids: Tensor, patch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of ids [B, S, S]: pixels of each class [B, h*w, C], how common its classes are [B, h*w], which may stay."""
+        """From ids [B, S, S]: pixels of each class [B, h*w, C], frequency of a patch's classes [B, h*w], which stay."""
         shares = incontext.patch_histograms(ids, patch, len(self.splits.class_names))
         counts = (shares * patch**2).round().to(torch.int16).flatten(1, 2)
         if self.config.void == "dropped":

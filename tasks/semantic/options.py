@@ -20,7 +20,8 @@ class LabeledImages:
     stuffthingmaps; camvid: train, trainannot; folder: images/SPLIT and masks/SPLIT, or SPLIT/images and SPLIT/masks, of
     class ids; auto: by the names in the folder."""
     coco_classes: CocoClasses = selects("fine", layout="coco")
-    """Of COCO: fine (the 182 ids of its maps), coarse (27 supercategories), things (12 of them), stuff (15)."""
+    """Classes with layout coco: fine (the 182 ids of its maps), coarse (27 supercategories), things (12 of these) or
+    stuff (15 of these)."""
     train_split: str = selects("train")
     """List or folder to learn from."""
     split: str = selects("val")

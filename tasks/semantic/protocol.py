@@ -11,14 +11,14 @@ DISTANCES = ("cosine", "l2")
 
 @dataclass(frozen=True)
 class IncontextProtocol:
-    """How patches vote (defaults: Hummingbird, arXiv 2306.01667, as open-hummingbird-eval runs it)"""
+    """Memory and votes of patches (defaults: Hummingbird, arXiv 2306.01667, as open-hummingbird-eval runs it)"""
 
     size: int = 512
     """Side of the square that images are stretched to, pixels, cut to whole patches: 504 for patch 14."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Of images; masks are resized to the nearest pixel."""
+    """Resampling of images; masks are resized to the nearest pixel."""
     mean: Triple | None = (0.485, 0.456, 0.406)
-    """RGB mean subtracted from images in [0, 1]; without it and std, those of the network."""
+    """RGB mean subtracted from images in [0, 1]; null for mean and std: those of the network."""
     std: Triple | None = (0.229, 0.224, 0.255)
     """RGB std images are divided by; open-hummingbird has 0.255 where ImageNet has 0.225."""
     augment: bool = True
@@ -26,32 +26,35 @@ class IncontextProtocol:
     epochs: int = 2
     """Turns over the training images, each with new crops."""
     memory_size: int = 10_240_000
-    """Patches that the memory may have (1024 x 10^2, 10^3 or 10^4), the same number of each image, those of rare
-    classes first; 0 keeps every patch."""
+    """Largest number of patches in the memory (published: 1024 x 10^2, 10^3 or 10^4); 0: every patch. Each image gives
+    the same number; patches of rare classes are more likely to be taken."""
     fraction: int = 1
-    """Take one of so many training images (8, 64, 128)."""
+    """Use a part of the training images: 8 means 1/8 (published: 8, 64, 128)."""
     draws: tuple[int, ...] = (42,)
-    """Seeds of the fraction, crops and sampled patches, a run each (the five published lists: 42, 400, 783, 1293,
-    4019)."""
+    """Seeds, with a run for each; the score is the mean of the runs. A seed draws the part of the training images, the
+    crops and the patches of the memory (published for the parts: 42, 400, 783, 1293, 4019)."""
     readout: Literal["soft", "vote"] = "soft"
-    """soft: shares of classes, weighted by a softmax of the cosines, then bilinear to pixels; vote: the most frequent
-    label of the neighbors, pixel by pixel of a patch (CAPI)."""
+    """How neighbors label a patch. soft: the mean of their shares of classes, weighted by a softmax of the cosines, and
+    upsampled bilinearly to pixels; vote: for each pixel of the patch, the most frequent label (CAPI)."""
     void: Literal["background", "dropped"] = "background"
-    """Of pixels without a class, in the memory. background: they count as class 0; dropped: they count as nothing, and
-    patches without any other pixel (of votes: whose most frequent label is not scored) are left out."""
+    """Treatment of pixels without a class in the memory. background: they become class 0. dropped: they are not
+    counted, and a patch leaves the memory if it has no other pixel (with readout vote: if its most frequent label is
+    not scored)."""
     standardize: bool = False
     """Whether each feature gets mean 0 and standard deviation 1 over the memory."""
     neighbors: tuple[int, ...] = (30,)
-    """Patches that vote; of several numbers the best on a tenth of the training images is taken."""
+    """Number of patches that vote. If there are several numbers, a tenth of the training images chooses between
+    them."""
     distance: tuple[str, ...] = ("cosine",)
-    """cosine, l2; of both the better on a tenth of the training images is taken."""
+    """cosine or l2. If both are given, a tenth of the training images chooses between them."""
     temperature: float = 0.02
-    """Soft labels weigh exp(cosine / temperature)."""
+    """With readout soft, a neighbor weighs exp(cosine / temperature)."""
     matching: Literal["own", "hungarian"] = "hungarian"
     """own: a prediction keeps its class; hungarian: predicted classes are matched to true ones so that mIoU is largest
     (open-hummingbird's default)."""
     absent: Literal["zero", "left out"] = "zero"
-    """Whether a class that is neither there nor predicted counts as IoU 0 in the mean, or not at all."""
+    """Treatment of a class that no pixel has and none is predicted to have. zero: its IoU counts as 0 in the mean; left
+    out: it is not counted."""
 
     def __post_init__(self) -> None:
         for name in ("size", "epochs", "fraction"):

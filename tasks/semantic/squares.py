@@ -38,7 +38,7 @@ class LabeledBatch(NamedTuple):
     """Patch tokens of some images."""
 
     positions: list[int]
-    """Of each image among all that were asked for."""
+    """Position of each image in the list of keys."""
     patches: Tensor
     """[B, D, h, w], on the backbone's device."""
     ids: Tensor

@@ -49,8 +49,8 @@ class DinoOptions(Options):
     center_momentum: float = 0.9
     """Weight of the old center in its moving average; 0.999 collapses. (main_dino; paper App. D)"""
     dino_targets: Literal["center", "sinkhorn"] = "center"
-    """Targets from the teacher's scores: centered (main_dino), or by Sinkhorn-Knopp over the micro-batches of all
-    processes (dinov2's large models, dinov3); --accumulate is then part of the run."""
+    """Targets from the teacher's scores: center (main_dino); or sinkhorn, over the micro-batches of all processes
+    (dinov2's large models, dinov3). A run with sinkhorn resumes only with the same --accumulate."""
 
     RANGES: ClassVar[Ranges] = {
         **dict.fromkeys(("out_dim", "head_layers", "head_hidden_dim", "head_bottleneck_dim"), COUNT),

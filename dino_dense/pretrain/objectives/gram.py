@@ -64,7 +64,7 @@ class GramOptions(Options):
     gram_begin: int = 0
     """Optimizer steps before the loss begins. (dinov3: 1,000,000)"""
     gram_refresh: int | None = None
-    """Optimizer steps between refreshes, each of which replaces the Gram teacher by the present teacher; None: never.
+    """Optimizer steps between refreshes, each of which replaces the Gram teacher by the present teacher; null: never.
     (dinov3: 10,000)"""
     gram_refreshes: int = 3
     """Largest number of refreshes. (dinov3)"""

@@ -32,7 +32,7 @@ class IbotOptions(Options):
     """K of an own head. (main_ibot; dinov2 65,536)"""
     ibot_targets: Literal["center", "sinkhorn"] = "center"
     """Targets from the teacher's scores of masked patches, as dino_targets: center (main_ibot, dinov2), or sinkhorn
-    (dinov2's large models, dinov3); --accumulate is then part of the run."""
+    (dinov2's large models, dinov3). A run with sinkhorn resumes only with the same --accumulate."""
     ibot_center_momentum: float = 0.9
     """Weight of the old center. (main_ibot, dinov2)"""
     ibot_center_over: Literal["masked", "all"] = "masked"

@@ -25,9 +25,9 @@ class KoleoOptions(Options):
     koleo_weight: float = 0.1
     """Factor on the loss of each global view. (dinov2)"""
     koleo_neighbors: Literal["all", "process"] = "all"
-    """Images of the micro-batch to search for neighbors: all = of all processes (dinov3's distributed form); process =
-    of the own process (dinov2), which makes the number of processes part of the run. Neither sees other micro-batches,
-    so --accumulate is part of the run too."""
+    """Images among which neighbors are searched for: all = the micro-batches of all processes (dinov3's distributed
+    form); process = the micro-batch of each process (dinov2). Therefore a run with koleo resumes only with the same
+    --accumulate, and with `process` also only with as many processes."""
     koleo_topk: int = 1
     """Nearest neighbors of each image. (dinov3)"""
 

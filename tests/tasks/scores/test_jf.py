@@ -48,7 +48,7 @@ def naive_boundary(mask: Mask) -> Mask:
 
 
 def naive_match(boundary_pixels: Mask, other: Mask, radius: int) -> float:
-    """Share of boundary pixels within ``radius`` of a pixel of the other boundary."""
+    """Share of boundary pixels within `radius` of a pixel of the other boundary."""
     ours, theirs = np.argwhere(boundary_pixels), np.argwhere(other)
     return float(np.mean([((theirs - pixel) ** 2).sum(1).min() <= radius**2 for pixel in ours]))
 
