@@ -24,10 +24,12 @@ from dino_dense import Backbone, load_backbone
 from dino_dense.propagation.frames import frame_size
 from tasks import Session, measured
 from tasks.davis import TASK, DavisConfig, open_videos
+from tasks.track import TRACK, TrackConfig, open_own_clip
 
 FRAMES = {16: 12, 8: 4}  # by patch size: the benchmark takes minutes; few frames have a full context
 MEAN, STD = np.float32((0.485, 0.456, 0.406)), np.float32((0.228, 0.224, 0.225))  # dino/eval_video_segmentation.py
 SHORT_SIDE = 480
+SAME_TIME = 1.05  # a clip of one's own takes as long as DAVIS, up to noise
 SAME_PIXELS = 0.995  # of each frame, in fp32
 SAME_SCORE = 0.2  # points of J&F, in bf16
 TARGETS = {(16, "fp32"): 2.3, (16, "bf16"): 3.0, (8, "fp32"): 4.0}
@@ -119,7 +121,27 @@ def measure(patch: int) -> list[Row]:
             target = TARGETS.get((patch, dtype))
             work = f"{frames} frames to J&F, ViT-S/{patch}, {dtype} (plain fp32)"
             rows.append(Row("davis", work, plain_s, ours_s, "s", target=target, check=check, agrees=agrees))
+            if dtype == "fp32":
+                rows.append(clip_row(backbone, sequence, ours_s, f"{frames} frames, ViT-S/{patch}", folder))
     return rows
+
+
+def clip_row(backbone: Backbone, sequence: VideoSequence, davis_s: float, what: str, folder: Path) -> Row:
+    """The same frames as a person's own clip (`tasks.track`: masks and an overlay video) beside `tasks.davis`."""
+    clip, first = folder / "clip", sequence.masks[0]
+    assert first is not None
+    clip.mkdir()
+    for path in sequence.frames:
+        (clip / path.name).symlink_to(path.resolve())
+    config = TrackConfig(video=str(clip), mask=str(first))
+    session = Session(folder / "track", device=torch.device("cpu"))
+    clip_s = seconds_of(lambda: measured(TRACK, backbone, open_own_clip(config), config, session))
+    written = len(list((folder / "track" / "masks" / "clip").glob("*.png")))
+    agrees = written == len(sequence)
+    return Row(
+        "davis", f"{what}: tasks.davis, then tasks.track", davis_s, clip_s, "s", limit=SAME_TIME * davis_s,
+        check=f"masks written {written}", agrees=agrees,
+    )  # fmt: skip
 
 
 def ours(backbone: Backbone, config: DavisConfig, out: Path) -> float:

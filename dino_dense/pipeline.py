@@ -6,25 +6,34 @@ Decoding, encoding and OpenCV release Python's lock, so threads are enough.
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+MOST_AT_ONCE = 4
+"""Items that `computed_ahead` computes at once, at most: each needs its own memory."""
+
+
 def read_ahead(
-    read: Callable[[Item], Result], items: Iterable[Item], *, ahead: int, workers: int = 1
+    read: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    ahead: int,
+    workers: int = 1,
+    set_up: Callable[[], None] | None = None,
 ) -> Generator[Result]:
     """`read(item)` for each item in order; up to `ahead` items (1 or more) are begun early.
 
-    An error of a read is raised in the order of its item.
+    An error of a read is raised in the order of its item. Each worker thread calls ``set_up`` first.
     """
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers, initializer=set_up) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(read, item))
@@ -35,6 +44,58 @@ def read_ahead(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def computed_ahead(compute: Callable[[Item], Result], items: Iterable[Item], *, on_cpu: bool) -> Generator[Result]:
+    """``compute(item)`` with PyTorch for each item in order; on a CPU several items at once, in threads of their own.
+
+    Threads that share an item wait for each other after every operation, so one processor that another program keeps
+    busy delays them all. Threads with items of their own do not wait. They share PyTorch's number of threads evenly;
+    until the generator ends, the calling thread has no more than each of them.
+
+    Args:
+        compute: may run in several threads at once.
+        items: drawn in the calling thread; its error is raised in the order of its item.
+        on_cpu: whether the work is done by the CPU.
+    """
+    import torch
+
+    total = torch.get_num_threads()
+    workers = min(total, MOST_AT_ONCE)
+    if not on_cpu or workers == 1:
+        yield from map(compute, items)
+        return
+
+    def share_threads() -> None:
+        torch.set_num_threads(total // workers)
+
+    def compute_or_raise(drawn: Item | _Failed) -> Result:
+        if isinstance(drawn, _Failed):
+            raise drawn.error
+        return compute(drawn)
+
+    share_threads()
+    try:
+        pending = read_ahead(
+            compute_or_raise, _errors_last(items), ahead=workers, workers=workers, set_up=share_threads
+        )
+        with closing(pending) as computed:
+            yield from computed
+    finally:
+        torch.set_num_threads(total)
+
+
+class _Failed(NamedTuple):
+    """The error of an iterable, in the place of the item that it did not give."""
+
+    error: Exception
+
+
+def _errors_last(items: Iterable[Item]) -> Iterator[Item | _Failed]:
+    try:
+        yield from items
+    except Exception as error:  # raised when it is its turn
+        yield _Failed(error)
 
 
 def drawn_ahead(items: Iterable[Item], *, ahead: int) -> Generator[Item]:

@@ -4,10 +4,11 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dino_dense.pipeline import BackgroundCalls, batches_by_key, in_batches, read_ahead
+from dino_dense.pipeline import BackgroundCalls, batches_by_key, computed_ahead, in_batches, read_ahead
 
 
 @pytest.mark.parametrize("ahead", [1, 3, 100])
@@ -126,3 +127,52 @@ def test_gathered_batches_hold_every_item_once_and_few_wait(keys: str, size: int
 
 def test_gathered_batches_fill_across_other_keys():
     assert ["".join(batch) for batch in batches_by_key("abababc", str, 3, 99)] == ["aaa", "bbb", "c"]
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_items_are_computed_at_once_each_in_its_share_of_the_threads(four_threads: None):
+    """All four must be running before any may end, so they are computed at once."""
+    together = threading.Barrier(4, timeout=20)
+
+    def compute(item: int) -> tuple[int, int, int]:
+        together.wait()
+        return item, torch.get_num_threads(), threading.get_ident()
+
+    computed = computed_ahead(compute, range(8), on_cpu=True)
+    first = next(computed)
+    assert torch.get_num_threads() == 1
+    items, threads, workers = zip(first, *computed, strict=True)
+    assert items == tuple(range(8))
+    assert set(threads) == {1}
+    assert len(set(workers)) == 4
+    assert torch.get_num_threads() == 4
+
+
+def test_threads_return_after_an_error_and_after_an_early_end(four_threads: None):
+    def compute(item: int) -> int:
+        if item == 2:
+            raise ValueError("frame 2")
+        return item
+
+    computed = computed_ahead(compute, range(8), on_cpu=True)
+    assert [next(computed), next(computed)] == [0, 1]
+    with pytest.raises(ValueError, match="frame 2"):
+        next(computed)
+    assert torch.get_num_threads() == 4
+    computed = computed_ahead(compute, range(2), on_cpu=True)
+    assert next(computed) == 0
+    computed.close()
+    assert torch.get_num_threads() == 4
+
+
+def test_a_gpu_computes_one_item_after_another(four_threads: None):
+    workers = set(computed_ahead(lambda _: threading.get_ident(), range(5), on_cpu=False))
+    assert workers == {threading.get_ident()}
+    assert torch.get_num_threads() == 4

@@ -20,7 +20,7 @@ from torch import Tensor
 from dino_dense.arrays import Pixels
 from dino_dense.backbone import Backbone
 from dino_dense.backbone.dino_vit import IMAGENET_MEAN, IMAGENET_STD
-from dino_dense.pipeline import drawn_ahead
+from dino_dense.pipeline import computed_ahead, drawn_ahead
 from dino_dense.propagation.frames import frame_size, resize_frame, to_float
 from dino_dense.propagation.labels import decode_labels, encode_labels
 from dino_dense.propagation.protocol import PropagationProtocol
@@ -51,7 +51,7 @@ class VideoPropagator:
         size: (H, W) of the frames, pixels.
         objects: ids of the masks, 1..255, ascending, with or without gaps.
         max_bytes: memory limit of propagation (`plan_memory`); does not change the result.
-        batch_size: frames in a batch of feature extraction; default 1 on a CPU, 8 on a GPU.
+        batch_size: frames in a batch of feature extraction; default 1 on a CPU (several batches at once), 8 on a GPU.
 
     Raises:
         ValueError: `max_bytes` is too small, or the frames become smaller than a patch.
@@ -87,8 +87,9 @@ class VideoPropagator:
         (`LabelPropagator.step`).
 
         Args:
-            frames: read by a worker thread, up to two batches ahead. Avoid torch in it, it would start its own thread
-                pool. Its errors are raised here in order.
+            frames: read by a worker thread, up to two batches ahead of the batches whose features are computed
+                (`pipeline.computed_ahead`: up to four at once on a CPU). Avoid torch in it, it would start its own
+                thread pool. Its errors are raised here in order.
 
         Raises:
             ValueError: the first frame has no labels, the size of a frame differs, or labels have an unknown id.
@@ -105,11 +106,18 @@ class VideoPropagator:
     def _with_features(self, frames: Iterable[AnyFrame]) -> Generator[tuple[AnyFrame, Tensor]]:
         """Every frame with its patch features [D, h, w]."""
         resized = ((frame, self._resize(frame)) for frame in frames)
+        on_cpu = self.backbone.device.type == "cpu"
         with closing(drawn_ahead(resized, ahead=2 * self.batch_size)) as drawn:
-            while batch := list(islice(drawn, self.batch_size)):
-                pixels = torch.from_numpy(np.stack([small for _, small in batch])).to(self.backbone.device)
-                patches = self.backbone.extract(to_float(pixels)).patches  # [B, D, h, w]
-                yield from zip((frame for frame, _ in batch), patches, strict=True)
+            batches = iter(lambda: list(islice(drawn, self.batch_size)), [])
+            with closing(computed_ahead(self._measured, batches, on_cpu=on_cpu)) as measured:
+                for batch in measured:
+                    yield from batch
+
+    def _measured(self, batch: Sequence[tuple[AnyFrame, Pixels]]) -> list[tuple[AnyFrame, Tensor]]:
+        """Frames of one batch with their patch features [D, h, w]."""
+        pixels = torch.from_numpy(np.stack([small for _, small in batch])).to(self.backbone.device)
+        patches = self.backbone.extract(to_float(pixels)).patches  # [B, D, h, w]
+        return list(zip((frame for frame, _ in batch), patches, strict=True))
 
     def _resize(self, frame: Frame) -> Pixels:
         for pixels in (frame.rgb, frame.labels):

@@ -123,14 +123,15 @@ class StageReader:
 
     def _body_of(self, size: Size, device: torch.device) -> Any:
         """A copy of the network for this image size, kept until another size is requested."""
-        if self.resized is None or self.resized[:2] != (size, device):
+        resized = self.resized  # another thread may replace it at any time
+        if resized is None or resized[:2] != (size, device):
             self.resized = None
             body = copy.deepcopy(self.body)
             if not hasattr(body, "set_input_size"):
                 raise ValueError("of one size")
             body.set_input_size(img_size=size)
-            self.resized = (size, device, body.eval().requires_grad_(False))
-        return self.resized[2]
+            self.resized = resized = (size, device, body.eval().requires_grad_(False))
+        return resized[2]
 
     def _refusal(self, size: Size) -> str:
         name = self.body.pretrained_cfg.get("architecture", type(self.body).__name__)
