@@ -7,27 +7,35 @@ import pandas as pd
 
 from dino_dense.files import write_bytes, write_text
 from dino_dense.report.compare import not_compared, readable
+from dino_dense.report.correlations import rank_correlations
 from dino_dense.report.folders import PAIRS_FILE, check_out
-from dino_dense.report.page import render_page
+from dino_dense.report.page import read_pictures, render_page
+from dino_dense.report.record import Picture
 from dino_dense.report.table import Entry, batch_frame, flat_frame, pairs_frame
 from dino_dense.report.texts import escape_markdown, to_latex, to_markdown
 
 PAGE_FILE = "index.html"
+CORRELATIONS_FILE = "correlations.csv"
 
 
-def write_batch(entries: Sequence[Entry], out: Path, *, title: str = "Results") -> None:
+def write_batch(
+    entries: Sequence[Entry], out: Path, *, title: str = "Results", pictures: Sequence[Picture] = ()
+) -> None:
     """Write `results.csv`, `.parquet`, `.md` and `.tex`, `pairs.csv` and `index.html`, each atomically.
+
+    Args:
+        pictures: of all pairs together, in `out`, for the page's summary.
 
     Raises:
         ValueError: the entries do not form a table (`table.check_entries`); nothing is written then.
     """
-    page = render_page(entries, title=title)
+    page = render_page(entries, title=title, pictures=read_pictures(out, pictures))
     write_tables(entries, out, title=title)
     write_text(out / PAGE_FILE, page)
 
 
 def write_tables(entries: Sequence[Entry], out: Path, *, title: str) -> None:
-    """Write the files of `write_batch`, except the page.
+    """Write the files of `write_batch`, except the page, and `correlations.csv` if there are rank correlations.
 
     Raises:
         ValueError: the folder has a task's results, with files of the same names.
@@ -38,6 +46,11 @@ def write_tables(entries: Sequence[Entry], out: Path, *, title: str) -> None:
     write_bytes(out / "results.parquet", flat.to_parquet())
     write_text(out / "results.md", to_markdown(entries, title))
     write_text(out / "results.tex", to_latex(entries, title))
+    correlations = rank_correlations(entries)
+    if len(correlations):
+        write_text(out / CORRELATIONS_FILE, correlations.to_csv(index=False))
+    else:
+        (out / CORRELATIONS_FILE).unlink(missing_ok=True)
     write_text(out / PAIRS_FILE, pairs_frame(entries).to_csv(index=False))
 
 

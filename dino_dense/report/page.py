@@ -13,7 +13,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jinja2
 import pandas as pd
@@ -22,7 +23,8 @@ from PIL import Image
 
 from dino_dense.report.cells import Cell, Column, columns, headlines, mixed_data, number
 from dino_dense.report.compare import not_compared, samples_text
-from dino_dense.report.record import beside
+from dino_dense.report.correlations import rank_correlations
+from dino_dense.report.record import Picture, beside
 from dino_dense.report.sampling import SMALL
 from dino_dense.report.table import Entry, checkpoints, labels
 from dino_dense.report.texts import failures
@@ -46,8 +48,17 @@ class _Plot:
     """Position of the published number, or of 0 for a difference."""
 
 
+class _Correlation(NamedTuple):
+    """A row of `rank_correlations`."""
+
+    first: str
+    second: str
+    rho: float
+    n: int
+
+
 @dataclass(frozen=True)
-class _Shown:
+class ShownPicture:
     """A picture in the page."""
 
     source: str
@@ -62,12 +73,18 @@ class _Shown:
 
 
 def render_page(
-    entries: Sequence[Entry], *, title: str, comparison: pd.DataFrame | None = None, now: datetime | None = None
+    entries: Sequence[Entry],
+    *,
+    title: str,
+    comparison: pd.DataFrame | None = None,
+    pictures: Sequence[ShownPicture] = (),
+    now: datetime | None = None,
 ) -> str:
     """The whole page.
 
     Args:
         comparison: rows of `compare.compare_all`, for a separate section.
+        pictures: of all entries together, for the summary (`read_pictures`).
         now: the date on the page; default now.
 
     Raises:
@@ -90,10 +107,12 @@ def render_page(
         policy=f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
         "base-uri 'none'; form-action 'none'",
         checkpoints=checkpoints(entries),
+        pictures=pictures,
         headlines=[(column, _column_plots(column)) for column in headlines(entries)],
         sections=[_section(entries, label, number) for number, label in enumerate(labels(entries), 1)],
         failures=failures(entries),
         **_comparison(comparison),
+        **_correlations(rank_correlations(entries)),
         seconds=sum(entry.report.seconds for entry in entries),
         show_value=_value_text,
         duration=_duration,
@@ -184,6 +203,22 @@ class _Scale:
         return round(PLOT[0] + share * (PLOT[1] - PLOT[0]), 2)
 
 
+def _correlations(table: pd.DataFrame) -> dict[str, Any]:
+    """The section of rank correlations: a row for each later entry, a column for each earlier; none without numbers."""
+    scale = _Scale(-1.0, 1.0)
+    cells = {
+        (row.first, row.second): {
+            "rho": number(row.rho, 2),
+            "n": row.n,
+            "plot": _Plot(scale(row.rho), scale(min(0.0, row.rho)), scale(max(0.0, row.rho)), mark=scale(0.0)),
+        }
+        for row in map(_Correlation._make, table.itertuples(index=False, name=None))
+    }
+    firsts, seconds = (list(dict.fromkeys(map(str, table[name]))) for name in ("first", "second"))
+    rows = [(second, [cells.get((first, second)) for first in firsts]) for second in seconds]
+    return {"correlated": firsts, "correlations": rows}
+
+
 def _comparison(comparison: pd.DataFrame | None) -> dict[str, Any]:
     """The section of a comparison; empty lists without a comparison."""
     if comparison is None or comparison.empty:
@@ -214,20 +249,25 @@ def _compared(rows: pd.DataFrame) -> list[dict[str, Any]]:
     return shown
 
 
-def _pictures(entry: Entry) -> list[_Shown]:
+def _pictures(entry: Entry) -> list[ShownPicture]:
+    return read_pictures(entry.folder, entry.report.pictures[:PICTURES])
+
+
+def read_pictures(folder: Path, pictures: Sequence[Picture]) -> list[ShownPicture]:
+    """Pictures of a results folder, reduced for a page."""
     shown = []
-    for picture in entry.report.pictures[:PICTURES]:
+    for picture in pictures:
         try:
-            with Image.open(beside(entry.folder, picture.file)) as image:
+            with Image.open(beside(folder, picture.file)) as image:
                 small = image.convert("RGB")
         except UNREADABLE:  # an unreadable picture must not prevent the page
-            shown.append(_Shown("", f"{picture.file}: cannot be read. {picture.caption}"))
+            shown.append(ShownPicture("", f"{picture.file}: cannot be read. {picture.caption}"))
             continue
         small.thumbnail(PICTURE_SIZE)
         file = io.BytesIO()
         small.save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
         source = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-        shown.append(_Shown(source, picture.caption, *small.size))
+        shown.append(ShownPicture(source, picture.caption, *small.size))
     return shown
 
 

@@ -73,7 +73,15 @@ def test_entries_that_are_no_table_are_refused(tmp_path: Path):
 
 def test_files_give_back_the_same_numbers(batch: list[Entry], tmp_path: Path):
     write_batch(batch, tmp_path, title="Batch")
-    names = {"results.csv", "results.parquet", "results.md", "results.tex", "pairs.csv", "index.html"}
+    names = {
+        "results.csv",
+        "results.parquet",
+        "results.md",
+        "results.tex",
+        "pairs.csv",
+        "index.html",
+        "correlations.csv",
+    }
     assert {path.name for path in tmp_path.iterdir()} == names  # and no temporary files
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}
     frame = batch_frame(batch)
