@@ -21,7 +21,7 @@ from dino_dense.config.schema import runtime
 from dino_dense.versions import versions
 from tasks.harness.runner import main
 from tasks.harness.session import DataFacts, Session
-from tasks.harness.task import Outcome, Task
+from tasks.harness.task import Outcome, Task, sized_by
 from tasks.scores.matching import Mapping, count_clusters
 from tasks.semantic.options import LabeledImages
 from tasks.semantic.readings import Matrices, mapping_of, read_matrices, samples_of
@@ -287,6 +287,7 @@ TASK = Task(
     open=open_data,
     measure=measure,
     draw=draw,
+    at_size=sized_by("size"),
     smoke=ClusterConfig(
         size=96, mean=None, std=None, clusters=0, components=8, starts=2, seeds=(0, 1), drop_last=False
     ),

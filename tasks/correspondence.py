@@ -23,7 +23,7 @@ from dino_dense.versions import versions
 from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import DataFacts, Session
-from tasks.harness.task import Outcome, Task, file_list_hash
+from tasks.harness.task import Outcome, Task, file_list_hash, sized_by
 from tasks.scores.keypoints import distances, hits
 
 if TYPE_CHECKING:
@@ -397,6 +397,7 @@ TASK = Task(
     open=open_pairs,
     measure=measure,
     draw=draw,
+    at_size=sized_by("image_size"),
     smoke=CorrespondenceConfig(image_size=192, max_pairs=2),
     versions=versions("matching", "keypoint scores"),
 )

@@ -28,7 +28,7 @@ from dino_dense.versions import versions
 from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import DataFacts, Session
-from tasks.harness.task import Outcome, Task, file_list_hash
+from tasks.harness.task import Outcome, Task, file_list_hash, sized_by
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -375,6 +375,7 @@ TASK = Task(
     open=open_videos,
     measure=measure,
     draw=draw,
+    at_size=sized_by("short_side"),
     measure_files=measure_files,
     smoke=DavisConfig(short_side=192, max_frames=5),
     needs_backbone=lambda config: config.score is None,

@@ -27,7 +27,7 @@ from dino_dense.versions import versions
 from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import DataFacts, Session
-from tasks.harness.task import Outcome, Task, file_list_hash
+from tasks.harness.task import Outcome, Task, file_list_hash, sized_by
 from tasks.scores.boxes import HIT, box_iou, objects_found, risk_coverage
 
 if TYPE_CHECKING:
@@ -380,6 +380,7 @@ TASK = Task(
     open=open_images,
     measure=measure,
     draw=draw,
+    at_size=sized_by("short_side", "squash"),
     smoke=DiscoveryConfig(max_images=12),
     versions=versions("objects", "box scores"),
 )

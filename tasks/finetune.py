@@ -101,6 +101,7 @@ TASK = Task(
     open=open_labeled,
     measure=measure,
     draw=draw,
+    fixed_layers="fine-tuning trains the whole network and reads its last layer",
     smoke=FinetuneConfig(
         epochs=1,
         max_steps=12,

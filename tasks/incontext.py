@@ -21,7 +21,7 @@ from dino_dense.config.schema import path, runtime
 from dino_dense.versions import versions
 from tasks.harness.runner import main
 from tasks.harness.session import DataFacts, Session
-from tasks.harness.task import Outcome, Task
+from tasks.harness.task import Outcome, Task, sized_by
 from tasks.scores.matching import count_clusters
 from tasks.scores.segmentation import Counts
 from tasks.semantic.options import LabeledImages
@@ -338,6 +338,7 @@ TASK = Task(
     open=open_data,
     measure=measure,
     draw=draw,
+    at_size=sized_by("size"),
     smoke=IncontextConfig(size=96, mean=None, std=None, augment=False, epochs=1, memory_size=2000, neighbors=(10,)),
     versions=versions("memory", "matched classes"),
 )

@@ -21,7 +21,7 @@ from dino_dense.versions import versions
 from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import DataFacts, Session
-from tasks.harness.task import Outcome, Task, file_list_hash
+from tasks.harness.task import Outcome, Task, file_list_hash, sized_by
 from tasks.scores.pose import ALPHAS, PoseDistances, met_joints, pose_distances
 
 if TYPE_CHECKING:
@@ -205,6 +205,7 @@ TASK = Task(
     open=open_videos,
     measure=measure,
     draw=draw,
+    at_size=sized_by("image_size"),
     smoke=JhmdbConfig(image_size=320, max_videos=2),
     versions=versions("propagation", "joints", "pose scores"),
 )

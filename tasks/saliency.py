@@ -25,7 +25,7 @@ from dino_dense.versions import versions
 from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import DataFacts, Session
-from tasks.harness.task import Outcome, Task, file_list_hash
+from tasks.harness.task import Outcome, Task, file_list_hash, sized_by
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -296,6 +296,7 @@ TASK = Task(
     open=open_images,
     measure=measure,
     draw=draw,
+    at_size=sized_by("short_side", "squash"),
     smoke=SaliencyConfig(max_images=12),
     versions=versions("objects", "saliency scores"),
 )

@@ -15,7 +15,7 @@ from dino_dense.versions import versions
 from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import Session
-from tasks.harness.task import Outcome, Task
+from tasks.harness.task import Outcome, Task, sized_by
 from tasks.scores.segmentation import class_iou, pixel_accuracy
 from tasks.semantic.options import LabeledImages
 from tasks.semantic.splits import LabeledSplits, draw_worst_and_best, evaluate, image_samples, open_splits, per_class
@@ -111,6 +111,7 @@ TASK = Task(
     open=open_data,
     measure=measure,
     draw=draw,
+    at_size=sized_by("crop"),
     smoke=SegprobeConfig(steps=60, crop=96, augment=False, lr=1e-2, evaluations=1, window="whole"),
     versions=versions("pixel probe", "segmentation scores"),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -233,14 +233,20 @@ def _film(film: Path, strip: Path, video: TrackedVideo, result: _Measured) -> No
     figures.save(strip, np.hstack(kept))
 
 
-def _marks(result: _Measured, frame: int) -> tuple[Floats, Mask, Mask]:
-    """Tracks up to a frame [Q, t, 2] in pixels of the overlay, and at it which are right and which are hidden."""
+def _marks(result: _Measured, frame: int) -> tuple[Floats, list[tuple[int, int, int]], Mask]:
+    """Tracks up to a frame [Q, t, 2] in pixels of the overlay, green if right at it, and which are hidden."""
     started = result.queries.points[:, 0] <= frame
     error = np.linalg.norm(result.tracks[:, frame] - result.queries.targets[:, frame], axis=1)
     right = (error < NEAR) & ~result.queries.occluded[:, frame]
     scale = DRAWN_SIDE / SIDE
     first = max(0, frame - 5)
-    return result.tracks[started, first : frame + 1] * scale, right[started], result.hidden[started, frame]
+    colors = [figures.RIGHT if answer else figures.WRONG for answer in right[started]]
+    return result.tracks[started, first : frame + 1] * scale, colors, result.hidden[started, frame]
+
+
+def at_size(config: TrackingConfig, size: int, backbone: Backbone) -> TrackingConfig:
+    """As many patches as fit on a side of the network's input, pixels."""
+    return replace(config, grid=max(1, round(size / backbone.patch_size)))
 
 
 TASK = Task(
@@ -252,6 +258,7 @@ TASK = Task(
     open=open_videos,
     measure=measure,
     draw=draw,
+    at_size=at_size,
     smoke=TrackingConfig(grid=64, max_videos=1),
     versions=versions("tracks", "tracking scores"),
 )

@@ -21,7 +21,7 @@ from dino_dense.versions import versions
 from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import DataFacts, Session
-from tasks.harness.task import Outcome, Task, file_list_hash
+from tasks.harness.task import Outcome, Task, file_list_hash, sized_by
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -215,6 +215,7 @@ TASK = Task(
     open=open_videos,
     measure=measure,
     draw=draw,
+    at_size=sized_by("image_size"),
     smoke=VipConfig(image_size=240, max_videos=2),
     versions=versions("propagation", "segmentation scores"),
 )

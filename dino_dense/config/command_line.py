@@ -16,7 +16,7 @@ import traceback
 import types
 from argparse import SUPPRESS, Action
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
 
@@ -33,6 +33,7 @@ from dino_dense.config.schema import (
 from dino_dense.threads import let_threads_sleep
 
 DEBUG_VARIABLE = "DINO_DENSE_DEBUG"
+UNIONS = (types.UnionType, Union)  # of A | B and of Literal["a"] | B
 
 
 SHOWN_NAME = 200  # characters of a path in a message about it
@@ -69,8 +70,9 @@ def _placeholder(hint: Any) -> str:
     if bool in options:  # bool | Literal[...]
         words = [str(word) for option in options for word in get_args(option)]
         return "{" + "|".join(["true", "false", *words]) + "}"
-    if isinstance(hint, types.UnionType):
-        return _placeholder(options[0])
+    if get_origin(hint) in UNIONS:
+        words = [str(word) for option in options[1:] if get_origin(option) is Literal for word in get_args(option)]
+        return "|".join([_placeholder(options[0]), *words])
     if get_origin(hint) is tuple:
         return ",".join([_placeholder(options[0])] * (2 if options[-1] is Ellipsis else len(options)))
     return {int: "N", float: "X", bool: "{true|false}"}.get(hint, "TEXT")
@@ -271,9 +273,13 @@ def _first_line(config_type: type) -> str:
     return (config_type.__doc__ or config_type.__name__).strip().splitlines()[0].rstrip(".")
 
 
+def _options_of(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; any other type alone."""
+    return get_args(hint) if get_origin(hint) in UNIONS else (hint,)
+
+
 def _is_tuple(hint: Any) -> bool:
-    options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return any(get_origin(option) is tuple for option in options)
+    return any(get_origin(option) is tuple for option in _options_of(hint))
 
 
 def _normalize(argv: list[str], kinds: Mapping[str, Any]) -> list[str]:
@@ -333,12 +339,12 @@ def _join_repeats(argv: list[str], kinds: Mapping[str, Any]) -> list[str]:
 
 def _fixed_length(hint: Any) -> int:
     """Number of words that an option of a fixed number of texts takes; 1 for other lists, which are typed a,b,c."""
-    options = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    parts = next(get_args(option) for option in options if get_origin(option) is tuple)
+    parts = next(get_args(option) for option in _options_of(hint) if get_origin(option) is tuple)
     return len(parts) if Ellipsis not in parts and set(parts) == {str} else 1
 
 
 def _as_list(value: str, hint: Any) -> str:
-    if not _is_tuple(hint) or value.startswith("[") or value == "null":
+    words = [word for option in _options_of(hint) if get_origin(option) is Literal for word in get_args(option)]
+    if not _is_tuple(hint) or value.startswith("[") or value in ("null", *words):
         return value
     return f"[{', '.join(part.strip() for part in value.split(','))}]"

@@ -56,10 +56,14 @@ def worst_and_best_first(values: pd.Series) -> list[Hashable]:
 
 def mask_strip(path: Path, pairs: Sequence[tuple[Pixels, Pixels]]) -> None:
     """Write frames RGB [H, W, 3] with their masks (ids [H, W]), side by side, as one JPEG."""
-    tiles = [overlay(frame, ids) for frame, ids in pairs]
+    strip(path, [overlay(frame, ids) for frame, ids in pairs])
+
+
+def strip(path: Path, tiles: Sequence[Pixels]) -> None:
+    """Write pictures RGB [H, W, 3] of one size side by side, as one JPEG."""
     width = _strip_width(tiles[0])
-    strip = np.hstack([cv2.resize(tile, (width, STRIP_HEIGHT), interpolation=cv2.INTER_AREA) for tile in tiles])
-    save(path, strip)
+    small = [cv2.resize(tile, (width, STRIP_HEIGHT), interpolation=cv2.INTER_AREA) for tile in tiles]
+    save(path, np.hstack(small))
 
 
 def _strip_width(image: Pixels) -> int:
@@ -76,6 +80,33 @@ def curves(path: Path, values: pd.DataFrame, x: str) -> None:
         panel.set_ylabel(name)
         panel.grid(alpha=0.3)
     panels[-1].set_xlabel(x)
+    _write_figure(path, figure, 120)
+
+
+def sweep_lines(path: Path, table: pd.DataFrame, metrics: Sequence[str]) -> None:
+    """Plot each metric of a sweep in its own panel, as one PNG, with bands of one standard error.
+
+    Args:
+        table: columns layer and size, and for each metric its values and, if known, "METRIC stderr". The x axis is the
+            layer, with a line for each size; if there is one layer, the x axis is the size.
+    """
+    over_layers = table["layer"].nunique() > 1 or table["size"].isna().all()
+    x, lines = ("layer", "size") if over_layers else ("size", "layer")
+    figure = _blank_figure(7, 0.4 + 2.2 * len(metrics))
+    panels = figure.subplots(len(metrics), 1, sharex=True, squeeze=False)[:, 0]
+    for panel, metric in zip(panels, metrics, strict=True):
+        for name, rows in table.groupby(lines, dropna=False, sort=False):
+            places, values = rows[x].astype(float), rows[metric].astype(float)
+            label = f"{name} px" if over_layers else f"layer {name}"
+            (line,) = panel.plot(places, values, marker=".", label=label)
+            if (stderr := rows.get(f"{metric} stderr")) is not None:
+                panel.fill_between(places, values - stderr, values + stderr, color=line.get_color(), alpha=0.15)
+        panel.set_ylabel(metric)
+        panel.grid(alpha=0.3)
+    panels[-1].set_xlabel("layer" if over_layers else "size, pixels")
+    panels[-1].set_xticks(sorted(set(table[x].astype(float))))
+    if table[lines].nunique() > 1:
+        panels[0].legend(ncols=4, fontsize="small")
     _write_figure(path, figure, 120)
 
 
@@ -126,7 +157,7 @@ def match_strip(
     ]
     canvas = np.ascontiguousarray(np.hstack(tiles))
     for number, (start, end) in enumerate(zip(points, predicted, strict=True)):
-        color = _point_color(number) if right is None else RIGHT if right[number] else WRONG
+        color = point_color(number) if right is None else RIGHT if right[number] else WRONG
         a = (round(start[0] * scales[0]), round(start[1] * scales[0]))
         b = (round(end[0] * scales[1]) + tiles[0].shape[1], round(end[1] * scales[1]))
         cv2.line(canvas, a, b, color, 1, cv2.LINE_AA)
@@ -136,24 +167,25 @@ def match_strip(
     save(path, np.asarray(canvas, np.uint8))
 
 
-def tracks_over(rgb: Pixels, trails: npt.NDArray, right: npt.NDArray, hidden: npt.NDArray) -> Pixels:
+def tracks_over(
+    rgb: Pixels, trails: npt.NDArray, colors: Sequence[tuple[int, int, int]], hidden: npt.NDArray
+) -> Pixels:
     """A frame RGB [H, W, 3] with the way of each point up to it.
 
     Args:
         trails: (x, y) in pixels [Q, t, 2]; the last is where the point is now.
-        right: [Q], green or red.
+        colors: RGB of each.
         hidden: [Q], drawn as a ring.
     """
     canvas = rgb.copy()
-    for trail, answer, ring in zip(np.round(trails).astype(int), right, hidden, strict=True):
-        color = RIGHT if answer else WRONG
+    for trail, color, ring in zip(np.round(trails).astype(int), colors, hidden, strict=True):
         cv2.polylines(canvas, [trail.reshape(-1, 1, 2)], isClosed=False, color=color, thickness=1, lineType=cv2.LINE_AA)
         center = (int(trail[-1, 0]), int(trail[-1, 1]))
         cv2.circle(canvas, center, 4, color, 1 if ring else -1, cv2.LINE_AA)
     return canvas
 
 
-def _point_color(number: int) -> tuple[int, int, int]:
+def point_color(number: int) -> tuple[int, int, int]:
     """A color for the n-th point, from 0."""
     red, green, blue = (int(channel) for channel in PALETTE[1 + number % 254])
     return red, green, blue

@@ -19,8 +19,9 @@ class MeasuringOptions:
     """Attention heads, if the file does not state them (MoCo v3's ViT-S has 12, DINO's 6)."""
     positions: Literal["official", "hf"] = "official"
     """Rule that resamples a file's position table to other image sizes: its authors', or transformers'."""
-    layers: tuple[int, ...] = (-1,)
-    """Layers to measure, joined along the channels: --layers=-4,-1 (-1 is the last; 0 is the first)."""
+    layers: tuple[int, ...] | Literal["all"] = (-1,)
+    """Layers to measure, joined along the channels: --layers=-4,-1 (-1 is the last; 0 is the first). all: a sweep over
+    all layers, each on its own (of one task, not of a suite)."""
     norm: bool = True
     """Apply the network's final norm to patch and class tokens."""
     device: str = "auto"
@@ -48,6 +49,33 @@ class OneCheckpoint:
 @dataclass(frozen=True)
 class RunOptions(OneCheckpoint, MeasuringOptions):
     """Backbone, results folder and device (every task)"""
+
+
+@dataclass(frozen=True)
+class LayerSweep:
+    """Sweep: a row of one table, and a point of a plot, for each layer and size"""
+
+    each_layer: bool = False
+    """Measure each of --layers on its own instead of joining them; --layers all implies it."""
+    sweep_memory: int = 2048
+    """Memory for features of layers that a sweep measures later, MiB; what does not fit is extracted again."""
+
+    def __post_init__(self) -> None:
+        if self.sweep_memory < 0:
+            raise ValueError(f"sweep_memory is {self.sweep_memory}: expected 0 or more")
+
+
+@dataclass(frozen=True)
+class Sweep(LayerSweep):
+    """Sweep over sizes"""
+
+    sizes: tuple[int, ...] = ()
+    """Measure at each of these sides of the network's input, pixels, instead of the protocol's: --sizes 256,384,512."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(size < 1 for size in self.sizes) or len(set(self.sizes)) < len(self.sizes):
+            raise ValueError(f"sizes are {self.sizes}: expected different sides, each 1 pixel or more")
 
 
 @dataclass(frozen=True)
@@ -86,5 +114,9 @@ class BatchOptions(ManyCheckpoints, MeasuringOptions):
     """Memory of a Slurm job, GiB."""
 
     def __post_init__(self) -> None:
+        if self.layers == "all":
+            raise ValueError(
+                "layers is all: a suite measures the same layers in every pair. Sweep by a task's command."
+            )
         if self.jobs < 1 or self.hours <= 0:
             raise ValueError(f"jobs is {self.jobs} and hours {self.hours}: expected 1 or more, and more than 0")

@@ -106,7 +106,7 @@ def run_checkpoint(
             pair = folder / f"{entry.label}-{_digest(entry, run, used)}"
             data = opened[entry.label]
             # Files that are only scored, such as masks of another program, may have changed: that takes seconds.
-            report = _finished(pair, versions_of(entry.task, used), data) if used is not None else None
+            report = finished_report(pair, versions_of(entry.task, used), data) if used is not None else None
             distributed.barrier()  # all processes check before any writes
             if report is None:
                 if isinstance(data, Exception):
@@ -174,7 +174,7 @@ def _digest(entry: SuiteEntry, run: RunOptions, backbone: Backbone | None) -> st
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def _finished(pair: Path, versions: Mapping[str, Any], opened: Opened | Exception) -> Report | None:
+def finished_report(pair: Path, versions: Mapping[str, Any], opened: Opened | Exception) -> Report | None:
     """The report of a finished pair; None if missing, unreadable, or of other versions or data.
 
     Data that cannot be opened today leave the report as it is.

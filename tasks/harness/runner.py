@@ -22,7 +22,7 @@ from dino_dense.config import command_line, presets, schema
 from dino_dense.files import clear_unfinished, write_text
 from dino_dense.loaders import lost_workers_explained
 from dino_dense.report import Report, current_commit, environment, peak_memory_mib, reset_peak_memory
-from tasks.harness.options import RunOptions
+from tasks.harness.options import LayerSweep, RunOptions, Sweep
 from tasks.harness.registry import get
 from tasks.harness.session import DataFacts, OpenedData, Session, claim
 from tasks.harness.task import Outcome, Task, mean_scores
@@ -52,8 +52,12 @@ def run_command(task: Task, argv: Sequence[str] | None = None, *, presets: str =
     Args:
         presets: the task with the protocol files for `--preset`; default: this task.
     """
-    options, config = command_line.parse(
+    from tasks.harness.sweep import is_sweep, run_sweep  # it runs many times what this file runs once
+
+    kind = LayerSweep if "sizes" in schema.field_names(task.config) else Sweep  # a task's own sizes are no sweep
+    options, sweep, config = command_line.parse(
         RunOptions,
+        kind,
         task.config,
         prog=f"python -m tasks.{task.name}",
         description=f"{task.summary} Protocol: {task.source}",
@@ -61,6 +65,9 @@ def run_command(task: Task, argv: Sequence[str] | None = None, *, presets: str =
         presets=presets or task.name,
     )
     with distributed.process_group(options.device) as world:
+        if is_sweep(options, sweep):
+            run_sweep(task, options, sweep, config, world=world)
+            return 0
         report = run_one(task, options, config, world=world)
         if world.is_main:
             print_report(report)
@@ -108,6 +115,8 @@ def run_one(
         ValueError, OSError: checkpoint, data or options are unusable. Nothing is written then.
     """
     world = world or distributed.World()
+    if task.fixed_layers and options.layers != (-1,):
+        raise ValueError(f"{task.name}: layers is {options.layers}, but {task.fixed_layers}. Leave it out.")
     needs_backbone = task.needs_backbone(config)
     if needs_backbone and backbone is None:
         check_has_checkpoint(options)
@@ -118,12 +127,7 @@ def run_one(
         backbone = backbone or open_backbone(options, device)
     else:
         backbone = device = None
-    identity = {
-        **identity_of(task, options, config, backbone),
-        "data_sha256": opened.data.facts.sha256,
-        "versions": versions_of(task, backbone),
-        "commits": [commit] if (commit := current_commit()) else [],
-    }
+    identity = run_identity(task, options, config, backbone, opened)
     session = Session(_results_folder(task, options, config, backbone), world, device, options.seed, identity, pieces)
     reset_peak_memory(device)
     start = time.perf_counter()
@@ -196,6 +200,8 @@ def open_backbone(options: RunOptions, device: torch.device) -> Backbone:
 
     check_has_checkpoint(options)
     assert options.ckpt is not None
+    if isinstance(options.layers, str):
+        raise ValueError("layers is all: only a task's command sweeps over layers. Give numbers: --layers=-4,-1")
     backbone = load_backbone(
         options.ckpt,
         arch=options.arch,
@@ -288,6 +294,18 @@ def identity_of(task: Task, options: RunOptions, config: Any, backbone: Backbone
         **({"features": layer_note(options)} if layer_note(options) else {}),
         **({"benchmark": options.benchmark} if options.benchmark != "auto" else {}),
         "config": json.loads(json.dumps(settings)),
+    }
+
+
+def run_identity(
+    task: Task, options: RunOptions, config: Any, backbone: Backbone | None, opened: Opened
+) -> dict[str, Any]:
+    """All that determines the results of a run, and the versions and the commit that compute them."""
+    return {
+        **identity_of(task, options, config, backbone),
+        "data_sha256": opened.data.facts.sha256,
+        "versions": versions_of(task, backbone),
+        "commits": [commit] if (commit := current_commit()) else [],
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -81,6 +82,11 @@ class Task(Generic[Config, Data]):
     """Replaces `measure` in runs without a backbone: scores existing files."""
     moved: Callable[[Sequence[str]], tuple[str, list[str]] | None] = lambda words: None
     """Command-line words -> the command that replaces this task for them, and its words; None for this task."""
+    at_size: Callable[[Config, int, Backbone], Config] | None = None
+    """The config with another side of the network's input, pixels, for `--sizes` (`sized_by`); None: this task cannot
+    be swept over sizes."""
+    fixed_layers: str = ""
+    """Why the task reads no other layers than its own; "" if it reads those of `--layers`."""
     pieces: Callable[[Config, Backbone], frozenset[str]] = lambda config, backbone: frozenset()
     """Pieces of image features (`tasks.images.features`) that a run needs, so that tasks on a data set share a pass."""
 
@@ -91,6 +97,20 @@ class Task(Generic[Config, Data]):
     def free_fields(self) -> tuple[str, ...]:
         """Fields that may differ in a comparison: fields that change no number, and paths (the data are compared)."""
         return tuple(sorted(schema.fields_of(self.config, "runtime") | schema.fields_of(self.config, "path")))
+
+
+def sized_by(*names: str) -> Callable[[Any, int, Backbone], Any]:
+    """`Task.at_size` for a config with a field that is the side of the network's input, pixels.
+
+    Args:
+        names: fields; the first that a config has set is changed, else the first.
+    """
+
+    def at_size(config: Any, size: int, backbone: Backbone) -> Any:
+        used = next((name for name in names if getattr(config, name) is not None), names[0])
+        return dataclasses.replace(config, **{used: size})
+
+    return at_size
 
 
 @dataclass(frozen=True)
