@@ -1,4 +1,4 @@
-"""A local page: click an object on the first frame of your own clip, run, play its masks, download them."""
+"""A local page: click objects or points of your own clip, play their masks or tracks; match two images."""
 
 import shutil
 import tempfile
@@ -16,7 +16,7 @@ from tasks.harness.task import Command
 from tasks.studio_page.page import build_page, import_gradio
 from tasks.studio_page.scene import Studio
 
-SUMMARY = "Look in the browser: click an object in your own video, and play its masks."
+SUMMARY = "Look in the browser: click objects or points in your own video, play their masks or tracks, match images."
 HOST = "127.0.0.1"  # this machine only
 
 

@@ -1,9 +1,9 @@
-"""Track objects through your own video: masks of the first frame in, masks of all frames and an overlay video out."""
+"""Track objects or points through your own video: masks or points of the first frame in, those of all frames out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +21,9 @@ from tasks.harness.task import Command, Outcome, Task, file_list_hash
 if TYPE_CHECKING:
     from data.clips import Clip
     from dino_dense import Backbone
+    from dino_dense.arrays import Floats
 
-SUMMARY = "Track objects through your own video: masks of the first frame in, all masks and an overlay video out."
+SUMMARY = "Track objects or points through your own video: those of the first frame in, of all frames and a video out."
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class TrackConfig(PropagationProtocol):
     """Mask of the first frame; or, for objects that enter later, a folder of masks with the names of their frames (for
     a video file numbers: 00000.png). Ids, gray levels, colors, transparency, or JSON of labelme or COCO; the report
     says how it was read."""
+    points: str | None = selects(None)
+    """In place of a mask: points of the first frame in pixels, --points "x,y;x,y". Writes NAME_tracks.csv, and an
+    overlay NAME_tracks.mp4. Of the protocol only the short side is used."""
     every: int = selects(1)
     """Use every n-th frame."""
     max_frames: int | None = selects(None)
@@ -52,30 +56,48 @@ class TrackConfig(PropagationProtocol):
         for name in ("every", "max_frames", "max_memory", "batch_size"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} is {value}: expected 1 or more")
+        if self.points is not None:
+            self._check_for_points()
+
+    def _check_for_points(self) -> None:
+        """ValueError for options that points would ignore."""
+        if self.mask is not None:
+            raise ValueError("mask and points are both given: expected one of them")
+        constants = {item.name: item.default for item in fields(PropagationProtocol) if item.name != "short_side"}
+        idle = [name for name, default in constants.items() if getattr(self, name) != default]
+        idle += ["coco"] if self.coco else []
+        if idle:
+            raise ValueError(f"{', '.join(idle)}: of masks, and without effect on points. Leave it out.")
 
 
 @dataclass(frozen=True)
 class OwnClip:
-    """A user's clip, and the masks of its frames."""
+    """A user's clip, and the masks of its frames or the points of its first frame."""
 
     clip: Clip
-    masks: OwnMasks
+    masks: OwnMasks | None
+    points: Floats | None
+    """[P, 2]: x, y in pixels."""
     facts: DataFacts
 
 
 def open_own_clip(config: TrackConfig) -> OwnClip:
-    """Open the clip and the masks of a config.
+    """Open the clip and the masks or points of a config.
 
     Raises:
         ValueError, DataError: they are not given, or are unusable.
     """
     from tasks.videos.clip_masks import find_masks
+    from tasks.videos.clip_points import read_points
 
-    if config.video is None or config.mask is None:
-        raise ValueError("which video, and which mask of its first frame? Give --video and --mask.")
+    if config.video is None or (config.mask is None and config.points is None):
+        raise ValueError(
+            'which video, and which mask or points of its first frame? Give --video and --mask, or --points "x,y;x,y".'
+        )
     clip = open_clip(config.video, every=config.every, max_frames=config.max_frames)
-    masks = OwnMasks(find_masks(config.mask, clip), clip.size)
-    files = [*(clip.pictures or [clip.path]), *dict.fromkeys(masks.files.values())]
+    masks = OwnMasks(find_masks(config.mask, clip), clip.size) if config.mask is not None else None
+    points = read_points(config.points, clip) if config.points is not None else None
+    files = [*(clip.pictures or [clip.path]), *dict.fromkeys(masks.files.values() if masks else ())]
     description = DataFacts(
         name=f"own video {clip.path.name}",
         root=str(clip.path),
@@ -83,21 +105,48 @@ def open_own_clip(config: TrackConfig) -> OwnClip:
         unit="frames",
         sha256=file_list_hash(clip.path.parent, files),
     )
-    return OwnClip(clip, masks, description)
+    return OwnClip(clip, masks, points, description)
 
 
 def measure(backbone: Backbone, own: OwnClip, config: TrackConfig, session: Session) -> Outcome:
-    """Write masks of a user's clip: PNGs, the overlay as mp4, and on request COCO's JSON. There is nothing to score."""
+    """Write masks of a user's clip: PNGs, the overlay as mp4, and on request COCO's JSON; or the tracks of its points.
+
+    There is nothing to score.
+    """
+    given = own.masks
+    if given is None:
+        return _measure_points(backbone, own, config, session)
     from dino_dense.propagation.video import pixel_note
 
     film = session.out / f"{own.clip.name}_masks.mp4"
     masks = session.out / "masks" / own.clip.name
-    notes = [f"{own.masks.said}. Masks are in {masks}, over the video in {film}.{pixel_note(backbone)}"]
-    session.once(lambda: notes.append(_write(backbone, own, config, session)))  # one stream, one process
+    notes = [f"{given.said}. Masks are in {masks}, over the video in {film}.{pixel_note(backbone)}"]
+    session.once(lambda: notes.append(_write(backbone, own, given, config, session)))  # one stream, one process
     return Outcome(note="".join(notes))
 
 
-def _write(backbone: Backbone, own: OwnClip, config: TrackConfig, session: Session) -> str:
+def _measure_points(backbone: Backbone, own: OwnClip, config: TrackConfig, session: Session) -> Outcome:
+    """Track the points and write their files, unless an earlier run did."""
+    from tasks.videos.clip_points import HIDDEN_SHARE, carry_points, write_tracks
+
+    assert own.points is not None
+    points, table = own.points, session.out / f"{own.clip.name}_tracks.csv"
+    notes = [
+        f"Tracks of {len(points)} points are in {table}, over the video in {table.with_suffix('.mp4')}. Each goes to "
+        f"the most similar patch of a frame; it is called hidden (a ring) where that patch leads back to farther than "
+        f"{100 * HIDDEN_SHARE:.0f} % of the short side."
+    ]
+
+    def write() -> None:
+        if not table.is_file():
+            tracked = carry_points(backbone, own.clip, points, config.short_side, batch_size=config.batch_size)
+            notes.append(write_tracks(tracked, own.clip, session.folder()))
+
+    session.once(write)
+    return Outcome(note="".join(notes))
+
+
+def _write(backbone: Backbone, own: OwnClip, masks: OwnMasks, config: TrackConfig, session: Session) -> str:
     """Propagate the masks and write all files, unless an earlier run did. Returns a note."""
     from tasks.videos.clip_masks import carry_masks, write_masks
 
@@ -105,13 +154,14 @@ def _write(backbone: Backbone, own: OwnClip, config: TrackConfig, session: Sessi
     if folder.is_dir() and not (config.coco and not (session.out / f"{own.clip.name}_masks.json").is_file()):
         return ""
     budget = config.max_memory * 2**20
-    carried = carry_masks(backbone, own.clip, own.masks, config, max_bytes=budget, batch_size=config.batch_size)
+    carried = carry_masks(backbone, own.clip, masks, config, max_bytes=budget, batch_size=config.batch_size)
     return write_masks(carried, own.clip, folder, session.out, coco=config.coco)
 
 
 def draw(own: OwnClip, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
-    """The strip that was written with the masks."""
-    return (Picture(f"{own.clip.name}_masks.jpg", f"{own.clip.name}: first, middle, last frame"),)
+    """The strip that was written with the masks or tracks."""
+    kind = "masks" if own.masks is not None else "tracks"
+    return (Picture(f"{own.clip.name}_{kind}.jpg", f"{own.clip.name}: first, middle, last frame"),)
 
 
 TRACK = Task(

@@ -40,6 +40,10 @@ def build_page(gr: Any, studio: Studio) -> Any:
         source = gr.File(label="Image or clip", file_types=endings, type="filepath", elem_id="source")
         with gr.Tab("Masks"):
             frame, editor = _masks_tab(gr, studio, scene)
+        with gr.Tab("Points"):
+            spots = _points_tab(gr, studio, scene)
+        with gr.Tab("Match"):
+            left = _match_tab(gr, studio, scene)
         for name, make in (("Attention", studio.attention), ("PCA", studio.pca)):
             with gr.Tab(name):
                 button = gr.Button("Look", elem_id=f"look-{name.lower()}")
@@ -48,14 +52,14 @@ def build_page(gr: Any, studio: Studio) -> Any:
                 )
                 button.click(_showing_errors(gr, lambda clip, make=make: make(_opened(clip))), scene, picture)
 
-        def opened(path: str | None, before: OpenClip | None) -> tuple[OpenClip | None, Pixels | None, Pixels | None]:
+        def opened(path: str | None, before: OpenClip | None) -> tuple[OpenClip | None, *tuple[Pixels | None, ...]]:
             _close(before)
             if path is None:
-                return None, None, None
+                return None, None, None, None, None
             held = studio.open(path)
-            return held, held.seen(), held.frame
+            return held, held.seen(), held.frame, held.frame, held.frame
 
-        source.change(_showing_errors(gr, opened), [source, scene], [scene, frame, editor])
+        source.change(_showing_errors(gr, opened), [source, scene], [scene, frame, editor, spots, left])
     return page
 
 
@@ -110,6 +114,76 @@ def _masks_tab(gr: Any, studio: Studio, scene: Any) -> tuple[Any, Any]:
     return frame, editor
 
 
+def _points_tab(gr: Any, studio: Studio, scene: Any) -> Any:
+    """The tab to click points, track them, play and download. Returns the picture that shows a new clip."""
+    frame = gr.Image(
+        label="First frame: click points", interactive=False, format="png", elem_id="points-frame", buttons=BUTTONS
+    )
+    with gr.Row():
+        every = gr.Slider(1, 10, 1, step=1, label="Every n-th frame")
+        clear = gr.Button("Clear")
+        start = gr.Button("Track", variant="primary", elem_id="track")
+    overlay = gr.Video(label="Tracks over the clip (rings: hidden)", interactive=False, elem_id="tracks-overlay")
+    table = gr.DownloadButton("Download the tracks", elem_id="tracks", interactive=False)
+
+    def clicked(clip: OpenClip | None, event: Any) -> tuple[OpenClip, Pixels]:
+        opened_clip = _opened(clip)
+        opened_clip.points.append((event.index[0], event.index[1]))
+        return opened_clip, opened_clip.seen_points()
+
+    clicked.__annotations__["event"] = gr.SelectData
+
+    def cleared(clip: OpenClip | None) -> tuple[OpenClip, Pixels]:
+        opened_clip = _opened(clip)
+        opened_clip.points.clear()
+        return opened_clip, opened_clip.seen_points()
+
+    bar = gr.Progress()
+
+    def tracked(clip: OpenClip | None, step: int, progress: Any = bar) -> tuple[OpenClip, str, Any]:
+        opened_clip = _opened(clip)
+        film, rows = studio.track(opened_clip, int(step), lambda done, total: progress((done, total), unit="frames"))
+        return opened_clip, str(film), gr.DownloadButton(value=str(rows), interactive=True)
+
+    frame.select(_showing_errors(gr, clicked), scene, [scene, frame])
+    clear.click(_showing_errors(gr, cleared), scene, [scene, frame])
+    start.click(_showing_errors(gr, tracked), [scene, every], [scene, overlay, table])
+    return frame
+
+
+def _match_tab(gr: Any, studio: Studio, scene: Any) -> Any:
+    """The tab to click a point of one image and see its match in another. Returns the picture of the first image."""
+    other = gr.State(None, delete_callback=_close)
+    source = gr.File(
+        label="The other image", file_types=sorted(IMAGE_SUFFIXES | CLIP_SUFFIXES), type="filepath", elem_id="other"
+    )
+    with gr.Row():
+        left, right = (
+            gr.Image(label=label, interactive=False, format="png", elem_id=name, buttons=BUTTONS)
+            for label, name in (("First image: click a point", "match-left"), ("The other image", "match-right"))
+        )
+    said = gr.Markdown(elem_id="match-said")
+
+    def opened(path: str | None, before: OpenClip | None) -> tuple[OpenClip | None, Pixels | None]:
+        _close(before)
+        held = None if path is None else studio.open(path)
+        return held, None if held is None else held.frame
+
+    def left_clicked(one: OpenClip | None, two: OpenClip | None, event: Any) -> tuple[Pixels, Pixels, str]:
+        here, there, cosine = studio.match(_opened(one), _opened(two), (event.index[0], event.index[1]))
+        return here, there, f"Cosine {cosine:.2f}"
+
+    def right_clicked(one: OpenClip | None, two: OpenClip | None, event: Any) -> tuple[Pixels, Pixels, str]:
+        here, there, cosine = studio.match(_opened(two), _opened(one), (event.index[0], event.index[1]))
+        return there, here, f"Cosine {cosine:.2f}"
+
+    for picture, clicked in ((left, left_clicked), (right, right_clicked)):
+        clicked.__annotations__["event"] = gr.SelectData
+        picture.select(_showing_errors(gr, clicked), [scene, other], [left, right, said])
+    source.change(_showing_errors(gr, opened), [source, other], [other, right])
+    return left
+
+
 def _close(scene: OpenClip | None) -> None:
     if scene is not None:
         scene.close()
@@ -117,7 +191,7 @@ def _close(scene: OpenClip | None) -> None:
 
 def _opened(scene: OpenClip | None) -> OpenClip:
     if scene is None:
-        raise ValueError("first choose an image or a clip")
+        raise ValueError("first choose an image or a clip (of a match, both)")
     return scene
 
 

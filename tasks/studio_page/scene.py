@@ -7,23 +7,27 @@ new run replaces the files of the previous run.
 
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from data.clips import Clip, is_video, open_clip
 from dino_dense import Backbone
 from dino_dense.arrays import Pixels
-from dino_dense.maps import LIKENESS, PcaColors, attention_maps, grow, patch_maps
+from dino_dense.maps import LIKENESS, PcaColors, attention_maps, grow, patch_maps, patch_under
+from dino_dense.matching.points import best_pixels, features_at_pixels
 from dino_dense.propagation.protocol import PropagationProtocol
 from tasks.harness import figures
 from tasks.videos.clip_masks import carry_masks, write_masks
+from tasks.videos.clip_points import carry_points, write_tracks
 
 MOST_OBJECTS = 9
+STEPS = 4  # points on a side of a patch among which a match is looked for
 
 
 @dataclass
@@ -39,10 +43,18 @@ class OpenClip:
     """[C, h, w], features of the frame."""
     ids: Pixels
     """[H, W], ids of the marked objects; 0 elsewhere."""
+    points: list[tuple[int, int]] = field(default_factory=list)
+    """(x, y) of the points to track, pixels of the frame."""
 
     def seen(self) -> Pixels:
         """The frame overlaid with the marked objects."""
         return figures.overlay(self.frame, self.ids)
+
+    def seen_points(self) -> Pixels:
+        """The frame with the points to track."""
+        colors = [figures.point_color(number) for number in range(len(self.points))]
+        trails = np.array(self.points, np.float64).reshape(-1, 1, 2)
+        return figures.tracks_over(self.frame, trails, colors, np.zeros(len(self.points), bool))
 
     def close(self) -> None:
         """Remove its files."""
@@ -109,15 +121,47 @@ class Studio:
         """
         if not scene.ids.any():
             raise ValueError("nothing is marked yet: click an object on the first frame, or paint it")
-        for before in scene.folder.glob("run-*"):
-            shutil.rmtree(before, ignore_errors=True)
-        out = Path(tempfile.mkdtemp(dir=scene.folder, prefix="run-"))
+        out = _new_folder(scene, "run-")
         clip = open_clip(scene.clip.path, every=every)
         protocol = PropagationProtocol(short_side=self.resolution, rounding="nearest")
         carried = carry_masks(self.backbone, clip, {clip.frame_name(0): scene.ids}, protocol)
         write_masks(carried, clip, out / "masks", out, tell=progress or (lambda done, total: None))
         zipped = shutil.make_archive(str(out / f"{clip.name}_masks"), "zip", out / "masks")
         return out / f"{clip.name}_masks.mp4", Path(zipped)
+
+    def track(self, scene: OpenClip, every: int = 1, progress: Any = None) -> tuple[Path, Path]:
+        """Track the clicked points. Returns the paths of the overlay (mp4) and the table of the tracks (CSV).
+
+        Raises:
+            ValueError: there is no point.
+        """
+        if not scene.points:
+            raise ValueError("there is no point yet: click some on the first frame")
+        out = _new_folder(scene, "tracks-")
+        clip = open_clip(scene.clip.path, every=every)
+        carried = carry_points(self.backbone, clip, np.array(scene.points, np.float64), self.resolution)
+        write_tracks(carried, clip, out, tell=progress or (lambda done, total: None))
+        return out / f"{clip.name}_tracks.mp4", out / f"{clip.name}_tracks.csv"
+
+    def match(self, source: OpenClip, target: OpenClip, point: tuple[int, int]) -> tuple[Pixels, Pixels, float]:
+        """The most similar point of another image to a pixel (x, y) of the first frame.
+
+        Features are interpolated between patches: in the source at the pixel, in the target at `STEPS` points a patch.
+
+        Returns:
+            Both frames with a cross, and the cosine.
+
+        Raises:
+            ValueError: the pixel is not in the image.
+        """
+        patch_under(point, source.clip.size, (source.features.shape[1], source.features.shape[2]))  # checks it
+        query = features_at_pixels(source.features, torch.tensor([point]), source.clip.size)
+        steps = (STEPS * target.features.shape[1], STEPS * target.features.shape[2])
+        fine = best_pixels(query, target.features, steps)
+        cosine = float((query * features_at_pixels(target.features, fine, steps)).sum())
+        shares = (fine[0].numpy() + 0.5) / steps[::-1]
+        x, y = (int(share * side) for share, side in zip(shares, target.clip.size[::-1], strict=True))
+        return figures.with_cross(source.frame, point), figures.with_cross(target.frame, (x, y)), cosine
 
     def attention(self, scene: OpenClip) -> Pixels:
         """The attention of each head and their mean over the first frame, in a grid."""
@@ -130,3 +174,10 @@ class Studio:
     def pca(self, scene: OpenClip) -> Pixels:
         """The leading components of the first frame as colors."""
         return figures.enlarge(PcaColors.fit([scene.features]).colors(scene.features), scene.clip.size)
+
+
+def _new_folder(scene: OpenClip, prefix: str) -> Path:
+    """An empty folder for results, in place of those of an earlier run."""
+    for before in scene.folder.glob(f"{prefix}*"):
+        shutil.rmtree(before, ignore_errors=True)
+    return Path(tempfile.mkdtemp(dir=scene.folder, prefix=prefix))

@@ -2,9 +2,11 @@
 
 import zipfile
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -63,6 +65,42 @@ def test_painting_and_images(tmp_path: Path, studio: Studio):
         studio.paint(scene, np.ones((3, 3), bool), 1)
 
 
+def test_clicked_points_are_tracked(tmp_path: Path, studio: Studio):
+    scene = studio.open(write_clip(tmp_path / "clip.mp4", size=SIZE))
+    with pytest.raises(ValueError, match="there is no point yet"):
+        studio.track(scene)
+    scene.points += [(20, 48), (100, 10)]
+    assert (scene.seen_points() != scene.frame).any()
+    film, table = studio.track(scene, 2)
+    assert film.is_file()
+    rows = pd.read_csv(table)
+    assert rows["frame"].unique().tolist() == [0, 2, 4, 6]
+    last = rows[(rows["point"] == 1) & (rows["frame"] == 6)].iloc[0]
+    assert moving_mask(6, SIZE)[int(last["y"]), int(last["x"])] == 1
+    studio.track(scene)
+    assert not film.exists()
+
+
+def test_a_click_shows_the_match_in_another_image(tmp_path: Path, studio: Studio):
+    """The square of one frame is found in a later frame, where it is elsewhere; and back."""
+    scenes = []
+    for name, index in (("a", 0), ("b", 20)):
+        Image.fromarray(moving_disc(index, SIZE)).save(tmp_path / f"{name}.png")
+        scenes.append(studio.open(tmp_path / f"{name}.png"))
+    for source, target, start, end in (
+        (*scenes, moving_mask(0, SIZE), moving_mask(20, SIZE)),
+        (*scenes[::-1], moving_mask(20, SIZE), moving_mask(0, SIZE)),
+    ):
+        rows, columns = np.nonzero(start)
+        here, there, cosine = studio.match(source, target, (int(columns.mean()), int(rows.mean())))
+        assert cosine > 0.99
+        marked = np.argwhere((there != target.frame).any(axis=2)).mean(axis=0).round().astype(int)
+        assert end[tuple(marked)] == 1
+        assert (here != source.frame).any()
+    with pytest.raises(ValueError, match="128"):
+        studio.match(*scenes, (128, 3))
+
+
 def test_large_files_are_refused(tmp_path: Path, studio: Studio):
     (tmp_path / "big.mp4").write_bytes(bytes(2**20 + 1))
     with pytest.raises(ValueError, match=r"big\.mp4 has 1\.0 MiB: expected at most 1"):
@@ -71,6 +109,35 @@ def test_large_files_are_refused(tmp_path: Path, studio: Studio):
     with pytest.raises(DataError, match="text"):
         studio.open(tmp_path / "text.mp4")
     assert list(studio.folder.iterdir()) == []
+
+
+def click_points_and_matches(page: Any, clip: Path, folder: Path) -> None:
+    """Track a clicked point and download its table; then match the clip's first frame with another picture."""
+    page.get_by_role("tab", name="Points").click()
+    click_on(page, "#points-frame img", (20, 48))
+    page.locator("#track").click()
+    page.wait_for_function("() => (document.querySelector('#tracks-overlay video') || {}).duration > 0")
+    page.wait_for_function("() => !document.querySelector('#tracks').disabled")
+    with page.expect_download() as download:
+        page.locator("#tracks").click()
+    assert len(pd.read_csv(download.value.path())) == 8
+    Image.fromarray(moving_disc(20, SIZE)).save(folder / "other.png")
+    page.get_by_role("tab", name="Match").click()
+    page.locator("#other input[type=file]").set_input_files(str(folder / "other.png"))
+    page.locator("#match-right img").wait_for()
+    click_on(page, "#match-left img", (20, 48))
+    page.locator("#match-said").get_by_text("Cosine", exact=False).wait_for()
+
+
+def click_on(page: Any, selector: str, point: tuple[int, int]) -> None:
+    """Click a pixel (x, y) of a picture of `SIZE`, and wait until the picture changes."""
+    picture = page.locator(selector)
+    picture.wait_for()
+    before, box = picture.get_attribute("src"), picture.bounding_box()
+    page.mouse.click(box["x"] + box["width"] * point[0] / SIZE[1], box["y"] + box["height"] * point[1] / SIZE[0])
+    page.wait_for_function(
+        "([selector, before]) => document.querySelector(selector).src !== before", arg=[selector, before]
+    )
 
 
 @needs_chromium
@@ -93,13 +160,7 @@ def test_the_page(tmp_path: Path):
         page.get_by_text("exceed", exact=False).first.wait_for()
         page.reload()
         page.locator("#source input[type=file]").set_input_files(str(clip))
-        frame = page.locator("#frame img")
-        frame.wait_for()
-        before = frame.get_attribute("src")
-        box = frame.bounding_box()
-        assert box is not None
-        page.mouse.click(box["x"] + box["width"] * 20 / 128, box["y"] + box["height"] * 48 / 96)
-        page.wait_for_function("before => document.querySelector('#frame img').src !== before", arg=before)
+        click_on(page, "#frame img", (20, 48))
         page.locator("#run").click()
         page.wait_for_function("() => (document.querySelector('#overlay video') || {}).duration > 0")
         assert page.evaluate("document.querySelector('#overlay video').duration") == pytest.approx(0.8, abs=0.02)
@@ -113,6 +174,7 @@ def test_the_page(tmp_path: Path):
                 with archive.open(name) as file, Image.open(file) as mask:
                     assert (mask.mode, mask.size) == ("P", SIZE[::-1])
         page.screenshot(path=str(tmp_path / "page.png"), full_page=True)
+        click_points_and_matches(page, clip, tmp_path)
         page.get_by_role("tab", name="PCA").click()
         page.locator("#look-pca").click()
         page.locator("#pca img").wait_for()

@@ -1,11 +1,13 @@
-"""`tasks.track`: your own clip in, masks out; and `tasks.davis --video`, which goes on to it."""
+"""`tasks.track`: your own clip in, masks or tracks out; and `tasks.davis --video`, which goes on to it."""
 
 import json
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -13,11 +15,13 @@ from data import DataError
 from data.clips import open_clip
 from data.masks import read_ids, write_mask
 from dino_dense import Backbone, Report
+from dino_dense.matching.tracks import cycle_distance, query_features, track_points
 from tasks import RunOptions, run_one
 from tasks import main as run_task
 from tasks.davis import own_clip
 from tasks.track import TRACK, TrackConfig, main
 from tasks.videos.clip_masks import carry_masks, find_masks, write_masks
+from tasks.videos.clip_points import HIDDEN_SHARE, carry_points
 from tests.clip_files import facts, moving_disc, moving_mask, turn, write_clip
 from tests.color_backbone import PROTOCOL, ColorReader, color_backbone
 
@@ -247,3 +251,68 @@ def test_a_coco_file_of_several_frames(tmp_path: Path, clip_file: Path):
     out = run(tmp_path, "--video", str(clip_file), "--mask", str(path))
     assert (read_ids(out / "masks" / "clip" / "00000.png") == moving_mask(0, SIZE)).all()
     assert (read_ids(out / "masks" / "clip" / "00003.png")[moving_mask(3, SIZE) > 0] == 1).all()
+
+
+# --- Points ---
+
+
+def test_points_follow_the_square(tmp_path: Path, clip_file: Path, capsys: pytest.CaptureFixture[str]):
+    out = run(tmp_path, "--video", str(clip_file), "--points", "12,24;40.5,44", "--max-frames", "5")
+    table = pd.read_csv(out / "clip_tracks.csv")
+    assert list(table.columns) == ["point", "frame", "name", "seconds", "x", "y", "cosine", "hidden"]
+    assert table.groupby("point").size().tolist() == [5, 5]
+    assert table[table["frame"] == 0][["x", "y"]].values.tolist() == [[12, 24], [40.5, 44]]
+    assert facts(out / "clip_tracks.mp4") == (5, SIZE, Fraction(30000, 1001), "h264")
+    with Image.open(out / "clip_tracks.jpg") as strip:
+        assert strip.height == 180
+    assert "Tracks of 2 points" in capsys.readouterr().out
+    assert not (out / "masks").exists()
+    before = (out / "clip_tracks.csv").stat().st_mtime_ns
+    run(tmp_path, "--video", str(clip_file), "--points", "12,24;40.5,44", "--max-frames", "5")
+    assert (out / "clip_tracks.csv").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="another run"):
+        run(tmp_path, "--video", str(clip_file), "--points", "12,24", "--max-frames", "5")
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_points_are_where_the_whole_clip_at_once_has_them(clip_file: Path, batch_size: int):
+    """Frames are streamed; TAP-Vid's functions take all features at once."""
+    clip, backbone = open_clip(clip_file), color_backbone()
+    points = np.array([[12.0, 24.0], [50.0, 40.0]])
+    tracked = list(carry_points(backbone, clip, points, None, batch_size=batch_size))
+    frames = [torch.from_numpy(frame.rgb.copy()).permute(2, 0, 1).float() / 255 for frame in clip]
+    maps = backbone.extract(torch.stack(frames)).patches
+    queries = torch.tensor([[0, 24.0, 12.0], [0, 40.0, 50.0]])
+    tracks, cosine = track_points(maps, query_features(maps, queries, SIZE), SIZE)
+    away = cycle_distance(maps, queries, tracks, SIZE) > HIDDEN_SHARE * min(SIZE)
+    assert (tracked[0].points == points).all()
+    for index, frame in enumerate(tracked[1:], 1):
+        np.testing.assert_allclose(frame.points, tracks[:, index])
+        np.testing.assert_allclose(frame.cosine, cosine[index], atol=1e-6)
+        np.testing.assert_array_equal(frame.hidden, away[:, index])
+    inside = [moving_mask(index, SIZE)[tuple(tracked[index].points[0].astype(int)[::-1])] for index in range(8)]
+    assert sum(inside) >= 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--points", "64,3"], r"point \(64, 3\) is outside the frames of 64x48 pixels"),
+        (["--points", "3,3;-1,3"], r"point \(-1, 3\) is outside"),
+        (["--points", "a,b"], r"expected x,y;x,y \(two numbers a point\), found 'a,b'"),
+        (["--points", "1,2,3"], "found '1,2,3'"),
+        (["--points", "1,2;"], "found ''"),
+        (["--points", "nan,2"], "'nan,2' is no place"),
+    ],
+)
+def test_bad_points_are_refused(tmp_path: Path, clip_file: Path, options: list[str], message: str):
+    with pytest.raises((ValueError, DataError), match=message):
+        run(tmp_path, "--video", str(clip_file), *options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_masks_are_refused_for_points():
+    with pytest.raises(ValueError, match="mask and points are both given"):
+        TrackConfig(mask="a.png", points="1,2")
+    with pytest.raises(ValueError, match="top_k, coco: of masks, and without effect on points"):
+        TrackConfig(points="1,2", top_k=3, coco=True)
