@@ -134,6 +134,25 @@ def test_what_cannot_be_used_is_refused(change: Callable[[dict], object], messag
         load_pairs(spair(tmp_path, change))
 
 
+@pytest.mark.parametrize(
+    ("make", "file", "old", "new"),
+    [
+        (ap10k, "ImageAnnotation/Felidae/cat/two.json", "[5, 6, 1,", "[5, 37, 1,"),
+        (pfpascal, "test_pairs_pf_pascal.csv", "5;11;1", "25;11;1"),
+        (pfwillow, "test_pairs.csv", ",4,20,", ",31,20,"),
+    ],
+)
+def test_a_point_outside_its_image_is_refused_in_every_layout(
+    make: Callable[[Path], Path], file: str, old: str, new: str, tmp_path: Path
+):
+    root = make(tmp_path)
+    text = (root / file).read_text()
+    assert text.count(old) == 1
+    (root / file).write_text(text.replace(old, new))
+    with pytest.raises(DataError, match=r"(one|two)\.(jpg|png): keypoint .* outside the image of \d+x\d+"):
+        load_pairs(root)
+
+
 def test_a_pair_across_categories_is_refused(tmp_path: Path):
     root = spair(tmp_path)
     write_json(root / "ImageAnnotation" / "cat" / "two.json", {"filename": "two.jpg", "category": "dog"})
