@@ -57,6 +57,7 @@ def test_every_published_number_has_its_protocol_file():
         ("cluster", {"drop_last": False}),
         ("correspondence", {"image_size": 512}),
         ("tracking", {"grid": 16}),
+        ("inside", {"gap": 5}),
         ("tokens", {"views": 4}),
         ("jhmdb", {"radius": 5}),
         ("vip", {"top_k": 5}),
