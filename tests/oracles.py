@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.davis import load_davis
+from data.depth import open_depth
 from data.images import labeled_splits, list_images, read_rgb
 from data.jhmdb import load_jhmdb
 from data.masks import read_foreground
 from data.sample import sample_data
+from data.sample.depth import depth_root
 from data.sample.points import sample_joints, sample_late_objects, sample_pairs, sample_parts, sample_tracks
 from data.tracks import load_tracks
 from data.vip import load_vip
@@ -109,7 +111,7 @@ class KnownPoints:
 
 
 Answer = int | np.ndarray | KnownPoints
-"""The class of an image, its mask of ids, or its points."""
+"""The class of an image, its mask of ids (uint8), its depth in meters (float32), or its points."""
 Known = tuple[Tensor, Sequence[Answer]]
 
 
@@ -147,6 +149,9 @@ def known_samples() -> Known:
     for late in load_vos(sample_late_objects(), truth=sample_late_objects() / "truth")[1]:
         thumbnails += [_thumbnail_of_file(path) for path in late.frames]
         answers += [late.read_truth(index) for index in range(len(late))]
+    for pair in [*open_depth(depth_root(), "train"), *open_depth(depth_root(), "val")]:
+        thumbnails.append(_thumbnail_of_file(pair.image))
+        answers.append(pair.read_depth())
     return torch.cat(thumbnails), answers
 
 
@@ -173,6 +178,8 @@ def _answer(label: Answer, index: int, grid: tuple[int, int]) -> Tensor:
         code = torch.randn(INSTANCES, generator=torch.Generator().manual_seed(index))
         channels = torch.cat([F.one_hot(torch.tensor(label), ANSWERS).float(), CODE * F.normalize(code, dim=0)])
         return channels[:, None, None].expand(-1, *grid)
+    if label.dtype == np.float32:
+        return F.pad(_hats(cv2.resize(label, grid[::-1], interpolation=cv2.INTER_AREA)), (0, 0, 0, 0, 0, INSTANCES))
     ids = torch.from_numpy(cv2.resize(label, grid[::-1], interpolation=cv2.INTER_NEAREST_EXACT)).long()
     return F.pad(F.one_hot(ids, ANSWERS).permute(2, 0, 1).float(), (0, 0, 0, 0, 0, INSTANCES))
 
@@ -186,6 +193,13 @@ def _bumps(shares: np.ndarray, grid: tuple[int, int]) -> Tensor:
         distance = (columns[None] - x) ** 2 + (rows[:, None] - y) ** 2
         channel += torch.exp(-distance / (2 * SPREAD**2)).float()
     return maps
+
+
+def _hats(depth: np.ndarray) -> Tensor:
+    """Meters [h, w] as shares [ANSWERS, h, w] of the two nearest of fixed depths: linear in the logarithm."""
+    place = (np.log(np.clip(depth, 0.5, 12.0)) - np.log(0.5)) / (np.log(12.0) - np.log(0.5)) * (ANSWERS - 1)
+    distance = np.abs(place[None] - np.arange(ANSWERS)[:, None, None])
+    return torch.from_numpy(np.maximum(0, 1 - distance).astype(np.float32))
 
 
 def _share_out(weights: Tensor) -> Tensor:

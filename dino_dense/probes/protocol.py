@@ -61,3 +61,71 @@ class PixelProbe:
     def window_stride(self) -> int:
         """`stride`, decided, pixels."""
         return max(1, 2 * self.crop // 3) if self.stride is None else self.stride
+
+
+@dataclass(frozen=True)
+class DepthProbe:
+    """How the depth head is trained and applied (defaults: DINOv3, eval/depth/configs/config-nyu.yaml)"""
+
+    steps: int = 38_400
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Images a step, over all processes (2 on each of 8 GPUs)."""
+    lr: float = 3e-4
+    """Of AdamW at its peak."""
+    weight_decay: float = 1e-4
+    """Of AdamW."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Of AdamW."""
+    clip: float = 35.0
+    """Largest norm of the gradient."""
+    warmup: int = 12_800
+    """Steps of linear warm-up, at most a third of all; a cosine falls from there."""
+    final: float = 1e-3
+    """Share of the learning rate at the last step."""
+    blocks: int = 1
+    """Layers whose patch tokens are joined, evenly spaced; of four: 3, 6, 9, 12 of 12; 5, 12, 18, 24 of 24; 10, 20,
+    30, 40 of 40 (DINOv2)."""
+    final_norm: bool = True
+    """Whether the tokens go through the network's final norm."""
+    class_token: bool = False
+    """Whether the class token is joined to every patch (DINOv2)."""
+    batch_norm: bool = True
+    """Whether the head begins with a batch norm (DINOv3)."""
+    upsample: int = 1
+    """Bilinear factor of the tokens before the head (DINOv2: 4)."""
+    bins: int = 256
+    """Depths whose weighted mean is predicted, uniform from min_depth to max_depth."""
+    min_depth: float = 0.001
+    """Meters; truth at or below it is not scored."""
+    max_depth: float = 10.0
+    """Meters; truth at or above it is not scored (KITTI: 80)."""
+    crop: tuple[int, int] = (416, 544)
+    """Height and width of training crops, pixels."""
+    border: tuple[int, int, int, int] = (43, 45, 608, 472)
+    """Of training images: the box x0, y0, x1, y1 of a 640 x 480 image that is used, scaled to the image (NYUv2 has a
+    white border); 0,0,640,480 takes all."""
+    brightness: tuple[float, float] = (0.75, 1.25)
+    """Range of a random factor of training images."""
+    rotation: float = 2.5
+    """Training images are turned by up to so many degrees."""
+    augment: bool = True
+    """False: the middle crop of every training image, its tokens extracted once and kept in memory (for laptops).
+    Ours."""
+    flip: bool = True
+    """Whether the prediction is the mean of the image's and its mirror image's."""
+    region: Literal["all", "eigen", "garg"] = "eigen"
+    """Which part is scored: all; eigen: rows 45 to 471, columns 41 to 601 of 480 x 640 (NYUv2); garg (KITTI);
+    scaled to the image."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "blocks", "upsample"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected 1 or more")
+        if not 0 < self.min_depth < self.max_depth or self.bins < 2:
+            raise ValueError(
+                f"min_depth {self.min_depth}, max_depth {self.max_depth} and bins {self.bins}: expected 0 < min < max, "
+                "and 2 bins or more"
+            )
+        if min(self.crop) < 1 or self.lr <= 0 or not 0 < self.brightness[0] <= self.brightness[1]:
+            raise ValueError(f"crop {self.crop}, lr {self.lr}, brightness {self.brightness}: expected numbers above 0")

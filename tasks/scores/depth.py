@@ -12,6 +12,8 @@ from dino_dense.arrays import Floats, Mask
 EIGEN_CROP = (45, 471, 41, 601)
 """Scored rows y1 to y2 and columns x1 to x2 of a 480 x 640 image (NYUv2)."""
 NYU_SIZE = (480, 640)
+GARG_CROP = (0.40810811, 0.99189189, 0.03594771, 0.96405229)
+"""Shares of the height y1, y2 and of the width x1, x2 that are scored (KITTI; Garg et al. 2016)."""
 
 Metric = Callable[[Floats, Floats], float]
 
@@ -50,6 +52,15 @@ def eigen_mask(size: tuple[int, int]) -> Mask:
     left, right = (int(column / NYU_SIZE[1] * width) for column in EIGEN_CROP[2:])
     mask = np.zeros(size, bool)
     mask[top:bottom, left:right] = True
+    return mask
+
+
+def garg_mask(size: tuple[int, int]) -> Mask:
+    """The pixels of an image of `size` (H, W) that Garg's crop scores, bool [H, W]."""
+    height, width = size
+    mask = np.zeros(size, bool)
+    top, bottom, left, right = GARG_CROP
+    mask[int(top * height) : int(bottom * height), int(left * width) : int(right * width)] = True
     return mask
 
 

@@ -55,6 +55,7 @@ def test_every_published_number_has_its_protocol_file():
         ("segprobe", {"steps": 10}),
         ("incontext", {"memory_size": 1000}),
         ("cluster", {"drop_last": False}),
+        ("depth", {"flip": False}),
         ("correspondence", {"image_size": 512}),
         ("tracking", {"grid": 16}),
         ("inside", {"gap": 5}),

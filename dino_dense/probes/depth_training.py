@@ -1,0 +1,330 @@
+"""A linear head of depth bins on frozen tokens: how it is trained, and applied to any picture.
+
+Shapes: B images, H x W pixels, h x w patches, D channels.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as V
+
+from dino_dense import Backbone, distributed
+from dino_dense.backbone.grid import fit
+from dino_dense.checkpoint import read_tensors, write_tensors
+from dino_dense.loaders import WorkerItems, read_items
+from dino_dense.probes.depth import at_size, bin_depths, expected_depth, mean_of_flips, sig_loss
+from dino_dense.probes.pixels import crop_draws, image_of
+from dino_dense.probes.protocol import DepthProbe, PixelProbe
+from dino_dense.progress import progress, tracked
+from dino_dense.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
+from dino_dense.training.schedules import half_cosine
+from dino_dense.training.seeds import derive_seed
+
+SAVE_SECONDS = 60.0  # a long run loses at most this
+LOG_EVERY = 10  # steps between rows of the learning curve
+LOSS_WARM_UP = 100  # steps without the variance term, at most a tenth of all (dinov3 `eval/depth/loss.py`)
+NYU_WIDTH, NYU_HEIGHT = 640, 480
+FOUR_BLOCKS = {12: (3, 6, 9, 12), 24: (5, 12, 18, 24), 40: (10, 20, 30, 40)}
+"""Depth of a network -> its four layers, counted from 1 (DINOv2)."""
+
+Depth = npt.NDArray[np.float32]
+Batches = Iterator[tuple[Tensor, Tensor]]
+"""Tokens [B, D, h, w] and meters [B, H, W], a batch a step."""
+
+
+class PictureWithDepth(Protocol):
+    """An image file with the depth of every pixel."""
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+
+    def read(self) -> tuple[Image.Image, Depth]:
+        """RGB picture and meters [H, W], 0 where there is none."""
+
+
+class DepthHead(nn.Module):
+    """Tokens [B, D, h, w] -> meters [B, 1, h, w] (times `upsample`): the weighted mean of uniform bins.
+
+    The batch norm is DINOv3's; DINOv2's head has none.
+    """
+
+    def __init__(self, channels: int, config: DepthProbe) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels) if config.batch_norm else nn.Identity()
+        self.linear = nn.Conv2d(channels, config.bins, 1)
+        self.upsample = config.upsample
+        self.depths: Tensor
+        self.register_buffer("depths", bin_depths(config.bins, config.min_depth, config.max_depth), persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if self.upsample > 1:
+            tokens = F.interpolate(tokens, scale_factor=self.upsample, mode="bilinear", align_corners=False)
+        return expected_depth(self.linear(self.norm(tokens)), self.depths)
+
+
+class Padding(NamedTuple):
+    """Pixels added around an image, so that it is made of whole patches."""
+
+    left: int
+    right: int
+    top: int
+    bottom: int
+
+    def cut(self, maps: Tensor) -> Tensor:
+        """The image's part of maps [..., H, W] of the padded size."""
+        return maps[..., self.top : maps.shape[-2] - self.bottom, self.left : maps.shape[-1] - self.right]
+
+
+def padding_of(size: tuple[int, int], patch: int) -> Padding:
+    """Around an image of `size` (H, W), the image in the middle (DINOv2's CenterPadding)."""
+    whole = fit(size, patch, "ceil").size
+    rows, columns = whole[0] - size[0], whole[1] - size[1]
+    return Padding(columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+
+
+def layers_of(backbone: Backbone, config: DepthProbe) -> tuple[int, ...]:
+    """Numbers, from 0, of the layers that are joined.
+
+    Raises:
+        ValueError: the network has fewer layers.
+    """
+    if config.blocks == 1:
+        return tuple(backbone.layers)
+    if config.blocks > backbone.depth:
+        raise ValueError(f"blocks is {config.blocks}, but {backbone.name} has {backbone.depth} layers")
+    even = [round(backbone.depth * (block + 1) / config.blocks) for block in range(config.blocks)]
+    chosen = FOUR_BLOCKS.get(backbone.depth, even) if config.blocks == 4 else even
+    return tuple(layer - 1 for layer in chosen)
+
+
+def channels_of(backbone: Backbone, config: DepthProbe) -> int:
+    """D of `tokens_of`."""
+    return backbone.reader.embed_dim * len(layers_of(backbone, config)) * (2 if config.class_token else 1)
+
+
+def tokens_of(backbone: Backbone, images: Tensor, config: DepthProbe) -> Tensor:
+    """Images [B, 3, H, W] of whole patches -> tokens [B, D, h, w], with the class token where the config says so."""
+    want = {"patches", "cls"} if config.class_token else {"patches"}
+    features = backbone.extract(
+        images.to(backbone.device), want, layers_of(backbone, config), norm=config.final_norm and backbone.norm
+    )
+    if not config.class_token:
+        return features.patches
+    everywhere = features.cls[..., None, None].expand(-1, -1, *features.patches.shape[-2:])
+    return torch.cat([features.patches, everywhere], dim=1)
+
+
+class _Crops(Dataset[tuple[Tensor, Tensor]]):
+    """Training images and their depth, cropped and changed as a function of the seed and the step."""
+
+    def __init__(self, pairs: Sequence[PictureWithDepth], config: DepthProbe, seed: int) -> None:
+        self.pairs, self.config, self.seed = pairs, config, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """(draw, image) -> RGB [3, H, W] in [0, 1] and meters [H, W]."""
+        draw, index = key
+        picture, meters = self.pairs[index].read()
+        image, depth = V.pil_to_tensor(picture).float() / 255, torch.from_numpy(meters)[None]
+        rows, columns = border_box(self.config.border, (picture.height, picture.width))
+        image, depth = image[:, rows, columns], depth[:, rows, columns]
+        if not self.config.augment:
+            return V.center_crop(image, list(self.config.crop)), V.center_crop(depth, list(self.config.crop))[0]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.seed, draw))
+            return self._changed(image, depth)
+
+    def _changed(self, image: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.config
+        angle = torch.empty(()).uniform_(-config.rotation, config.rotation).item()
+        image = V.rotate(image, angle, v2.InterpolationMode.BILINEAR)
+        depth = V.rotate(depth, angle, v2.InterpolationMode.NEAREST)
+        short = [max(0, side - have) for side, have in zip(config.crop, image.shape[-2:], strict=True)]
+        image, depth = (F.pad(part, (0, short[1], 0, short[0])) for part in (image, depth))
+        rows, columns = _random_box((image.shape[-2], image.shape[-1]), config.crop)
+        image, depth = image[:, rows, columns], depth[:, rows, columns]
+        if torch.rand(()) < 0.5:
+            image, depth = image.flip(-1), depth.flip(-1)
+        factor = torch.empty(()).uniform_(*config.brightness).item()
+        return (image * factor).clamp(0, 1), depth[0]
+
+
+def _random_box(size: tuple[int, int], crop: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of a random crop (height, width) of an image of `size` (H, W) that is at least as large."""
+    first = [int(torch.randint(have - side + 1, ())) for have, side in zip(size, crop, strict=True)]
+    return slice(first[0], first[0] + crop[0]), slice(first[1], first[1] + crop[1])
+
+
+def border_box(border: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of the box x0, y0, x1, y1 of a 640 x 480 image in an image of `size` (H, W)."""
+    height, width = size
+    x0, x1 = (round(x * width / NYU_WIDTH) for x in border[::2])
+    y0, y1 = (round(y * height / NYU_HEIGHT) for y in border[1::2])
+    return slice(y0, y1), slice(x0, x1)
+
+
+def train_depth(
+    backbone: Backbone,
+    config: DepthProbe,
+    pairs: Sequence[PictureWithDepth],
+    *,
+    state: Path,
+    world: distributed.World,
+    seed: int,
+    workers: int,
+) -> tuple[DepthHead, pd.DataFrame]:
+    """The trained head and its learning curve (step, loss, lr).
+
+    An interrupted run goes on from the file `state`. The processes share out the extraction and then train the same
+    head alike.
+
+    Raises:
+        ValueError: the loss is not finite, or a batch has no depth.
+    """
+    torch.manual_seed(seed)
+    head = DepthHead(channels_of(backbone, config), config).to(backbone.device).train()
+    optimizer = torch.optim.AdamW(head.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    distributed.barrier()  # every process looks for the state before any writes it
+    done, log = _load(state, head, optimizer) if state.is_file() else (0, [])
+    source = _FreshBatches if config.augment else _KeptBatches
+    batches = source(backbone, config, world, seed, pairs, workers)
+    is_main, saved = world.is_main, time.monotonic()
+    with progress(config.steps, initial=done, unit="step", desc="depth head", disable=not is_main) as bar:
+        for step, (tokens, meters) in enumerate(batches(done), start=done):
+            lr = config.lr * lr_factor(step, config)
+            loss = depth_step(head, optimizer, tokens, meters, lr, config, backbone.patch_size, step)
+            if step % LOG_EVERY == 0 or step + 1 == config.steps:
+                log.append({"step": step + 1, "loss": loss.item(), "lr": lr})
+                bar.set_postfix_str(f"loss {log[-1]['loss']:.3f}")
+            bar.update()
+            if is_main and (step + 1 == config.steps or time.monotonic() - saved > SAVE_SECONDS):
+                _save(state, head, optimizer, step + 1, log)
+                saved = time.monotonic()
+    return head.eval(), pd.DataFrame(log)
+
+
+def depth_step(
+    head: DepthHead,
+    optimizer: torch.optim.Optimizer,
+    tokens: Tensor,
+    meters: Tensor,
+    lr: float,
+    config: DepthProbe,
+    patch: int,
+    step: int,
+) -> Tensor:
+    """One step on tokens [B, D, h, w] and meters [B, H, W]; the loss before it."""
+    size = (meters.shape[-2], meters.shape[-1])
+    whole = fit(size, patch, "ceil").size
+    predicted = padding_of(size, patch).cut(at_size(head(tokens), whole, config.min_depth, config.max_depth))
+    loss = sig_loss(predicted[:, 0], meters, config.max_depth, warm_up=step < min(LOSS_WARM_UP, config.steps // 10))
+    if not loss.isfinite():
+        raise ValueError(f"the loss of the depth head is {loss.item()}: check the weights, use fp32, or lower --lr")
+    optimizer.param_groups[0]["lr"] = lr
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(head.parameters(), config.clip)
+    optimizer.step()
+    return loss.detach()
+
+
+def lr_factor(step: int, config: DepthProbe) -> float:
+    """Share of the learning rate at a step (0-based): a linear rise, then a cosine to `final`."""
+    rise = min(config.warmup, config.steps // 3)
+    if step < rise:
+        return (step + 1) / rise
+    return half_cosine(np.pi * (step - rise) / max(config.steps - rise, 1), 1.0, config.final)
+
+
+class _FreshBatches:
+    """Tokens and depth of new crops at every step."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: DepthProbe,
+        world: distributed.World,
+        seed: int,
+        pairs: Sequence[PictureWithDepth],
+        workers: int,
+    ) -> None:
+        self.backbone, self.config, self.world, self.seed = backbone, config, world, seed
+        self.pairs, self.workers = pairs, workers
+
+    def __call__(self, first_step: int) -> Batches:
+        size = self.config.batch_size
+        mine = [distributed.even_share(part, self.world) for part in self.draws(first_step)]
+        for tokens, meters in self.load(batch_sampler=mine):
+            yield distributed.all_gather(tokens)[:size], distributed.all_gather(meters)[:size]
+
+    def draws(self, first_step: int) -> Iterator[list[tuple[int, int]]]:
+        """For each step its batch of (draw number, image)."""
+        turns = PixelProbe(steps=self.config.steps, batch_size=self.config.batch_size)
+        return crop_draws(len(self.pairs), turns, self.seed, first_step)
+
+    def load(self, **order: Any) -> Batches:
+        """Tokens and depth of this process's own share, on the backbone's device."""
+        crops = _Crops(self.pairs, self.config, self.seed)
+        worker_items = WorkerItems(self.workers, lambda image: self.pairs[image].name)
+        for images, meters in read_items(crops, worker_items, index=image_of, **order):
+            padding = padding_of((images.shape[-2], images.shape[-1]), self.backbone.patch_size)
+            tokens = tokens_of(self.backbone, F.pad(images, padding), self.config)
+            yield tokens, meters.to(tokens.device)
+
+
+class _KeptBatches(_FreshBatches):
+    """Tokens and depth of every image, extracted once and kept in memory."""
+
+    def __call__(self, first_step: int) -> Batches:
+        count, device = len(self.pairs), self.backbone.device
+        mine = distributed.even_share([(index, index) for index in range(count)], self.world)
+        batches = self.load(batch_size=self.config.batch_size, sampler=mine)
+        parts = list(tracked(batches, unit="batch", desc="train tokens", disable=not self.world.is_main))
+        columns = (torch.cat(column) for column in zip(*parts, strict=True))
+        tokens, meters = (distributed.all_gather(column)[:count].cpu() for column in columns)
+        for draw in self.draws(first_step):
+            chosen = [index for _, index in draw]
+            yield tokens[chosen].to(device), meters[chosen].to(device)
+
+
+def _save(path: Path, head: DepthHead, optimizer: torch.optim.Optimizer, step: int, log: list[dict]) -> None:
+    """Everything an exact continuation needs, in one file."""
+    tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
+    tensors |= {f"optimizer.{name}": value for name, value in optimizer_tensors(optimizer, head).items()}
+    write_tensors(path, tensors, {"step": step, "log": log})
+
+
+def _load(path: Path, head: DepthHead, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict]]:
+    """Put a saved state in place; its step and log."""
+    tensors, record = read_tensors(path)
+    parts: dict[str, dict[str, Tensor]] = {"head": {}, "optimizer": {}}
+    for name, value in tensors.items():
+        kind, _, rest = name.partition(".")
+        parts[kind][rest] = value
+    head.load_state_dict(parts["head"])
+    load_optimizer_tensors(optimizer, head, parts["optimizer"])
+    return record["step"], record["log"]
+
+
+@torch.no_grad()
+def predict_depth(backbone: Backbone, head: DepthHead, picture: Image.Image, config: DepthProbe) -> Depth:
+    """Meters [H, W] of a picture of any size, cut to the range of the bins."""
+    size = (picture.height, picture.width)
+    padding = padding_of(size, backbone.patch_size)
+    image = F.pad(V.pil_to_tensor(picture)[None].float() / 255, padding)
+    small = head(tokens_of(backbone, image, config))
+    if config.flip:
+        small = mean_of_flips(small, head(tokens_of(backbone, image.flip(-1), config)))
+    large = at_size(small, (image.shape[-2], image.shape[-1]), config.min_depth, config.max_depth)
+    return padding.cut(large)[0, 0].cpu().numpy()

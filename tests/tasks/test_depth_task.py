@@ -1,0 +1,206 @@
+"""Linear depth: padding, layers, training, continuation, and scores of each image by itself."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from data import DataError
+from dino_dense import Report, load_backbone
+from dino_dense.distributed import World
+from dino_dense.probes.depth_training import (
+    DepthHead,
+    border_box,
+    channels_of,
+    depth_step,
+    layers_of,
+    lr_factor,
+    padding_of,
+    predict_depth,
+    tokens_of,
+    train_depth,
+)
+from dino_dense.probes.protocol import DepthProbe
+from tasks import RunOptions, get, run_one
+from tasks.depth import DepthConfig, open_data
+from tasks.scores.depth import garg_mask
+from tests.data.test_depth import nyu
+
+RANDOM = "random:vit_micro_patch8_64"
+SMALL = {
+    "steps": 40,
+    "crop": (40, 60),
+    "border": (0, 0, 640, 480),
+    "lr": 3e-2,
+    "batch_size": 4,
+    "max_depth": 5.0,
+    "region": "all",
+}
+
+
+def tree(root: Path, size: tuple[int, int] = (44, 61)) -> Path:
+    """Gray levels are depths: 1 m black, 4 m white, in halves."""
+    for split, count in (("train", 8), ("test", 3)):
+        for index in range(count):
+            near, far = (1000, 4000) if index % 2 else (4000, 1000)
+            depth = np.full(size, near, np.uint16)
+            depth[:, size[1] // 2 :] = far
+            for folder in ("images", "depth"):
+                (root / folder / split).mkdir(parents=True, exist_ok=True)
+            gray = ((depth - 1000) / 12).clip(0, 255).astype(np.uint8)
+            Image.fromarray(gray).convert("RGB").save(root / "images" / split / f"{index}.png")
+            Image.fromarray(depth).save(root / "depth" / split / f"{index}.png")
+    return root
+
+
+def run(root: Path, out: Path, **changes: object) -> Report:
+    config = DepthConfig(data=str(root), **{**SMALL, **changes})  # type: ignore[arg-type]
+    return run_one(get("depth"), RunOptions(ckpt=RANDOM, out=str(out), device="cpu"), config)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"augment": False},
+        {"steps": 60},
+        {"augment": False, "class_token": True, "batch_norm": False, "upsample": 2, "blocks": 4},
+    ],
+    ids=["kept", "fresh", "dinov2"],
+)
+def test_gray_levels_are_depths(tmp_path: Path, changes: dict):
+    report = run(tree(tmp_path / "set"), tmp_path / "out", **changes)
+    scores = {score.metric: score.value for score in report.scores}
+    assert scores["RMSE"] < 1.35, "a constant has 1.5"
+    samples = pd.read_csv(tmp_path / "out" / "samples.csv")
+    assert samples["RMSE"].mean() == pytest.approx(scores["RMSE"])
+    assert len(samples) == 3
+    assert 0 <= scores["delta1"] <= scores["delta2"] <= scores["delta3"] <= 100
+    curve = pd.read_csv(tmp_path / "out" / "curve.csv")
+    assert curve["lr"].max() <= 3e-2
+
+
+@pytest.mark.parametrize(("size", "patch"), [((480, 640), 14), ((44, 61), 8), ((16, 16), 8)])
+def test_padding_is_around_the_middle_and_cut_again(size: tuple[int, int], patch: int):
+    padding = padding_of(size, patch)
+    image = torch.rand(1, 3, *size)
+    padded = nn.functional.pad(image, padding)
+    assert padded.shape[-2] % patch == padded.shape[-1] % patch == 0
+    assert padded.shape[-2] - size[0] < patch
+    assert abs(padding.left - padding.right) <= 1
+    assert abs(padding.top - padding.bottom) <= 1
+    assert torch.equal(padding.cut(padded), image)
+
+
+def test_layers_and_channels():
+    backbone = load_backbone(RANDOM)
+    depth = backbone.depth
+    assert layers_of(backbone, DepthProbe()) == (-1,)
+    assert layers_of(backbone, DepthProbe(blocks=4))[-1] == depth - 1
+    with pytest.raises(ValueError, match=f"has {depth} layers"):
+        layers_of(backbone, DepthProbe(blocks=depth + 1))
+    config = DepthProbe(blocks=2, class_token=True)
+    tokens = tokens_of(backbone, torch.rand(2, 3, 16, 24), config)
+    assert tokens.shape == (2, channels_of(backbone, config), 2, 3)
+    patches = backbone.extract(torch.rand(1, 3, 16, 16)).patches
+    assert patches.shape[1] == channels_of(backbone, DepthProbe())
+
+
+def test_four_layers_are_those_of_dinov2():
+    """Of 12, 24 and 40 layers, counted from 0 here."""
+
+    class Deep:
+        name, layers = "deep", (-1,)
+
+        def __init__(self, depth: int) -> None:
+            self.depth = depth
+
+    chosen = {depth: layers_of(Deep(depth), DepthProbe(blocks=4)) for depth in (12, 24, 40, 32)}  # type: ignore[arg-type]
+    assert chosen == {12: (2, 5, 8, 11), 24: (4, 11, 17, 23), 40: (9, 19, 29, 39), 32: (7, 15, 23, 31)}
+
+
+def test_the_mirror_image_is_averaged():
+    backbone = load_backbone(RANDOM)
+    torch.manual_seed(0)
+    head = DepthHead(backbone.embed_dim, DepthProbe()).eval()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 56, 3), np.uint8))
+    mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    once = DepthProbe(flip=False)
+    both = [predict_depth(backbone, head, image, once) for image in (picture, mirrored)]
+    mean = (both[0] + both[1][:, ::-1]) / 2
+    np.testing.assert_allclose(predict_depth(backbone, head, picture, DepthProbe()), mean, atol=1e-4)
+
+
+def test_learning_rate_rises_then_falls():
+    config = DepthProbe(steps=300, warmup=12_800)
+    factors = [lr_factor(step, config) for step in range(300)]
+    assert factors[0] == pytest.approx(0.01)
+    assert factors[99] == max(factors) == 1
+    assert factors[-1] < 0.002
+    assert lr_factor(12_799, DepthProbe()) == 1
+
+
+def test_boxes_and_regions():
+    rows, columns = border_box((43, 45, 608, 472), (480, 640))
+    assert (rows, columns) == (slice(45, 472), slice(43, 608))
+    assert border_box((0, 0, 640, 480), (30, 40)) == (slice(0, 30), slice(0, 40))
+    mask = garg_mask((352, 1216))
+    assert (np.flatnonzero(mask.any(1))[[0, -1]] == [143, 348]).all()
+    assert (np.flatnonzero(mask.any(0))[[0, -1]] == [43, 1171]).all()
+
+
+def test_tokens_that_are_no_numbers_stop_the_training():
+    config = DepthProbe()
+    head = DepthHead(4, config)
+    optimizer = torch.optim.SGD(head.parameters(), 1.0)
+    with pytest.raises(ValueError, match="loss of the depth head is nan"):
+        depth_step(head, optimizer, torch.full((2, 4, 2, 2), torch.nan), torch.ones(2, 16, 16), 1.0, config, 8, 0)
+    with pytest.raises(ValueError, match="check the unit"):
+        depth_step(head, optimizer, torch.rand(2, 4, 2, 2), torch.zeros(2, 16, 16), 1.0, config, 8, 0)
+
+
+def test_a_stopped_run_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dino_dense.probes.depth_training.SAVE_SECONDS", 0.0)
+    root = tree(tmp_path / "set")
+    config = DepthConfig(data=str(root), **{**SMALL, "steps": 8})  # type: ignore[arg-type]
+    splits, backbone = open_data(config), load_backbone(RANDOM)
+
+    def train(name: str) -> tuple[nn.Module, pd.DataFrame]:
+        (tmp_path / name).mkdir(exist_ok=True)
+        state = tmp_path / name / "last.safetensors"
+        return train_depth(backbone, config, splits.train, state=state, world=World(), seed=0, workers=0)
+
+    whole, log = train("whole")
+    count: list[int] = []
+
+    def stopping(*arguments):
+        count.append(1)
+        if len(count) == 5:
+            raise KeyboardInterrupt
+        return depth_step(*arguments)
+
+    monkeypatch.setattr("dino_dense.probes.depth_training.depth_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train("stopped")
+    monkeypatch.setattr("dino_dense.probes.depth_training.depth_step", depth_step)
+    resumed, again = train("stopped")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    pd.testing.assert_frame_equal(log, again)
+
+
+def test_bad_data_is_refused_before_anything_runs(tmp_path: Path):
+    root = nyu(tmp_path / "nyu")
+    config = DepthConfig(data=str(root))
+    assert [len(part) for part in (open_data(config).train, open_data(config).val)] == [2, 1]
+    with pytest.raises(DataError, match="above the highest of 10 m"):
+        open_data(replace(config, unit=1.0))
+    with pytest.raises(DataError, match=r"nyu_val\.txt: no such list"):
+        open_data(replace(config, split="val"))
+    for changes in ({"bins": 1}, {"min_depth": 20.0}, {"crop": (0, 5)}, {"steps": 0}):
+        with pytest.raises(ValueError, match="expected"):
+            DepthConfig(**changes)
