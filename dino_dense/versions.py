@@ -22,6 +22,7 @@ VERSIONS = {
     "token measures": 1,
     "class probe": 1,
     "pixel probe": 1,
+    "depth probe": 1,
     "fine-tuning": 1,
     # from an answer to a score
     "classification scores": 1,
@@ -29,6 +30,7 @@ VERSIONS = {
     "saliency scores": 1,
     "box scores": 1,
     "segmentation scores": 1,
+    "depth scores": 1,
     "retrieval scores": 1,
     "matched classes": 1,
     "keypoint scores": 1,

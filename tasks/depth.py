@@ -17,6 +17,7 @@ from dino_dense.arrays import Mask
 from dino_dense.config import command_line
 from dino_dense.config.schema import path, runtime, selects
 from dino_dense.probes.protocol import DepthProbe
+from dino_dense.versions import versions
 from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import DataFacts, Session
@@ -181,6 +182,7 @@ TASK = Task(
         flip=False,
         region="all",
     ),
+    versions=versions("depth probe", "depth scores"),
 )
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ from dino_dense.objects.attention import attention_masks
 from dino_dense.objects.cuts import maskcut, tokencut
 from dino_dense.objects.lost import lost
 from dino_dense.probes.classes import Evaluation, HeadGrid, hold_out, logistic_regressions, random_tenth
+from dino_dense.probes.depth_training import predict_depth, train_depth
 from dino_dense.probes.pixels import predict, train_head
-from dino_dense.probes.protocol import PixelProbe
+from dino_dense.probes.protocol import DepthProbe, PixelProbe
 from dino_dense.propagation import joints
 from dino_dense.propagation.protocol import SquashedProtocol
 from dino_dense.propagation.squashed import propagate
@@ -36,7 +37,7 @@ from tasks.images.attacks import apply_attack
 from tasks.images.descriptors import fit_whitening
 from tasks.images.features import Preprocessing, extract_pieces
 from tasks.knn import knn_votes
-from tasks.scores import boxes, jf, keypoints, pose, retrieval, saliency, segmentation, tracking
+from tasks.scores import boxes, depth, jf, keypoints, pose, retrieval, saliency, segmentation, tracking
 from tasks.scores.classification import hits
 from tasks.semantic.memory import Builder, predict_squares
 from tasks.semantic.protocol import IncontextProtocol
@@ -119,6 +120,23 @@ def pixel_probe(tmp_path: Path) -> Numbers:
     trained = train_head(backbone, config, [Striped()], 2, **options)  # type: ignore[arg-type]
     mask = predict(backbone, trained.head, picture(), replace(config, crop=64))
     return [*trained.curve["loss"], round(float(mask.mean()), 1)]
+
+
+class Sloping:
+    """A picture whose depth grows to the right."""
+
+    name = "sloping"
+
+    def read(self) -> tuple[Image.Image, np.ndarray]:
+        return picture(), np.tile(np.linspace(1, 4, 80, dtype=np.float32), (80, 1))
+
+
+def depth_probe(tmp_path: Path) -> Numbers:
+    config = DepthProbe(steps=3, batch_size=2, crop=(40, 48), border=(0, 0, 640, 480), lr=0.01, bins=16)
+    options = {"state": tmp_path / "state", "world": World(), "seed": 0, "workers": 0}
+    backbone = load_backbone("random:vit_micro_patch8_64")
+    head, curve = train_depth(backbone, config, [Sloping()], **options)  # type: ignore[arg-type]
+    return [*curve["loss"], float(predict_depth(backbone, head, picture(), config).mean())]
 
 
 def fine_tuning() -> Numbers:
@@ -269,6 +287,12 @@ def pose_scores() -> Numbers:
     return [float(value) for strict in (False, True) for value in pose.pck([scored], (0.1, 0.2), strict=strict)[:, -1]]
 
 
+def depth_scores() -> Numbers:
+    predicted, truth = (1 + drawn(2, 20, 20)).numpy()
+    errors = depth.depth_errors(predicted, truth, depth.valid_pixels(truth, 0.1, 1.9, depth.eigen_mask((20, 20))))
+    return list(errors.values())
+
+
 PARTS: dict[str, Callable[[], Numbers]] = {
     "image features": image_features,
     "descriptors": lambda: [float(fit_whitening(drawn(20, 4), centered=False)(drawn(20, 4)).square().mean())],
@@ -290,13 +314,18 @@ PARTS: dict[str, Callable[[], Numbers]] = {
     "saliency scores": saliency_scores,
     "box scores": lambda: boxes.box_iou((0, 0, 10, 10), [(5, 5, 15, 15), (0, 0, 5, 10)]).tolist(),
     "segmentation scores": segmentation_scores,
+    "depth scores": depth_scores,
     "retrieval scores": lambda: [retrieval.average_precision(np.array([0, 3, 7]), 4)],
     "matched classes": matched_classes,
     "keypoint scores": keypoint_scores,
     "tracking scores": track_scores,
     "pose scores": pose_scores,
 }
-IN_A_FOLDER: dict[str, Callable[[Path], Numbers]] = {"pixel probe": pixel_probe, "memory": memories}
+IN_A_FOLDER: dict[str, Callable[[Path], Numbers]] = {
+    "pixel probe": pixel_probe,
+    "depth probe": depth_probe,
+    "memory": memories,
+}
 
 EXPECTED: dict[str, tuple[int, Numbers]] = {
     "jf scores": (1, [0.76471, 0.73333, 0.53333, 0.42424]),
@@ -308,11 +337,16 @@ EXPECTED: dict[str, tuple[int, Numbers]] = {
     "neighbors": (1, [0.0, 0.0, 2.0, 0.0, 1.0, 0.0]),
     "class probe": (1, [1.0954, 1.0861, 0.59318, 116.0]),
     "pixel probe": (1, [0.69468, 0.55928, 0.3]),
+    "depth probe": (1, [0.30434, 0.33268, 4.762]),
     "fine-tuning": (1, [0.34409, 0.23332]),
     "classification scores": (1, [0.0, 0.0, 0.0, 0.0, 0.0, 100.0]),
     "saliency scores": (1, [0.85659, 0.9075, 0.78497]),
     "box scores": (1, [0.14286, 0.5]),
     "segmentation scores": (1, [14.65, 18.667, 16.667, 12.621, 26.75]),
+    "depth scores": (
+        1,
+        [0.54348, 0.88768, 1.0, 0.24249, 0.39771, 0.097055, 0.27543, 26.926, 0.1228, 0.32454],
+    ),
     "retrieval scores": (1, [0.43676]),
     "joints": (1, [37.502, 3.429, 3.3605, 2.6822]),
     "memory": (1, [0.07043, 1280.0, 0.35107, 0.82299, 2048.0, 0.5]),

@@ -18,6 +18,8 @@ from dino_dense.neighbors import incontext
 from dino_dense.neighbors.exact import nearest
 from dino_dense.probes import depth as depth_head
 from dino_dense.probes import readout
+from dino_dense.probes.depth_training import border_box
+from dino_dense.probes.protocol import DepthProbe
 from tasks.scores import depth as depth_scores
 from tasks.scores import keypoints, matching, segmentation, tracking
 from tests.reference_files import reference
@@ -205,6 +207,28 @@ def test_depth_of_bins(spacing: depth_head.Spacing, weighting: depth_head.Weight
     np.testing.assert_allclose(depths.numpy(), arrays[f"bins.bins_{spacing}"], rtol=1e-5)
     ours = depth_head.expected_depth(logits, depths, weighting)
     np.testing.assert_allclose(ours.numpy(), arrays[f"bins.{spacing}_{weighting}.depth"], rtol=1e-5)
+
+
+def test_depth_of_one_output():
+    arrays = reference("depth")
+    logits, low = tensor(arrays, "bins.logits")[:, :1], float(arrays["bins.min_depth"])
+    ours = depth_head.regressed_depth(logits, low)
+    np.testing.assert_allclose(ours.numpy(), arrays["bins.regression.depth"], rtol=1e-5)
+
+
+def test_training_box_of_nyu():
+    arrays = reference("depth")
+    rows, columns = border_box(DepthProbe().border, arrays["eval.gt_mm"].shape[1:])
+    assert [rows.stop - rows.start, columns.stop - columns.start] == arrays["eval.nyu_train_crop_hw"].tolist()
+
+
+def test_sequence_of_sig_losses():
+    """The variance joins after the warm-up of three calls."""
+    arrays = reference("depth")
+    predicted, truth = tensor(arrays, "sigloss.pred"), tensor(arrays, "sigloss.gt")
+    highest = float(arrays["sigloss.max_depth"])
+    ours = [depth_head.sig_loss(predicted, truth, highest, warm_up=call < 3).item() for call in range(5)]
+    np.testing.assert_allclose(ours, arrays["sigloss.sequence"], atol=1e-6)
 
 
 @pytest.mark.parametrize("stage", ["warm_up", "full"])

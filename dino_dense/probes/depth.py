@@ -46,6 +46,11 @@ def expected_depth(logits: Tensor, depths: Tensor, weighting: Weighting = "linea
     return torch.einsum("bnhw,n->bhw", shares, depths.to(logits))[:, None]
 
 
+def regressed_depth(logits: Tensor, low: float) -> Tensor:
+    """Meters [B, 1, h, w] of a head with one output [B, 1, h, w]: its positive part, above `low` (one bin there)."""
+    return logits.relu() + low
+
+
 def sig_loss(predicted: Tensor, truth: Tensor, max_depth: float, *, warm_up: bool = False) -> Tensor:
     """Scale-invariant loss of log depth (Eigen et al. 2014), over pixels with 0 < truth <= `max_depth`.
 

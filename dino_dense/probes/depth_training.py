@@ -23,17 +23,19 @@ from dino_dense import Backbone, distributed
 from dino_dense.backbone.grid import fit
 from dino_dense.checkpoint import read_tensors, write_tensors
 from dino_dense.loaders import WorkerItems, read_items
-from dino_dense.probes.depth import at_size, bin_depths, expected_depth, mean_of_flips, sig_loss
+from dino_dense.probes.depth import at_size, bin_depths, expected_depth, mean_of_flips, regressed_depth, sig_loss
+from dino_dense.probes.depth_schedule import lr_factor, momentum
 from dino_dense.probes.pixels import crop_draws, image_of
 from dino_dense.probes.protocol import DepthProbe, PixelProbe
 from dino_dense.progress import progress, tracked
 from dino_dense.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
-from dino_dense.training.schedules import half_cosine
 from dino_dense.training.seeds import derive_seed
 
 SAVE_SECONDS = 60.0  # a long run loses at most this
 LOG_EVERY = 10  # steps between rows of the learning curve
 LOSS_WARM_UP = 100  # steps without the variance term, at most a tenth of all (dinov3 `eval/depth/loss.py`)
+INIT_STD = 0.01  # of the linear layer's first weights (dinov3 `eval/depth/models/linear_head.py`)
+CHANCE = 0.5  # of a rotation, a flip and a change of colors, each (dinov3 `eval/depth/transforms.py`)
 NYU_WIDTH, NYU_HEIGHT = 640, 480
 FOUR_BLOCKS = {12: (3, 6, 9, 12), 24: (5, 12, 18, 24), 40: (10, 20, 30, 40)}
 """Depth of a network -> its four layers, counted from 1 (DINOv2)."""
@@ -55,7 +57,8 @@ class PictureWithDepth(Protocol):
 
 
 class DepthHead(nn.Module):
-    """Tokens [B, D, h, w] -> meters [B, 1, h, w] (times `upsample`): the weighted mean of uniform bins.
+    """Tokens [B, D, h, w] -> meters [B, 1, h, w] (times `upsample`): the weighted mean of uniform bins, or, for one
+    bin, the output itself.
 
     The batch norm is DINOv3's; DINOv2's head has none.
     """
@@ -64,14 +67,20 @@ class DepthHead(nn.Module):
         super().__init__()
         self.norm = nn.BatchNorm2d(channels) if config.batch_norm else nn.Identity()
         self.linear = nn.Conv2d(channels, config.bins, 1)
+        if config.init == "normal":
+            nn.init.normal_(self.linear.weight, std=INIT_STD)
+            nn.init.zeros_(self.linear.bias)  # type: ignore[arg-type]
         self.upsample = config.upsample
         self.depths: Tensor
-        self.register_buffer("depths", bin_depths(config.bins, config.min_depth, config.max_depth), persistent=False)
+        self.low = config.min_depth
+        depths = bin_depths(config.bins, config.min_depth, config.max_depth) if config.bins > 1 else torch.empty(0)
+        self.register_buffer("depths", depths, persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         if self.upsample > 1:
             tokens = F.interpolate(tokens, scale_factor=self.upsample, mode="bilinear", align_corners=False)
-        return expected_depth(self.linear(self.norm(tokens)), self.depths)
+        logits = self.linear(self.norm(tokens))
+        return expected_depth(logits, self.depths) if len(self.depths) else regressed_depth(logits, self.low)
 
 
 class Padding(NamedTuple):
@@ -98,10 +107,14 @@ def layers_of(backbone: Backbone, config: DepthProbe) -> tuple[int, ...]:
     """Numbers, from 0, of the layers that are joined.
 
     Raises:
-        ValueError: the network has fewer layers.
+        ValueError: the network has fewer layers, or other layers are asked for too.
     """
     if config.blocks == 1:
         return tuple(backbone.layers)
+    if tuple(backbone.layers) != (-1,):
+        raise ValueError(
+            f"layers is {tuple(backbone.layers)}, and the head joins {config.blocks} blocks: give one of both"
+        )
     if config.blocks > backbone.depth:
         raise ValueError(f"blocks is {config.blocks}, but {backbone.name} has {backbone.depth} layers")
     even = [round(backbone.depth * (block + 1) / config.blocks) for block in range(config.blocks)]
@@ -147,17 +160,35 @@ class _Crops(Dataset[tuple[Tensor, Tensor]]):
 
     def _changed(self, image: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         config = self.config
-        angle = torch.empty(()).uniform_(-config.rotation, config.rotation).item()
-        image = V.rotate(image, angle, v2.InterpolationMode.BILINEAR)
-        depth = V.rotate(depth, angle, v2.InterpolationMode.NEAREST)
+        if _coin():
+            angle = _drawn((-config.rotation, config.rotation)).item()
+            image = V.rotate(image, angle, v2.InterpolationMode.BILINEAR)
+            depth = V.rotate(depth, angle, v2.InterpolationMode.NEAREST)
         short = [max(0, side - have) for side, have in zip(config.crop, image.shape[-2:], strict=True)]
         image, depth = (F.pad(part, (0, short[1], 0, short[0])) for part in (image, depth))
         rows, columns = _random_box((image.shape[-2], image.shape[-1]), config.crop)
         image, depth = image[:, rows, columns], depth[:, rows, columns]
-        if torch.rand(()) < 0.5:
+        if _coin():
             image, depth = image.flip(-1), depth.flip(-1)
-        factor = torch.empty(()).uniform_(*config.brightness).item()
-        return (image * factor).clamp(0, 1), depth[0]
+        if _coin():
+            image = recolored(image, _drawn(config.gamma), _drawn(config.brightness), _drawn(config.tint, 3, 1, 1))
+        return image, depth[0]
+
+
+def recolored(image: Tensor, gamma: Tensor, brightness: Tensor, tint: Tensor) -> Tensor:
+    """RGB [3, H, W] in [0, 1]: (255 c) ** gamma * brightness * tint, cut to 255 (dinov3, `ColorAug`).
+
+    The exponent is of values up to 255, so it brightens or darkens far more than that of values up to 1.
+    """
+    return ((255 * image) ** gamma * brightness * tint).clamp(0, 255) / 255
+
+
+def _coin() -> bool:
+    return bool(torch.rand(()) < CHANCE)
+
+
+def _drawn(span: tuple[float, float], *size: int) -> Tensor:
+    return torch.empty(size).uniform_(*span)
 
 
 def _random_box(size: tuple[int, int], crop: tuple[int, int]) -> tuple[slice, slice]:
@@ -169,8 +200,8 @@ def _random_box(size: tuple[int, int], crop: tuple[int, int]) -> tuple[slice, sl
 def border_box(border: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[slice, slice]:
     """Rows and columns of the box x0, y0, x1, y1 of a 640 x 480 image in an image of `size` (H, W)."""
     height, width = size
-    x0, x1 = (round(x * width / NYU_WIDTH) for x in border[::2])
-    y0, y1 = (round(y * height / NYU_HEIGHT) for y in border[1::2])
+    x0, x1 = (int(x / NYU_WIDTH * width) for x in border[::2])
+    y0, y1 = (int(y / NYU_HEIGHT * height) for y in border[1::2])
     return slice(y0, y1), slice(x0, x1)
 
 
@@ -194,7 +225,8 @@ def train_depth(
     """
     torch.manual_seed(seed)
     head = DepthHead(channels_of(backbone, config), config).to(backbone.device).train()
-    optimizer = torch.optim.AdamW(head.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    betas = (momentum(0, config), config.beta2)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=config.lr, betas=betas, weight_decay=config.weight_decay)
     distributed.barrier()  # every process looks for the state before any writes it
     done, log = _load(state, head, optimizer) if state.is_file() else (0, [])
     source = _FreshBatches if config.augment else _KeptBatches
@@ -202,10 +234,9 @@ def train_depth(
     is_main, saved = world.is_main, time.monotonic()
     with progress(config.steps, initial=done, unit="step", desc="depth head", disable=not is_main) as bar:
         for step, (tokens, meters) in enumerate(batches(done), start=done):
-            lr = config.lr * lr_factor(step, config)
-            loss = depth_step(head, optimizer, tokens, meters, lr, config, backbone.patch_size, step)
+            loss = depth_step(head, optimizer, tokens, meters, config, backbone.patch_size, step)
             if step % LOG_EVERY == 0 or step + 1 == config.steps:
-                log.append({"step": step + 1, "loss": loss.item(), "lr": lr})
+                log.append({"step": step + 1, "loss": loss.item(), "lr": optimizer.param_groups[0]["lr"]})
                 bar.set_postfix_str(f"loss {log[-1]['loss']:.3f}")
             bar.update()
             if is_main and (step + 1 == config.steps or time.monotonic() - saved > SAVE_SECONDS):
@@ -219,19 +250,17 @@ def depth_step(
     optimizer: torch.optim.Optimizer,
     tokens: Tensor,
     meters: Tensor,
-    lr: float,
     config: DepthProbe,
     patch: int,
     step: int,
 ) -> Tensor:
     """One step on tokens [B, D, h, w] and meters [B, H, W]; the loss before it."""
-    size = (meters.shape[-2], meters.shape[-1])
-    whole = fit(size, patch, "ceil").size
-    predicted = padding_of(size, patch).cut(at_size(head(tokens), whole, config.min_depth, config.max_depth))
-    loss = sig_loss(predicted[:, 0], meters, config.max_depth, warm_up=step < min(LOSS_WARM_UP, config.steps // 10))
+    predicted = in_pixels(head(tokens), (meters.shape[-2], meters.shape[-1]), patch, config)[:, 0]
+    loss = group_loss(predicted, meters, config, warm_up=step < min(LOSS_WARM_UP, config.steps // 10))
     if not loss.isfinite():
         raise ValueError(f"the loss of the depth head is {loss.item()}: check the weights, use fp32, or lower --lr")
-    optimizer.param_groups[0]["lr"] = lr
+    group = optimizer.param_groups[0]
+    group["lr"], group["betas"] = config.lr * lr_factor(step, config), (momentum(step, config), config.beta2)
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(head.parameters(), config.clip)
@@ -239,12 +268,24 @@ def depth_step(
     return loss.detach()
 
 
-def lr_factor(step: int, config: DepthProbe) -> float:
-    """Share of the learning rate at a step (0-based): a linear rise, then a cosine to `final`."""
-    rise = min(config.warmup, config.steps // 3)
-    if step < rise:
-        return (step + 1) / rise
-    return half_cosine(np.pi * (step - rise) / max(config.steps - rise, 1), 1.0, config.final)
+def group_loss(predicted: Tensor, meters: Tensor, config: DepthProbe, *, warm_up: bool) -> Tensor:
+    """Mean of the losses of groups of `loss_images` images, [B, H, W] each; groups without depth do not count.
+
+    Raises:
+        ValueError: no image has a depth.
+    """
+    parts = list(zip(predicted.split(config.loss_images), meters.split(config.loss_images), strict=True))
+    known = [(ours, truth) for ours, truth in parts if bool(((truth > 0) & (truth <= config.max_depth)).any())]
+    losses = [sig_loss(ours, truth, config.max_depth, warm_up=warm_up) for ours, truth in known or parts[:1]]
+    return torch.stack(losses).mean()
+
+
+def in_pixels(small: Tensor, size: tuple[int, int], patch: int, config: DepthProbe) -> Tensor:
+    """Meters [B, 1, h, w] of a padded image -> [B, 1, H, W] of the image of `size`, cut to the range of the bins."""
+    if config.padding == "kept":
+        return at_size(small, size, config.min_depth, config.max_depth)
+    whole = fit(size, patch, "ceil").size
+    return padding_of(size, patch).cut(at_size(small, whole, config.min_depth, config.max_depth))
 
 
 class _FreshBatches:
@@ -322,9 +363,10 @@ def predict_depth(backbone: Backbone, head: DepthHead, picture: Image.Image, con
     """Meters [H, W] of a picture of any size, cut to the range of the bins."""
     size = (picture.height, picture.width)
     padding = padding_of(size, backbone.patch_size)
-    image = F.pad(V.pil_to_tensor(picture)[None].float() / 255, padding)
-    small = head(tokens_of(backbone, image, config))
-    if config.flip:
-        small = mean_of_flips(small, head(tokens_of(backbone, image.flip(-1), config)))
-    large = at_size(small, (image.shape[-2], image.shape[-1]), config.min_depth, config.max_depth)
-    return padding.cut(large)[0, 0].cpu().numpy()
+    image = V.pil_to_tensor(picture)[None].float() / 255
+
+    def small(part: Tensor) -> Tensor:
+        return head(tokens_of(backbone, F.pad(part, padding), config))
+
+    depth = mean_of_flips(small(image), small(image.flip(-1))) if config.flip else small(image)
+    return in_pixels(depth, size, backbone.patch_size, config)[0, 0].cpu().numpy()

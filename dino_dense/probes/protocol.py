@@ -1,7 +1,7 @@
 """The constants of probes on frozen features."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,7 @@ class PixelProbe:
     every 5000 of 40,000 steps), so that the result is slightly too high. 1: only the final layer is evaluated."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "crop", "stride", "evaluations"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} is {value}: expected 1 or more")
+        check_counts(self, "steps", "batch_size", "crop", "stride", "evaluations")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"scale is {self.scale}: expected a range (low, high) with 0 < low <= high")
         if not 0 <= self.dropout < 1 or not 0 < self.class_share <= 1:
@@ -70,19 +68,29 @@ class DepthProbe:
     steps: int = 38_400
     """Optimizer steps."""
     batch_size: int = 16
-    """Images a step, over all processes (2 on each of 8 GPUs)."""
+    """Images a step, over all processes (DINOv3: 2 on each of 8 GPUs)."""
+    loss_images: int = 2
+    """Images whose pixels one loss is computed from; a step takes the mean of these losses (a GPU has 2)."""
     lr: float = 3e-4
     """Of AdamW at its peak."""
     weight_decay: float = 1e-4
     """Of AdamW."""
-    betas: tuple[float, float] = (0.9, 0.99)
+    beta2: float = 0.99
     """Of AdamW."""
+    schedule: Literal["dinov3", "dinov2"] = "dinov3"
+    """Both: the learning rate is half a cosine over all steps, times a linear warm-up. dinov3: beta1 of AdamW is 0 in
+    the warm-up, then rises from the lower to the higher momentum; dinov2: it falls from the higher to the lower in the
+    first 30 % of the steps, then rises."""
+    momentum: tuple[float, float] = (0.85, 0.95)
+    """Lowest and highest beta1 of AdamW (see schedule)."""
+    warmup: int = 12_800
+    """Steps of linear warm-up, at most a third of all."""
+    start: float = 1e-3
+    """Share of the learning rate at which the warm-up begins."""
+    final: float = 4e-5
+    """Share of the learning rate at the last step (DINOv3: a thousandth of a 25th)."""
     clip: float = 35.0
     """Largest norm of the gradient."""
-    warmup: int = 12_800
-    """Steps of linear warm-up, at most a third of all; a cosine falls from there."""
-    final: float = 1e-3
-    """Share of the learning rate at the last step."""
     blocks: int = 1
     """Layers whose patch tokens are joined, evenly spaced; of four: 3, 6, 9, 12 of 12; 5, 12, 18, 24 of 24; 10, 20,
     30, 40 of 40 (DINOv2)."""
@@ -92,10 +100,16 @@ class DepthProbe:
     """Whether the class token is joined to every patch (DINOv2)."""
     batch_norm: bool = True
     """Whether the head begins with a batch norm (DINOv3)."""
+    init: Literal["normal", "uniform"] = "normal"
+    """First weights of the linear layer: normal with a standard deviation of 0.01 and no bias (DINOv3), or uniform as
+    PyTorch draws them (DINOv2)."""
     upsample: int = 1
     """Bilinear factor of the tokens before the head (DINOv2: 4)."""
+    padding: Literal["kept", "cut"] = "kept"
+    """Images are padded to whole patches. kept: the prediction of the padded image is stretched to the image's size, as
+    the references do; cut: the padding is cut off it. Equal where the image consists of whole patches."""
     bins: int = 256
-    """Depths whose weighted mean is predicted, uniform from min_depth to max_depth."""
+    """Depths whose weighted mean is predicted, uniform from min_depth to max_depth; 1: the output is the depth."""
     min_depth: float = 0.001
     """Meters; truth at or below it is not scored."""
     max_depth: float = 10.0
@@ -105,10 +119,14 @@ class DepthProbe:
     border: tuple[int, int, int, int] = (43, 45, 608, 472)
     """Of training images: the box x0, y0, x1, y1 of a 640 x 480 image that is used, scaled to the image (NYUv2 has a
     white border); 0,0,640,480 takes all."""
-    brightness: tuple[float, float] = (0.75, 1.25)
-    """Range of a random factor of training images."""
     rotation: float = 2.5
-    """Training images are turned by up to so many degrees."""
+    """Half of the training images are turned by up to so many degrees."""
+    gamma: tuple[float, float] = (0.9, 1.1)
+    """Range of a random exponent of the colors (0 to 255) of half of the training images; larger results are 255."""
+    brightness: tuple[float, float] = (0.75, 1.25)
+    """Range of a random factor of the same images."""
+    tint: tuple[float, float] = (0.9, 1.1)
+    """Range of a random factor of each color of the same images."""
     augment: bool = True
     """False: the middle crop of every training image, its tokens extracted once and kept in memory (for laptops).
     Ours."""
@@ -119,13 +137,20 @@ class DepthProbe:
     scaled to the image."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "blocks", "upsample"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: expected 1 or more")
-        if not 0 < self.min_depth < self.max_depth or self.bins < 2:
-            raise ValueError(
-                f"min_depth {self.min_depth}, max_depth {self.max_depth} and bins {self.bins}: expected 0 < min < max, "
-                "and 2 bins or more"
-            )
-        if min(self.crop) < 1 or self.lr <= 0 or not 0 < self.brightness[0] <= self.brightness[1]:
-            raise ValueError(f"crop {self.crop}, lr {self.lr}, brightness {self.brightness}: expected numbers above 0")
+        check_counts(self, "steps", "batch_size", "loss_images", "blocks", "upsample", "bins")
+        if not 0 < self.min_depth < self.max_depth:
+            raise ValueError(f"min_depth {self.min_depth} and max_depth {self.max_depth}: expected 0 < min < max")
+        if min(self.crop) < 1 or self.lr <= 0:
+            raise ValueError(f"crop {self.crop}, lr {self.lr}: expected numbers above 0")
+        for name in ("gamma", "brightness", "tint"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} is {low}, {high}: expected a range (low, high) with 0 < low <= high")
+
+
+def check_counts(config: Any, *names: str) -> None:
+    """ValueError for the first of these fields that is set and below 1."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}: expected 1 or more")

@@ -22,6 +22,7 @@ def stored(path: Path, value: float, size: tuple[int, int] = (40, 30)) -> None:
 
 
 def nyu(root: Path) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
     lines = {
         "train": ["/study/b.jpg /study/b.png 518.8", "/study/a.jpg /study/a.png 518.8"],
         "test": ["c.jpg c.png 518.8"],
@@ -38,7 +39,7 @@ def nyu(root: Path) -> Path:
 def test_nyu_is_in_millimeters_in_the_order_of_its_sorted_lines(tmp_path: Path):
     nyu(tmp_path)
     assert layout_of(tmp_path) == "nyu"
-    with notices.gathered() as lines:
+    with notices.captured() as lines:
         pairs = open_depth(tmp_path, "train")
     assert [pair.name for pair in pairs] == ["study/a.jpg", "study/b.jpg"]
     picture, depth = pairs[0].read()
@@ -59,7 +60,7 @@ def test_kitti(tmp_path: Path):
     image(tmp_path / "input" / "drive" / "1.png")
     stored(tmp_path / "gt_depth" / "sync" / "1.png", 5120)
     (tmp_path / "kitti_eigen_test.txt").write_text("drive/1.png sync/1.png 721.5\ndrive/2.png None 721.5\n")
-    with notices.gathered() as lines:
+    with notices.captured() as lines:
         (pair,) = open_depth(tmp_path, "test")
     assert pair.read()[1].max() == 20.0
     assert any("1 images without depth are left out" in line for line in lines)

@@ -11,17 +11,21 @@ from PIL import Image
 from torch import nn
 
 from data import DataError
-from dino_dense import Report, load_backbone
+from dino_dense import Backbone, load_backbone
 from dino_dense.distributed import World
+from dino_dense.probes.depth import sig_loss
+from dino_dense.probes.depth_schedule import lr_factor, momentum
 from dino_dense.probes.depth_training import (
     DepthHead,
     border_box,
     channels_of,
     depth_step,
+    group_loss,
+    in_pixels,
     layers_of,
-    lr_factor,
     padding_of,
     predict_depth,
+    recolored,
     tokens_of,
     train_depth,
 )
@@ -29,9 +33,13 @@ from dino_dense.probes.protocol import DepthProbe
 from tasks import RunOptions, get, run_one
 from tasks.depth import DepthConfig, open_data
 from tasks.scores.depth import garg_mask
+from tests.color_backbone import ColorReader
 from tests.data.test_depth import nyu
+from tests.oracles import noise_backbone, stub_backbone
 
 RANDOM = "random:vit_micro_patch8_64"
+CONSTANT = 1.5
+"""RMSE of the best constant for a map that has 1 m in one half and 4 m in the other."""
 SMALL = {
     "steps": 40,
     "crop": (40, 60),
@@ -58,30 +66,48 @@ def tree(root: Path, size: tuple[int, int] = (44, 61)) -> Path:
     return root
 
 
-def run(root: Path, out: Path, **changes: object) -> Report:
+class GrayReader(ColorReader):
+    """A patch's features are its mean color; so are the image's."""
+
+    provides = frozenset({"patches", "cls"})
+
+    def features(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        patches = super().features(images)["patches"]
+        return {"patches": patches, "cls": patches.mean((-2, -1))}
+
+
+def gray_backbone() -> Backbone:
+    return stub_backbone("gray", GrayReader())
+
+
+def run(root: Path, out: Path, backbone: Backbone, **changes: object) -> dict[str, float]:
     config = DepthConfig(data=str(root), **{**SMALL, **changes})  # type: ignore[arg-type]
-    return run_one(get("depth"), RunOptions(ckpt=RANDOM, out=str(out), device="cpu"), config)
+    options = RunOptions(ckpt=backbone.name, out=str(out), device="cpu")
+    report = run_one(get("depth"), options, config, backbone=backbone)
+    return {score.metric: score.value for score in report.scores}
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"augment": False},
-        {"steps": 60},
-        {"augment": False, "class_token": True, "batch_norm": False, "upsample": 2, "blocks": 4},
+        {"padding": "cut", "rotation": 0.0, "gamma": (1.0, 1.0), "brightness": (1.0, 1.0), "tint": (1.0, 1.0)},
+        {"augment": False, "class_token": True, "batch_norm": False, "upsample": 2, "blocks": 4, "schedule": "dinov2"},
     ],
     ids=["kept", "fresh", "dinov2"],
 )
 def test_gray_levels_are_depths(tmp_path: Path, changes: dict):
-    report = run(tree(tmp_path / "set"), tmp_path / "out", **changes)
-    scores = {score.metric: score.value for score in report.scores}
-    assert scores["RMSE"] < 1.35, "a constant has 1.5"
+    """Patches that say the depth err at the border of the halves alone; noise is no better than a constant."""
+    root = tree(tmp_path / "set")
+    scores = run(root, tmp_path / "out", gray_backbone(), **changes)
+    assert scores["RMSE"] < CONSTANT / 2
+    assert run(root, tmp_path / "noise", noise_backbone(), **changes)["RMSE"] > 0.9 * CONSTANT
     samples = pd.read_csv(tmp_path / "out" / "samples.csv")
     assert samples["RMSE"].mean() == pytest.approx(scores["RMSE"])
     assert len(samples) == 3
     assert 0 <= scores["delta1"] <= scores["delta2"] <= scores["delta3"] <= 100
     curve = pd.read_csv(tmp_path / "out" / "curve.csv")
-    assert curve["lr"].max() <= 3e-2
+    assert curve["lr"].max() <= SMALL["lr"]
 
 
 @pytest.mark.parametrize(("size", "patch"), [((480, 640), 14), ((44, 61), 8), ((16, 16), 8)])
@@ -103,6 +129,8 @@ def test_layers_and_channels():
     assert layers_of(backbone, DepthProbe(blocks=4))[-1] == depth - 1
     with pytest.raises(ValueError, match=f"has {depth} layers"):
         layers_of(backbone, DepthProbe(blocks=depth + 1))
+    with pytest.raises(ValueError, match="the head joins 4 blocks"):
+        layers_of(backbone.with_layers((0, -1)), DepthProbe(blocks=4))
     config = DepthProbe(blocks=2, class_token=True)
     tokens = tokens_of(backbone, torch.rand(2, 3, 16, 24), config)
     assert tokens.shape == (2, channels_of(backbone, config), 2, 3)
@@ -135,13 +163,66 @@ def test_the_mirror_image_is_averaged():
     np.testing.assert_allclose(predict_depth(backbone, head, picture, DepthProbe()), mean, atol=1e-4)
 
 
-def test_learning_rate_rises_then_falls():
-    config = DepthProbe(steps=300, warmup=12_800)
-    factors = [lr_factor(step, config) for step in range(300)]
-    assert factors[0] == pytest.approx(0.01)
-    assert factors[99] == max(factors) == 1
-    assert factors[-1] < 0.002
-    assert lr_factor(12_799, DepthProbe()) == 1
+def test_learning_rates_rise_in_the_warm_up_of_a_cosine_over_all_steps():
+    """DINOv3's and DINOv2's are half a cosine of all steps, which is at three quarters after a third of them."""
+    for schedule, final in (("dinov3", 4e-5), ("dinov2", 1e-8)):
+        config = DepthProbe(schedule=schedule, final=final)  # type: ignore[arg-type]
+        factors = [lr_factor(step, config) for step in range(config.steps)]
+        assert factors[0] == pytest.approx(1e-3)
+        assert max(factors) == pytest.approx(0.75, abs=2e-3)
+        assert abs(int(np.argmax(factors)) - 12_800) <= 1
+        assert factors[6400] == pytest.approx(0.5 * (1 + np.cos(np.pi / 6)) / 2, abs=2e-3)
+        assert factors[25_600] == pytest.approx(0.25, abs=1e-3)
+        assert final <= factors[-1] < 1.1 * final + 2e-9
+    short = DepthProbe(steps=300)
+    peak = int(np.argmax([lr_factor(step, short) for step in range(300)]))
+    assert abs(peak - 100) <= 1, "the warm-up is a third at most"
+
+
+def test_beta1_is_nothing_in_the_warm_up_of_dinov3_and_swings_in_dinov2():
+    ours = [momentum(step, DepthProbe()) for step in (0, 12_799, 12_800, 25_600, 38_399)]
+    np.testing.assert_allclose(ours, [0, 0, 0.85, 0.9, 0.95], atol=1e-6)
+    swing = [momentum(step, DepthProbe(schedule="dinov2")) for step in (0, 5759, 11_519, 11_520, 38_399)]
+    np.testing.assert_allclose(swing, [0.95, 0.9, 0.85, 0.85, 0.95], atol=1e-4)
+    for steps in (1, 2, 3, 5):
+        for schedule in ("dinov2", "dinov3"):
+            config = DepthProbe(steps=steps, schedule=schedule)  # type: ignore[arg-type]
+            assert all(0 <= momentum(step, config) <= 0.9501 for step in range(steps))
+            assert all(0 < lr_factor(step, config) <= 1 for step in range(steps))
+
+
+def test_a_loss_is_of_the_images_of_a_group_and_blank_maps_count_not():
+    torch.manual_seed(0)
+    ours, truth = 1 + torch.rand(6, 4, 5), 1 + torch.rand(6, 4, 5)
+    config = DepthProbe(loss_images=2)
+    parts = [sig_loss(ours[i : i + 2], truth[i : i + 2], 10.0) for i in (0, 2, 4)]
+    assert group_loss(ours, truth, config, warm_up=False) == pytest.approx(sum(parts).item() / 3)
+    truth[2:4] = 0
+    assert group_loss(ours, truth, config, warm_up=False) == pytest.approx((parts[0] + parts[2]).item() / 2)
+    with pytest.raises(ValueError, match="check the unit"):
+        group_loss(ours, torch.zeros_like(truth), config, warm_up=False)
+
+
+def test_the_exponent_is_of_colors_up_to_255():
+    image = torch.tensor([0.0, 0.2, 1.0]).view(1, 1, 3).expand(3, 1, 3)
+    ours = recolored(image, torch.tensor(0.9), torch.tensor(1.25), torch.tensor([1.0, 0.5, 2.0]).view(3, 1, 1))
+    expected = [[min(255, (255 * v) ** 0.9 * 1.25 * tint) / 255 for v in (0.0, 0.2, 1.0)] for tint in (1, 0.5, 2)]
+    np.testing.assert_allclose(ours[:, 0].numpy(), expected, atol=1e-6)
+
+
+def test_padding_is_stretched_or_cut():
+    """A ramp over the padded columns: stretched, all of it is in the image; cut, its ends are not."""
+    ramp = torch.linspace(1, 9, 8).view(1, 1, 1, 8).expand(1, 1, 6, 8)
+    size, patch = (44, 57), 8
+    kept = in_pixels(ramp, size, patch, DepthProbe())
+    cut = in_pixels(ramp, size, patch, DepthProbe(padding="cut"))
+    assert kept.shape == cut.shape == (1, 1, *size)
+    assert kept.min() == 1
+    assert cut.max() < kept.max()
+    whole = (48, 64)
+    assert torch.equal(
+        in_pixels(ramp, whole, patch, DepthProbe()), in_pixels(ramp, whole, patch, DepthProbe(padding="cut"))
+    )
 
 
 def test_boxes_and_regions():
@@ -156,11 +237,11 @@ def test_boxes_and_regions():
 def test_tokens_that_are_no_numbers_stop_the_training():
     config = DepthProbe()
     head = DepthHead(4, config)
-    optimizer = torch.optim.SGD(head.parameters(), 1.0)
+    optimizer = torch.optim.AdamW(head.parameters())
     with pytest.raises(ValueError, match="loss of the depth head is nan"):
-        depth_step(head, optimizer, torch.full((2, 4, 2, 2), torch.nan), torch.ones(2, 16, 16), 1.0, config, 8, 0)
+        depth_step(head, optimizer, torch.full((2, 4, 2, 2), torch.nan), torch.ones(2, 16, 16), config, 8, 0)
     with pytest.raises(ValueError, match="check the unit"):
-        depth_step(head, optimizer, torch.rand(2, 4, 2, 2), torch.zeros(2, 16, 16), 1.0, config, 8, 0)
+        depth_step(head, optimizer, torch.rand(2, 4, 2, 2), torch.zeros(2, 16, 16), config, 8, 0)
 
 
 def test_a_stopped_run_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -201,6 +282,6 @@ def test_bad_data_is_refused_before_anything_runs(tmp_path: Path):
         open_data(replace(config, unit=1.0))
     with pytest.raises(DataError, match=r"nyu_val\.txt: no such list"):
         open_data(replace(config, split="val"))
-    for changes in ({"bins": 1}, {"min_depth": 20.0}, {"crop": (0, 5)}, {"steps": 0}):
+    for changes in ({"bins": 0}, {"min_depth": 20.0}, {"gamma": (1.1, 0.9)}, {"crop": (0, 5)}, {"steps": 0}):
         with pytest.raises(ValueError, match="expected"):
             DepthConfig(**changes)
