@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dino_dense import Metric, Picture, Score
+from dino_dense.arrays import Pixels
 from dino_dense.backbone.grid import check_whole
 from dino_dense.config import command_line
 from dino_dense.probes.protocol import PixelProbe
@@ -16,7 +17,7 @@ from tasks.harness import figures
 from tasks.harness.runner import main
 from tasks.harness.session import Session
 from tasks.harness.task import Outcome, Task, sized_by
-from tasks.scores.segmentation import class_iou, pixel_accuracy
+from tasks.scores.segmentation import Counts, mean_iou, pixel_accuracy
 from tasks.semantic.options import LabeledImages
 from tasks.semantic.splits import LabeledSplits, draw_worst_and_best, evaluate, image_samples, open_splits, per_class
 
@@ -39,16 +40,19 @@ def open_data(config: SegprobeConfig) -> LabeledSplits:
 
 def measure(backbone: Backbone, splits: LabeledSplits, config: SegprobeConfig, session: Session) -> Outcome:
     """Train the layer, predict every image of the split, and score."""
-    import numpy as np
-
+    from dino_dense.backbone.remembering import RememberingBackbone
     from dino_dense.probes.pixels import predict, train_head
     from dino_dense.report.samples import score_samples
 
     check_whole("crop", config.crop, backbone.patch_size, backbone.name)
+    config = config.with_steps(len(splits.train))
+    looking = RememberingBackbone(backbone) if config.evaluations > 1 else backbone
+
+    def looked_at(head: LinearHead) -> tuple[Counts, pd.DataFrame]:
+        return evaluate(partial(predict, looking, head, config=config), splits, session, partial(compared, config))
 
     def score(head: LinearHead) -> float:
-        matrices, _ = evaluate(partial(predict, backbone, head, config=config), splits, session)
-        return float(np.nanmean(class_iou(matrices.sum(0))))
+        return mean_iou(looked_at(head)[0].sum(0), config.absent)
 
     trained = train_head(
         backbone,
@@ -61,14 +65,13 @@ def measure(backbone: Backbone, splits: LabeledSplits, config: SegprobeConfig, s
         workers=config.workers,
         score=score,
     )
-    predict_one = partial(predict, backbone, trained.head, config=config)
-    matrices, per_image = evaluate(predict_one, splits, session)
+    matrices, per_image = looked_at(trained.head)
     matrix = matrices.sum(0)
-    samples = image_samples(matrices, splits)
+    samples = image_samples(matrices, splits, config.absent)
     errors = {name: score_samples(samples, name).stderr for name in ("mIoU", "accuracy")}
     return Outcome(
         scores=(
-            Score("mIoU", float(np.nanmean(class_iou(matrix))), len(samples), errors["mIoU"]),
+            Score("mIoU", mean_iou(matrix, config.absent), len(samples), errors["mIoU"]),
             Score("accuracy", pixel_accuracy(matrix), len(samples), errors["accuracy"]),
         ),
         tables={
@@ -80,8 +83,21 @@ def measure(backbone: Backbone, splits: LabeledSplits, config: SegprobeConfig, s
         note="mIoU is the mean over classes of one confusion matrix over all pixels; n counts the images."
         + _chosen_note(trained.evaluations),
         samples=samples,
-        to_draw=predict_one,
+        to_draw=partial(predict, backbone, trained.head, config=replace(config, side=None)),
     )
+
+
+def compared(config: PixelProbe, ids: Pixels) -> Pixels:
+    """Class ids [H, W] of an image as its prediction is compared with: at the side of the protocol, if it has one."""
+    import torch
+
+    from dino_dense.probes.pixels import stretched_ids
+    from dino_dense.probes.readout import nearest_labels
+
+    if config.side is None:
+        return ids
+    square: Pixels = nearest_labels(torch.from_numpy(stretched_ids(ids, config.crop))[None], config.side)[0].numpy()
+    return square
 
 
 def _chosen_note(evaluations: pd.DataFrame) -> str:
@@ -91,7 +107,7 @@ def _chosen_note(evaluations: pd.DataFrame) -> str:
     best, last = evaluations.iloc[int(evaluations["score"].to_numpy().argmax())], evaluations.iloc[-1]
     return (
         f" The layer after step {best['step']:g} is the best of {len(evaluations)} evaluations on these very images, "
-        f"as DINOv3 reports; the last has {last['score']:.2f}."
+        f"as DINOv3 and NeCo report; the last has {last['score']:.2f}."
     )
 
 
@@ -105,7 +121,7 @@ def draw(splits: LabeledSplits, outcome: Outcome, folder: Path) -> tuple[Picture
 TASK = Task(
     name="segprobe",
     summary="Semantic segmentation by a linear layer on frozen patch tokens (mIoU).",
-    source="Linear segmentation of DINOv3, arXiv 2508.10104, App. D; dinov3/eval/segmentation; PASCAL VOC's mIoU.",
+    source="Linear segmentation of DINOv3, arXiv 2508.10104, App. D, dinov3/eval/segmentation; others by --preset.",
     config=SegprobeConfig,
     metrics=(Metric("mIoU"), Metric("accuracy")),
     open=open_data,

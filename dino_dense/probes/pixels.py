@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
+from torchvision.transforms import RandomResizedCrop, v2
 
 from dino_dense import Backbone, distributed
 from dino_dense.backbone.backbone import Triple
@@ -26,7 +26,7 @@ from dino_dense.backbone.grid import fit
 from dino_dense.checkpoint import read_tensors, write_tensors
 from dino_dense.loaders import WorkerItems, read_items
 from dino_dense.probes.protocol import PixelProbe
-from dino_dense.probes.readout import slide_logits
+from dino_dense.probes.readout import nearest_labels, slide_logits
 from dino_dense.progress import progress, tracked
 from dino_dense.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from dino_dense.training.schedules import half_cosine
@@ -44,6 +44,10 @@ CROP_TRIES = 10
 BRIGHTNESS = 32.0
 CONTRAST = SATURATION = (0.5, 1.5)
 HUE = (-0.5, 0.5)
+# NeCo, experiments/linear_segmentation/linear_finetune.py and its configs (drop_at 20 of max_epochs 25)
+SGD_MOMENTUM = 0.9
+DROP, DROP_AT = 0.1, 0.8
+CROP_RATIO = (3 / 4, 4 / 3)
 
 
 class LabeledPicture(Protocol):
@@ -62,13 +66,19 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 
 
 class LinearHead(nn.Sequential):
-    """BatchNorm, then one linear layer a patch: [B, D, h, w] -> logits [B, K, h, w] (dinov3, heads/linear_head.py)."""
+    """BatchNorm, then one linear layer a patch: [B, D, h, w] -> logits [B, K, h, w] (dinov3, heads/linear_head.py).
 
-    def __init__(self, channels: int, classes: int) -> None:
+    Args:
+        config: says whether there is a BatchNorm, and how the layer starts.
+    """
+
+    def __init__(self, channels: int, classes: int, config: PixelProbe | None = None) -> None:
+        config = config or PixelProbe()
         layer = nn.Conv2d(channels, classes, 1)
-        nn.init.normal_(layer.weight, std=INIT_STD)
-        layer.bias = nn.Parameter(torch.zeros(classes))
-        super().__init__(nn.BatchNorm2d(channels), layer)
+        if config.init == "normal":
+            nn.init.normal_(layer.weight, std=INIT_STD)
+            layer.bias = nn.Parameter(torch.zeros(classes))
+        super().__init__(nn.BatchNorm2d(channels) if config.batch_norm else nn.Identity(), layer)
 
 
 class _Crops(Dataset):
@@ -79,17 +89,34 @@ class _Crops(Dataset):
         self.mean = torch.tensor(mean).view(3, 1, 1)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """(draw, image) -> RGB [3, S, S] in [0, 1] and ids [S, S]."""
+        """(draw, image) -> RGB [3, S, S] in [0, 1] and ids [S, S], or of the side at which the loss is."""
         draw, index = key
         picture, ids = self.pairs[index].read()
+        image, mask = self._square(picture, ids, draw)
+        return image, mask if self.config.side is None else nearest_labels(mask[None], self.config.side)[0]
+
+    def _square(self, picture: Image.Image, ids: npt.NDArray[np.uint8], draw: int) -> tuple[Tensor, Tensor]:
         if not self.config.augment:
             return self._middle(picture, ids)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, draw))
-            return self._augmented(picture, ids)
+            return self._stretched(picture, ids) if self.config.crops == "stretched" else self._augmented(picture, ids)
+
+    def _stretched(self, picture: Image.Image, ids: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+        """A part of random area, stretched (NeCo's RandomResizedCrop), drawn from the global generator."""
+        box = crop_box(picture, self.config.scale)
+        image, mask = squared(picture.crop(box), ids[box[1] : box[3], box[0] : box[2]], self.config.crop)
+        if _coin():
+            image, mask = image.flip(-1), mask.flip(-1)
+        if self.config.distort:
+            image = distorted(image)
+        return image.float() / 255, mask.long()
 
     def _middle(self, picture: Image.Image, ids: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-        """The middle square at the scale that validation images have."""
+        """The middle square at the scale that validation images have; the stretched image where crops are stretched."""
+        if self.config.crops == "stretched":
+            image, mask = squared(picture, ids, self.config.crop)
+            return image.float() / 255, mask.long()
         image, mask = resized(picture, ids, self.config.crop)
         image, mask = (v2.functional.center_crop(part, [self.config.crop]) for part in (image, mask[None]))
         return image.float() / 255, mask[0].long()
@@ -109,6 +136,24 @@ class _Crops(Dataset):
         canvas[:, :height, :width] = image.float() / 255
         labels[:height, :width] = mask
         return canvas, labels
+
+
+def crop_box(picture: Image.Image, area: tuple[float, float]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a random part, as torchvision's RandomResizedCrop draws it."""
+    image = v2.functional.pil_to_tensor(picture)
+    top, left, height, width = RandomResizedCrop.get_params(image, list(area), list(CROP_RATIO))
+    return left, top, left + width, top + height
+
+
+def squared(picture: Image.Image, ids: npt.NDArray[np.uint8], side: int) -> tuple[Tensor, Tensor]:
+    """RGB uint8 [3, side, side], bilinear, and ids uint8 [side, side], nearest (as PIL takes them), stretched."""
+    image = v2.functional.resize(picture, [side, side], v2.InterpolationMode.BILINEAR)
+    return v2.functional.pil_to_tensor(image), torch.from_numpy(stretched_ids(ids, side))
+
+
+def stretched_ids(ids: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+    """Class ids [H, W] -> [side, side], to the nearest pixel."""
+    return np.array(Image.fromarray(ids).resize((side, side), Image.Resampling.NEAREST))
 
 
 def resized(picture: Image.Image, ids: npt.NDArray[np.uint8], short: int) -> tuple[Tensor, Tensor]:
@@ -213,8 +258,8 @@ def train_head(
         score: says how good a layer is, more for better ones; all processes call it.
     """
     torch.manual_seed(seed)
-    head = LinearHead(backbone.embed_dim, classes).to(backbone.device).train()
-    optimizer = torch.optim.AdamW(head.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    head = LinearHead(backbone.embed_dim, classes, config).to(backbone.device).train()
+    optimizer = optimizer_of(head, config)
     training = _Training(head, optimizer)
     distributed.barrier()  # all processes check for the state before any writes it
     if state.is_file():
@@ -224,8 +269,8 @@ def train_head(
     is_main, saved, done = world.is_main, time.monotonic(), training.step
     with progress(config.steps, initial=done, unit="step", desc="linear layer", disable=not is_main) as bar:
         for step, (tokens, ids) in enumerate(batches(done), start=done):
-            lr = config.lr * lr_factor(step, config.steps, config.warmup)
-            loss = head_step(head, optimizer, dropped(tokens, config.dropout, seed, step), ids, lr)
+            lr = config.lr * lr_factor(step, config.steps, config.warmup, config.schedule)
+            loss = head_step(head, optimizer, dropped(tokens, config.dropout, seed, step), ids, lr, config.void)
             last = step + 1 == config.steps
             if step % LOG_EVERY == 0 or last:
                 training.log.append({"step": step + 1, "loss": loss.item(), "lr": lr})
@@ -241,6 +286,13 @@ def train_head(
     if training.best:
         head.load_state_dict(training.best)
     return Trained(head.eval(), pd.DataFrame(training.log), pd.DataFrame(training.scores, columns=["step", "score"]))
+
+
+def optimizer_of(head: LinearHead, config: PixelProbe) -> torch.optim.Optimizer:
+    """AdamW, or SGD with momentum."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(head.parameters(), lr=config.lr, momentum=SGD_MOMENTUM, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(head.parameters(), lr=config.lr, weight_decay=config.weight_decay)
 
 
 def evaluation_steps(config: PixelProbe) -> set[int]:
@@ -259,10 +311,19 @@ def dropped(tokens: Tensor, share: float, seed: int, step: int) -> Tensor:
     return tokens * (kept / (1 - share))[..., None, None].to(tokens)
 
 
-def head_step(head: LinearHead, optimizer: torch.optim.Optimizer, tokens: Tensor, ids: Tensor, lr: float) -> Tensor:
-    """One step on tokens [B, D, h, w] and ids [B, S, S]; the loss before it, a mean over all pixels, void ones too."""
+def head_step(
+    head: LinearHead,
+    optimizer: torch.optim.Optimizer,
+    tokens: Tensor,
+    ids: Tensor,
+    lr: float,
+    void: Literal["counted", "left out"] = "counted",
+) -> Tensor:
+    """One step on tokens [B, D, h, w] and ids [B, S, S]; the loss before it, a mean over all pixels, void ones too, or
+    over all with a class."""
     logits = F.interpolate(head(tokens), ids.shape[-2:], mode="bilinear", align_corners=False)
-    loss = F.cross_entropy(logits, ids, ignore_index=VOID, reduction="sum") / ids.numel()
+    pixels = ids.numel() if void == "counted" else max(int((ids != VOID).sum()), 1)
+    loss = F.cross_entropy(logits, ids, ignore_index=VOID, reduction="sum") / pixels
     if not loss.isfinite():
         raise ValueError(f"the loss of the linear layer is {loss.item()}: check the weights, use fp32, or lower --lr")
     optimizer.param_groups[0]["lr"] = lr
@@ -272,12 +333,18 @@ def head_step(head: LinearHead, optimizer: torch.optim.Optimizer, tokens: Tensor
     return loss.detach()
 
 
-def lr_factor(step: int, steps: int, warmup: int) -> float:
-    """Share of the learning rate at a step (0-based): a nearly linear rise, then a cosine to 0 over all steps.
+def lr_factor(step: int, steps: int, warmup: int, schedule: Literal["cosine", "linear", "step"] = "cosine") -> float:
+    """Share of the learning rate at a step (0-based), in a linear warm-up and after it.
 
-    Source: `WarmupOneCycleLR` of dinov3 `eval/segmentation/schedulers.py`; its loop moves it after the second step.
+    cosine: nearly linear, then a cosine to 0 over all steps (`WarmupOneCycleLR` of dinov3
+    `eval/segmentation/schedulers.py`, whose loop moves it after the second step); linear: a line to 0 (mmcv's poly of
+    power 1); step: a tenth after four fifths of the steps.
     """
-    done, rise = max(step - 1, 0), min(warmup, steps // 10)
+    rise = min(warmup, steps // 10)
+    if schedule != "cosine":
+        fall = 1 - step / steps if schedule == "linear" else DROP if step >= DROP_AT * steps else 1.0
+        return (WARMUP_START + (1 - WARMUP_START) * step / rise) * fall if step < rise else fall
+    done = max(step - 1, 0)
     if done < rise:
         return (WARMUP_START + (1 - WARMUP_START) * done / rise) * (1 - done / steps)
     return half_cosine(math.pi * min(done + 1, steps) / steps)
@@ -378,10 +445,12 @@ class _Training:
 
 @torch.no_grad()
 def predict(backbone: Backbone, head: nn.Module, picture: Image.Image, config: PixelProbe) -> np.ndarray:
-    """Class ids uint8 [H, W] of a picture of any size."""
+    """Class ids uint8 [H, W] of a picture of any size; [side, side] where the protocol has one."""
     height, width = size_at(picture.height, picture.width, config.crop)
     if config.window == "whole":
         height, width = fit((height, width), backbone.patch_size, "even").size
+    if config.window == "square":
+        height = width = config.crop
     scaled = v2.functional.resize(picture, [height, width], v2.InterpolationMode.BILINEAR)
     image = v2.functional.pil_to_tensor(scaled)[None].float() / 255
     logits = (
@@ -389,13 +458,14 @@ def predict(backbone: Backbone, head: nn.Module, picture: Image.Image, config: P
             lambda part: _logits(backbone, head, part, part.shape[-2:]), image, config.crop, config.window_stride
         )
         if config.window == "slide"
-        else _logits(backbone, head, image, (height, width))
+        else _logits(backbone, head, image, None if config.side else (height, width))
     )
-    logits = F.interpolate(logits, (picture.height, picture.width), mode="bilinear", align_corners=False)
+    size = (picture.height, picture.width) if config.side is None else (config.side, config.side)
+    logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
     return logits[0].argmax(0).to(torch.uint8).cpu().numpy()
 
 
-def _logits(backbone: Backbone, head: nn.Module, image: Tensor, size: Sequence[int]) -> Tensor:
-    """[1, 3, H, W] -> [1, K, *size]."""
-    tokens = backbone.extract(image.to(backbone.device)).patches
-    return F.interpolate(head(tokens), tuple(size), mode="bilinear", align_corners=False)
+def _logits(backbone: Backbone, head: nn.Module, image: Tensor, size: Sequence[int] | None) -> Tensor:
+    """[1, 3, H, W] -> [1, K, *size], or of the grid."""
+    logits: Tensor = head(backbone.extract(image.to(backbone.device)).patches)
+    return logits if size is None else F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)

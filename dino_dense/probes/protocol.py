@@ -1,7 +1,7 @@
 """The constants of probes on frozen features."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 
 @dataclass(frozen=True)
@@ -10,42 +10,67 @@ class PixelProbe:
 
     steps: int = 40_000
     """Optimizer steps (DINOv3's linear segmentation, arXiv 2508.10104, App. D)."""
+    epochs: int | None = None
+    """In place of steps: turns over the training images, each of whole batches (NeCo: 25)."""
     batch_size: int = 16
     """Crops per step, over all processes (DINOv3)."""
     lr: float = 1e-3
-    """Learning rate of AdamW, with a cosine to 0 over the steps (DINOv3 sweeps 1e-4, 3e-4, 1e-3)."""
+    """Highest learning rate (DINOv3 sweeps 1e-4, 3e-4, 1e-3)."""
     weight_decay: float = 1e-3
-    """Weight decay of AdamW (DINOv3 sweeps 1e-4, 1e-3)."""
+    """Weight decay (DINOv3 sweeps 1e-4, 1e-3)."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """sgd has a momentum of 0.9 (NeCo)."""
+    schedule: Literal["cosine", "linear", "step"] = "cosine"
+    """Of the learning rate over all steps: half a cosine to 0 (DINOv3); a line to 0 (DINOv2's poly of power 1); step: a
+    tenth after four fifths of the steps (NeCo: after 20 of 25 epochs)."""
     warmup: int = 1500
     """Steps of warm-up, at most a tenth of all steps (config-ade20k-linear-training.yaml)."""
     dropout: float = 0.1
     """Share of the channels that are set to 0 in each training crop (dropout before the layer; dinov3,
     linear_head.py)."""
+    batch_norm: bool = True
+    """Whether a batch norm comes before the layer (DINOv2, DINOv3)."""
+    init: Literal["normal", "uniform"] = "normal"
+    """First weights of the layer: normal with a standard deviation of 0.01 and no bias (DINOv2, DINOv3), or uniform as
+    PyTorch draws them (NeCo)."""
+    void: Literal["counted", "left out"] = "counted"
+    """Whether pixels without a class count in the mean of the loss, as 0 (DINOv2, DINOv3)."""
+    side: int | None = None
+    """Side of the square, pixels, at which logits (bilinear) and masks (nearest) are compared, in training and in the
+    score (NeCo: 100); None: at the crop, and at the image's own size."""
     crop: int = 512
-    """Side of training crops and windows, and short side of whole images, pixels (DINOv3); must be a multiple of the
-    patch size: 518 for patch 14."""
+    """Side of training crops, windows and squares, and short side of whole images, pixels (DINOv3); must be a multiple
+    of the patch size: 518 for patch 14."""
+    crops: Literal["cut", "stretched"] = "cut"
+    """Training crops. cut: of the image at a random scale (DINOv3); stretched: a part of the image of random area, and
+    3:4 to 4:3, is stretched to the square (NeCo)."""
     scale: tuple[float, float] = (0.5, 2.0)
-    """Range of the short side of a training image before its crop, as a multiple of `crop` (DINOv3)."""
+    """Range of the short side of a training image before its crop, as a multiple of `crop` (DINOv3); of stretched crops
+    the range of their share of the image's area (NeCo: 0.8 to 1)."""
     class_share: float = 0.75
-    """Largest share of one class among the labeled pixels of a training crop. A crop that reaches it is drawn again,
-    ten times at most (dinov3, transforms.py). 1: no crop is drawn again."""
+    """Largest share of one class among the labeled pixels of a training crop that is cut. A crop that reaches it is
+    drawn again, ten times at most (dinov3, transforms.py). 1: no crop is drawn again."""
     distort: bool = True
     """Change brightness, contrast, saturation and hue of training crops (dinov3, `PhotoMetricDistortion`)."""
     augment: bool = True
     """true: random crops, flips and colors (dinov3). false, for laptops: train on the middle square of each image, with
-    its short side at `crop`. Tokens are then extracted once and kept in memory; scale, class_share and distort have no
-    effect."""
-    window: Literal["whole", "slide"] = "slide"
+    its short side at `crop`, or, if crops are stretched, on the whole image. Tokens are then extracted once and kept in
+    memory; scale, class_share and distort have no effect."""
+    window: Literal["whole", "slide", "square"] = "slide"
     """How an image is predicted, after its short side is resized to `crop`. slide: in square windows of side `crop`;
-    where windows overlap, their logits are averaged (DINOv3). whole: the image at once (not in DINOv3)."""
+    where windows overlap, their logits are averaged (DINOv3). whole: the image at once (not in DINOv3). square: the
+    image is stretched to a square of side `crop` (NeCo)."""
     stride: int | None = None
     """Distance between two windows, pixels; null: two thirds of the crop, rounded down (DINOv3: 341 of 512)."""
     evaluations: int = 8
     """Number of evaluations on the images of --split during the training. The best is reported, as in dinov3 (train.py:
-    every 5000 of 40,000 steps), so that the result is slightly too high. 1: only the final layer is evaluated."""
+    every 5000 of 40,000 steps) and NeCo (25), so that the result is slightly too high. 1: only the final layer is
+    evaluated."""
+    absent: Literal["left out", "zero"] = "left out"
+    """Whether a class that is neither there nor predicted counts not at all in the mean, or as IoU 0 (NeCo)."""
 
     def __post_init__(self) -> None:
-        check_counts(self, "steps", "batch_size", "crop", "stride", "evaluations")
+        check_counts(self, "steps", "epochs", "batch_size", "crop", "stride", "evaluations", "side")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"scale is {self.scale}: expected a range (low, high) with 0 < low <= high")
         if not 0 <= self.dropout < 1 or not 0 < self.class_share <= 1:
@@ -59,6 +84,12 @@ class PixelProbe:
     def window_stride(self) -> int:
         """`stride`, decided, pixels."""
         return max(1, 2 * self.crop // 3) if self.stride is None else self.stride
+
+    def with_steps(self, images: int) -> Self:
+        """The same with the steps that `epochs` means for so many training images."""
+        if self.epochs is None:
+            return self
+        return replace(self, steps=self.epochs * max(1, images // self.batch_size), epochs=None)
 
 
 @dataclass(frozen=True)

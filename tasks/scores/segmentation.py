@@ -28,6 +28,12 @@ def class_iou(matrix: Counts) -> npt.NDArray[np.float64]:
     return np.divide(100 * hit, union, out=np.full(len(hit), np.nan), where=union > 0)
 
 
+def mean_iou(matrix: Counts, absent: str = "left out") -> float:
+    """Mean IoU in percent; classes that are neither true nor predicted are left out, or count as "zero"."""
+    iou = class_iou(matrix)
+    return float(np.nan_to_num(iou).mean() if absent == "zero" else np.nanmean(iou))
+
+
 def pixel_accuracy(matrix: Counts) -> float:
     """Share of correct pixels, percent."""
     return 100 * float(np.diag(matrix).sum() / max(matrix.sum(), 1))

@@ -19,12 +19,12 @@ from data.segmentation import VOID, LabeledPixels, class_names, count_classes, e
 from data.segmentation_layouts import open_labeled
 from dino_dense import Picture
 from dino_dense.arrays import Pixels
-from dino_dense.report.samples import ratio_columns
 from tasks.harness import figures
 from tasks.harness.session import DataFacts, Session
 from tasks.harness.task import file_list_hash
 from tasks.scores.segmentation import Counts, class_iou, confusion, pixel_accuracy
 from tasks.semantic.options import LabeledImages
+from tasks.semantic.readings import mapping_of, pixel_reading, read_matrices, samples_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,13 +87,22 @@ def open_splits(images: LabeledImages, *, zero_is_void: bool = True) -> LabeledS
     return LabeledSplits(train, val, names, description, other)
 
 
-def evaluate(predict: Predict, splits: LabeledSplits, session: Session) -> tuple[Counts, pd.DataFrame]:
-    """The confusion matrix [N, K, K] and the scores of each image; the processes share the images."""
+def evaluate(
+    predict: Predict,
+    splits: LabeledSplits,
+    session: Session,
+    compared: Callable[[Pixels], Pixels] = lambda ids: ids,
+) -> tuple[Counts, pd.DataFrame]:
+    """The confusion matrix [N, K, K] and the scores of each image; the processes share the images.
+
+    Args:
+        compared: class ids of an image -> those that its prediction is compared with.
+    """
     import pandas as pd
 
     def measured(pair: LabeledPixels) -> Counts:
         picture, ids = pair.read()
-        return confusion(predict(picture), ids, len(splits.class_names))
+        return confusion(predict(picture), compared(ids), len(splits.class_names))
 
     share = session.progress(session.share(splits.val), "segmenting")
     matrices = session.collect((index, measured(pair)) for index, pair in share)
@@ -104,19 +113,15 @@ def evaluate(predict: Predict, splits: LabeledSplits, session: Session) -> tuple
     return np.stack(matrices), pd.DataFrame(rows, columns=["image", "mIoU", "accuracy"])
 
 
-def image_samples(matrices: Counts, splits: LabeledSplits) -> pd.DataFrame:
-    """Each image's contribution to mIoU and accuracy over all pixels, from confusion matrices [N, K, K]."""
-    import pandas as pd
+def image_samples(matrices: Counts, splits: LabeledSplits, absent: str = "left out") -> pd.DataFrame:
+    """Each image's contribution to mIoU and accuracy over all pixels, from confusion matrices [N, K, K].
 
-    hits = np.diagonal(matrices, axis1=1, axis2=2)
-    unions = matrices.sum(1) + matrices.sum(2) - hits
-    right, pixels = hits.sum(1, keepdims=True), matrices.sum((1, 2))[:, None]
-    names = [pair.name for pair in splits.val]
-    columns = {
-        **ratio_columns("mIoU", splits.class_names, hits, unions),
-        **ratio_columns("accuracy", ("pixels",), right, pixels),
-    }
-    return pd.DataFrame({"sample": names, "cluster": names, **columns})
+    Args:
+        absent: whether classes in no image and no prediction are left out, or count as "zero".
+    """
+    reading = read_matrices(matrices, mapping_of(matrices, "own"), absent)
+    readings = {"mIoU": [reading], "accuracy": [pixel_reading(matrices)]}
+    return samples_of(readings, splits.class_names, [pair.name for pair in splits.val], [""])
 
 
 def per_class(matrix: Counts, splits: LabeledSplits) -> pd.DataFrame:

@@ -28,12 +28,13 @@ from dino_dense.probes.pixels import (
     mixed_corner,
     predict,
     size_at,
+    squared,
     train_head,
 )
 from dino_dense.probes.readout import window_starts
 from tasks import RunOptions, get, run_one
-from tasks.scores.segmentation import class_iou, confusion, pixel_accuracy
-from tasks.segprobe import SegprobeConfig
+from tasks.scores.segmentation import class_iou, confusion, mean_iou, pixel_accuracy
+from tasks.segprobe import SegprobeConfig, compared
 from tasks.semantic.options import LabeledImages
 from tasks.semantic.splits import open_splits
 from tests.data.test_segmentation import halves, make_tree
@@ -133,6 +134,19 @@ def test_learning_rate_is_dinov3s():
     assert all(later <= earlier for earlier, later in itertools.pairwise(short[11:]))
 
 
+def test_learning_rate_of_the_other_dialects():
+    """mmcv's poly of power 1 with a linear warm-up (DINOv2); a tenth from epoch 20 of 25 on (NeCo)."""
+    for step in (0, 1, 749, 1499, 1500, 20_000, 39_999):
+        k = (1 - step / 1500) * (1 - 1e-6) if step < 1500 else 0
+        assert lr_factor(step, 40_000, 1500, "linear") == pytest.approx((1 - step / 40_000) * (1 - k), abs=1e-12)
+    steps = PixelProbe(epochs=25, batch_size=128).with_steps(10_582).steps
+    assert steps == 25 * 82
+    factors = [lr_factor(step, steps, 0, "step") for step in range(steps)]
+    assert factors == [1.0] * (20 * 82) + [0.1] * (5 * 82)
+    assert PixelProbe(epochs=3, batch_size=128).with_steps(5).steps == 3
+    assert PixelProbe(steps=7).with_steps(5).steps == 7
+
+
 def test_a_layer_starts_and_drops_channels_as_dinov3s():
     torch.manual_seed(0)
     weights = LinearHead(512, 150)[1].weight
@@ -155,6 +169,33 @@ def test_the_loss_is_a_mean_over_all_pixels_void_ones_too():
     ids[:, :, 4:] = 255  # three quarters
     loss = head_step(head, optimizer, torch.zeros(1, 8, 4, 4), ids, 0.0)
     assert loss.item() == pytest.approx(math.log(3) / 4)
+
+
+def test_the_loss_of_labeled_pixels_alone():
+    head = LinearHead(8, 3)
+    optimizer = torch.optim.SGD(head.parameters(), 1.0)
+    ids = torch.zeros(1, 16, 16, dtype=torch.long)
+    ids[:, :, 4:] = 255
+    loss = head_step(head, optimizer, torch.zeros(1, 8, 4, 4), ids, 0.0, "left out")
+    assert loss.item() == pytest.approx(math.log(3))
+    assert head_step(head, optimizer, torch.zeros(1, 8, 4, 4), torch.full_like(ids, 255), 0.0, "left out") == 0
+
+
+def test_squares_are_the_whole_picture_and_masks_go_to_the_nearest_pixel():
+    ids = np.arange(30 * 41, dtype=np.uint32).reshape(30, 41).astype(np.uint8)
+    image, mask = squared(Image.fromarray(ids).convert("RGB"), ids, 16)
+    rows, columns = ((np.floor((np.arange(16) + 0.5) * side / 16)).astype(int) for side in ids.shape)
+    np.testing.assert_array_equal(mask.numpy(), ids[rows][:, columns])
+    assert image.shape == (3, 16, 16)
+    small = compared(PixelProbe(crop=16, side=4), ids)
+    np.testing.assert_array_equal(small, mask.numpy()[::4, ::4])
+    np.testing.assert_array_equal(compared(PixelProbe(), ids), ids)
+
+
+def test_absent_classes_count_not_or_as_zero():
+    matrix = np.diag([5, 3, 0, 0])
+    assert mean_iou(matrix) == 100
+    assert mean_iou(matrix, "zero") == 50
 
 
 @pytest.mark.parametrize(("size", "short", "expected"), [((300, 400), 512, (512, 683)), ((401, 300), 100, (134, 100))])
@@ -256,6 +297,45 @@ def test_gray_levels_are_learned(tmp_path: Path, changes: dict):
     assert classes["pixels"].sum() == 4 * 40 * 60
     curve = pd.read_csv(tmp_path / "out" / "curve.csv")
     assert curve["loss"].iloc[-1] < curve["loss"].iloc[0]
+
+
+NECO = {
+    "epochs": 40,
+    "optimizer": "sgd",
+    "schedule": "step",
+    "warmup": 0,
+    "dropout": 0.0,
+    "batch_norm": False,
+    "init": "uniform",
+    "void": "left out",
+    "side": 20,
+    "crops": "stretched",
+    "scale": (0.8, 1.0),
+    "distort": False,
+    "window": "square",
+    "evaluations": 3,
+    "absent": "zero",
+    "lr": 0.1,
+}
+
+
+@pytest.mark.parametrize("changes", [{}, {"augment": False}], ids=["fresh", "kept"])
+def test_gray_levels_are_learned_by_necos_dialect(tmp_path: Path, changes: dict):
+    """On squares, compared at 20 x 20; six images make one batch of four a turn."""
+    report = run(tree(tmp_path / "voc"), tmp_path / "out", **{**NECO, **changes})
+    assert report.scores[0].value > 80
+    classes = pd.read_csv(tmp_path / "out" / "per_class.csv")
+    assert classes["pixels"].sum() == 4 * 20 * 20
+    assert pd.read_csv(tmp_path / "out" / "evaluations.csv")["step"].tolist() == [13, 26, 40]
+    assert classes["IoU"].fillna(0).mean() == pytest.approx(report.scores[0].value)
+
+
+def test_a_class_that_is_nowhere_lowers_the_score_where_the_protocol_says_so(tmp_path: Path):
+    pairs = {f"t{i}": halves(*pair) for i, pair in enumerate([(0, 3), (3, 0), (0, 1), (1, 0)])}
+    root = make_tree(tmp_path / "voc", {"train": pairs, "val": {"v": halves(0, 1)}})
+    light = {"steps": 10, "augment": False, "window": "whole"}
+    scores = [run(root, tmp_path / a, absent=a, **light).scores[0].value for a in ("left out", "zero")]
+    assert scores[1] < scores[0]
 
 
 def test_a_stopped_run_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
