@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from tasks.harness.task import Outcome, Task, file_list_hash
 from tasks.scores.depth import depth_errors, eigen_mask, garg_mask, valid_pixels
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
     from dino_dense import Backbone
 
 PICTURES = 6
@@ -96,20 +99,12 @@ def region(config: DepthConfig, size: tuple[int, int]) -> Mask | None:
 
 
 def measure(backbone: Backbone, splits: DepthSplits, config: DepthConfig, session: Session) -> Outcome:
-    """Train the head, apply it to every image of the split, and score each by itself."""
+    """Train the head or fill the memory, apply it to every image of the split, and score each by itself."""
     import pandas as pd
 
-    from dino_dense.probes.depth_training import predict_depth, train_depth
+    from dino_dense.probes.depth_training import predict_depth
 
-    head, curve = train_depth(
-        backbone,
-        config,
-        splits.train,
-        state=session.folder("head") / "last.safetensors",
-        world=session.world,
-        seed=session.seed,
-        workers=config.workers,
-    )
+    head, tables, remark = head_of(backbone, splits, config, session)
     predict = partial(predict_depth, backbone, head, config=config)
 
     def errors(pair: DepthPair) -> dict[str, float]:
@@ -122,20 +117,35 @@ def measure(backbone: Backbone, splits: DepthSplits, config: DepthConfig, sessio
     values = {name: [factor * row[key] for row in rows] for name, (key, factor) in COLUMNS.items()}
     samples = pd.DataFrame({"sample": [pair.name for pair in splits.val], **values})
     left_out = int(samples["RMSE"].isna().sum())
-    note = "Each image is scored by itself, and a score is the mean over images."
+    note = f"{remark}Each image is scored by itself, and a score is the mean over images."
     note += f" {left_out} images without a pixel of depth in the region are left out." if left_out else ""
     if left_out == len(samples):
         raise ValueError(
             f"no image of {splits.facts.root} has depth between {config.min_depth} and {config.max_depth} m in region "
             f"{config.region}: take --region all, or another --max-depth."
         )
-    return Outcome(tables={"curve": curve}, note=note, samples=samples, to_draw=predict)
+    return Outcome(tables=tables, note=note, samples=samples, to_draw=predict)
+
+
+def head_of(
+    backbone: Backbone, splits: DepthSplits, config: DepthConfig, session: Session
+) -> tuple[Callable[[Tensor], Tensor], dict[str, pd.DataFrame], str]:
+    """Tokens -> meters, the tables of how it came about, and a sentence on it."""
+    from dino_dense.probes.depth_memory import read_memory
+    from dino_dense.probes.depth_training import train_depth
+
+    shared: Any = {"world": session.world, "seed": session.seed, "workers": config.workers}
+    if config.head == "neighbors":
+        memory = read_memory(backbone, config, splits.train, **shared)
+        return memory, {}, f"Memory: {memory.size()}. "
+    state = session.folder("head") / "last.safetensors"
+    head, curve = train_depth(backbone, config, splits.train, state=state, **shared)
+    return head, {"curve": curve}, ""
 
 
 def draw(splits: DepthSplits, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:
-    """The images of largest and smallest RMSE: image, prediction, truth; and the curve of the loss."""
+    """The images of largest and smallest RMSE: image, prediction, truth; and the curve of the loss, if there is one."""
     assert outcome.samples is not None
-    figures.curves(folder / "curve.png", outcome.tables["curve"].set_index("step")[["loss"]], "step")
     errors = outcome.samples.set_index("sample")["RMSE"].dropna()
     pairs = {pair.name: pair for pair in splits.val}
     pictures = []
@@ -144,7 +154,10 @@ def draw(splits: DepthSplits, outcome: Outcome, folder: Path) -> tuple[Picture, 
         file = f"depth/{number:02d}.jpg"
         _draw_strip(folder / file, np.asarray(picture), outcome.to_draw(picture), truth)
         pictures.append(Picture(file, f"{name}: RMSE {errors[name]:.3f} m; image, prediction, truth"))
-    return (*pictures, Picture("curve.png", "Loss of the depth head"))
+    if "curve" in outcome.tables:
+        figures.curves(folder / "curve.png", outcome.tables["curve"].set_index("step")[["loss"]], "step")
+        pictures.append(Picture("curve.png", "Loss of the depth head"))
+    return tuple(pictures)
 
 
 def _draw_strip(file: Path, rgb: np.ndarray, predicted: Depth, truth: Depth) -> None:
@@ -160,7 +173,7 @@ def _draw_strip(file: Path, rgb: np.ndarray, predicted: Depth, truth: Depth) -> 
 TASK = Task(
     name="depth",
     summary="Depth from one image by a linear layer on frozen patch tokens (delta, RMSE, AbsRel).",
-    source="DINOv3, arXiv 2508.10104, eval/depth; DINOv2's linear heads by --preset.",
+    source="DINOv3, arXiv 2508.10104, eval/depth; DINOv2's linear heads and in-context depth by --preset.",
     config=DepthConfig,
     metrics=(
         Metric("delta1"),

@@ -37,7 +37,17 @@ MAY_IMPORT = {
     "clustering": set(),
     "tokens": set(),
     "training": {"distributed"},
-    "probes": {".", "arrays", "backbone", "checkpoint", "distributed", "loaders", "progress", "training"},
+    "probes": {
+        ".",
+        "arrays",
+        "backbone",
+        "checkpoint",
+        "distributed",
+        "loaders",
+        "neighbors",
+        "progress",
+        "training",
+    },
     "maps": {".", "arrays", "backbone", "objects"},
     "export": {"backbone", "checkpoint", "config", "files", "report"},
     "pretrain": {

@@ -4,7 +4,7 @@ Shapes: B images, H x W pixels, h x w patches, D channels.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -309,6 +309,11 @@ class _FreshBatches:
         for tokens, meters in self.load(batch_sampler=mine):
             yield distributed.all_gather(tokens)[:size], distributed.all_gather(meters)[:size]
 
+    def once(self) -> Batches:
+        """The images of this process in order, each once; the last processes repeat the last image."""
+        mine = distributed.even_share([(index, index) for index in range(len(self.pairs))], self.world)
+        return self.load(batch_size=self.config.batch_size, sampler=mine)
+
     def draws(self, first_step: int) -> Iterator[list[tuple[int, int]]]:
         """For each step its batch of (draw number, image)."""
         turns = PixelProbe(steps=self.config.steps, batch_size=self.config.batch_size)
@@ -329,14 +334,24 @@ class _KeptBatches(_FreshBatches):
 
     def __call__(self, first_step: int) -> Batches:
         count, device = len(self.pairs), self.backbone.device
-        mine = distributed.even_share([(index, index) for index in range(count)], self.world)
-        batches = self.load(batch_size=self.config.batch_size, sampler=mine)
-        parts = list(tracked(batches, unit="batch", desc="train tokens", disable=not self.world.is_main))
+        parts = list(tracked(self.once(), unit="batch", desc="train tokens", disable=not self.world.is_main))
         columns = (torch.cat(column) for column in zip(*parts, strict=True))
         tokens, meters = (distributed.all_gather(column)[:count].cpu() for column in columns)
         for draw in self.draws(first_step):
             chosen = [index for _, index in draw]
             yield tokens[chosen].to(device), meters[chosen].to(device)
+
+
+def training_batches(
+    backbone: Backbone,
+    config: DepthProbe,
+    pairs: Sequence[PictureWithDepth],
+    world: distributed.World,
+    seed: int,
+    workers: int,
+) -> Batches:
+    """Tokens and depth of this process's training images, each once, in order."""
+    return _FreshBatches(backbone, config, world, seed, pairs, workers).once()
 
 
 def _save(path: Path, head: DepthHead, optimizer: torch.optim.Optimizer, step: int, log: list[dict]) -> None:
@@ -359,8 +374,14 @@ def _load(path: Path, head: DepthHead, optimizer: torch.optim.Optimizer) -> tupl
 
 
 @torch.no_grad()
-def predict_depth(backbone: Backbone, head: DepthHead, picture: Image.Image, config: DepthProbe) -> Depth:
-    """Meters [H, W] of a picture of any size, cut to the range of the bins."""
+def predict_depth(
+    backbone: Backbone, head: Callable[[Tensor], Tensor], picture: Image.Image, config: DepthProbe
+) -> Depth:
+    """Meters [H, W] of a picture of any size, cut to the range of the bins.
+
+    Args:
+        head: tokens [B, D, h, w] -> meters [B, 1, h, w] on any grid.
+    """
     size = (picture.height, picture.width)
     padding = padding_of(size, backbone.patch_size)
     image = V.pil_to_tensor(picture)[None].float() / 255

@@ -96,6 +96,9 @@ class PixelProbe:
 class DepthProbe:
     """How the depth head is trained and applied (defaults: DINOv3, eval/depth/configs/config-nyu.yaml)"""
 
+    head: Literal["linear", "neighbors"] = "linear"
+    """linear: a linear layer is trained; neighbors: nothing is, a patch gets the depths of the nearest patches of the
+    training images (in-context depth, Hummingbird), and steps to upsample, and bins, are unused."""
     steps: int = 38_400
     """Optimizer steps."""
     batch_size: int = 16
@@ -161,6 +164,12 @@ class DepthProbe:
     augment: bool = True
     """False: the middle crop of every training image, its tokens extracted once and kept in memory (for laptops).
     Ours."""
+    memory_size: int = 10_240_000
+    """Of neighbors: patches that the memory may have, the same number of each image, at random; 0 keeps every patch."""
+    neighbors: int = 30
+    """Patches whose depths are averaged."""
+    temperature: float = 0.02
+    """The average weighs exp(cosine / temperature)."""
     flip: bool = True
     """Whether the prediction is the mean of the image's and its mirror image's."""
     region: Literal["all", "eigen", "garg"] = "eigen"
@@ -168,11 +177,13 @@ class DepthProbe:
     scaled to the image."""
 
     def __post_init__(self) -> None:
-        check_counts(self, "steps", "batch_size", "loss_images", "blocks", "upsample", "bins")
+        check_counts(self, "steps", "batch_size", "loss_images", "blocks", "upsample", "bins", "neighbors")
         if not 0 < self.min_depth < self.max_depth:
             raise ValueError(f"min_depth {self.min_depth} and max_depth {self.max_depth}: expected 0 < min < max")
-        if min(self.crop) < 1 or self.lr <= 0:
-            raise ValueError(f"crop {self.crop}, lr {self.lr}: expected numbers above 0")
+        if min(self.crop) < 1 or self.lr <= 0 or self.temperature <= 0:
+            raise ValueError(
+                f"crop {self.crop}, lr {self.lr}, temperature {self.temperature}: expected numbers above 0"
+            )
         for name in ("gamma", "brightness", "tint"):
             low, high = getattr(self, name)
             if not 0 < low <= high:

@@ -14,6 +14,7 @@ from data import DataError
 from dino_dense import Backbone, load_backbone
 from dino_dense.distributed import World
 from dino_dense.probes.depth import sig_loss
+from dino_dense.probes.depth_memory import DepthMemory, patch_depths
 from dino_dense.probes.depth_schedule import lr_factor, momentum
 from dino_dense.probes.depth_training import (
     DepthHead,
@@ -108,6 +109,41 @@ def test_gray_levels_are_depths(tmp_path: Path, changes: dict):
     assert 0 <= scores["delta1"] <= scores["delta2"] <= scores["delta3"] <= 100
     curve = pd.read_csv(tmp_path / "out" / "curve.csv")
     assert curve["lr"].max() <= SMALL["lr"]
+
+
+def test_gray_levels_are_depths_of_their_neighbors(tmp_path: Path):
+    """Nothing is trained; a patch at the border of the halves has a depth between theirs."""
+    root = tree(tmp_path / "set")
+    changes = {"head": "neighbors", "augment": False, "neighbors": 5, "memory_size": 80}
+    assert run(root, tmp_path / "out", gray_backbone(), **changes)["RMSE"] < CONSTANT / 2
+    assert run(root, tmp_path / "noise", noise_backbone(), **changes)["RMSE"] > 0.9 * CONSTANT
+    assert not (tmp_path / "out" / "curve.csv").exists()
+    with pytest.raises(ValueError, match="memory_size 7 is less than a patch of each of 8 images"):
+        run(root, tmp_path / "none", gray_backbone(), **changes | {"memory_size": 7})
+    with pytest.raises(ValueError, match="9 neighbors of a memory of 8 patches"):
+        run(root, tmp_path / "few", gray_backbone(), **changes | {"memory_size": 8, "neighbors": 9})
+
+
+def test_a_patch_has_the_mean_depth_of_its_measured_pixels():
+    meters = torch.zeros(1, 5, 8)
+    meters[0, 0, 0], meters[0, 1, 1], meters[0, 4, 7] = 2.0, 4.0, 7.0
+    depths = patch_depths(meters, 4)  # padded by a row above and two below
+    assert depths.shape == (1, 2, 2)
+    assert depths[0].tolist() == [[pytest.approx(3.0), 0.0], [0.0, pytest.approx(7.0)]]
+
+
+def test_a_memory_of_all_patches_is_that_of_a_loop():
+    torch.manual_seed(0)
+    features, meters = nn.functional.normalize(torch.randn(20, 6), dim=-1), 1 + torch.rand(20)
+    config = DepthProbe(head="neighbors", neighbors=3, temperature=0.1)
+    tokens = torch.randn(2, 6, 2, 3)
+    ours = DepthMemory(features, meters, config)(tokens)
+    assert ours.shape == (2, 1, 2, 3)
+    for image, row, column in ((0, 0, 0), (1, 1, 2)):
+        query = nn.functional.normalize(tokens[image, :, row, column], dim=0)
+        values, rows = (features @ query).topk(3)
+        expected = (values / 0.1).softmax(0) @ meters[rows]
+        assert ours[image, 0, row, column] == pytest.approx(expected.item(), abs=1e-5)
 
 
 @pytest.mark.parametrize(("size", "patch"), [((480, 640), 14), ((44, 61), 8), ((16, 16), 8)])
