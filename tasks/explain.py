@@ -148,9 +148,11 @@ def explain(study: Study, pairs: int, world: distributed.World) -> list[Swap]:
     fields = study.differing()
     if not fields:
         raise ValueError(f"{' and '.join(study.names)} have the same constants with these options: nothing to explain.")
+    from dino_dense.backbone.remembering import RememberingBackbone
+
     device = distributed.resolve_device(study.options.device, world.local_rank)
     seed_everything(study.options.seed)
-    backbone = open_backbone(study.options, device)
+    backbone: Backbone = RememberingBackbone(open_backbone(study.options, device))
     measured = [measure_swap(study, part, backbone, device, world) for part in ((), fields)]
     for swap in measured:
         if swap.score is None:

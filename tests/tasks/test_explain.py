@@ -43,7 +43,7 @@ def test_other_words_are_refused(words: list[str], message: str):
 
 def study_of(out: Path, **second: object) -> Study:
     first = IncontextConfig(
-        size=48, mean=None, std=None, augment=False, epochs=1, memory_size=600, neighbors=(5,), matching="own"
+        size=32, mean=None, std=None, augment=False, epochs=1, memory_size=300, neighbors=(5,), matching="own"
     )
     options = RunOptions(ckpt=RANDOM, device="cpu")
     return Study(get("incontext"), ("a", "b"), first, dataclasses.replace(first, **second), options, out)
