@@ -288,6 +288,7 @@ TASK = Task(
     measure=measure,
     draw=draw,
     at_size=sized_by("size"),
+    upsamples=True,
     smoke=ClusterConfig(
         size=96, mean=None, std=None, clusters=0, components=8, starts=2, seeds=(0, 1), drop_last=False
     ),

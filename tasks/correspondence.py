@@ -398,6 +398,7 @@ TASK = Task(
     measure=measure,
     draw=draw,
     at_size=sized_by("image_size"),
+    upsamples=True,
     smoke=CorrespondenceConfig(image_size=192, max_pairs=2),
     versions=versions("matching", "keypoint scores"),
 )

@@ -185,6 +185,7 @@ TASK = Task(
     open=open_data,
     measure=measure,
     draw=draw,
+    upsamples=True,
     smoke=DepthConfig(
         steps=80,
         batch_size=8,

@@ -339,6 +339,7 @@ TASK = Task(
     measure=measure,
     draw=draw,
     at_size=sized_by("size"),
+    upsamples=True,
     smoke=IncontextConfig(size=96, mean=None, std=None, augment=False, epochs=1, memory_size=2000, neighbors=(10,)),
     versions=versions("memory", "matched classes"),
 )

@@ -128,6 +128,7 @@ TASK = Task(
     measure=measure,
     draw=draw,
     at_size=sized_by("crop"),
+    upsamples=True,
     smoke=SegprobeConfig(steps=60, crop=96, augment=False, lr=1e-2, evaluations=1, window="whole"),
     versions=versions("pixel probe", "segmentation scores"),
 )

@@ -77,6 +77,8 @@ class Backbone:
 
     Attributes:
         patch_size: pixels a feature cell spans; image sides must be multiples of it.
+        input_patch: pixels a patch of the network spans; the same unless patch tokens are upsampled.
+        upsampled: a sentence on how patch tokens are upsampled; empty where they are not.
         embed_dim: channels C.
         depth: number of layers that `layers` can name.
         num_heads: attention heads, 0 where there is no attention.
@@ -115,6 +117,7 @@ class Backbone:
         self.mean, self.std = mean, std
         self.dtype = torch.float32
         self.patch_size, self.embed_dim = self.reader.patch_size, self.reader.embed_dim
+        self.input_patch, self.upsampled = self.patch_size, ""
         self.depth, self.num_heads = self.reader.depth, self.reader.num_heads
         self.provides = self.reader.provides
         self.uniform_width, self.nonnegative_maps = self.reader.uniform_width, self.reader.nonnegative_maps
@@ -197,10 +200,10 @@ class Backbone:
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(f"images must be float [B, 3, H, W], got {images.dtype} {tuple(images.shape)}.")
         height, width = images.shape[-2:]
-        if height % self.patch_size or width % self.patch_size or not height * width:
+        if height % self.input_patch or width % self.input_patch or not height * width:
             raise ValueError(
                 f"image is {height}x{width} (HxW); both sides must be multiples of {self.name}'s patch size "
-                f"{self.patch_size}. Resize or pad it."
+                f"{self.input_patch}. Resize or pad it."
             )
         unknown = want - KINDS
         if unknown or not want <= self.provides:

@@ -22,6 +22,7 @@ class RememberingBackbone(Backbone):
 
     def __init__(self, backbone: Backbone, limit: int = KEPT_BYTES) -> None:
         self.__dict__.update(backbone.__dict__)
+        self.read = type(backbone).extract
         self.limit, self.kept_bytes = limit, [0]
         self.kept: dict[bytes, dict[str, Tensor]] = {}
 
@@ -42,7 +43,7 @@ class RememberingBackbone(Backbone):
         new = [index for index, key in enumerate(keys) if key not in self.kept]
         rows: dict[bytes, dict[str, Tensor]] = {}
         if new or not keys:
-            fresh = super().extract(images[new], want, layers, norm=norm)
+            fresh = self.read(self, images[new], want, layers, norm=norm)
             for row, index in enumerate(new):
                 rows[keys[index]] = {kind: fresh[kind][row].cpu() for kind in kinds}
                 self._keep(keys[index], rows[keys[index]])

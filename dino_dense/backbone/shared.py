@@ -105,7 +105,12 @@ def share_layers(backbone: Backbone, max_bytes: int) -> SharedLayers:
 
     Args:
         max_bytes: of the features that are kept for later layers.
+
+    Raises:
+        ValueError: its patch tokens are upsampled.
     """
+    if backbone.upsampled:
+        raise ValueError("a sweep over layers measures patch tokens as they are: leave out --upsampling.")
     shared = SharedLayers.__new__(SharedLayers)
     vars(shared).update(vars(backbone))
     shared.store = LayerStore(max_bytes)

@@ -47,7 +47,25 @@ class OneCheckpoint:
 
 
 @dataclass(frozen=True)
-class RunOptions(OneCheckpoint, MeasuringOptions):
+class UpsamplingOptions:
+    """Finer patch tokens (tasks on patch tokens: segprobe, incontext, cluster, depth, correspondence)"""
+
+    upsampling: int = 1
+    """Factor of the grid of patch tokens; a divisor of the patch size."""
+    upsampler: str = "bilinear"
+    """bilinear, or FILE.py:NAME, whose NAME is up(image, features, size) or returns it (a torch.hub entry point). The
+    file is run, and bilinear is measured beside it."""
+
+    def __post_init__(self) -> None:
+        if self.upsampling < 1 or (self.upsampling == 1 and self.upsampler != "bilinear"):
+            raise ValueError(
+                f"upsampling is {self.upsampling} with upsampler {self.upsampler}: expected --upsampling 2 or more; 1 "
+                "takes the patch tokens as they are"
+            )
+
+
+@dataclass(frozen=True)
+class RunOptions(OneCheckpoint, UpsamplingOptions, MeasuringOptions):
     """Backbone, results folder and device (every task)"""
 
 

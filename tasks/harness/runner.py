@@ -117,6 +117,8 @@ def run_one(
     world = world or distributed.World()
     if task.fixed_layers and options.layers != (-1,):
         raise ValueError(f"{task.name}: layers is {options.layers}, but {task.fixed_layers}. Leave it out.")
+    if options.upsampling > 1 and not task.upsamples:
+        raise ValueError(f"{task.name} does not measure patch tokens on a grid of any size: leave out --upsampling.")
     needs_backbone = task.needs_backbone(config)
     if needs_backbone and backbone is None:
         check_has_checkpoint(options)
@@ -128,7 +130,9 @@ def run_one(
     else:
         backbone = device = None
     identity = run_identity(task, options, config, backbone, opened)
-    session = Session(_results_folder(task, options, config, backbone), world, device, options.seed, identity, pieces)
+    out = _results_folder(task, options, config, backbone)
+    beside = beside_bilinear(task, options, config, device, world, backbone, opened, out)
+    session = Session(out, world, device, options.seed, identity, pieces)
     reset_peak_memory(device)
     start = time.perf_counter()
     again = lost_workers_explained(then="Then give the same command again.")
@@ -139,7 +143,7 @@ def run_one(
         outcome = measured(task, backbone, opened.data, config, session)
     seconds = time.perf_counter() - start
     report = dataclasses.replace(
-        _report(task, options, config, outcome, (*opened.notices, *lines)),
+        _report(task, options, config, outcome, (*beside, *opened.notices, *lines)),
         checkpoint=describe_checkpoint(backbone),
         data=dataclasses.asdict(_facts_of(opened.data, options)),
         environment=environment(device=device, dtype=options.dtype, seed=options.seed, commits=session.commits),
@@ -148,6 +152,29 @@ def run_one(
     )
     session.once(_write, session, report, outcome, options, config)
     return report
+
+
+def beside_bilinear(
+    task: Task,
+    options: RunOptions,
+    config: Any,
+    device: torch.device | None,
+    world: distributed.World,
+    backbone: Backbone | None,
+    opened: Opened,
+    out: Path,
+) -> tuple[str, ...]:
+    """Measure bilinear upsampling to the same grid, in a folder beside `out`, if another upsampler is measured."""
+    if backbone is None or options.upsampler == "bilinear":
+        return ()
+    from dino_dense.backbone.upsampling import UpsampledBackbone
+
+    plain = UpsampledBackbone(backbone, "bilinear", options.upsampling)
+    folder = out.with_name(f"{out.name}-bilinear")
+    options = dataclasses.replace(options, upsampler="bilinear", out=str(folder))
+    report = run_one(task, options, config, device=device, world=world, backbone=plain, opened=opened)
+    scores = ", ".join(f"{score.metric} {score.value:.2f}" for score in report.scores)
+    return (f"Bilinear upsampling by {options.upsampling} has {scores} ({folder.name}).",)
 
 
 def _report(task: Task, options: RunOptions, config: Any, outcome: Outcome, notices: Sequence[str]) -> Report:
@@ -212,15 +239,33 @@ def open_backbone(options: RunOptions, device: torch.device) -> Backbone:
     )
     for note in backbone.notes:
         print(f"NOTE: {options.ckpt}: {note}", file=sys.stderr)
-    return backbone.to(device, DTYPES[options.dtype]).with_layers(options.layers, options.norm)
+    backbone = backbone.to(device, DTYPES[options.dtype]).with_layers(options.layers, options.norm)
+    if options.upsampling == 1:
+        return backbone
+    from dino_dense.backbone.upsampling import UpsampledBackbone
+
+    return UpsampledBackbone(backbone, options.upsampler, options.upsampling)
 
 
 def layer_note(read: RunOptions | Backbone) -> str:
-    """A note on the measured layers, unless they are the default (the last, after the final norm)."""
+    """A note on the measured layers and upsampling, unless they are the default (the last, after the final norm)."""
+    finer = upsampling_note(read)
     if read.layers == (-1,) and read.norm:
-        return ""
+        return finer
     layers = ", ".join(map(str, read.layers))
-    return f"Features of layers {layers} (-1 is the last), {'after' if read.norm else 'before'} the final norm."
+    note = f"Features of layers {layers} (-1 is the last), {'after' if read.norm else 'before'} the final norm."
+    return f"{note} {finer}".strip()
+
+
+def upsampling_note(read: RunOptions | Backbone) -> str:
+    """A note on the upsampling of patch tokens, if there is one."""
+    if not isinstance(read, RunOptions):
+        return read.upsampled
+    if read.upsampling == 1:
+        return ""
+    from dino_dense.backbone.upsampling import describe_upsampling
+
+    return describe_upsampling(read.upsampler, read.upsampling)
 
 
 def _facts_of(data: OpenedData, options: RunOptions) -> DataFacts:

@@ -90,6 +90,8 @@ class Task(Generic[Config, Data]):
     pieces: Callable[[Config, Backbone], frozenset[str]] = lambda config, backbone: frozenset()
     """Pieces of image features (`tasks.images.features`) that a run needs, so that tasks on a data set share a pass."""
 
+    upsamples: bool = False
+    """Whether it measures patch tokens on any grid, so that they may be upsampled (--upsampler)."""
     versions: Mapping[str, int] = field(default_factory=dict)
     """Versions of the code that makes its numbers, without the backbone's (`dino_dense.versions`); raise a version when
     a number changes."""
