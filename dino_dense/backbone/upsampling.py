@@ -1,7 +1,8 @@
 """A backbone whose patch tokens are upsampled: every measure on patch tokens then runs on a finer grid.
 
 Shapes: B images, C channels, h x w patches, H x W pixels, f the factor. The contract is that of AnyUp, JAFAR and
-others: `up(image, features, size)` with the normalized image [B, 3, H, W] and features [B, C, h, w] gives [B, C, *size].
+others: `up(image, features, size)` with the normalized image [B, 3, H, W] and features [B, C, h, w] gives
+[B, C, *size].
 """
 
 import hashlib
