@@ -215,7 +215,7 @@ def _video(
         name=name,
         frames=tuple(kept),
         given={index[stem]: path for stem, path in masks.items()},
-        wanted=frozenset(index.values()) if meta is None else _wanted(name, meta[name], stems, index),
+        wanted=frozenset(index.values()) if meta is None else _wanted(frames, meta[name], stems, index),
         truth={index[stem]: path for stem, path in true.items() if stem in index},
         first_only=kind == "lvos",
     )
@@ -229,12 +229,13 @@ def _video(
 
 
 def _wanted(
-    name: str, objects: Mapping[int, Sequence[str]], stems: Sequence[str], index: Mapping[str, int]
+    frames: Path, objects: Mapping[int, Sequence[str]], stems: Sequence[str], index: Mapping[str, int]
 ) -> frozenset[int]:
     """Frames that meta.json names for any object; frames before the first mask cannot be written."""
-    named = {frame for frames in objects.values() for frame in frames}
+    named = {frame for listed in objects.values() for frame in listed}
     if missing := sorted(named - set(stems)):
         raise DataError(
-            f"meta.json names frame {missing[0]} of video {name!r}, which is not there ({len(missing)} such)."
+            f"{frames}: meta.json names frame {missing[0]} of video {frames.name!r}, which is not there "
+            f"({len(missing)} such). Unpack all frames."
         )
     return frozenset(index[frame] for frame in named if frame in index)
