@@ -46,3 +46,12 @@ def test_rows_are_added_to_the_table_of_results(tmp_path: Path, monkeypatch: pyt
     header, *lines = (tmp_path / "results.csv").read_text().splitlines()
     assert header.startswith("date,commit,machine,threads,benchmark,work,plain,ours,unit")
     assert len(lines) == 2
+
+
+def test_a_table_of_a_document_is_replaced_between_its_marks(tmp_path: Path):
+    document = tmp_path / "a.md"
+    document.write_text("before\n<!-- x -->\nold\n<!-- end of x -->\nafter\n")
+    bench.write_between(document, "x", "new")
+    assert document.read_text() == "before\n<!-- x -->\nnew\n<!-- end of x -->\nafter\n"
+    with pytest.raises(ValueError, match="no marks <!-- y -->"):
+        bench.write_between(document, "y", "new")
