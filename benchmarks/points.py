@@ -90,15 +90,15 @@ def network_seconds(side: int) -> float:
     return seconds_of(lambda: [backbone.extract(image) for _ in range(TIMED)]) / TIMED
 
 
-def median_seconds(call: Callable[[], Any]) -> float:
-    """Of `REPEATS` calls, after one that is not counted."""
-    call()
-    return statistics.median(seconds_of(call) for _ in range(REPEATS))
+def median_seconds(call: Callable[[], Any], repeats: int = REPEATS) -> float:
+    """Of some calls."""
+    return statistics.median(seconds_of(call) for _ in range(repeats))
 
 
 def tracking_rows() -> list[Row]:
     """Seconds beside the network's, memory beside the features', linear in frames and points."""
     features = video(FRAMES)
+    track(features, POINTS)  # not counted
     whole = median_seconds(lambda: track(features, POINTS))
     few_frames = median_seconds(lambda: track(features[: FRAMES // 4], POINTS))
     few_points = median_seconds(lambda: track(features, POINTS // 4))
@@ -131,8 +131,9 @@ def tracking_rows() -> list[Row]:
 def correspondence_rows(rules: Rules) -> list[Row]:
     """Seconds beside the network's, memory, linear in pairs."""
     maps = images(rules)
-    whole = median_seconds(lambda: find(rules, maps, PAIRS))
-    few = median_seconds(lambda: find(rules, maps, PAIRS // 4))
+    find(rules, maps, 1)  # not counted
+    whole = median_seconds(lambda: find(rules, maps, PAIRS), repeats=1)  # the pixels of dift take a minute or more
+    few = median_seconds(lambda: find(rules, maps, PAIRS // 4), repeats=1)
     work = f"{PAIRS} pairs, {KEYPOINTS} points each, {rules} at {SIDES[rules]} pixels"
     network = 2 * PAIRS * network_seconds(SIDES[rules])
     note = f"plain: ViT-S/16 fp32 on both images of each pair, {TIMED} timed"
