@@ -18,6 +18,8 @@ from dino_dense.pretrain.objectives.koleo import KoleoOptions
 from dino_dense.pretrain.objectives.paka import PakaOptions
 from dino_dense.pretrain.optim import OptimizationOptions
 from dino_dense.pretrain.options import COUNT, NOT_NEGATIVE, Ranges
+from dino_dense.pretrain.start import StartOptions
+from dino_dense.pretrain.watch import WatchOptions
 
 FREE_ON_RESUME = frozenset(
     {
@@ -25,7 +27,7 @@ FREE_ON_RESUME = frozenset(
         # BatchNorm, whose statistics are over a micro-batch. Pictures are compared by number and names, not by path.
         *("data", "out", "resume", "device", "num_workers", "accumulate"),
         *("max_steps", "log_every", "save_every", "keep"),
-        *("compile", "pack", "on_bad_sample", "max_bad_samples"),
+        *("compile", "pack", "on_bad_sample", "max_bad_samples", "watch", "watch_every", "rollback"),
     }
 )
 """Fields that may differ between a run and its continuation."""
@@ -34,6 +36,7 @@ FREE_ON_RESUME = frozenset(
 @dataclass(frozen=True)
 class PretrainConfig(
     NetworkOptions,
+    StartOptions,
     DinoOptions,
     IbotOptions,
     KoleoOptions,
@@ -41,6 +44,7 @@ class PretrainConfig(
     PakaOptions,
     CropOptions,
     OptimizationOptions,
+    WatchOptions,
     BadSampleOptions,
 ):
     """Data, output, machine"""

@@ -182,19 +182,19 @@ class DropPathKeys:
         self._next_group()
 
 
-def build_network(options: NetworkOptions, crops: CropOptions, *, needs_patches: bool = False) -> MultiCropNetwork:
-    """A student with weights drawn from the global generator.
+def build_network(
+    options: NetworkOptions, crops: CropOptions, *, needs_patches: bool = False, body: nn.Module | None = None
+) -> MultiCropNetwork:
+    """A student with weights drawn from the global generator, or with a body that exists (`start.trainable_copy`).
 
     Raises:
         ValueError: an unknown architecture, an architecture without a required property, or a crop size that is no
             multiple of the patch size.
     """
     arch = options.arch
-    backbone = build_module(arch, drop_path_rate=options.drop_path_rate, img_size=crops.global_crop_size)
+    backbone = _new_body(options, crops) if body is None else body
     if not hasattr(backbone, "cls_token"):
         _remove_drop_path(backbone)
-    if isinstance(backbone, DinoViT):
-        nn.init.trunc_normal_(backbone.cls_token, std=CLASS_TOKEN_STD)
     _check_crop_sizes(backbone, arch, crops)
     if options.pack and not isinstance(backbone, DinoViT):
         raise ValueError(f"pack is on, but {arch} is none of the vit_{{SIZE}}_patch{{P}}_{{PIXELS}}: leave it off")
@@ -206,6 +206,13 @@ def build_network(options: NetworkOptions, crops: CropOptions, *, needs_patches:
     if not hasattr(backbone, "blocks"):
         backbone = backbone.to(memory_format=torch.channels_last)  # fastest for convolutions
     return MultiCropNetwork(backbone, options.pack, needs_patches)
+
+
+def _new_body(options: NetworkOptions, crops: CropOptions) -> nn.Module:
+    body = build_module(options.arch, drop_path_rate=options.drop_path_rate, img_size=crops.global_crop_size)
+    if isinstance(body, DinoViT):
+        nn.init.trunc_normal_(body.cls_token, std=CLASS_TOKEN_STD)
+    return body
 
 
 def teacher_of(student: MultiCropNetwork) -> MultiCropNetwork:

@@ -1,5 +1,6 @@
 """The run folder: config, exact training state, and the rules for starting and resuming a run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from dino_dense.training.optimizer_state import load_optimizer_tensors, optimize
 CONFIG_FILE = "config.yaml"
 EARLIER_FILE = "earlier-{}.safetensors"
 """Training states before the last: 1 is the youngest."""
+BEST_FILE = "best.safetensors"
+"""With rollback: the training state with the best measurements."""
 DAMAGED = ".damaged"
 """Suffix of a checkpoint that was unreadable and skipped."""
 EARLIER_NAMES = {
@@ -93,19 +96,43 @@ def save_state(
     Each file is replaced atomically. The teacher comes first: after a crash in between, the run repeats the steps
     since the last state, and makes the same teacher again. Older states stay as RUN/earlier-N.safetensors.
     """
-    about = {"step": step, "config": schema.to_plain(config), "images": fingerprint}
-    body = describe(state.teacher.backbone)
+    about = _about(step, config, fingerprint)
+    save_backbone(run / TEACHER_FILE, state.teacher.backbone, extra=about)
+    fresh = run / EARLIER_FILE.format(0)
+    _write_state(fresh, state, about, config, world_size)
+    _rotate(run, config.keep)
+    fresh.replace(run / STATE_FILE)
+
+
+def save_best(
+    run: Path, state: TrainingState, step: int, config: PretrainConfig, fingerprint: str, world_size: int
+) -> None:
+    """Write RUN/best.safetensors, the full state, beside the states that `save_state` rotates."""
+    _write_state(run / BEST_FILE, state, _about(step, config, fingerprint), config, world_size)
+
+
+def load_best(run: Path, state: TrainingState) -> int:
+    """Load RUN/best.safetensors into the state. Returns its step."""
+    tensors, metadata = read_tensors(run / BEST_FILE)
+    _put_in_place(tensors, state)
+    state.scaler.load_state_dict(metadata["scaler"])
+    return int(metadata["step"])
+
+
+def _about(step: int, config: PretrainConfig, fingerprint: str) -> dict[str, Any]:
+    return {"step": step, "config": schema.to_plain(config), "images": fingerprint}
+
+
+def _write_state(
+    path: Path, state: TrainingState, about: Mapping[str, Any], config: PretrainConfig, world_size: int
+) -> None:
     extra = {
-        "architecture": body,
+        "architecture": describe(state.teacher.backbone),
         "scaler": state.scaler.state_dict(),
         "world_size": world_size,
         "statistics_over": _statistics_over(state.learner, config, world_size),
     }
-    save_backbone(run / TEACHER_FILE, state.teacher.backbone, extra=about)
-    fresh = run / EARLIER_FILE.format(0)
-    write_tensors(fresh, _tensors(state), {**about, **extra})
-    _rotate(run, config.keep)
-    fresh.replace(run / STATE_FILE)
+    write_tensors(path, _tensors(state), {**about, **extra})
 
 
 def dump_state(path: Path, state: TrainingState, step: int) -> None:

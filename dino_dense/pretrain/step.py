@@ -4,6 +4,7 @@ Shapes: B images per step over all processes, b images in one micro-batch, V vie
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from dino_dense.backbone.cpu_attention import fast_attention
+from dino_dense import distributed
 from dino_dense.distributed import World
 from dino_dense.pretrain import objectives, optim
 from dino_dense.pretrain.batches import MicroBatch
@@ -21,6 +23,7 @@ from dino_dense.pretrain.crops import prepare
 from dino_dense.pretrain.network import DropPathKeys, MultiCropNetwork, build_network, compile_blocks, teacher_of
 from dino_dense.pretrain.objective import Objective, Step, Terms, Views
 from dino_dense.pretrain.optim import Schedules
+from dino_dense.pretrain.start import HeadsFirst, freeze, load_heads, open_start, trainable_copy
 from dino_dense.training.batchnorm import synchronized
 from dino_dense.training.gradients import clip_gradients, gradients_in_step
 from dino_dense.training.precision import autocast, autocast_dtype, grad_scaler
@@ -40,6 +43,9 @@ class Total(NamedTuple):
 
 class Learner(nn.Module):
     """All trained modules: the student, and the objectives with their heads."""
+
+    heads_first: HeadsFirst | None = None
+    """Of a run whose heads learn alone at first."""
 
     def __init__(self, student: MultiCropNetwork, parts: nn.ModuleDict) -> None:
         super().__init__()
@@ -115,6 +121,8 @@ class OptimizerStep:
     ) -> None:
         self.config, self.schedules, self.device = config, schedules, device
         self.steps_per_epoch = steps_per_epoch
+        self.begins_with: list[str] = []
+        """Lines for the user: where the weights of a run with `start` are from. The config then names its arch."""
         self.grid: tuple[int, int] | None = None
         """Patches of a global crop (h, w), if an objective needs patch tokens."""
         learner, teacher = self._build()
@@ -135,24 +143,36 @@ class OptimizerStep:
     def _lr_of(self, learner: Learner) -> Callable[[str], float]:
         """Name of a parameter -> factor on its learning rate."""
         decay, patch_embed = self.config.layer_decay, self.config.patch_embed_lr
+        backbone_lr = self.config.backbone_lr
         if decay == patch_embed == 1:
-            return lambda name: 1.0
+            return lambda name: backbone_lr if name.startswith("student.backbone.") else 1.0
         blocks = getattr(learner.student.backbone, "blocks", None)
         if blocks is None:
             raise ValueError(
                 f"layer_decay is {decay} and patch_embed_lr {patch_embed}, but {self.config.arch} has no blocks: set 1"
             )
-        return lambda name: optim.lr_multiplier(name, len(blocks), decay, patch_embed)
+        depth = len(blocks)
+
+        def lr_of(name: str) -> float:
+            part = backbone_lr if name.startswith("student.backbone.") else 1.0
+            return part * optim.lr_multiplier(name, depth, decay, patch_embed)
+
+        return lr_of
 
     def _build(self) -> tuple[Learner, MultiCropNetwork]:
         """All networks, with weights drawn from the seed."""
+        body = self._start_body() if self.config.start else None
         config = self.config
         needs_patches = any(objectives.get(name).needs_patches for name in config.objectives)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            student = build_network(config, config, needs_patches=needs_patches)
+            student = build_network(config, config, needs_patches=needs_patches, body=body)
             parts = objectives.build(config.objectives, config, int(student.backbone.num_features))
         learner = Learner(student, parts)
+        if config.start:
+            self.begins_with += load_heads(config, learner.parts())
+        if config.heads_first:
+            learner.heads_first = HeadsFirst(config.heads_first)
         if needs_patches:
             side = config.global_crop_size // student.backbone.shape.patch_size
             self.grid = (side, side)
@@ -161,7 +181,18 @@ class OptimizerStep:
         teacher = teacher_of(student)
         for part in learner.parts().values():
             part.connect(learner.parts(), teacher)
+        freeze(student.backbone, config.trainable)
         return learner, teacher
+
+    def _start_body(self) -> nn.Module:
+        """The body of the checkpoint that the run begins with; the config gets its architecture."""
+        config = self.config
+        start = open_start(config)
+        if config.arch not in (PretrainConfig.arch, start.name):
+            raise ValueError(f"arch is {config.arch}, but start is a {start.name}: leave arch out")
+        self.config = replace(config, arch=start.name)
+        self.begins_with += [f"begins with the weights of {config.start} ({start.name})", *start.notes]
+        return trainable_copy(start.module, config.drop_path_rate)
 
     def moment(self, number: int) -> Step:
         """The `Step` with this number (0-based)."""
@@ -184,6 +215,9 @@ class OptimizerStep:
             strict=True,
         )
         scaler.unscale_(optimizer)
+        if self.rests(number):
+            for parameter in learner.student.backbone.parameters():
+                parameter.grad = None
         grad_norm = clip_gradients(learner.parameters(), self.config.clip_grad, self.config.clip_mode)
         for part in learner.parts().values():
             part.hold_gradients(step)
@@ -198,7 +232,14 @@ class OptimizerStep:
         for name, part in learner.parts().items():
             part.after_step(mean.statistics[name])
         optim.update_teacher(self.followers, self.leaders, float(self.schedules.momentum[number]))
+        if learner.heads_first is not None and self.rests(number):
+            learner.heads_first.record(distributed.all_reduce_mean(mean.loss.clone()))
         return measured
+
+    def rests(self, number: int) -> bool:
+        """Whether only the heads learn in step `number`."""
+        heads_first = self.state.learner.heads_first
+        return heads_first is not None and heads_first.rests(number)
 
     def forward_backward(self, batch: MicroBatch, step: Step, *, is_last: bool) -> tuple[Total, Tensor]:
         """Add a micro-batch's gradients. Returns the terms without gradient, and the teacher's features [2*b, C]."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from dino_dense import distributed
+from dino_dense.backbone.checkpoints import save_backbone
 from dino_dense.distributed import World
 from dino_dense.loaders import lost_workers_explained
 from dino_dense.pretrain import run_folder
@@ -19,6 +20,16 @@ from dino_dense.pretrain.monitor import Monitor, feature_spectrum
 from dino_dense.pretrain.optim import build_schedules
 from dino_dense.pretrain.run_folder import ResumePoint
 from dino_dense.pretrain.step import Measured, OptimizerStep
+from dino_dense.pretrain.watch import (
+    CHECKPOINT_FILE,
+    WORSE,
+    Measure,
+    MeasureError,
+    Watcher,
+    WorseError,
+    in_own_process,
+    lines_of,
+)
 from dino_dense.threads import processors
 from dino_dense.training.precision import fastest_dtype
 from dino_dense.training.signals import stop_signals
@@ -65,6 +76,7 @@ class Trainer:
         self.plan = pretraining_plan(len(images), config, world)
         schedules = build_schedules(config, self.plan.steps_per_epoch)
         self.stepper = OptimizerStep(config, schedules, self.plan.steps_per_epoch, world, device)
+        self.config = config = self.stepper.config  # which knows the architecture of `start`
         self.resume_point: ResumePoint | None = None
         if resumes:
             self.resume_point = run_folder.load_state(
@@ -73,6 +85,8 @@ class Trainer:
         self.step = self.resume_point.step if self.resume_point else 0
         self.monitor: Monitor | None = None
         """In the main process during training."""
+        self.measure: Measure | None = None
+        """How to measure the teacher (`watch`); None: by the tasks' command."""
 
     def train(self) -> TrainResult:
         """Train to the end, or to the first SIGINT or SIGTERM, which saves a checkpoint."""
@@ -86,10 +100,16 @@ class Trainer:
             closing(self._micro_batches()) as batches,
         ):
             self._say_where_it_begins()
+            watcher = self._watcher(received)
+            if watcher and not self.step:
+                self._watch(watcher)
             while self.step < plan.last_step:
                 micro_batches = [next(batches) for _ in range(config.accumulate)]
+                rested = self.stepper.rests(self.step)
                 measured = self.stepper.run(self.step, micro_batches, guard.skips)
                 self.step += 1
+                if rested and not self.stepper.rests(self.step):
+                    self.say(f"{self.run}: the heads have learned alone for {self.step} steps; now the backbone too")
                 guard.record(measured, micro_batches)
                 if self.monitor:
                     self.monitor.tick()
@@ -104,6 +124,8 @@ class Trainer:
                 if stopped:
                     self._say_how_to_resume()
                     return TrainResult(self.step, received[0] if received else int(signal.SIGTERM))
+                if watcher and self._is_due(config.watch_every or plan.steps_per_epoch):
+                    self._watch(watcher)
         return TrainResult(self.step, None)
 
     def _is_due(self, every: int) -> bool:
@@ -115,6 +137,50 @@ class Trainer:
             workers = min(MAX_WORKERS, processors())
         pin = self.device.type == "cuda"
         return build_loader(self.images, self.plan, self.step, self.config, workers, pin)
+
+    # --- Watching ---
+
+    def _watcher(self, received: list[int]) -> Watcher | None:
+        config = self.config
+        if not config.watch:
+            return None
+        measure = self.measure or in_own_process(config.device, lambda: bool(received))
+        return Watcher(self.run, config.watch, measure, writes=self.world.is_main)
+
+    def _watch(self, watcher: Watcher) -> None:
+        """Measure the teacher in the main process; the others wait, and raise what it raises."""
+        errors: list[ValueError] = []
+        if self.world.is_main:
+            try:
+                self._measure(watcher)
+            except (WorseError, MeasureError) as error:
+                errors.append(error)
+        for error in distributed.gather_objects(errors):
+            raise error
+
+    def _measure(self, watcher: Watcher) -> None:
+        state, fingerprint, world = self.stepper.state, self.images.fingerprint, self.world.size
+        checkpoint = watcher.folder / CHECKPOINT_FILE
+        save_backbone(checkpoint, state.teacher.backbone, extra={"step": self.step})
+        rows = watcher.measured(self.step, checkpoint)
+        if rows is None:  # stopped by a signal
+            return
+        for line in lines_of(rows):
+            self.say(f"{self.run}: step {self.step}: {line}")
+        if not self.config.rollback:
+            return
+        worse = rows[rows["verdict"] == WORSE]
+        if not len(worse):
+            if watcher.is_best(self.step):
+                run_folder.save_best(self.run, state, self.step, self.config, fingerprint, world)
+            return
+        best = run_folder.load_best(self.run, state)
+        run_folder.save_state(self.run, state, best, self.config, fingerprint, world)
+        raise WorseError(
+            f"{self.run}: stopped at step {self.step}, worse than at the start: {'; '.join(lines_of(worse))}. The best "
+            f"state, of step {best}, is restored as {run_folder.STATE_FILE} and {run_folder.TEACHER_FILE}. Try a lower "
+            "--lr or --backbone-lr, --heads-first flat, or --trainable last:3."
+        )
 
     # --- What it says, what it writes ---
 
@@ -178,6 +244,8 @@ class Trainer:
 
     def _say_where_it_begins(self) -> None:
         if not self.resume_point:
+            for line in self.stepper.begins_with:
+                self.say(f"{self.run}: {line}")
             return
         for error in self.resume_point.damaged:
             self.say(f"WARNING: {error} An older state is used; this one is kept as *{run_folder.DAMAGED}.")
