@@ -4,6 +4,7 @@ Shapes: B images, h x w patch grid, N = h*w patches, R register tokens, C channe
 """
 
 import difflib
+import functools
 import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar
@@ -128,13 +129,9 @@ class DinoViT(VisionTransformer):
         if (height, width) == (grid, grid):
             return self.pos_embed
         table = self.pos_embed[:, 1:].unflatten(1, (grid, grid)).permute(0, 3, 1, 2)  # [1, C, grid, grid]
-        offset = self.shape.position_offset
-        target: dict[str, Any] = {"size": (height, width)}
-        if offset:
-            target = {"scale_factor": ((height + offset) / grid, (width + offset) / grid)}
-        table = F.interpolate(table, mode="bicubic", antialias=self.shape.position_antialias, **target)
-        if table.shape[-2:] != (height, width):
-            raise RuntimeError(f"positions came out {tuple(table.shape[-2:])}, expected {(height, width)}")
+        rule = self.shape.position_offset, self.shape.position_antialias
+        by_matrices = self.pos_embed.is_cuda and torch.is_grad_enabled()
+        table = (resample_by_matrices if by_matrices else resample)(table, (height, width), *rule)
         return torch.cat([self.pos_embed[:, :1], table.flatten(2).transpose(1, 2)], dim=1)
 
     def _pos_embed(self, x: Tensor) -> Tensor:
@@ -146,6 +143,41 @@ class DinoViT(VisionTransformer):
             registers = self.reg_token.expand(batch, -1, -1)
             tokens = torch.cat([tokens[:, :1], registers, tokens[:, 1:]], dim=1)
         return self.pos_drop(tokens)
+
+
+def resample(table: Tensor, size: tuple[int, int], offset: float, antialias: bool) -> Tensor:
+    """A position table [1, C, g, g'] at another size (h, w): bicubic, with `offset` added to the sides in the factor."""
+    sides = table.shape[-2:]
+    target: dict[str, Any] = {"size": size}
+    if offset:
+        target = {"scale_factor": tuple((new + offset) / old for new, old in zip(size, sides, strict=True))}
+    resampled = F.interpolate(table, mode="bicubic", antialias=antialias, **target)
+    if resampled.shape[-2:] != size:
+        raise RuntimeError(f"positions came out {tuple(resampled.shape[-2:])}, expected {size}")
+    return resampled
+
+
+def resample_by_matrices(table: Tensor, size: tuple[int, int], offset: float, antialias: bool) -> Tensor:
+    """`resample` as two fixed products, up to rounding.
+
+    Bicubic sampling is separable. On CUDA the backward pass of `interpolate` adds in any order; that of a product gives
+    the same bits in every run.
+    """
+    rows, columns = (
+        _resampling_matrix(old, new, offset, antialias, table.device)
+        for old, new in zip(table.shape[-2:], size, strict=True)
+    )
+    with torch.autocast(table.device.type, enabled=False):
+        return rows @ table.float() @ columns.T
+
+
+@functools.lru_cache(maxsize=64)
+def _resampling_matrix(old: int, new: int, offset: float, antialias: bool, device: torch.device) -> Tensor:
+    """[new, old]: the weights of bicubic sampling along one side."""
+    units = torch.eye(old)[None, :, :, None]  # the channels are the unit vectors: [1, old, old, 1]
+    target: dict[str, Any] = {"scale_factor": ((new + offset) / old, 1.0)} if offset else {"size": (new, 1)}
+    sampled = F.interpolate(units, mode="bicubic", antialias=antialias, **target)
+    return sampled[0, :, :, 0].T.contiguous().to(device)
 
 
 def build_module(

@@ -4,6 +4,8 @@ Shapes: n graphs of N nodes; vectors are rows, [n, vectors, N].
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -74,6 +76,17 @@ def leading_pairs(
     return None
 
 
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """A context in which float32 products keep all 24 bits: with --dtype tf32, CUDA would round the integers."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 def exact_product(rows: Tensor, adjacency: Tensor) -> Tensor:
     """rows @ adjacency with float64 accuracy at half the memory, independent of the order of summation.
 
@@ -95,7 +108,8 @@ def exact_product(rows: Tensor, adjacency: Tensor) -> Tensor:
         pieces.append(piece)
         units.append(unit)
         unit = unit * 2.0**-bits
-    products = torch.cat(pieces, dim=1).float() @ adjacency  # [n, PIECES * b, N]
+    with full_float32():
+        products = torch.cat(pieces, dim=1).float() @ adjacency  # [n, PIECES * b, N]
     parts = zip(products.double().chunk(PIECES, dim=1), units, strict=True)
     return torch.stack([product * unit for product, unit in parts]).sum(0)
 

@@ -25,7 +25,7 @@ FREE_ON_RESUME = frozenset(
     {
         # Device, speed, output and length of the run. None changes the mathematics of a step, except accumulate with
         # BatchNorm, whose statistics are over a micro-batch. Pictures are compared by number and names, not by path.
-        *("data", "out", "resume", "device", "num_workers", "accumulate"),
+        *("data", "out", "resume", "device", "deterministic", "num_workers", "accumulate"),
         *("max_steps", "log_every", "save_every", "keep"),
         *("compile", "pack", "on_bad_sample", "max_bad_samples", "watch", "watch_every", "rollback"),
     }
@@ -65,9 +65,12 @@ class PretrainConfig(
     """Seed of weights, order, crops and drop path. (main_dino)"""
     device: str = "auto"
     """auto (CUDA if available), cpu, cuda or cuda:N."""
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    dtype: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     """Autocast type. auto = bf16 on CUDA, or fp16 with loss scaling where the device has no bf16 (main_dino use_fp16);
-    fp32 on the CPU."""
+    fp32 on the CPU. tf32 (CUDA): fp32 with factors of products rounded to 10 bits."""
+    deterministic: bool = False
+    """On CUDA, use slower operations that give the same bits in every run, so that a resumed run is exact there too. On
+    the CPU every run is. Ours."""
     num_workers: int | None = None
     """Loader processes per training process. null: 10 (main_dino), but no more than its share of the CPU cores."""
     log_every: int = 10

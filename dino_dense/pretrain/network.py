@@ -21,7 +21,7 @@ from dino_dense.pretrain.crops import CropOptions
 from dino_dense.pretrain.objective import Views
 from dino_dense.pretrain.options import Options, Ranges
 from dino_dense.training import seeds
-from dino_dense.training.drop_path import replace_drop_path
+from dino_dense.training.drop_path import replace_drop_path, scales
 
 CLASS_TOKEN_STD = 0.02
 """Deviation of the initial class token (dino/vision_transformer.py); timm has 1e-6."""
@@ -165,13 +165,14 @@ class DropPathKeys:
         """Prepare the masks of a micro-batch's two forward passes: 2 global views, then the local views."""
         if not self.modules:
             return
-        numbers = self.uniform(step)[:, :, slots.cpu()].to(device, non_blocking=True)  # [modules, V, b]
+        numbers = scales(self.modules, self.uniform(step)[:, :, slots.cpu()])  # [modules, V, b]
+        numbers = numbers.to(device, non_blocking=True)
         self.pending = [numbers[:, :2].flatten(1), numbers[:, 2:].flatten(1)]
 
     def _next_group(self) -> None:
         if self.modules:
             for module, numbers in zip(self.modules, self.pending.pop(0), strict=True):
-                module.uniform = numbers
+                module.scale = numbers
 
     def _all_groups(self, sizes: Sequence[torch.Size]) -> None:
         """Set the masks of a packed batch: all tokens of a crop use the crop's number."""
@@ -229,12 +230,12 @@ def _remove_drop_path(network: nn.Module) -> None:
                 setattr(block, name, nn.Identity())
 
 
-def compile_blocks(network: MultiCropNetwork) -> None:
+def compile_blocks(network: MultiCropNetwork, backend: str | Callable[..., Any] = "inductor") -> None:
     """Compile the backbone's blocks in place: all blocks share a compilation, and parameter names stay."""
     body = network.backbone
     parts = body.blocks if hasattr(body, "blocks") else body.children()
     for part in parts:
-        part.compile(dynamic=False)
+        part.compile(dynamic=False, backend=backend)
 
 
 def _check_crop_sizes(backbone: nn.Module, arch: str, crops: CropOptions) -> None:

@@ -31,7 +31,7 @@ from dino_dense.pretrain.watch import (
     lines_of,
 )
 from dino_dense.threads import processors
-from dino_dense.training.precision import fastest_dtype
+from dino_dense.training.precision import fastest_dtype, set_products, use_deterministic_operations
 from dino_dense.training.signals import stop_signals
 
 MAX_WORKERS = 10
@@ -68,6 +68,9 @@ class Trainer:
     def __init__(self, config: PretrainConfig, images: ImageSource, world: World, device: torch.device) -> None:
         if config.dtype == "auto":
             config = replace(config, dtype=fastest_dtype(device))
+        set_products(device, config.dtype)
+        if config.deterministic and device.type == "cuda":
+            use_deterministic_operations()
         if config.augment_on == "auto":
             config = replace(config, augment_on="device" if device.type == "cuda" else "loader")
         self.config, self.images, self.world, self.device = config, images, world, device

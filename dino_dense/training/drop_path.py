@@ -5,6 +5,7 @@ and micro-batches, and on every earlier draw.
 """
 
 import re
+from collections.abc import Sequence
 
 import torch
 from timm.layers.drop import DropPath
@@ -17,18 +18,29 @@ class KeyedDropPath(nn.Module):
     def __init__(self, drop_prob: float) -> None:
         super().__init__()
         self.keep_prob = 1.0 - drop_prob
-        self.uniform: Tensor | None = None
-        """[N] in [0, 1): a number for each row of the next batch; from keep_prob on, the row is dropped. [1, N]: the
-        rows are the tokens of one packed batch."""
+        self.scale: Tensor | None = None
+        """[N], of `scales`: the factor of each row of the next batch. [1, N]: the rows are the tokens of one packed
+        batch."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, ...] -> [N, ...]; in training, dropped rows are 0 and the others are divided by keep_prob."""
         if not self.training:
             return x
-        if self.uniform is None:
+        if self.scale is None:
             raise RuntimeError("drop path has no random numbers for this batch: call `set_masks` of its keys first")
-        scale = (self.uniform < self.keep_prob).to(x.dtype) / self.keep_prob
+        scale = self.scale.to(x.dtype)
         return x * scale.view(*scale.shape, *[1] * (x.ndim - scale.ndim))
+
+
+def scales(modules: Sequence[KeyedDropPath], uniform: Tensor) -> Tensor:
+    """Random numbers in [0, 1) [modules, ...] -> factors: 0 from a module's keep_prob on, else 1 / keep_prob.
+
+    One operation for all modules. A compiled block that divided by its own keep_prob would be compiled again for each
+    rate.
+    """
+    keep = torch.tensor([module.keep_prob for module in modules], dtype=uniform.dtype)
+    keep = keep.view(-1, *[1] * (uniform.ndim - 1)).to(uniform.device, non_blocking=True)
+    return (uniform < keep).to(uniform.dtype) / keep
 
 
 def replace_drop_path(network: nn.Module) -> list[KeyedDropPath]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dino_dense.training import seeds
-from dino_dense.training.drop_path import insert_drop_path
+from dino_dense.training.drop_path import insert_drop_path, scales
 from dino_dense.training.seeds import derive_seed, seeded
 from tasks.finetuning.streams import DROP_PATH, HEAD
 
@@ -57,6 +57,8 @@ class DropPathMasks:
 
     def set_masks(self, step: int, slots: Tensor, device: torch.device) -> None:
         """Prepare the masks of a micro-batch with these slots [b]."""
-        uniform = seeds.uniform((len(self.modules), self.batch), DROP_PATH, self.seed, step)[:, slots].to(device)
-        for module, row in zip(self.modules, uniform, strict=True):
-            module.uniform = row
+        if not self.modules:
+            return
+        uniform = seeds.uniform((len(self.modules), self.batch), DROP_PATH, self.seed, step)[:, slots]
+        for module, row in zip(self.modules, scales(self.modules, uniform).to(device), strict=True):
+            module.scale = row

@@ -26,8 +26,8 @@ class MeasuringOptions:
     """Apply the network's final norm to patch and class tokens."""
     device: str = "auto"
     """auto (CUDA if available), cpu, cuda or cuda:N."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of the backbone; bf16 and fp16 run under autocast."""
+    dtype: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """Precision of the backbone: bf16 and fp16 run under autocast; tf32 (CUDA) rounds the factors of products."""
     seed: int = 0
     """Seed of random weights and all other random numbers."""
     benchmark: Literal["auto", "none"] = "auto"

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from dino_dense import Backbone
 
 SAMPLES_FILE = "samples.csv"
+BATCH_FIELDS = ("batch_size", "extraction_batch")
+"""Fields for the images of a batch: they change no result on a CPU."""
 
 
 def main(name: str, argv: Sequence[str] | None = None) -> int:
@@ -223,7 +225,7 @@ def open_backbone(options: RunOptions, device: torch.device) -> Backbone:
         ValueError, OSError: no checkpoint is given, or it is unusable (`load_backbone`).
     """
     from dino_dense import load_backbone
-    from dino_dense.training.precision import DTYPES
+    from dino_dense.training.precision import DTYPES, set_products
 
     check_has_checkpoint(options)
     assert options.ckpt is not None
@@ -239,6 +241,7 @@ def open_backbone(options: RunOptions, device: torch.device) -> Backbone:
     )
     for note in backbone.notes:
         print(f"NOTE: {options.ckpt}: {note}", file=sys.stderr)
+    set_products(device, options.dtype)
     backbone = backbone.to(device, DTYPES[options.dtype]).with_layers(options.layers, options.norm)
     if options.upsampling == 1:
         return backbone
@@ -338,8 +341,17 @@ def identity_of(task: Task, options: RunOptions, config: Any, backbone: Backbone
         "seed": options.seed,
         **({"features": layer_note(options)} if layer_note(options) else {}),
         **({"benchmark": options.benchmark} if options.benchmark != "auto" else {}),
+        **_device_identity(config, backbone),
         "config": json.loads(json.dumps(settings)),
     }
+
+
+def _device_identity(config: Any, backbone: Backbone | None) -> dict[str, Any]:
+    """Device and batch sizes where they change last digits: another batch is another matrix product on a GPU."""
+    if backbone is None or backbone.device.type == "cpu":
+        return {}
+    batches = {name: value for name, value in schema.to_plain(config).items() if name in BATCH_FIELDS}
+    return {"device": backbone.device.type, **batches}
 
 
 def run_identity(

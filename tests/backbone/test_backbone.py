@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from dino_dense import load_backbone
 from dino_dense.backbone import Backbone
-from dino_dense.backbone.dino_vit import DinoViT, ViTShape, build_module, describe
+from dino_dense.backbone.dino_vit import DinoViT, ViTShape, build_module, describe, resample, resample_by_matrices
 from dino_dense.checkpoint import CheckpointError, write_tensors
 
 
@@ -278,3 +278,21 @@ def test_a_backbone_can_stand_for_other_layers(backbone: Backbone):
         backbone.with_layers((7,))
     with pytest.raises(ValueError, match="resnet18 has layers of different widths"):
         load_backbone("random:resnet18").with_layers((-2,))
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("offset", [0.0, 0.1])
+@pytest.mark.parametrize("size", [(7, 7), (30, 52), (4, 9), (2, 2), (14, 20)])
+def test_positions_by_fixed_matrices_are_those_of_interpolation(
+    size: tuple[int, int], offset: float, antialias: bool
+):
+    """What CUDA trains with, values and gradients: only the order of the sums differs."""
+    table = torch.randn(1, 5, 14, 14, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    weights = torch.randn(1, 5, *size, generator=torch.Generator().manual_seed(1))
+    results = []
+    for function in (resample, resample_by_matrices):
+        leaf = table.clone().requires_grad_()
+        sampled = function(leaf, size, offset, antialias)
+        (sampled * weights).sum().backward()
+        results.append((sampled.detach(), leaf.grad))
+    torch.testing.assert_close(*results, rtol=0, atol=2e-5)

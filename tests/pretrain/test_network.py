@@ -179,3 +179,28 @@ def test_compiled_blocks_give_the_same_features_and_gradients():
         assert sorted(student.state_dict()) == sorted(networks()[0].state_dict())
     for plain, ours in zip(*results, strict=True):
         assert (ours - plain).norm() <= 1e-5 * plain.norm()
+
+
+def test_one_compilation_serves_all_blocks_also_with_drop_path():
+    """Three graphs: of the student for global and for local crops, of the teacher for global crops."""
+    graphs: list[object] = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    try:
+        student, teacher = networks(drop_path_rate=0.3)
+        keys = keys_of(student)
+        for network in (student, teacher):
+            compile_blocks(network, backend=counting)
+        groups = [crops(16, 32, 0), crops(16, 16, 1)]
+        for step in range(2):
+            keys.set_masks(step, torch.arange(TINY.batch_size), torch.device("cpu"))
+            student.train()(groups).cls.sum().backward()
+            with torch.no_grad():
+                teacher(groups[:1])
+    finally:
+        torch._dynamo.reset()
+    assert len(graphs) == 3
