@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
+from dino_dense.threads import processors
+
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader, Dataset
 
@@ -42,25 +44,40 @@ HINTS = {signal.SIGKILL: MEMORY, signal.SIGBUS: SHARED_MEMORY, signal.SIGSEGV: D
 """Advice, by the signal that ended the worker."""
 
 
+MOST_WORKERS = 16
+"""Largest default number of worker processes."""
+
+
 class LostWorkerError(OSError):
     """A loader process that died."""
 
     exit_status = 1
 
 
+def default_workers() -> int:
+    """0 on a CPU, where computing needs the processors; else one for each processor, `MOST_WORKERS` at most.
+
+    One process reads about 180 images of ImageNet's size a second, a GPU takes thousands.
+    """
+    import torch
+
+    return min(MOST_WORKERS, processors()) if torch.cuda.is_initialized() else 0
+
+
 class WorkerItems:
     """The item that each worker process is reading, in shared memory, so that a death can name its item.
 
     Args:
-        workers: number of worker processes.
+        workers: number of worker processes; None for `default_workers`.
         name: item index -> its name in messages.
         option: the option that sets the number of workers.
     """
 
-    def __init__(self, workers: int, name: Callable[[int], str], option: str = "--workers") -> None:
+    def __init__(self, workers: int | None, name: Callable[[int], str], option: str = "--workers") -> None:
         import torch
 
-        self.table = torch.full((workers, 3), -1).share_memory_()
+        count = default_workers() if workers is None else workers
+        self.table = torch.full((count, 3), -1).share_memory_()
         """A row for each worker: process id, item, READING or READ."""
         self.option = option
         self.processes: dict[int, BaseProcess] = {}

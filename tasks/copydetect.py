@@ -77,8 +77,8 @@ class CopydetectConfig:
     published protocol's. Attacked images are always decoded at full size."""
     batch_size: int = runtime(64)
     """Images extracted at once; does not change the result."""
-    workers: int = runtime(0)
-    """Worker processes that read images."""
+    workers: int | None = runtime(None)
+    """Worker processes that read images. None: 0 on a CPU; on CUDA one for each processor, 16 at most."""
 
     def __post_init__(self) -> None:
         check_attacks(self.attacks)

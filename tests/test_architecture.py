@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "threads": set(),
     "versions": set(),
     "distributed": {"files"},
-    "loaders": {"training"},
+    "loaders": {"threads", "training"},
     "checkpoint": {"files"},
     "config": {"files", "threads"},
     "report": {"arrays", "config", "files", "lazy", "progress"},

@@ -22,7 +22,14 @@ from data.pretraining import open_pretraining_data
 from data.segmentation import LabeledPixels
 from dino_dense import Backbone, load_backbone
 from dino_dense.distributed import World
-from dino_dense.loaders import LostWorkerError, WorkerItems, lost_workers_explained, read_items
+from dino_dense.loaders import (
+    MOST_WORKERS,
+    LostWorkerError,
+    WorkerItems,
+    default_workers,
+    lost_workers_explained,
+    read_items,
+)
 from dino_dense.pretrain.trainer import Trainer
 from dino_dense.probes.pixels import PixelProbe, train_head
 from tasks import RunOptions, Session, get, run_one
@@ -313,3 +320,14 @@ def test_every_loader_names_the_picture_that_its_process_died_of(
     deadly(root / "train" / "a" / "1.png")
     with pytest.raises(LostWorkerError, match=r"loader process \d+ died while reading .*deadly"):
         start(root, backbone)
+
+
+@pytest.mark.parametrize(("on_gpu", "cores", "expected"), [(False, 64, 0), (True, 4, 4), (True, 64, MOST_WORKERS)])
+def test_images_are_read_by_other_processes_where_a_gpu_waits_for_them(
+    on_gpu: bool, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: on_gpu)
+    monkeypatch.setattr("dino_dense.loaders.processors", lambda: cores)
+    assert default_workers() == expected
+    assert len(WorkerItems(None, str).table) == expected
+    assert len(WorkerItems(3, str).table) == 3

@@ -246,7 +246,7 @@ def train_head(
     state: Path,
     world: distributed.World,
     seed: int,
-    workers: int,
+    workers: int | None,
     score: Callable[[LinearHead], float] = lambda head: 0.0,
 ) -> Trained:
     """The trained layer: the last, or the best of `config.evaluations`.
@@ -368,7 +368,7 @@ class _FreshBatches:
     world: distributed.World
     seed: int
     pairs: Sequence[LabeledPicture]
-    workers: int
+    workers: int | None
 
     def __call__(self, first_step: int) -> Batches:
         size, world = self.config.batch_size, self.world

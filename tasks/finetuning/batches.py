@@ -127,7 +127,7 @@ def collate(samples: list[tuple[Tensor, int, int]]) -> LabeledBatch:
 
 
 def training_loader(
-    dataset: TrainingImages, plan: Plan, start_step: int, workers: int, pin_memory: bool
+    dataset: TrainingImages, plan: Plan, start_step: int, workers: int | None, pin_memory: bool
 ) -> Generator[LabeledBatch]:
     """The micro-batches from `start_step` to the end of the run. Workers do not restart between epochs.
 

@@ -110,8 +110,8 @@ class FinetuneConfig:
     """Epochs between evaluations; the last epoch is always evaluated."""
     save_every: int | None = runtime(None)
     """Optimizer steps between saved states, in addition to the end of each epoch; does not change the result."""
-    workers: int = runtime(0)
-    """Worker processes that read images."""
+    workers: int | None = runtime(None)
+    """Worker processes that read images. None: 0 on a CPU; on CUDA one for each processor, 16 at most."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in LIMITS.items():

@@ -35,7 +35,7 @@ def describe_all(
     *,
     session: Session,
     batch_size: int,
-    workers: int = 0,
+    workers: int | None = None,
     label: str = "descriptors",
     names: Sequence[object] | None = None,
 ) -> Tensor:

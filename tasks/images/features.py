@@ -126,7 +126,7 @@ def image_features(
     session: Session,
     pieces: Collection[str] = (CLS,),
     batch_size: int = 64,
-    workers: int = 0,
+    workers: int | None = None,
     label: str = "features",
 ) -> Pieces:
     """Pieces [N, C] of images, float32 on the CPU, in the order of `paths`.
@@ -226,7 +226,7 @@ def _extract(
     pieces: Sequence[str],
     session: Session,
     batch_size: int,
-    workers: int,
+    workers: int | None,
     label: str,
 ) -> Pieces:
     own_paths = distributed.even_share(paths, session.world)

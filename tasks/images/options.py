@@ -18,8 +18,8 @@ class ImageFeatureOptions:
     fast_decode: bool = constant(False, layout="classes")
     """Decode large JPEGs at 1/2, 1/4 or 1/8 size if this is enough: faster, but pixels differ slightly from the
     published protocol's."""
-    workers: int = runtime(0)
-    """Worker processes that read images."""
+    workers: int | None = runtime(None)
+    """Worker processes that read images. None: 0 on a CPU; on CUDA one for each processor, 16 at most."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.crop <= self.resize:

@@ -74,7 +74,7 @@ class Builder:
     size: int
     """S, pixels."""
     batch_size: int
-    workers: int
+    workers: int | None
 
     def read(self, images: Sequence[int], seed: int, scaling: Scaling | None = None) -> Memory:
         """The memory of these training images, standardized with `scaling` where the protocol does; else with its own.

@@ -26,5 +26,5 @@ class LabeledImages:
     """List or folder to learn from."""
     split: str = selects("val")
     """List or folder to score."""
-    workers: int = runtime(0)
-    """Processes that read images beside the main one."""
+    workers: int | None = runtime(None)
+    """Worker processes that read images. None: 0 on a CPU; on CUDA one for each processor, 16 at most."""

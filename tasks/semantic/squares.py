@@ -92,7 +92,7 @@ def labeled_batches(
     keys: Sequence[tuple[int, Key]],
     *,
     batch_size: int,
-    workers: int,
+    workers: int | None,
 ) -> Iterator[LabeledBatch]:
     """Patch tokens of the images with these keys, batch by batch.
 
