@@ -123,6 +123,10 @@ class Files:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def name(self, index: int) -> str:
+        """The file's name, for messages."""
+        return self.paths[index].name
+
     def __getitem__(self, index: int) -> JpegPicture | DecodedPicture:
         picture = open_picture(self.paths[index])
         picture.reductions = tuple(r for r in picture.reductions if r in self.reductions)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bench, training_step
+from benchmarks import bench, crops, training_step
 from benchmarks.__main__ import names
 from benchmarks.bench import Row
-from tests.pretrain.tiny_run import TINY
+from tests.pretrain.tiny_run import TINY, write_pictures
 
 
 @pytest.mark.parametrize("name", names())
@@ -21,6 +21,12 @@ def test_the_plain_loop_and_the_trainer_take_the_same_steps():
     # One temperature, as the plain loop has it; past the frozen last layer.
     config = replace(TINY, warmup_teacher_temp=TINY.teacher_temp, drop_path_rate=0.0, epochs=30, batch_size=4)
     assert training_step.curves("fp32", config, steps=5) <= training_step.SAME_LOSS["fp32"]
+
+
+def test_the_crops_benchmark_reads_pictures_as_pretraining_does(tmp_path: Path):
+    write_pictures(tmp_path, 3, "jpg")
+    batches = crops.our_batches(crops.Files(sorted(tmp_path.iterdir())), TINY)
+    assert sum(len(batch.slots) for batch in batches) == 3
 
 
 @pytest.mark.parametrize(
