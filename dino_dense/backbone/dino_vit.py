@@ -146,7 +146,7 @@ class DinoViT(VisionTransformer):
 
 
 def resample(table: Tensor, size: tuple[int, int], offset: float, antialias: bool) -> Tensor:
-    """A position table [1, C, g, g'] at another size (h, w): bicubic, with `offset` added to the sides in the factor."""
+    """A position table [1, C, g, g'] at another size (h, w): bicubic; `offset` is added to the sides in the factor."""
     sides = table.shape[-2:]
     target: dict[str, Any] = {"size": size}
     if offset:

@@ -165,7 +165,7 @@ def _head_of(stored: Mapping[str, Tensor], objective: str) -> Weights:
 def _renamed(head: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for name, value in head.items():
         for new, old in NORMED.items():
-            name = name.replace(new, old)  # noqa: PLW2901
+            name = name.replace(new, old)
         yield name, value
 
 

@@ -13,8 +13,8 @@ from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from dino_dense.backbone.cpu_attention import fast_attention
 from dino_dense import distributed
+from dino_dense.backbone.cpu_attention import fast_attention
 from dino_dense.distributed import World
 from dino_dense.pretrain import objectives, optim
 from dino_dense.pretrain.batches import MicroBatch

@@ -10,6 +10,7 @@ import torch
 
 from dino_dense import distributed
 from dino_dense.backbone.checkpoints import save_backbone
+from dino_dense.checkpoint import STATE_FILE, TEACHER_FILE
 from dino_dense.distributed import World
 from dino_dense.loaders import lost_workers_explained
 from dino_dense.pretrain import run_folder
@@ -158,8 +159,8 @@ class Trainer:
                 self._measure(watcher)
             except (WorseError, MeasureError) as error:
                 errors.append(error)
-        for error in distributed.gather_objects(errors):
-            raise error
+        for problem in distributed.gather_objects(errors):
+            raise problem
 
     def _measure(self, watcher: Watcher) -> None:
         state, fingerprint, world = self.stepper.state, self.images.fingerprint, self.world.size
@@ -181,7 +182,7 @@ class Trainer:
         run_folder.save_state(self.run, state, best, self.config, fingerprint, world)
         raise WorseError(
             f"{self.run}: stopped at step {self.step}, worse than at the start: {'; '.join(lines_of(worse))}. The best "
-            f"state, of step {best}, is restored as {run_folder.STATE_FILE} and {run_folder.TEACHER_FILE}. Try a lower "
+            f"state, of step {best}, is restored as {STATE_FILE} and {TEACHER_FILE}. Try a lower "
             "--lr or --backbone-lr, --heads-first flat, or --trainable last:3."
         )
 

@@ -8,7 +8,7 @@ import importlib.resources
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +28,7 @@ CHECKPOINT_FILE = "measured.safetensors"
 COLUMNS = ("step", "task", "metric", "unit", "value", "start", "difference", "low", "high", "verdict")
 """Columns of watch.csv: optimizer steps done; the headline metric of a task, now and at the start; the interval of the
 difference; better, worse or undecided (`report.compare`)."""
-WORSE = "worse"
+WORSE, NOT_COMPARED = "worse", "not compared"
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables by which a process joins a group; the measuring process is alone."""
 POLL_SECONDS = 0.5
@@ -200,7 +200,7 @@ def _row(step: int, entry: Entry, start: Entry | None) -> dict[str, Any]:
     if start is None:
         return row | {"start": value, "difference": 0.0, "low": 0.0, "high": 0.0, "verdict": ""}
     before = next(score.value for score in start.report.scores if score.metric == metric.name)
-    row |= {"start": before, "difference": value - before, "low": None, "high": None, "verdict": "not compared"}
+    row |= {"start": before, "difference": value - before, "low": None, "high": None, "verdict": NOT_COMPARED}
     compared = compare(start, entry, IntervalConfig())
     for _, line in compared[compared["metric"] == metric.name].iterrows():
         row |= {name: line[name] for name in ("low", "high", "verdict")}
@@ -209,12 +209,17 @@ def _row(step: int, entry: Entry, start: Entry | None) -> dict[str, Any]:
 
 def lines_of(rows: pd.DataFrame) -> list[str]:
     """A line for the user for each row."""
-    return [
-        f"watch: {row.task} {row.metric} {row.value:.2f}"
-        + ("" if not row.verdict else f" ({row.difference:+.2f} from the start, {row.low:+.2f} to {row.high:+.2f}: ")
-        + (f"{row.verdict})" if row.verdict else " at the start")
-        for row in rows.itertuples()
-    ]
+    return [_line(row) for row in rows.to_dict("records")]
+
+
+def _line(row: Mapping[Hashable, Any]) -> str:
+    value = f"watch: {row['task']} {row['metric']} {row['value']:.2f}"
+    if not row["verdict"]:
+        return f"{value} at the start"
+    if row["verdict"] == NOT_COMPARED:
+        return f"{value} ({row['difference']:+.2f} from the start; {NOT_COMPARED})"
+    interval = f"{row['low']:+.2f} to {row['high']:+.2f}"
+    return f"{value} ({row['difference']:+.2f} from the start, {interval}: {row['verdict']})"
 
 
 def draw_curves(table: pd.DataFrame, file: Path) -> None:

@@ -283,9 +283,7 @@ def test_a_backbone_can_stand_for_other_layers(backbone: Backbone):
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize("offset", [0.0, 0.1])
 @pytest.mark.parametrize("size", [(7, 7), (30, 52), (4, 9), (2, 2), (14, 20)])
-def test_positions_by_fixed_matrices_are_those_of_interpolation(
-    size: tuple[int, int], offset: float, antialias: bool
-):
+def test_positions_by_fixed_matrices_are_those_of_interpolation(size: tuple[int, int], offset: float, antialias: bool):
     """What CUDA trains with, values and gradients: only the order of the sums differs."""
     table = torch.randn(1, 5, 14, 14, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     weights = torch.randn(1, 5, *size, generator=torch.Generator().manual_seed(1))

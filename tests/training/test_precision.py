@@ -48,7 +48,7 @@ def test_fp32_is_fp32_in_products_and_convolutions(flags: None):
 
 
 def test_tf32_is_refused_where_there_is_none(flags: None):
-    with pytest.raises(ValueError, match="dtype is tf32, but only CUDA devices .* not cpu: use --dtype fp32"):
+    with pytest.raises(ValueError, match=r"dtype is tf32, but only CUDA devices .* not cpu: use --dtype fp32"):
         set_products(torch.device("cpu"), "tf32")
     assert DTYPES["tf32"] == torch.float32
     assert autocast_dtype("tf32") is None

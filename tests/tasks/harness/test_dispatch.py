@@ -8,7 +8,9 @@ import pytest
 from tasks.harness import dispatch
 
 
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int | str | None, str]:
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
+) -> tuple[int | str | None, str]:
     monkeypatch.setattr(sys, "argv", ["dino-dense", *words])
     with pytest.raises(SystemExit) as end:
         dispatch.main()
