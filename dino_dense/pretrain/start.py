@@ -123,11 +123,11 @@ def freeze(backbone: nn.Module, trainable: str) -> None:
 # --- Its heads ---------------------------------------------------------------------------------------------
 
 HEAD_PREFIXES = {
-    "dino": (r"objectives\.dino\.teacher_head\.", r"teacher\.(?:module\.)?(?:dino_)?head\."),
-    "ibot": (r"objectives\.ibot\.teacher_head\.", r"teacher\.(?:module\.)?ibot_head\."),
+    "dino": (r"objectives\.dino\.teacher_head\.", r"(?:(?:model|state_dict)\.)?teacher\.(?:dino_)?head\."),
+    "ibot": (r"objectives\.ibot\.teacher_head\.", r"(?:(?:model|state_dict)\.)?teacher\.ibot_head\."),
 }
 """Objective -> prefixes of its teacher's head in our runs, and in files of DINO, iBOT, DINOv2 and DINOv3 training."""
-NORMED = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+NORMED = {"weight.original0": "weight_g", "weight.original1": "weight_v"}
 """Names of a normalized layer in newer versions of PyTorch -> its older names, which are ours."""
 
 
@@ -179,7 +179,9 @@ def _stored_tensors(start: str) -> Mapping[str, Tensor]:
     path = find_weights(path)
     if path.name == TEACHER_FILE or path.name.endswith(INDEX_SUFFIX):
         return {}
-    return read_tensors(path)[0] if path.suffix == ".safetensors" else tensors_of(read_pickled(path).content)
+    if path.suffix == ".safetensors":
+        return read_tensors(path)[0]
+    return {name.replace("/", "."): value for name, value in tensors_of(read_pickled(path).content).items()}
 
 
 # --- Heads first -------------------------------------------------------------------------------------------

@@ -44,12 +44,11 @@ class Total(NamedTuple):
 class Learner(nn.Module):
     """All trained modules: the student, and the objectives with their heads."""
 
-    heads_first: HeadsFirst | None = None
-    """Of a run whose heads learn alone at first."""
-
     def __init__(self, student: MultiCropNetwork, parts: nn.ModuleDict) -> None:
         super().__init__()
         self.student, self.objectives = student, parts
+        self.heads_first: HeadsFirst | None = None
+        """Of a run whose heads learn alone at first."""
 
     def parts(self) -> dict[str, Objective]:
         """Name -> objective."""

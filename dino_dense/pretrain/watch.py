@@ -19,6 +19,8 @@ import yaml
 from dino_dense.files import replacing, write_text
 from dino_dense.pretrain.options import COUNT, Options, Ranges
 from dino_dense.report.compare import compare
+from dino_dense.report.files import PAGE_FILE
+from dino_dense.report.folders import REPORT_FILE
 from dino_dense.report.intervals import IntervalConfig
 from dino_dense.report.merge import read_entries
 from dino_dense.report.table import Entry
@@ -88,7 +90,8 @@ class Watcher:
         self.run, self.measure = run, measure
         self.folder = run / FOLDER
         self.suite = self.folder / SUITE_FILE
-        suite = yaml.safe_dump(suite_of(names), sort_keys=False)
+        entries = suite_of(names)
+        self.count, suite = len(entries), yaml.safe_dump(entries, sort_keys=False)
         if writes:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.suite, suite)
@@ -107,7 +110,8 @@ class Watcher:
         out = self.folder / f"step-{step}"
         if not self.measure(self.suite, checkpoint, out):
             return None
-        now, start = _entries(out), _entries(self.folder / "step-0") if step else None
+        now = _entries(out, self.count)
+        start = _entries(self.folder / "step-0", self.count) if step else None
         rows = pd.DataFrame([_row(step, entry, _same(start, entry) if start else None) for entry in now])
         earlier = self.table[self.table["step"] < step]
         self.table = pd.concat([earlier, rows], ignore_index=True) if len(earlier) else rows
@@ -122,11 +126,14 @@ class Watcher:
         return not len(totals) or bool(totals[step] >= totals.max())
 
 
-def _entries(out: Path) -> list[Entry]:
-    entries = read_entries([out])
-    for entry in entries:
-        if entry.report.status == "failed":
-            raise MeasureError(f"{out}: {entry.label} could not be measured: {entry.report.error}")
+def _entries(out: Path, count: int) -> list[Entry]:
+    """The reports of a measurement; MeasureError unless there are `count`, as a pair that failed has none."""
+    entries = read_entries([out]) if any(out.rglob(REPORT_FILE)) else []
+    if len(entries) < count:
+        raise MeasureError(
+            f"{out}: {count - len(entries)} of {count} entries of {SUITE_FILE} could not be measured: its {PAGE_FILE} "
+            "shows why. Mend that, or leave the entry out of --watch."
+        )
     return entries
 
 

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from dino_dense import load_backbone
 from dino_dense.backbone.checkpoints import save_backbone
 from dino_dense.checkpoint import read_tensors, write_tensors
+from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.start import LEAST_FALL, WINDOW, HeadsFirst, StartOptions, freeze
 from tests.pretrain.tiny_run import TINY
 
 Train = Callable[..., pd.DataFrame]
+UNSAID = PretrainConfig.arch
+"""The default, as of a person who does not name an architecture."""
 OTHER = "vit_micro_patch8_64"
 """Another grid than TINY's."""
 
@@ -40,7 +43,16 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> set[str]:
 
 def test_student_and_teacher_begin_with_the_files_weights(checkpoint: Path, tmp_path: Path, train: Train):
     """A step of rate 0 changes nothing; the run's folder names the file's architecture."""
-    train(tmp_path, start=str(checkpoint), lr=1e-9, min_lr=0.0, weight_decay=0.0, weight_decay_end=0.0, max_steps=1)
+    train(
+        tmp_path,
+        start=str(checkpoint),
+        arch=UNSAID,
+        lr=1e-9,
+        min_lr=0.0,
+        weight_decay=0.0,
+        weight_decay_end=0.0,
+        max_steps=1,
+    )
     source = read_tensors(checkpoint)[0]
     for network in ("student.backbone.", "teacher.backbone."):
         assert equal(weights(tmp_path, network), source) == set(source)
@@ -49,7 +61,7 @@ def test_student_and_teacher_begin_with_the_files_weights(checkpoint: Path, tmp_
 
 
 def test_drop_path_and_other_crop_sizes_are_the_runs_own(checkpoint: Path, tmp_path: Path, train: Train):
-    log = train(tmp_path, start=str(checkpoint), drop_path_rate=0.3, max_steps=3)
+    log = train(tmp_path, start=str(checkpoint), arch=UNSAID, drop_path_rate=0.3, max_steps=3)
     assert log["loss"].notna().all()
     assert len(log) == 3
 
@@ -65,7 +77,7 @@ def test_other_pixels_are_refused(tmp_path: Path, train: Train):
     file = tmp_path / "satellite.safetensors"
     save_backbone(file, backbone.module, extra={"mean": [0.43, 0.411, 0.296], "std": [0.213, 0.156, 0.143]})
     with pytest.raises(ValueError, match=r"0\.296.*ImageNet"):
-        train(tmp_path / "run", start=str(file))
+        train(tmp_path / "run", start=str(file), arch=UNSAID)
 
 
 def test_a_run_continues_with_its_heads(tmp_path: Path, train: Train):
@@ -101,7 +113,7 @@ def test_heads_of_published_training_files(tmp_path: Path, train: Train, newer_n
 
 @pytest.mark.parametrize(("trainable", "blocks"), [("last:1", 1), ("last:3", 3), ("last:0", 0)])
 def test_only_the_named_part_learns(checkpoint: Path, tmp_path: Path, train: Train, trainable: str, blocks: int):
-    train(tmp_path, start=str(checkpoint), trainable=trainable, max_steps=3)
+    train(tmp_path, start=str(checkpoint), arch=UNSAID, trainable=trainable, max_steps=3)
     source = read_tensors(checkpoint)[0]
     depth = 4
     moved = set(source) - equal(weights(tmp_path, "student.backbone."), source)
@@ -123,12 +135,12 @@ def test_more_blocks_than_there_are_is_refused():
 
 
 def test_heads_learn_alone_at_first(checkpoint: Path, tmp_path: Path, train: Train):
-    train(tmp_path, start=str(checkpoint), heads_first=2, freeze_last_layer=0, max_steps=2)
+    train(tmp_path, start=str(checkpoint), arch=UNSAID, heads_first=2, freeze_last_layer=0, max_steps=2)
     source = read_tensors(checkpoint)[0]
     assert equal(weights(tmp_path, "student.backbone."), source) == set(source)
     heads = [weights(tmp_path, f"objectives.dino.{side}_head.") for side in ("student", "teacher")]
     assert not equal(*heads) & {"mlp.0.weight", "last_layer.weight_v"}
-    train(tmp_path, start=str(checkpoint), heads_first=2, freeze_last_layer=0, max_steps=3, resume=True)
+    train(tmp_path, start=str(checkpoint), arch=UNSAID, heads_first=2, freeze_last_layer=0, max_steps=3, resume=True)
     assert equal(weights(tmp_path, "student.backbone."), source) != set(source)
 
 
@@ -136,7 +148,7 @@ def test_heads_learn_alone_at_first(checkpoint: Path, tmp_path: Path, train: Tra
 def test_a_run_stopped_while_heads_learn_resumes_exactly(
     checkpoint: Path, tmp_path: Path, train: Train, heads_first: int
 ):
-    options = {"start": str(checkpoint), "heads_first": heads_first, "save_every": 1}
+    options = {"start": str(checkpoint), "arch": UNSAID, "heads_first": heads_first, "save_every": 1}
     train(tmp_path / "whole", **options, max_steps=6)
     train(tmp_path / "parts", **options, max_steps=3)
     train(tmp_path / "parts", **options, max_steps=6, resume=True)
@@ -162,7 +174,15 @@ def test_flat_is_when_the_mean_loss_no_longer_falls():
 
 
 def test_the_backbone_has_its_own_rate(checkpoint: Path, tmp_path: Path, train: Train):
-    train(tmp_path, start=str(checkpoint), backbone_lr=0.0, weight_decay=0.0, weight_decay_end=0.0, max_steps=3)
+    train(
+        tmp_path,
+        start=str(checkpoint),
+        arch=UNSAID,
+        backbone_lr=0.0,
+        weight_decay=0.0,
+        weight_decay_end=0.0,
+        max_steps=3,
+    )
     source = read_tensors(checkpoint)[0]
     assert equal(weights(tmp_path, "student.backbone."), source) == set(source)
 
@@ -170,14 +190,14 @@ def test_the_backbone_has_its_own_rate(checkpoint: Path, tmp_path: Path, train: 
 def test_a_convolutional_network_starts_too(tmp_path: Path, train: Train):
     file = tmp_path / "resnet.safetensors"
     save_backbone(file, load_backbone("random:resnet18").module)
-    train(tmp_path / "run", start=str(file), drop_path_rate=0.0, max_steps=1)
+    train(tmp_path / "run", start=str(file), arch=UNSAID, drop_path_rate=0.0, max_steps=1)
     assert load_backbone(str(tmp_path / "run")).name == "resnet18"
 
 
 def test_a_file_that_is_no_network_is_refused(tmp_path: Path, train: Train):
     write_tensors(tmp_path / "empty.safetensors", {"x": torch.zeros(1)}, {})
-    with pytest.raises(ValueError, match="no backbone weights"):
-        train(tmp_path / "run", start=str(tmp_path / "empty.safetensors"))
+    with pytest.raises(ValueError, match="unknown architecture"):
+        train(tmp_path / "run", start=str(tmp_path / "empty.safetensors"), arch=UNSAID)
 
 
 def test_options_without_start_change_nothing():
