@@ -174,10 +174,9 @@ def resample_by_matrices(table: Tensor, size: tuple[int, int], offset: float, an
 @functools.lru_cache(maxsize=64)
 def _resampling_matrix(old: int, new: int, offset: float, antialias: bool, device: torch.device) -> Tensor:
     """[new, old]: the weights of bicubic sampling along one side."""
-    units = torch.eye(old)[None, :, :, None]  # the channels are the unit vectors: [1, old, old, 1]
-    target: dict[str, Any] = {"scale_factor": ((new + offset) / old, 1.0)} if offset else {"size": (new, 1)}
-    sampled = F.interpolate(units, mode="bicubic", antialias=antialias, **target)
-    return sampled[0, :, :, 0].T.contiguous().to(device)
+    units = torch.eye(old)[None, None]  # the columns are the unit vectors; each keeps its place
+    target: dict[str, Any] = {"scale_factor": ((new + offset) / old, 1.0)} if offset else {"size": (new, old)}
+    return F.interpolate(units, mode="bicubic", antialias=antialias, **target)[0, 0].to(device)
 
 
 def build_module(

@@ -21,7 +21,7 @@ from dino_dense.pretrain.crops import CropOptions
 from dino_dense.pretrain.objective import Views
 from dino_dense.pretrain.options import Options, Ranges
 from dino_dense.training import seeds
-from dino_dense.training.drop_path import replace_drop_path, scales
+from dino_dense.training.drop_path import KeyedDropPath, replace_drop_path, scales
 
 CLASS_TOKEN_STD = 0.02
 """Deviation of the initial class token (dino/vision_transformer.py); timm has 1e-6."""
@@ -152,9 +152,20 @@ class DropPathKeys:
     def __init__(self, network: MultiCropNetwork, n_views: int, batch_size: int, seed: int) -> None:
         self.seed, self.n_views, self.batch_size = seed, n_views, batch_size
         self.modules = replace_drop_path(network.backbone)
+        self.kept: list[KeyedDropPath] = []
+        """Modules of rate 0, of `make_blocks_alike`."""
         self.pending: list[Tensor] = []
         network.before_group = self._next_group
         network.before_packed = self._all_groups
+
+    def make_blocks_alike(self, network: MultiCropNetwork) -> None:
+        """Give the first block, whose rate is 0, modules of the others' class: one compilation then serves all."""
+        blocks = network.backbone.blocks if self.modules and hasattr(network.backbone, "blocks") else ()
+        for block in blocks:
+            for name in ("drop_path1", "drop_path2"):
+                if isinstance(getattr(block, name, None), nn.Identity):
+                    self.kept.append(KeyedDropPath(0.0))
+                    setattr(block, name, self.kept[-1])
 
     def uniform(self, step: int) -> Tensor:
         """Random numbers of one step, [modules, V, B] in [0, 1), equal in every process."""
@@ -171,8 +182,11 @@ class DropPathKeys:
 
     def _next_group(self) -> None:
         if self.modules:
-            for module, numbers in zip(self.modules, self.pending.pop(0), strict=True):
+            by_module = self.pending.pop(0)
+            for module, numbers in zip(self.modules, by_module, strict=True):
                 module.scale = numbers
+            for module in self.kept:
+                module.scale = torch.ones_like(by_module[0])
 
     def _all_groups(self, sizes: Sequence[torch.Size]) -> None:
         """Set the masks of a packed batch: all tokens of a crop use the crop's number."""

@@ -129,6 +129,7 @@ class OptimizerStep:
         if world.size > 1 and device.type == "cuda":  # PyTorch has no SyncBatchNorm on the CPU
             learner, teacher = synchronized(learner), synchronized(teacher)
         if config.compile:
+            self.drop_path.make_blocks_alike(learner.student)
             compile_blocks(learner.student)
             compile_blocks(teacher)
         learner, teacher = learner.to(device), teacher.to(device)

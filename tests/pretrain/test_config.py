@@ -14,7 +14,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "configs" / "pretrain").glob("*.ya
     ("changes", "message"),
     [
         ({"optimizer": "adam"}, "optimizer is 'adam', .*did you mean adamw"),
-        ({"dtype": "float16"}, "dtype is 'float16', expected one of auto, fp32, bf16, fp16"),
+        ({"dtype": "float16"}, "dtype is 'float16', expected one of auto, fp32, tf32, bf16, fp16"),
         ({"batch_size": 0}, "batch_size is 0, expected from 1"),
         ({"momentum_teacher": 1.5}, r"momentum_teacher is 1\.5, expected from 0 to 1"),
         ({"blur_probs": (1.0, 2.0, 0.5)}, "blur_probs is"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dino_dense.pretrain.network import DropPathKeys, MultiCropNetwork, build_network, compile_blocks, teacher_of
-from dino_dense.training.drop_path import KeyedDropPath
+from dino_dense.training.drop_path import KeyedDropPath, scales
 from tests.pretrain.tiny_run import TINY
 
 
@@ -116,7 +116,7 @@ def test_the_class_token_starts_as_dinos():
 
 def test_drop_path_drops_rows_at_its_rate_and_keeps_the_mean():
     module = KeyedDropPath(0.3)
-    module.uniform = torch.rand(20000, generator=torch.Generator().manual_seed(0))
+    module.scale = scales([module], torch.rand(1, 20000, generator=torch.Generator().manual_seed(0)))[0]
     out = module(torch.ones(20000, 2, 3))
     rows = out.flatten(1)
     assert ((rows == rows[:, :1]).all(dim=1)).all()
@@ -193,6 +193,7 @@ def test_one_compilation_serves_all_blocks_also_with_drop_path():
     try:
         student, teacher = networks(drop_path_rate=0.3)
         keys = keys_of(student)
+        keys.make_blocks_alike(student)
         for network in (student, teacher):
             compile_blocks(network, backend=counting)
         groups = [crops(16, 32, 0), crops(16, 16, 1)]
