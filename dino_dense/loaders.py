@@ -26,7 +26,7 @@ from dino_dense.threads import processors
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader, Dataset
 
-DEATH_SECONDS = 5.0
+DEATH_SECONDS = 15.0
 """Wait for a worker's exit after a read from it has failed: its sockets close first, on a busy machine a second or
 more before the process ends."""
 _POLL_SECONDS = 0.02
