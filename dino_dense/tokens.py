@@ -107,4 +107,5 @@ def position_share(features: Tensor) -> float:
     The variance of the mean over images at each position, over the total variance. B = 100 images or more.
     """
     total = features.var(dim=(0, 2, 3), correction=0).sum()
-    return float(features.mean(0).var(dim=(1, 2), correction=0).sum() / total)
+    share = float(features.mean(0).var(dim=(1, 2), correction=0).sum() / total)
+    return min(share, 1.0)  # equal images give 1, and rounding a little more
