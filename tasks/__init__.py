@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 from dino_dense.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from tasks.harness.command import main
     from tasks.harness.options import RunOptions
     from tasks.harness.registry import get, names
-    from tasks.harness.runner import main, measured, run_one
+    from tasks.harness.runner import measured, run_one
     from tasks.harness.session import DataFacts, Session
     from tasks.harness.task import Outcome, Task, mean_scores
 else:
@@ -16,7 +17,8 @@ else:
         {
             "tasks.harness.options": ("RunOptions",),
             "tasks.harness.registry": ("get", "names"),
-            "tasks.harness.runner": ("main", "measured", "run_one"),
+            "tasks.harness.command": ("main",),
+            "tasks.harness.runner": ("measured", "run_one"),
             "tasks.harness.session": ("DataFacts", "Session"),
             "tasks.harness.task": ("Outcome", "Task", "mean_scores"),
         },

@@ -4,7 +4,7 @@ import importlib
 import sys
 
 from dino_dense.config import command_line
-from tasks.harness import batch, quickstart, runner
+from tasks.harness import batch, command, quickstart
 from tasks.harness.registry import commands, get, names, summary
 
 USAGE = """usage: python -m tasks NAME --ckpt CHECKPOINT [--help]
@@ -21,7 +21,7 @@ def main() -> int:
     if first in commands():
         return importlib.import_module(f"tasks.{first}").COMMAND.main(sys.argv[2:])
     if first in names():
-        return runner.main(first, sys.argv[2:])
+        return command.main(first, sys.argv[2:])
     if first.startswith("--") and first != "--help":
         return batch.main()
     if first not in ("", "-h", "--help"):

@@ -19,7 +19,7 @@ from dino_dense.arrays import Pixels
 from dino_dense.config import command_line
 from dino_dense.config.schema import runtime
 from dino_dense.versions import versions
-from tasks.harness.runner import main
+from tasks.harness.command import main
 from tasks.harness.session import DataFacts, Session
 from tasks.harness.task import Outcome, Task, sized_by
 from tasks.scores.matching import Mapping, count_clusters

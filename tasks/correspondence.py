@@ -21,7 +21,7 @@ from dino_dense.config.schema import path, runtime, selects
 from dino_dense.matching.protocol import ALPHAS, MatchProtocol
 from dino_dense.versions import versions
 from tasks.harness import figures
-from tasks.harness.runner import main
+from tasks.harness.command import main
 from tasks.harness.session import DataFacts, Session
 from tasks.harness.task import Outcome, Task, file_list_hash, sized_by
 from tasks.scores.keypoints import distances, hits

@@ -19,7 +19,7 @@ from dino_dense.config.schema import path, runtime, selects
 from dino_dense.probes.protocol import DepthProbe
 from dino_dense.versions import versions
 from tasks.harness import figures
-from tasks.harness.runner import main
+from tasks.harness.command import main
 from tasks.harness.session import DataFacts, Session
 from tasks.harness.task import Outcome, Task, file_list_hash
 from tasks.scores.depth import depth_errors, eigen_mask, garg_mask, valid_pixels

@@ -25,7 +25,7 @@ from dino_dense.files import write_text
 from dino_dense.objects.protocol import CONFIDENCE, SegmentProtocol
 from dino_dense.versions import versions
 from tasks.harness import figures
-from tasks.harness.runner import main
+from tasks.harness.command import main
 from tasks.harness.session import DataFacts, Session
 from tasks.harness.task import Outcome, Task, file_list_hash, sized_by
 from tasks.scores.boxes import HIT, box_iou, objects_found, risk_coverage

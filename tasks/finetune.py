@@ -10,8 +10,8 @@ from dino_dense.backbone.grid import check_whole
 from dino_dense.config import command_line
 from dino_dense.versions import versions
 from tasks.finetuning.config import FinetuneConfig
+from tasks.harness.command import main
 from tasks.harness.figures import curves
-from tasks.harness.runner import main
 from tasks.harness.session import Session
 from tasks.harness.task import Outcome, Task
 from tasks.images.labeled import LabeledSet, open_labeled

@@ -16,7 +16,7 @@ from dino_dense import Metric, Picture
 from dino_dense.config import command_line
 from dino_dense.config.schema import check_positive, path, runtime, selects
 from tasks.harness import figures
-from tasks.harness.runner import main
+from tasks.harness.command import main
 from tasks.harness.session import DataFacts, Session
 from tasks.harness.task import Outcome, Task, file_list_hash, sized_by
 

@@ -16,7 +16,7 @@ from dino_dense.config import command_line
 from dino_dense.config.schema import path, runtime
 from dino_dense.versions import versions
 from tasks.harness import figures
-from tasks.harness.runner import main
+from tasks.harness.command import main
 from tasks.harness.session import Session
 from tasks.harness.task import Outcome, Task
 from tasks.images.labeled import LabeledSet, open_labeled

@@ -18,7 +18,7 @@ from dino_dense.config import command_line
 from dino_dense.config.schema import constant, idle_fields, path, runtime, selects
 from dino_dense.versions import versions
 from tasks.harness import figures
-from tasks.harness.runner import main
+from tasks.harness.command import main
 from tasks.harness.session import DataFacts, Session
 from tasks.harness.task import Outcome, Task, file_list_hash
 from tasks.images.options import ImageFeatureOptions

@@ -14,7 +14,7 @@ from dino_dense.config import command_line
 from dino_dense.probes.protocol import PixelProbe
 from dino_dense.versions import versions
 from tasks.harness import figures
-from tasks.harness.runner import main
+from tasks.harness.command import main
 from tasks.harness.session import Session
 from tasks.harness.task import Outcome, Task, sized_by
 from tasks.scores.segmentation import Counts, mean_iou, pixel_accuracy

@@ -14,7 +14,7 @@ from dino_dense.config import command_line
 from dino_dense.config.schema import path, runtime, selects
 from dino_dense.propagation.protocol import PropagationProtocol
 from dino_dense.versions import versions
-from tasks.harness.runner import run_command
+from tasks.harness.command import run_command
 from tasks.harness.session import DataFacts, Session
 from tasks.harness.task import Command, Outcome, Task, file_list_hash
 

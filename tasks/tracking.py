@@ -20,7 +20,7 @@ from dino_dense.config.schema import check_positive, path, runtime, selects
 from dino_dense.matching.track_protocol import SIDE, TrackingProtocol
 from dino_dense.versions import versions
 from tasks.harness import figures
-from tasks.harness.runner import main
+from tasks.harness.command import main
 from tasks.harness.session import DataFacts, Session
 from tasks.harness.task import Outcome, Task, file_list_hash
 from tasks.scores.tracking import Queries, query_tracks, scored_frames, tracking_scores

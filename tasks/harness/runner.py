@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
 import json
 import random
 import re
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -18,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from data import notices
 from dino_dense import distributed
-from dino_dense.config import command_line, presets, schema
+from dino_dense.config import presets, schema
 from dino_dense.files import clear_unfinished, write_text
 from dino_dense.loaders import lost_workers_explained
 from dino_dense.report import Report, current_commit, environment, peak_memory_mib, reset_peak_memory
-from tasks.harness.options import LayerSweep, RunOptions, Sweep
-from tasks.harness.registry import get
+from tasks.harness.options import RunOptions
 from tasks.harness.session import DataFacts, OpenedData, Session, claim
 from tasks.harness.task import Outcome, Task, mean_scores
 
@@ -35,45 +32,6 @@ if TYPE_CHECKING:
 SAMPLES_FILE = "samples.csv"
 BATCH_FIELDS = ("batch_size", "extraction_batch")
 """Fields for the images of a batch: they change no result on a CPU."""
-
-
-def main(name: str, argv: Sequence[str] | None = None) -> int:
-    """`python -m tasks.NAME`: parse, run, print. Returns the exit status."""
-    task = get(name)
-    words = list(sys.argv[1:] if argv is None else argv)
-    if (moved := task.moved(words)) is None:
-        return run_command(task, words)
-    command, words = moved
-    print(f"python -m tasks.{command} does this now, and goes on with: {shlex.join(words)}", file=sys.stderr)
-    return importlib.import_module(f"tasks.{command}").COMMAND.main(words)
-
-
-def run_command(task: Task, argv: Sequence[str] | None = None, *, presets: str = "") -> int:
-    """The command of a task: parse, run, print. Returns the exit status.
-
-    Args:
-        presets: the task with the protocol files for `--preset`; default: this task.
-    """
-    from tasks.harness.sweep import is_sweep, run_sweep  # it runs many times what this file runs once
-
-    kind = LayerSweep if "sizes" in schema.field_names(task.config) else Sweep  # a task's own sizes are no sweep
-    options, sweep, config = command_line.parse(
-        RunOptions,
-        kind,
-        task.config,
-        prog=f"python -m tasks.{task.name}",
-        description=f"{task.summary} Protocol: {task.source}",
-        argv=argv,
-        presets=presets or task.name,
-    )
-    with distributed.process_group(options.device) as world:
-        if is_sweep(options, sweep):
-            run_sweep(task, options, sweep, config, world=world)
-            return 0
-        report = run_one(task, options, config, world=world)
-        if world.is_main:
-            print_report(report)
-    return 0
 
 
 @dataclass(frozen=True)

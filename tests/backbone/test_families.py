@@ -15,7 +15,7 @@ from dino_dense.backbone import families
 from dino_dense.checkpoint import read_tensors
 from dino_dense.config import schema
 from dino_dense.pretrain.__main__ import main as pretrain
-from tasks.harness import runner
+from tasks.harness import command
 from tests.pretrain.tiny_run import TINY, write_pictures
 
 TOY = '''
@@ -113,7 +113,7 @@ def test_one_file_is_enough(toy: str, tmp_path: Path, monkeypatch: pytest.Monkey
     data = two_classes(tmp_path / "data")
     words = ["--data", str(data), "--resize", "32", "--crop", "32", "--k", "3", "--device", "cpu"]
     for index, ckpt in enumerate((str(whole), f"random:{toy}")):
-        assert runner.main("knn", ["--ckpt", ckpt, "--out", str(tmp_path / f"knn{index}"), *words]) == 0
+        assert command.main("knn", ["--ckpt", ckpt, "--out", str(tmp_path / f"knn{index}"), *words]) == 0
         assert pd.read_csv(tmp_path / f"knn{index}" / "results.csv")["value"].iloc[0] == 100
 
 

@@ -50,7 +50,7 @@ from data.images import read_rgb
 from dino_dense import Metric
 from dino_dense.config import command_line
 from dino_dense.config.schema import path, runtime
-from tasks.harness.runner import main
+from tasks.harness.command import main
 from tasks.harness.session import DataFacts
 from tasks.harness.task import Outcome, Task, file_list_hash
 

@@ -16,7 +16,7 @@ from dino_dense.config.schema import path
 from tasks import DataFacts, Outcome, RunOptions, Session, Task, get, run_one
 from tasks import main as run_task
 from tasks.correspondence import CorrespondenceConfig, open_pairs
-from tasks.harness import sweep as sweeps
+from tasks.harness import command
 from tasks.harness.options import BatchOptions, LayerSweep, Sweep
 from tasks.harness.runner import open_backbone
 from tasks.harness.sweep import run_sweep
@@ -164,7 +164,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 def test_tokens_keep_their_own_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked: list[Any] = []
-    monkeypatch.setattr(sweeps, "run_sweep", lambda *given, **named: asked.extend(given))
+    monkeypatch.setattr(command, "run_sweep", lambda *given, **named: asked.extend(given))
     words = ["--ckpt", RANDOM, "--device", "cpu", "--layers", "all", "--sizes", "64,96"]
     assert run_task("tokens", words) == 0
     task, run, sweep, config = asked
