@@ -17,6 +17,7 @@ from tasks import DataFacts, Outcome, RunOptions, Session, Task, get, run_one
 from tasks import main as run_task
 from tasks.correspondence import CorrespondenceConfig, open_pairs
 from tasks.harness import command
+from tasks.harness import sweep as sweeps
 from tasks.harness.options import BatchOptions, LayerSweep, Sweep
 from tasks.harness.runner import open_backbone
 from tasks.harness.sweep import run_sweep
