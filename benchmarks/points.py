@@ -137,10 +137,10 @@ def correspondence_rows(rules: Rules) -> list[Row]:
     work = f"{PAIRS} pairs, {KEYPOINTS} points each, {rules} at {SIDES[rules]} pixels"
     network = 2 * PAIRS * network_seconds(SIDES[rules])
     note = f"plain: ViT-S/16 fp32 on both images of each pair, {TIMED} timed"
-    alone, found = in_new_process(images, rules).mib, in_new_process(find_new, rules, PAIRS).mib
+    alone, with_rules = in_new_process(images, rules).mib, in_new_process(find_new, rules, PAIRS).mib
     return [
         Row("points", f"features (plain) and matches (ours): {work}", network, whole, "s", note=note),
-        Row("points", f"features of 4 images (plain) and both (ours): {work}", alone, found, "MiB"),
+        Row("points", f"features of 4 images (plain) and both (ours): {work}", alone, with_rules, "MiB"),
         Row(
             "points",
             f"a pair's time of {PAIRS // 4} and of {PAIRS} pairs, {rules}",

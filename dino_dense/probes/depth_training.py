@@ -305,14 +305,14 @@ class _FreshBatches:
 
     def __call__(self, first_step: int) -> Batches:
         size = self.config.batch_size
-        mine = [distributed.even_share(part, self.world) for part in self.draws(first_step)]
-        for tokens, meters in self.load(batch_sampler=mine):
+        own_batches = [distributed.even_share(part, self.world) for part in self.draws(first_step)]
+        for tokens, meters in self.load(batch_sampler=own_batches):
             yield distributed.all_gather(tokens)[:size], distributed.all_gather(meters)[:size]
 
     def once(self) -> Batches:
         """The images of this process in order, each once; the last processes repeat the last image."""
-        mine = distributed.even_share([(index, index) for index in range(len(self.pairs))], self.world)
-        return self.load(batch_size=self.config.batch_size, sampler=mine)
+        own_items = distributed.even_share([(index, index) for index in range(len(self.pairs))], self.world)
+        return self.load(batch_size=self.config.batch_size, sampler=own_items)
 
     def draws(self, first_step: int) -> Iterator[list[tuple[int, int]]]:
         """For each step its batch of (draw number, image)."""
