@@ -109,23 +109,14 @@ def tracking_rows() -> list[Row]:
     return [
         Row("points", f"features (plain) and tracks (ours): {work}", network, whole, "s", note=note),
         Row("points", f"features (plain) and both (ours): {work}", alone, tracked, "MiB"),
-        Row(
-            "points",
-            f"a frame's time in {FRAMES // 4} and in {FRAMES} frames",
-            4 * few_frames / FRAMES,
-            whole / FRAMES,
-            "s",
-            LINEAR,
-        ),
-        Row(
-            "points",
-            f"a point's time of {POINTS // 4} and of {POINTS} points",
-            4 * few_points / POINTS,
-            whole / POINTS,
-            "s",
-            LINEAR,
-        ),
+        linear_row(f"a frame's time in {FRAMES // 4} and in {FRAMES} frames", few_frames, whole, FRAMES),
+        linear_row(f"a point's time of {POINTS // 4} and of {POINTS} points", few_points, whole, POINTS),
     ]
+
+
+def linear_row(work: str, few: float, whole: float, count: int) -> Row:
+    """Seconds of one item, in a quarter of `count` items that take `few` seconds, and in all, that take `whole`."""
+    return Row("points", work, 4 * few / count, whole / count, "s", LINEAR)
 
 
 def correspondence_rows(rules: Rules) -> list[Row]:
@@ -141,14 +132,7 @@ def correspondence_rows(rules: Rules) -> list[Row]:
     return [
         Row("points", f"features (plain) and matches (ours): {work}", network, whole, "s", note=note),
         Row("points", f"features of 4 images (plain) and both (ours): {work}", alone, with_rules, "MiB"),
-        Row(
-            "points",
-            f"a pair's time of {PAIRS // 4} and of {PAIRS} pairs, {rules}",
-            4 * few / PAIRS,
-            whole / PAIRS,
-            "s",
-            LINEAR,
-        ),
+        linear_row(f"a pair's time of {PAIRS // 4} and of {PAIRS} pairs, {rules}", few, whole, PAIRS),
     ]
 
 

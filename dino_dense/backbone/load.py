@@ -13,7 +13,7 @@ from torch import nn
 
 from dino_dense.backbone.architectures import Positions, has_official_positions, infer_vit_shape, to_our_names
 from dino_dense.backbone.backbone import Backbone, Features, Triple
-from dino_dense.backbone.checkpoints import check_fit, load_file
+from dino_dense.backbone.checkpoints import LoadedFile, check_fit, load_file
 from dino_dense.backbone.dino_vit import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -92,10 +92,18 @@ def load_backbone(
     else:
         weights = Path(spec)
     loaded = load_file(weights, arch=arch, network=network, heads=heads, positions=positions)
+    backbone = _from_file(loaded, spec, heads)
+    if heads is not None and arch is None and backbone.num_heads != heads:
+        own = f"has {backbone.num_heads} by its architecture" if backbone.num_heads else "has none"
+        raise CheckpointError(f"{spec}: --heads {heads} for {backbone.name}, which {own}. Leave --heads out.")
+    return _with_positions(backbone, positions)
+
+
+def _from_file(loaded: LoadedFile, spec: str, heads: int | None) -> Backbone:
     shape = getattr(loaded.module, "shape", None)
     name = shape.name if shape is not None else describe(loaded.module)["name"]
     name = name if isinstance(shape, ViTShape) else _with_heads(name, heads)
-    backbone = Backbone(
+    return Backbone(
         loaded.module,
         name=name,
         sha256=loaded.sha256,
@@ -105,10 +113,6 @@ def load_backbone(
         metadata=loaded.metadata,
         notes=loaded.notes,
     )
-    if heads is not None and arch is None and backbone.num_heads != heads:
-        own = f"has {backbone.num_heads} by its architecture" if backbone.num_heads else "has none"
-        raise CheckpointError(f"{spec}: --heads {heads} for {backbone.name}, which {own}. Leave --heads out.")
-    return _with_positions(backbone, positions)
 
 
 def _with_positions(backbone: Backbone, positions: Positions) -> Backbone:

@@ -142,15 +142,8 @@ def parse(
     argv = _normalize(argv, kinds)
     if positional:
         argv = _words_first(argv)
-    if presets and (names := protocol_names(presets)):
-        text = f"Whose constants are the defaults: configs/protocols/{presets}_PRESET.yaml."
-        hint: Any = Literal[*names]
-        parser.add_argument("--preset", type=hint, default=None, help=text, metavar=_placeholder(hint))
-        # They end the parsing at their position, and must show the preset's constants.
-        endings = ("--help", "-h", "--print_config")
-        preset = parser.parse_args([word for word in argv if not word.startswith(endings)]).preset
-        if preset is not None:  # other options, here or in a recipe, override the preset
-            parser.set_defaults(load_protocol(presets, preset))
+    if presets and protocol_names(presets):
+        _take_preset(parser, presets, argv)
     values = parser.parse_args(argv)
     _take_old_names(parser, values)
     try:
@@ -163,6 +156,18 @@ def parse(
     except ValueError as error:  # a config is checked on construction
         parser.error(str(error))
     return built[0] if len(built) == 1 else built
+
+
+def _take_preset(parser: _Parser, presets: str, argv: Sequence[str]) -> None:
+    """Add `--preset`, and make the constants of the named protocol the defaults."""
+    text = f"Whose constants are the defaults: configs/protocols/{presets}_PRESET.yaml."
+    hint: Any = Literal[*protocol_names(presets)]
+    parser.add_argument("--preset", type=hint, default=None, help=text, metavar=_placeholder(hint))
+    # They end the parsing at their position, and must show the preset's constants.
+    endings = ("--help", "-h", "--print_config")
+    preset = parser.parse_args([word for word in argv if not word.startswith(endings)]).preset
+    if preset is not None:  # other options, here or in a recipe, override the preset
+        parser.set_defaults(load_protocol(presets, preset))
 
 
 def from_recipe(config_type: type, values: Mapping[str, Any]) -> Any:
