@@ -10,6 +10,7 @@ PyTorch is imported when something is loaded: a command that loads nothing may n
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import re
@@ -226,7 +227,8 @@ def read_items(
 def _batches(loader: DataLoader[Any], worker_items: WorkerItems) -> Generator[Any]:
     """The loader's batches; a worker that dies while one is read raises LostWorkerError."""
     others = set(multiprocessing.active_children())
-    batches = iter(loader)
+    with _garbage_left_to_parent():
+        batches = iter(loader)
     worker_items.processes = {
         child.pid or 0: child for child in multiprocessing.active_children() if child not in others
     }
@@ -244,6 +246,20 @@ def _batches(loader: DataLoader[Any], worker_items: WorkerItems) -> Generator[An
         # torch ends its workers when the iterator is freed, and a traceback may keep the iterator alive.
         if shut_down := getattr(batches, "_shutdown_workers", None):
             shut_down()
+
+
+@contextmanager
+def _garbage_left_to_parent() -> Iterator[None]:
+    """Worker processes started in the block never free what this process has made.
+
+    A forked worker has a copy of this process's memory, but none of its threads. Freeing a video frame of PyAV waits
+    for the threads of its color conversion, so a worker whose garbage collector met one would wait forever.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

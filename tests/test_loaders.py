@@ -1,5 +1,6 @@
 """Loader processes: a lost process is explained however it is lost, and errors of items stay plain."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -172,6 +173,36 @@ def test_workers_are_gone_when_a_loop_is_left():
         list(read_items(Numbers(slow), WorkerItems(2, name), batch_size=1))
     assert not multiprocessing.active_children()
     assert kept.tb is not None
+
+
+class Remains:
+    """Garbage in a cycle that writes which process frees it."""
+
+    def __init__(self, log: Path) -> None:
+        self.log, self.cycle = log, self
+
+    def __del__(self) -> None:
+        with self.log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+
+def collect(_index: int) -> None:
+    gc.collect()
+
+
+def test_workers_do_not_free_what_their_parent_left(tmp_path: Path):
+    """A frame of PyAV, freed in a forked worker, waits forever for threads that only the parent has."""
+    log = tmp_path / "freed.txt"
+    gc.collect()
+    gc.disable()
+    try:
+        Remains(log)
+        list(read_items(Numbers(collect), WorkerItems(2, name), batch_size=2))
+        assert not log.exists()
+    finally:
+        gc.enable()
+    gc.collect()
+    assert log.read_text() == f"{os.getpid()}\n"
 
 
 FAULTY = """
