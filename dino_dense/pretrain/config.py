@@ -28,6 +28,7 @@ FREE_ON_RESUME = frozenset(
         *("data", "out", "resume", "device", "deterministic", "num_workers", "accumulate"),
         *("max_steps", "log_every", "save_every", "keep"),
         *("compile", "pack", "on_bad_sample", "max_bad_samples", "watch", "watch_every", "rollback"),
+        "allow_conflicts",
     }
 )
 """Fields that may differ between a run and its continuation."""
@@ -61,6 +62,8 @@ class PretrainConfig(
     """Use this many evenly spaced frames of each video file, instead of every n-th. (not in main_dino)"""
     objectives: tuple[str, ...] = ("dino",)
     """Losses to sum: names of files in dino_dense/pretrain/objectives. (not in main_dino)"""
+    allow_conflicts: bool = False
+    """Begin although settings contradict each other or the data; each contradiction is then a warning. Ours."""
     seed: int = 0
     """Seed of weights, order, crops and drop path. (main_dino)"""
     device: str = "auto"

@@ -16,6 +16,7 @@ from dino_dense.loaders import lost_workers_explained
 from dino_dense.pretrain import run_folder
 from dino_dense.pretrain.batches import ImageSource, MicroBatch, build_loader, pretraining_plan
 from dino_dense.pretrain.config import PretrainConfig
+from dino_dense.pretrain.conflicts import RunSize, check_conflicts
 from dino_dense.pretrain.guard import Guard
 from dino_dense.pretrain.monitor import Monitor, feature_spectrum
 from dino_dense.pretrain.optim import build_schedules
@@ -79,6 +80,7 @@ class Trainer:
         resumes = run_folder.check_folder(self.run, config.resume)
         self.plan = pretraining_plan(len(images), config, world)
         schedules = build_schedules(config, self.plan.steps_per_epoch)
+        self.warnings = [] if resumes else check_conflicts(config, self._size(float(schedules.momentum.prod())))
         self.stepper = OptimizerStep(config, schedules, self.plan.steps_per_epoch, world, device)
         self.config = config = self.stepper.config  # which knows the architecture of `start`
         self.resume_point: ResumePoint | None = None
@@ -131,6 +133,10 @@ class Trainer:
                 if watcher and self._is_due(config.watch_every or plan.steps_per_epoch):
                     self._watch(watcher)
         return TrainResult(self.step, None)
+
+    def _size(self, first_weights: float) -> RunSize:
+        plan = self.plan
+        return RunSize(plan.n_images, plan.total_steps, plan.last_step, self.world.size, first_weights)
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.plan.last_step
@@ -248,6 +254,8 @@ class Trainer:
 
     def _say_where_it_begins(self) -> None:
         if not self.resume_point:
+            for warning in self.warnings:
+                self.say(warning)
             for line in self.stepper.begins_with:
                 self.say(f"{self.run}: {line}")
             return
