@@ -203,7 +203,7 @@ def build_module(
             shape = replace(shape, num_heads=num_heads)
         body = DinoViT(shape, drop_path_rate)
         if (shape.embed_dim, shape.depth) == VIT_SIZES["micro"]:
-            _widen_attention(body)
+            widen_attention(body)
         return body
     options: dict[str, Any] = {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
     if num_heads is not None:
@@ -219,14 +219,15 @@ def build_module(
         raise ValueError(f"{name} cannot be built with {', '.join(options) or 'these options'} ({error}).") from None
 
 
-def _widen_attention(body: DinoViT) -> None:
+def widen_attention(body: DinoViT | DinoV3) -> None:
     """Initialize query and key weights with deviation 2 / sqrt(C) instead of the usual 0.02.
 
     In such a narrow network 0.02 makes every attention weight about 1 / N. The class token is then the mean of the
     patches, hardly more than the mean color, and training does not start.
     """
     channels = body.embed_dim
-    for block in body.blocks:
+    blocks: Any = body.blocks
+    for block in blocks:
         nn.init.trunc_normal_(block.attn.qkv.weight[: 2 * channels], std=2 * channels**-0.5)
 
 

@@ -57,7 +57,7 @@ class DinoV3(Eva):
     `rope.periods` is part of the state dict: published files have them rounded to bfloat16, timm would recompute them.
     """
 
-    def __init__(self, shape: RotaryShape) -> None:
+    def __init__(self, shape: RotaryShape, drop_path_rate: float = 0.0) -> None:
         super().__init__(
             img_size=16 * shape.patch_size,
             patch_size=shape.patch_size,
@@ -80,6 +80,7 @@ class DinoV3(Eva):
             rope_rotate_half=True,
             use_fc_norm=False,
             dynamic_img_size=True,
+            drop_path_rate=drop_path_rate,
         )
         self.shape = shape
         rope: Any = self.rope

@@ -14,21 +14,21 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dino_dense.backbone.dino_vit import DinoViT, build_module
+from dino_dense.backbone.dino_vit import DinoViT
+from dino_dense.backbone.dinov3 import DinoV3
 from dino_dense.backbone.grid import check_whole
 from dino_dense.pretrain import streams
+from dino_dense.pretrain.bodies import BodyOptions, new_body
 from dino_dense.pretrain.crops import CropOptions
 from dino_dense.pretrain.objective import Views
-from dino_dense.pretrain.options import Options, Ranges
+from dino_dense.pretrain.options import Ranges
+from dino_dense.pretrain.rotary import RotaryJitter, rotary_embedding
 from dino_dense.training import seeds
 from dino_dense.training.drop_path import KeyedDropPath, replace_drop_path, scales
 
-CLASS_TOKEN_STD = 0.02
-"""Deviation of the initial class token (dino/vision_transformer.py); timm has 1e-6."""
-
 
 @dataclass(frozen=True)
-class NetworkOptions(Options):
+class NetworkOptions(BodyOptions):
     """Network"""
 
     arch: str = "vit_small_patch16_224"
@@ -66,6 +66,8 @@ class MultiCropNetwork(nn.Module):
         self.pack, self.needs_patches = pack, needs_patches
         self.mask_token: nn.Parameter | None = None
         """[1, C]: replaces the embedding of a masked patch; 0 at first (iBOT, DINOv2)."""
+        self.rotary: RotaryJitter | None = None
+        """Draws rotary coordinates in training; None: they are the patches' centers."""
         self.before_group: Callable[[], None] = lambda: None
         self.before_packed: Callable[[Sequence[torch.Size]], None] = lambda sizes: None
 
@@ -84,13 +86,27 @@ class MultiCropNetwork(nn.Module):
         cls, patches = [], None
         for number, crops in enumerate(groups):
             self.before_group()
-            if number == 0 and self.needs_patches:
-                tokens = self.backbone.norm(self.backbone.blocks(self._embed(crops, masks)))
+            if isinstance(self.backbone, DinoV3) or (number == 0 and self.needs_patches):
+                tokens = self._tokens(crops, masks if number == 0 else None, number)
                 cls.append(self.backbone.forward_head(tokens))
-                patches = tokens[:, self.backbone.num_prefix_tokens :]
+                if number == 0 and self.needs_patches:
+                    patches = tokens[:, self.backbone.num_prefix_tokens :]
             else:
                 cls.append(self.backbone(crops))
         return Views(torch.cat(cls), patches, masks, groups[0] if self.needs_patches else None)
+
+    def _tokens(self, crops: Tensor, masks: Tensor | None, group: int) -> Tensor:
+        """[N_i, 3, S_i, S_i] -> normalized tokens of the last block [N_i, L_i, C]."""
+        vit, tokens = self.backbone, self._embed(crops, masks)
+        if not isinstance(vit, DinoV3):
+            return vit.norm(vit.blocks(tokens))
+        side = crops.shape[-1] // vit.shape.patch_size
+        rope = rotary_embedding(vit, (side, side))
+        for number, block in enumerate(vit.blocks):
+            if self.rotary and (change := self.rotary.of(group, number)):
+                rope = rotary_embedding(vit, (side, side), change)
+            tokens = block(tokens, rope=rope)
+        return vit.norm(tokens)
 
     def _embed(self, crops: Tensor, masks: Tensor | None) -> Tensor:
         """[N_i, 3, S_i, S_i] -> the tokens that enter the first block, with masked patches replaced."""
@@ -99,6 +115,8 @@ class MultiCropNetwork(nn.Module):
         if self.mask_token is not None and masks is not None:
             hidden = masks.to(crops.device, non_blocking=True).view(*embedded.shape[:-1], 1)
             embedded = torch.where(hidden, self.mask_token.to(embedded.dtype), embedded)
+        if isinstance(vit, DinoV3):
+            return vit._pos_embed(embedded)[0]  # with its prefix tokens, without positions
         return vit.norm_pre(vit.patch_drop(vit._pos_embed(embedded)))
 
     def _packed(self, groups: Sequence[Tensor], masks: Tensor | None) -> Views:
@@ -207,27 +225,26 @@ def build_network(
             multiple of the patch size.
     """
     arch = options.arch
-    backbone = _new_body(options, crops) if body is None else body
+    backbone = new_body(options, arch, options.drop_path_rate, crops.global_crop_size) if body is None else body
     if not hasattr(backbone, "cls_token"):
         _remove_drop_path(backbone)
     _check_crop_sizes(backbone, arch, crops)
     if options.pack and not isinstance(backbone, DinoViT):
-        raise ValueError(f"pack is on, but {arch} is none of the vit_{{SIZE}}_patch{{P}}_{{PIXELS}}: leave it off")
-    if needs_patches and not isinstance(backbone, DinoViT):
+        raise ValueError(
+            f"pack is on, but {arch} is no vit_{{SIZE}}_patch{{P}}_{{PIXELS}} with a table of positions: leave it off"
+        )
+    if needs_patches and not isinstance(backbone, DinoViT | DinoV3):
         raise ValueError(
             f"one of the objectives learns patch tokens, but {arch} is none of the vit_{{SIZE}}_patch{{P}}_{{PIXELS}}: "
             "choose such an --arch, or other --objectives"
         )
+    if options.jitters and not isinstance(backbone, DinoV3):
+        raise ValueError(
+            f"rope_shift, rope_jitter or rope_rescale is set, but {arch} has no rotary positions: leave it"
+        )
     if not hasattr(backbone, "blocks"):
         backbone = backbone.to(memory_format=torch.channels_last)  # fastest for convolutions
     return MultiCropNetwork(backbone, options.pack, needs_patches)
-
-
-def _new_body(options: NetworkOptions, crops: CropOptions) -> nn.Module:
-    body = build_module(options.arch, drop_path_rate=options.drop_path_rate, img_size=crops.global_crop_size)
-    if isinstance(body, DinoViT):
-        nn.init.trunc_normal_(body.cls_token, std=CLASS_TOKEN_STD)
-    return body
 
 
 def teacher_of(student: MultiCropNetwork) -> MultiCropNetwork:

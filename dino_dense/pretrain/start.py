@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dino_dense.backbone.backbone import Backbone
 from dino_dense.backbone.checkpoints import find_weights
 from dino_dense.backbone.dino_vit import IMAGENET_MEAN, IMAGENET_STD, DinoViT
+from dino_dense.backbone.dinov3 import DinoV3
 from dino_dense.backbone.layouts import tensors_of
 from dino_dense.backbone.load import load_backbone
 from dino_dense.backbone.unpickle import read_pickled
@@ -88,6 +89,9 @@ def trainable_copy(module: nn.Module, drop_path_rate: float) -> nn.Module:
     """
     if isinstance(module, DinoViT):
         body: nn.Module = DinoViT(module.shape, drop_path_rate)
+        body.load_state_dict(module.state_dict())
+    elif isinstance(module, DinoV3):
+        body = DinoV3(module.shape, drop_path_rate)
         body.load_state_dict(module.state_dict())
     elif drop_path_rate and hasattr(module, "cls_token"):
         raise ValueError(

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from dino_dense import distributed
 from dino_dense.backbone.cpu_attention import fast_attention
+from dino_dense.backbone.dinov3 import DinoV3
 from dino_dense.distributed import World
 from dino_dense.pretrain import objectives, optim
 from dino_dense.pretrain.batches import MicroBatch
@@ -23,6 +24,7 @@ from dino_dense.pretrain.crops import prepare
 from dino_dense.pretrain.network import DropPathKeys, MultiCropNetwork, build_network, compile_blocks, teacher_of
 from dino_dense.pretrain.objective import Objective, Step, Terms, Views
 from dino_dense.pretrain.optim import Schedules
+from dino_dense.pretrain.rotary import RotaryJitter
 from dino_dense.pretrain.start import HeadsFirst, freeze, load_heads, open_start, trainable_copy
 from dino_dense.training.batchnorm import synchronized
 from dino_dense.training.gradients import clip_gradients, gradients_in_step
@@ -126,6 +128,9 @@ class OptimizerStep:
         """Patches of a global crop (h, w), if an objective needs patch tokens."""
         learner, teacher = self._build()
         self.drop_path = DropPathKeys(learner.student, config.n_views, config.batch_size, config.seed)
+        if isinstance(learner.student.backbone, DinoV3):
+            blocks = len(learner.student.backbone.blocks)
+            learner.student.rotary = RotaryJitter(config, blocks, groups=2, seed=config.seed)
         if world.size > 1 and device.type == "cuda":  # PyTorch has no SyncBatchNorm on the CPU
             learner, teacher = synchronized(learner), synchronized(teacher)
         if config.compile:
@@ -190,6 +195,8 @@ class OptimizerStep:
         start = open_start(config)
         if config.arch not in (PretrainConfig.arch, start.name):
             raise ValueError(f"arch is {config.arch}, but start is a {start.name}: leave arch out")
+        if config.shaped:
+            raise ValueError(f"{', '.join(config.shaped)} is set, but start has a body of its own: leave it out")
         self.config = replace(config, arch=start.name)
         self.begins_with += [f"begins with the weights of {config.start} ({start.name})", *start.notes]
         return trainable_copy(start.module, config.drop_path_rate)
@@ -207,6 +214,8 @@ class OptimizerStep:
         """Forward and backward over the micro-batches, then one update, unless the step is skipped."""
         learner, _, optimizer, scaler = self.state
         step = self.moment(number)
+        if learner.student.rotary:
+            learner.student.rotary.set_step(number)
         optim.set_schedule(optimizer, float(self.schedules.lr[number]), float(self.schedules.weight_decay[number]))
         optimizer.zero_grad(set_to_none=True)
         last = len(micro_batches) - 1

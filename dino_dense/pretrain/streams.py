@@ -3,4 +3,4 @@
 So different kinds of draws, and the plan's order (`seeds.ORDER`), use independent random numbers.
 """
 
-CROPS, DROP_PATH, SUBSTITUTES, MASKS = 1, 2, 3, 4
+CROPS, DROP_PATH, SUBSTITUTES, MASKS, ROTARY = 1, 2, 3, 4, 5
