@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -63,14 +64,14 @@ def _no_images(folder: Path) -> str:
     return f". Expected files ending in {', '.join(COMMON_SUFFIXES)} or another that Pillow reads; found {endings}."
 
 
-def read_rgb(path: Path | str) -> Image.Image:
-    """The whole picture as 8-bit RGB.
+def read_rgb(path: Path | str, encoded: bytes | None = None) -> Image.Image:
+    """The whole picture as 8-bit RGB, of a file, or of its content.
 
     Raises:
         FileNotFoundError: no such file.
         DataError: the file is truncated, damaged, no image, or has more than 8 bits per channel.
     """
-    with _opened(path) as image:
+    with _opened(path, encoded) as image:
         if image.mode in WIDE_MODES:
             raise DataError(f"{path}: {image.mode} pixels, expected 8 bits a channel. Convert it to 8 bits first.")
         return image.convert("RGB")
@@ -109,10 +110,10 @@ def upright_rgb(image: Image.Image, path: Path | str) -> npt.NDArray[np.uint8]:
 
 
 @contextmanager
-def _opened(path: Path | str) -> Iterator[Image.Image]:
-    """Open an image file; every error becomes a DataError that names the file."""
+def _opened(path: Path | str, encoded: bytes | None = None) -> Iterator[Image.Image]:
+    """Open an image file, or its content; every error becomes a DataError that names the file."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path if encoded is None else io.BytesIO(encoded)) as image:
             yield image
     except FileNotFoundError:
         gone = "a broken link" if Path(path).is_symlink() else "no such file, or removed since it was listed"
@@ -200,7 +201,11 @@ def open_picture(path: Path) -> JpegPicture | DecodedPicture:
 
     Raises the errors of `read_rgb` (damage inside a JPEG's data shows in `decode`).
     """
-    encoded = path.read_bytes()
+    return picture_of(path.read_bytes(), path)
+
+
+def picture_of(encoded: bytes, path: Path) -> JpegPicture | DecodedPicture:
+    """`open_picture` for the content of a file that is read already; `path` names it in errors."""
     header = jpeg.read_header(encoded)
     if header and header.height * header.width > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):  # PIL's limit
         raise DataError(
@@ -209,7 +214,7 @@ def open_picture(path: Path) -> JpegPicture | DecodedPicture:
         )
     if header and header.channels in (1, 3) and jpeg.is_whole(encoded):
         return JpegPicture(path, encoded, header)
-    return DecodedPicture(np.array(read_rgb(path)))
+    return DecodedPicture(np.array(read_rgb(path, encoded)))
 
 
 def names_fingerprint(names: Iterable[str]) -> str:

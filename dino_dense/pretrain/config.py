@@ -51,7 +51,8 @@ class PretrainConfig(
     """Data, output, machine"""
 
     data: str | None = None
-    """Folder of images (nested or flat) and/or videos, or one video file. null: the embedded sample."""
+    """Folder of images (nested or flat) and/or videos; one video file; or tar shards of images, by a pattern such as
+    'shards/{000..127}.tar'. null: the embedded sample."""
     out: str = "runs/pretrain"
     """Run folder: checkpoints, config.yaml, log.csv, TensorBoard events, loss.png."""
     resume: bool | Literal["auto"] = False

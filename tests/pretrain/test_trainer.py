@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -291,3 +292,19 @@ def test_a_conv_net_keeps_batch_statistics_of_its_own_teacher(tmp_path: Path, tr
     assert not torch.equal(student, teacher)
     assert tensors["student.backbone.bn1.num_batches_tracked"] == 2 * 2  # global and local crops
     assert tensors["teacher.backbone.bn1.num_batches_tracked"] == 2  # global crops only
+
+
+def test_tar_shards_train_as_the_folder_and_resume_within_a_shard(pictures: Path, tmp_path: Path, train: Train):
+    """The order is a permutation of all images of all shards: a resumed run loses and repeats none."""
+    files = open_pretraining_data(pictures)
+    paths = [pictures / files.name(index) for index in range(len(files))]
+    for number, part in enumerate((paths[:11], paths[11:])):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as archive:
+            for path in part:
+                archive.add(path, path.name)
+    shards = open_pretraining_data(str(tmp_path / "{0..1}.tar"))
+    folder = train(tmp_path / "folder", max_steps=5)
+    train(tmp_path / "tar", shards, max_steps=2, save_every=2)
+    train(tmp_path / "tar", shards, max_steps=5, resume=True)
+    pd.testing.assert_frame_equal(curve(tmp_path / "tar"), folder.drop(columns=TIMES), check_exact=True)
+    assert_same_state(tmp_path / "tar", tmp_path / "folder")
