@@ -83,8 +83,8 @@ def _stopping(config: PretrainConfig, size: RunSize) -> Iterator[Conflict]:
     seen = config.batch_size // config.accumulate // (1 if config.koleo_neighbors == "all" else size.processes)
     if "koleo" in config.objectives and seen <= config.koleo_topk:
         yield Conflict(
-            f"koleo compares each image with its {config.koleo_topk} nearest among the {seen} of a micro-batch: set a "
-            f"larger --batch-size, a smaller --accumulate, or leave koleo out of --objectives.",
+            f"koleo compares each image with its {config.koleo_topk} nearest, but there are {seen} in a micro-batch: "
+            "set a larger --batch-size, a smaller --accumulate, or leave koleo out of --objectives.",
             is_refused=True,
         )
 

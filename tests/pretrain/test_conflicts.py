@@ -80,7 +80,7 @@ def test_a_doubtful_run_is_warned(changes: dict, images: int, message: str):
 def test_koleo_without_neighbors_is_refused_even_in_a_trial():
     config = PretrainConfig(objectives=("dino", "koleo"), batch_size=8, koleo_neighbors="process", max_steps=1)
     assert not warnings(config, 8000, processes=4)
-    with pytest.raises(ConflictError, match="the 1 of a micro-batch"):
+    with pytest.raises(ConflictError, match="but there are 1 in a micro-batch"):
         warnings(config, 8000, processes=8)
 
 
