@@ -1,5 +1,8 @@
 """A run that is measured while it trains: its table and curves, and the return to its best state."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +17,7 @@ from data.pretraining import open_pretraining_data
 from dino_dense import load_backbone
 from dino_dense.backbone.checkpoints import save_backbone
 from dino_dense.checkpoint import read_tensors
+from dino_dense.config import schema
 from dino_dense.distributed import World
 from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.trainer import Trainer
@@ -22,6 +26,7 @@ from tasks.harness.batch import run_batch
 from tasks.harness.options import BatchOptions
 from tests.pretrain.tiny_run import TINY
 
+PROJECT = Path(__file__).parents[2]
 SMALL = [{"task": "knn", "config": {"resize": 32, "crop": 32}}]
 
 
@@ -138,3 +143,25 @@ def test_the_tasks_command_measures(tmp_path: Path, pictures: Path):
     assert pd.read_csv(tmp_path / "run" / "watch.csv")["step"].tolist() == [0, 1]
     with pytest.raises(MeasureError, match=r"status 2:(.|\n)*no such suite file"):
         in_own_process("cpu")(tmp_path / "none.yaml", tmp_path / "run", tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_two_processes_wait_for_the_measurement_and_stop_together(tmp_path: Path, pictures: Path, suite: str):
+    """Process 0 measures; the second measurement is worse, so both stop, and the state of the start is restored."""
+    settings = replace(TINY, out=str(tmp_path / "run"), data=str(pictures), max_steps=6, save_every=6)
+    settings = replace(settings, watch=(suite,), watch_every=2, rollback=True)
+    (tmp_path / "recipe.yaml").write_text(schema.to_yaml(settings))
+    module = load_backbone("random:vit_micro_patch8_32", seed=0).module
+    for step in (0, 2):
+        file = tmp_path / f"{step}.safetensors"
+        torch.nn.init.constant_(module.norm.weight, float(step == 0))
+        save_backbone(file, module)
+        in_this_process(Path(suite), file, tmp_path / "prepared" / f"step-{step}")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "tests.pretrain.watched_processes", "--config", str(tmp_path / "recipe.yaml")]
+    variables = {**os.environ, "PREPARED": str(tmp_path / "prepared"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=PROJECT, env=variables, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert done.stderr.count("error:") == done.stderr.count("stopped at step 2, worse than at the start") == 2
+    assert pd.read_csv(tmp_path / "run" / "watch.csv")["verdict"].tolist()[1] == "worse"
+    assert read_tensors(tmp_path / "run" / "last.safetensors")[1]["step"] == 0
