@@ -28,7 +28,7 @@ FREE_ON_RESUME = frozenset(
         *("data", "out", "resume", "device", "deterministic", "num_workers", "accumulate"),
         *("max_steps", "log_every", "save_every", "keep"),
         *("compile", "pack", "on_bad_sample", "max_bad_samples", "watch", "watch_every", "rollback"),
-        "allow_conflicts",
+        *("allow_conflicts", "tracker"),
     }
 )
 """Fields that may differ between a run and its continuation."""
@@ -81,6 +81,9 @@ class PretrainConfig(
     """Optimizer steps between rows of log.csv. (main_dino prints every 10)"""
     save_every: int | None = None
     """Optimizer steps between checkpoints. null: a checkpoint at the end of each epoch. (main_dino)"""
+    tracker: Literal["none", "wandb", "mlflow"] = "none"
+    """Send the rows of log.csv, and the measurements of watch, also to Weights & Biases or MLflow: optional packages,
+    set by their own environment variables. Ours."""
     keep: int = 2
     """Training states to keep: the newest, and older ones in case it is unreadable. (not in main_dino)"""
 

@@ -5,7 +5,7 @@ import io
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dino_dense.files import replacing, write_text
 from dino_dense.pretrain.objective import Watch
+from dino_dense.pretrain.trackers import Tracker
 from dino_dense.progress import progress
 
 LOG_FILE, CURVE_FILE, EVENTS_FOLDER = "log.csv", "loss.png", "tensorboard"
@@ -70,6 +71,7 @@ class Monitor:
         columns: names of the columns of the objectives.
         watches: called with every logged row; they return warnings.
         levels: label -> value of a horizontal line in the loss curve.
+        tracker: gets the rows too. If it fails, the run goes on without it.
     """
 
     def __init__(
@@ -81,7 +83,9 @@ class Monitor:
         columns: Sequence[str],
         watches: Sequence[Watch] = (),
         levels: Mapping[str, float] = MappingProxyType({}),
+        tracker: Tracker | None = None,
     ) -> None:
+        self.tracker = tracker
         self.run, self.batch_size, self.watches, self.levels = run, batch_size, watches, levels
         names = [*COLUMNS_BEFORE, *columns, *COLUMNS_AFTER]
         self.seconds_before = _keep_rows(run / LOG_FILE, start_step, names)
@@ -105,13 +109,26 @@ class Monitor:
         self.logged_at, self.logged_step = now, step
         self.csv.writerow(row)
         self.file.flush()
-        for name, value in row.items():
-            if name != "step":
-                self.events.add_scalar(name, value, step)
+        self.track(step, {name: value for name, value in row.items() if name != "step"})
         self.bar.set_postfix_str(f"loss={row['loss']:.4f}, img_s={rate:.1f}", refresh=False)
         for warning in filter(None, (watch(step, row) for watch in self.watches)):
             self.say(warning)
             self.events.add_text("warning", warning, step)
+
+    def track(self, step: int, values: Mapping[str, float]) -> None:
+        """Send values to TensorBoard and to the tracker."""
+        for name, value in values.items():
+            self.events.add_scalar(name, value, step)
+        self._with_tracker(lambda tracker: tracker.log(step, values), f"is left out from step {step} on")
+
+    def _with_tracker(self, act: Callable[[Tracker], None], consequence: str) -> None:
+        """Use the tracker, if there is one. A service that is down must not end a run of days."""
+        if self.tracker:
+            try:
+                act(self.tracker)
+            except Exception as error:
+                self.tracker = None
+                self.say(f"WARNING: the tracker failed, and {consequence}: {error}")
 
     def sync(self) -> None:
         """Flush all logged rows to the disk."""
@@ -127,6 +144,7 @@ class Monitor:
         self.bar.close()
         self.file.close()
         self.events.close()
+        self._with_tracker(lambda tracker: tracker.close(), "may lack the last rows")
         draw_curve(self.run, self.levels)
 
 

@@ -11,6 +11,7 @@ import torch
 from dino_dense import distributed
 from dino_dense.backbone.checkpoints import save_backbone
 from dino_dense.checkpoint import STATE_FILE, TEACHER_FILE
+from dino_dense.config import schema
 from dino_dense.distributed import World
 from dino_dense.loaders import lost_workers_explained
 from dino_dense.pretrain import run_folder
@@ -22,6 +23,7 @@ from dino_dense.pretrain.monitor import Monitor, feature_spectrum
 from dino_dense.pretrain.optim import build_schedules
 from dino_dense.pretrain.run_folder import ResumePoint
 from dino_dense.pretrain.step import Measured, OptimizerStep
+from dino_dense.pretrain.trackers import check_tracker, open_tracker
 from dino_dense.pretrain.watch import (
     CHECKPOINT_FILE,
     WORSE,
@@ -77,6 +79,7 @@ class Trainer:
             config = replace(config, augment_on="device" if device.type == "cuda" else "loader")
         self.config, self.images, self.world, self.device = config, images, world, device
         self.run = Path(config.out)
+        check_tracker(config.tracker)
         resumes = run_folder.check_folder(self.run, config.resume)
         self.plan = pretraining_plan(len(images), config, world)
         schedules = build_schedules(config, self.plan.steps_per_epoch)
@@ -177,6 +180,9 @@ class Trainer:
             return
         for line in lines_of(rows):
             self.say(f"{self.run}: step {self.step}: {line}")
+        if self.monitor:
+            named = zip(rows["task"], rows["metric"], rows["value"], strict=True)
+            self.monitor.track(self.step, {f"watch/{task} {metric}": value for task, metric, value in named})
         if not self.config.rollback:
             return
         worse = rows[rows["verdict"] == WORSE]
@@ -216,7 +222,8 @@ class Trainer:
             watches = [watch for part in parts if (watch := part.watch(quiet))]
             levels = {label: value for part in parts for label, value in part.levels().items()}
             last, size = self.plan.last_step, self.config.batch_size
-            self.monitor = Monitor(self.run, self.step, last, size, learner.columns(), watches, levels)
+            tracker = open_tracker(self.config.tracker, self.run, schema.to_plain(self.config))
+            self.monitor = Monitor(self.run, self.step, last, size, learner.columns(), watches, levels, tracker)
         try:
             yield
         finally:
