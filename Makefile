@@ -23,8 +23,8 @@ faults:  ## kills, full disks, several processes, memory, leftovers: the long fo
 bench:   ## all benchmarks, one after another (about a quarter of an hour on two cores), and one table
 	$(PYTHON) -m benchmarks
 
-gpu:     ## on a machine with CUDA: the tests marked gpu, then every task on CUDA against the CPU, and one table
-	$(PYTHON) -m pytest -q -m gpu tests
+gpu:     ## on a machine with CUDA: the tests against known numbers there, then every task on CUDA against the CPU, and one table
+	$(PYTHON) -m pytest -q --device cuda -m gpu tests
 	$(PYTHON) -m benchmarks gpu training_step search
 
 lock:    ## pin the newest packages that pyproject.toml allows

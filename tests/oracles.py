@@ -66,8 +66,8 @@ class NoiseReader:
 
     def read(self, x: Tensor, want: frozenset[str], layers: Sequence[int], norm: bool = True) -> dict[str, Tensor]:
         """All layers are alike."""
-        features = self.features(x)
-        return {kind: torch.cat([features[kind]] * len(layers), dim=1) for kind in want}
+        features = self.features(x.cpu())
+        return {kind: torch.cat([features[kind]] * len(layers), dim=1).to(x.device) for kind in want}
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Noise [B, C], [B, C, h, w] and [B, 1, h, w]."""

@@ -35,6 +35,7 @@ from tasks.scores.jf import score_sequence, summarize
 from tasks.scores.retrieval import average_precision, positive_ranks, query_scores
 from tasks.scores.saliency import accuracy, f_at_best_threshold, f_curve, iou
 from tests.davis_files import all_masks
+from tests.device import chosen
 from tests.propagation.frames import carry_to_frame
 from tests.reference_files import davis_root, pretrain_weights, recipe_weights, reference
 
@@ -64,7 +65,7 @@ def first_frame(size: tuple[int, int], input_mean: float) -> torch.Tensor:
     pytest.fail("no sequence of DINO_DENSE_DAVIS begins with the frame that vit_features was made from")
 
 
-def test_vit_features(tmp_path: Path):
+def test_vit_features(tmp_path: Path, device: torch.device):
     arrays = reference("vit_features")
     cases = sorted({key.split(".")[0] for key in arrays.files})
     assert cases
@@ -72,23 +73,23 @@ def test_vit_features(tmp_path: Path):
         _, size, patch, sides = case.split("_")
         height, width = map(int, sides.split("x"))
         path = recipe_checkpoint(tmp_path, f"vit_{size}_patch{patch}_224")
-        backbone = load_backbone(str(path)).with_normalization(IMAGENET_MEAN, VIDEO_STD)
+        backbone = load_backbone(str(path)).to(device).with_normalization(IMAGENET_MEAN, VIDEO_STD)
         image = first_frame((height, width), float(arrays[f"{case}.input_mean"]))
         check_features(backbone, image, arrays, case)
 
 
 def check_features(backbone: Backbone, image: torch.Tensor, arrays: np.lib.npyio.NpzFile, case: str) -> None:
     found = backbone.extract(image, {"patches", "cls", "attention"})
-    tokens = torch.cat([found.cls[:, :, None], found.patches.flatten(2)], dim=2)[0].T.numpy()
+    tokens = torch.cat([found.cls[:, :, None], found.patches.flatten(2)], dim=2)[0].T.cpu().numpy()
     step = int(arrays[f"{case}.step"])
     np.testing.assert_allclose(tokens[::step], arrays[f"{case}.tokens"], rtol=0, atol=2e-4, err_msg=case)
-    np.testing.assert_allclose(found.cls[0], arrays[f"{case}.forward_cls"], rtol=0, atol=2e-4, err_msg=case)
-    attention = found.attention.flatten(2)[0]
+    np.testing.assert_allclose(found.cls[0].cpu(), arrays[f"{case}.forward_cls"], rtol=0, atol=2e-4, err_msg=case)
+    attention = found.attention.flatten(2)[0].cpu()
     expected = arrays[f"{case}.cls_attention"]
     np.testing.assert_allclose(attention, expected[:, 1:], rtol=0, atol=1e-5, err_msg=case)
     np.testing.assert_allclose(1 - attention.sum(1), expected[:, 0], rtol=0, atol=1e-5, err_msg=case)
     if f"{case}.linear_probe_4blocks" in arrays.files:
-        joined = backbone.extract(image, {"cls"}, layers=(-4, -3, -2, -1)).cls[0]
+        joined = backbone.extract(image, {"cls"}, layers=(-4, -3, -2, -1)).cls[0].cpu()
         np.testing.assert_allclose(joined, arrays[f"{case}.linear_probe_4blocks"], rtol=0, atol=2e-4, err_msg=case)
 
 
@@ -99,27 +100,28 @@ HIDDEN, BOTTLENECK = 64, 32
 EPOCHS = 100  # of the schedules
 
 
-def test_dino_head():
+def test_dino_head(device: torch.device):
     arrays = reference("dino_head")
     x, y = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
     head = DINOHead(x.shape[1], y.shape[1], HIDDEN, BOTTLENECK)
     weights = recipe_weights({name: value.shape for name, value in head.state_dict().items()})
     weights["last_layer.weight_g"] = torch.ones_like(weights["last_layer.weight_g"])
     head.load_state_dict(weights)
-    torch.testing.assert_close(head(x), y, rtol=0, atol=1e-5)
+    torch.testing.assert_close(head.to(device)(x.to(device)).cpu(), y, rtol=0, atol=1e-5)
 
 
-def test_dino_loss():
+def test_dino_loss(device: torch.device):
     arrays = reference("dino_loss")
     steps = sorted({int(key.split(".")[0]) for key in arrays.files})
     # The file does not say the number of views; the teacher has 2 of the same images.
     n_views = 2 * len(arrays["0.student"]) // len(arrays["0.teacher"])
-    loss = DINOLoss(arrays["0.student"].shape[1], n_views, 0.04, 0.07, 30)
+    loss = DINOLoss(arrays["0.student"].shape[1], n_views, 0.04, 0.07, 30).to(device)
     for step in steps:
-        student = torch.from_numpy(arrays[f"{step}.student"]).requires_grad_()
+        student, teacher = (torch.from_numpy(arrays[f"{step}.{name}"]).to(device) for name in ("student", "teacher"))
+        student.requires_grad_()
         epoch = int(arrays[f"{step}.epoch"])
         assert loss.teacher_temp(epoch) == pytest.approx(float(arrays[f"{step}.teacher_temp"]), rel=1e-12)
-        output = loss(student, torch.from_numpy(arrays[f"{step}.teacher"]), epoch)
+        output = loss(student, teacher, epoch)
         output.loss.backward()
         loss.update_center(output.teacher_mean)
         assert output.loss.item() == pytest.approx(float(arrays[f"{step}.loss"]), rel=1e-5)
@@ -131,7 +133,7 @@ def assert_relative(ours: torch.Tensor | None, theirs: np.ndarray) -> None:
     """Largest error at most 1e-5 of the largest value."""
     assert ours is not None
     assert ours.shape == theirs.shape
-    assert np.abs(ours.numpy() - theirs).max() <= 1e-5 * np.abs(theirs).max()
+    assert np.abs(ours.cpu().numpy() - theirs).max() <= 1e-5 * np.abs(theirs).max()
 
 
 @pytest.mark.parametrize(
@@ -151,16 +153,18 @@ def test_schedules(name: str, base: float, final: float, warmup: int):
 # --- label_propagation, davis_masks ---
 
 
-def test_label_propagation():
+def test_label_propagation(device: torch.device):
     arrays = reference("label_propagation")
     cases = sorted({key.split(".")[0] for key in arrays.files})
     assert cases
     for case in cases:
-        target, sources, labels = (torch.from_numpy(arrays[f"{case}.{key}"]) for key in ("target", "sources", "labels"))
+        target, sources, labels = (
+            torch.from_numpy(arrays[f"{case}.{key}"]).to(device) for key in ("target", "sources", "labels")
+        )
         assert labels.shape[2:] == tuple(arrays[f"{case}.hw"])
         radius, top_k = int(arrays[f"{case}.radius"]), int(arrays[f"{case}.topk"])
         ours = carry_to_frame(target, sources, labels, Neighborhood(radius, "square", top_k, True, temperature=0.1))
-        np.testing.assert_allclose(ours.numpy(), arrays[f"{case}.out"][0], rtol=0, atol=1e-5, err_msg=case)
+        np.testing.assert_allclose(ours.cpu().numpy(), arrays[f"{case}.out"][0], rtol=0, atol=1e-5, err_msg=case)
 
 
 def stored_masks(arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
@@ -191,14 +195,14 @@ def test_davis_scores_of_the_stored_masks():
 
 
 @pytest.mark.slow
-def test_davis_masks(tmp_path: Path):
+def test_davis_masks(tmp_path: Path, device: torch.device):
     """The whole task, from a checkpoint file to PNGs on disk."""
     arrays = reference("davis_masks")
     checkpoint = recipe_checkpoint(tmp_path, "vit_small_patch16_224")
     for name in sequences_of(arrays):
         expected = stored_masks(arrays, name)
         config = DavisConfig(data=str(davis_root()), year=2016, sequences=(name,), max_frames=len(expected))
-        run_one(get("davis"), RunOptions(ckpt=str(checkpoint), out=str(tmp_path / name)), config)
+        run_one(get("davis"), RunOptions(ckpt=str(checkpoint), out=str(tmp_path / name), device=str(device)), config)
         written = sorted((tmp_path / name / "masks" / name).glob("*.png"))
         found = np.stack([read_ids(path) for path in written])
         assert found.shape == expected.shape
@@ -208,16 +212,16 @@ def test_davis_masks(tmp_path: Path):
 # --- knn ---
 
 
-def test_knn():
+def test_knn(device: torch.device):
     arrays = reference("knn")
     train, train_labels, test, test_labels = (
-        torch.from_numpy(arrays[key]) for key in ("train", "train_labels", "test", "test_labels")
+        torch.from_numpy(arrays[key]).to(device) for key in ("train", "train_labels", "test", "test_labels")
     )
     counts = arrays["k"].tolist()
     classes = int(max(train_labels.max(), test_labels.max())) + 1
     ranked = knn_votes(train, train_labels, test, k=counts, temperature=0.07, classes=classes)
     names = [str(index) for index in range(len(test))]
-    ours = [hits(order, test_labels, names, places=k)[["top-1", "top-5"]].mean() for k, order in ranked]
+    ours = [hits(order.cpu(), test_labels.cpu(), names, places=k)[["top-1", "top-5"]].mean() for k, order in ranked]
     np.testing.assert_allclose(ours, arrays["top1_top5"], rtol=0, atol=1e-6)
 
 
@@ -238,11 +242,11 @@ def keys_of(arrays: np.lib.npyio.NpzFile, case: str) -> tuple[torch.Tensor, int,
     return keys.unflatten(1, grid), height // grid[0], (height, width)
 
 
-def test_object_discovery_tokencut():
+def test_object_discovery_tokencut(device: torch.device):
     arrays = reference("object_discovery")
     for case in cases_of(arrays):
         keys, patch, size = keys_of(arrays, case)
-        found = tokencut(keys, tau=0.2, eps=1e-5)
+        found = tokencut(keys.to(device), tau=0.2, eps=1e-5)
         np.testing.assert_array_equal(found.mask, arrays[f"{case}.tokencut_mask"] > 0, err_msg=case)
         assert found.seed == int(arrays[f"{case}.tokencut_seed"])
         assert box_of(found.mask, patch, size) == tuple(arrays[f"{case}.tokencut_box"])
@@ -250,26 +254,26 @@ def test_object_discovery_tokencut():
         np.testing.assert_allclose(ours / ours.max(), theirs / theirs.max(), rtol=0, atol=1e-3, err_msg=case)
 
 
-def test_object_discovery_lost():
+def test_object_discovery_lost(device: torch.device):
     arrays = reference("object_discovery")
     for case in cases_of(arrays):
         keys, patch, size = keys_of(arrays, case)
-        found = lost(keys, k=100)
+        found = lost(keys.to(device), k=100)
         assert found.seed == int(arrays[f"{case}.lost_seed"])
         assert box_of(found.mask, patch, size) == tuple(arrays[f"{case}.lost_box"])
 
 
-def test_object_discovery_from_frames(tmp_path: Path):
+def test_object_discovery_from_frames(tmp_path: Path, device: torch.device):
     """Keys and attention of our backbone: the same keys, and the same masks of 60 % of the attention."""
     arrays = reference("object_discovery")
-    backbone = load_backbone(str(recipe_checkpoint(tmp_path, "vit_small_patch16_224")))
+    backbone = load_backbone(str(recipe_checkpoint(tmp_path, "vit_small_patch16_224"))).to(device)
     backbone = backbone.with_normalization(IMAGENET_MEAN, VIDEO_STD)
     for case in cases_of(arrays):
         keys, _, (height, width) = keys_of(arrays, case)
         path = davis_root() / "JPEGImages/480p" / str(arrays[f"{case}.seq"]) / f"{int(arrays[f'{case}.frame']):05d}.jpg"
         frame = cv2.cvtColor(cv2.resize(cv2.imread(str(path)), (width, height)), cv2.COLOR_BGR2RGB)
         found = backbone.extract(torch.from_numpy(frame).permute(2, 0, 1)[None].float() / 255, {"keys", "attention"})
-        np.testing.assert_allclose(found.keys[0], keys, rtol=0, atol=2e-4, err_msg=case)
+        np.testing.assert_allclose(found.keys[0].cpu(), keys, rtol=0, atol=2e-4, err_msg=case)
         masks = attention_masks(found.attention[0], mass=0.6)
         np.testing.assert_array_equal(masks, arrays[f"{case}.attention60_masks"] > 0, err_msg=case)
 
@@ -333,11 +337,12 @@ def stated_frame(arrays: np.lib.npyio.NpzFile, case: str) -> torch.Tensor:
 
 def load_stated(path: Path, arrays: np.lib.npyio.NpzFile) -> Backbone:
     mean, std = (tuple(map(float, arrays[key])) for key in ("norm_mean", "norm_std"))
-    return load_backbone(str(path)).with_normalization(mean, std)  # type: ignore[arg-type]
+    return load_backbone(str(path)).to(chosen()).with_normalization(mean, std)  # type: ignore[arg-type]
 
 
 def close(found: object, expected: np.ndarray, tolerance: float, case: str) -> None:
-    np.testing.assert_allclose(np.asarray(found), expected, rtol=0, atol=tolerance, err_msg=case)
+    values = found.cpu() if isinstance(found, torch.Tensor) else found
+    np.testing.assert_allclose(np.asarray(values), expected, rtol=0, atol=tolerance, err_msg=case)
 
 
 def rows(features: torch.Tensor, layers: int = 1) -> torch.Tensor:
@@ -363,6 +368,7 @@ def dinov3_file(folder: Path, arrays: np.lib.npyio.NpzFile, model: str, periods:
     return path
 
 
+@pytest.mark.gpu
 def test_dinov3_features(tmp_path: Path):
     arrays = reference("dinov3_features")
     for model in models(arrays):
@@ -406,6 +412,7 @@ def hugging_face_folder(folder: Path, arrays: np.lib.npyio.NpzFile, model: str) 
     return folder / model
 
 
+@pytest.mark.gpu
 def test_hf_features(tmp_path: Path):
     """The official position rule: `.official_tokens` where transformers' own differ by more than 1e-3."""
     arrays = reference("hf_features")

@@ -17,6 +17,7 @@ from dino_dense.distributed import World
 from dino_dense.report.samples import clusters_of, metric_terms, score_samples
 from tasks import DataFacts, Outcome, RunOptions, Session, Task, mean_scores, measured, run_one
 from tasks.harness.task import no_pictures
+from tests.device import chosen, chosen_name
 from tests.oracles import noise_backbone, oracle_backbone
 
 RANDOM = "random:vit_micro_patch8_64"
@@ -52,9 +53,9 @@ def oracle() -> Backbone:
 
 def run_smoke(task: Task, backbone: Backbone, out: Path, *, draw: bool = False) -> Outcome:
     """Without pictures, which take as long as the numbers, where none are looked at."""
-    session = Session(out=out, device=torch.device("cpu"))
+    session = Session(out=out, device=chosen())
     task = task if draw else dataclasses.replace(task, draw=no_pictures)
-    return measured(task, backbone, task.open(task.smoke), task.smoke, session)
+    return measured(task, backbone.to(chosen()), task.open(task.smoke), task.smoke, session)
 
 
 def lighter(task: Task) -> Task:
@@ -121,7 +122,7 @@ def test_drawing_is_left_to_the_main_process(task: Task, tmp_path: Path):
     """A process that is not the main one measures the same numbers, and writes no picture."""
     task, backbone = lighter(task), noise_backbone()
     drawn = run_smoke(task, backbone, tmp_path / "main", draw=True)
-    other = Session(out=tmp_path / "other", device=torch.device("cpu"), world=_NotMain())
+    other = Session(out=tmp_path / "other", device=chosen(), world=_NotMain())
     outcome = measured(task, backbone, task.open(task.smoke), task.smoke, other)
     assert outcome.pictures == ()
     assert outcome.scores == drawn.scores
@@ -165,7 +166,7 @@ def check_samples(task: Task, outcome: Outcome) -> None:
 
 
 def test_smoke_run_gives_the_declared_metrics_twice_the_same_and_leaves_the_weights(task: Task, tmp_path: Path):
-    task, backbone = lighter(task), load_backbone(RANDOM)
+    task, backbone = lighter(task), load_backbone(RANDOM).to(chosen())
     before = {name: value.clone() for name, value in backbone.module.state_dict().items()}
     outcomes = []
     for attempt in ("first", "again"):
@@ -197,7 +198,7 @@ def check_truth_and_noise(task: Task, on_truth: Outcome, on_noise: Outcome) -> N
 
 def test_report_survives_json_and_names_everything(task: Task, tmp_path: Path):
     task = lighter(task)
-    report = run_one(task, RunOptions(ckpt=RANDOM, out=str(tmp_path / "out"), device="cpu"), task.smoke)
+    report = run_one(task, RunOptions(ckpt=RANDOM, out=str(tmp_path / "out"), device=chosen_name()), task.smoke)
     text = (tmp_path / "out" / "report.json").read_text()
     assert Report.from_json(text).to_json() == report.to_json() == text.strip()
     assert report.checkpoint["spec"] == RANDOM

@@ -14,6 +14,7 @@ from dino_dense.backbone.upsampling import UpsampledBackbone, describe_upsamplin
 from tasks import RunOptions, get, run_one
 from tasks.segprobe import SegprobeConfig
 from tests.data.test_segmentation import make_tree
+from tests.device import chosen_name
 
 RANDOM = "random:vit_micro_patch8_64"
 PLUG_IN = """
@@ -123,7 +124,8 @@ def run(root: Path, out: Path, **options: object) -> Report:
     config = SegprobeConfig(
         data=str(root), steps=40, crop=64, batch_size=4, lr=0.01, stride=32, evaluations=1, augment=False
     )
-    return run_one(get("segprobe"), RunOptions(ckpt=RANDOM, out=str(out), device="cpu", **options), config)  # type: ignore[arg-type]
+    chosen = RunOptions(ckpt=RANDOM, out=str(out), device=chosen_name(), **options)  # type: ignore[arg-type]
+    return run_one(get("segprobe"), chosen, config)
 
 
 def test_a_task_measures_bilinear_beside_the_plug_in(plug_in: Path, tmp_path: Path):

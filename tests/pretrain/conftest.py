@@ -33,12 +33,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def train(pictures: Path) -> Callable[..., pd.DataFrame]:
+def train(pictures: Path, device: torch.device) -> Iterator[Callable[..., pd.DataFrame]]:
     """Train TINY with changes, in this process; returns log.csv."""
+    exact = {"dtype": "fp32", "deterministic": True, "augment_on": "loader"} if device.type == "cuda" else {}
 
     def run(out: Path, images: ImageSource | None = None, **changes: Any) -> pd.DataFrame:
-        config = replace(TINY, out=str(out), **changes)
-        Trainer(config, images or open_pretraining_data(pictures), World(), torch.device("cpu")).train()
+        config = replace(TINY, out=str(out), **exact | changes)
+        Trainer(config, images or open_pretraining_data(pictures), World(), device).train()
         return pd.read_csv(out / "log.csv")
 
-    return run
+    yield run
+    torch.use_deterministic_algorithms(False)

@@ -13,6 +13,7 @@ from dino_dense.clustering import assign, fit_components, fit_scaling
 from tasks import RunOptions, get, run_one
 from tasks.cluster import ClusterConfig, open_data
 from tests.data.test_segmentation import halves, make_tree
+from tests.device import chosen_name
 
 RANDOM = "random:vit_micro_patch8_64"
 SMALL = {"size": 32, "mean": None, "std": None, "components": 8, "starts": 2, "seeds": (0, 1), "drop_last": False}
@@ -26,7 +27,7 @@ def tree(root: Path, images: int = 6) -> Path:
 
 def run(root: Path, out: Path, **changes: object) -> Report:
     config = ClusterConfig(data=str(root), **{**SMALL, **changes})  # type: ignore[arg-type]
-    return run_one(get("cluster"), RunOptions(ckpt=RANDOM, out=str(out), device="cpu"), config)
+    return run_one(get("cluster"), RunOptions(ckpt=RANDOM, out=str(out), device=chosen_name()), config)
 
 
 @pytest.mark.parametrize("clusters", [0, 12])

@@ -21,6 +21,7 @@ from tasks.images.attacks import AttackedImages, apply_attack, check_attacks
 from tasks.images.descriptors import EIGENVALUE_FLOOR, fit_whitening
 from tasks.images.features import Preprocessing, extract_pieces
 from tasks.scores.retrieval import rankings
+from tests.device import chosen_name
 
 RANDOM = "random:vit_micro_patch8_64"
 
@@ -173,7 +174,7 @@ def folder(root: Path, seeds: range) -> Path:
 def run(root: Path, out: Path, seed: int = 0, **changes: object) -> Report:
     settings = {"data": str(root), "image_size": 32, **changes}
     config = CopydetectConfig(**settings)  # type: ignore[arg-type]
-    return run_one(get("copydetect"), RunOptions(ckpt=RANDOM, out=str(out), device="cpu", seed=seed), config)
+    return run_one(get("copydetect"), RunOptions(ckpt=RANDOM, out=str(out), device=chosen_name(), seed=seed), config)
 
 
 ATTACKS = ("crop30", "jpeg5", "print")

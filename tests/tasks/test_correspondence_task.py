@@ -19,6 +19,7 @@ from dino_dense.matching.rules import as_square
 from tasks import Outcome, RunOptions, Session, get, main, measured, run_one
 from tasks.correspondence import CorrespondenceConfig, open_pairs
 from tests.data.test_keypoints import spair
+from tests.device import chosen_name
 from tests.oracles import NoiseReader, oracle_backbone, stub_backbone
 from tests.reference_files import reference
 
@@ -154,7 +155,7 @@ def test_all_rules_find_true_features_and_a_small_memory_changes_nothing(rules: 
 
 def test_the_command_writes_tables_and_pictures(tmp_path: Path):
     task = get("correspondence")
-    options = RunOptions(ckpt=RANDOM, out=str(tmp_path), device="cpu")
+    options = RunOptions(ckpt=RANDOM, out=str(tmp_path), device=chosen_name())
     report = run_one(task, options, CorrespondenceConfig(image_size=192, max_pairs=1))
     assert [score.metric for score in report.scores][:2] == ["PCK@0.1", "PCK@0.05"]
     assert report.data["name"].startswith("embedded pairs (not SPair-71k) (part: 10 of 60)")
@@ -211,6 +212,8 @@ def test_other_points_are_other_data_and_pairs_name_both_images(tmp_path: Path):
     note.write_text(note.read_text().replace("[5, 6]", "[6, 5]"))
     assert open_pairs(CorrespondenceConfig(data=str(tree))).facts.sha256 != before
     config = CorrespondenceConfig(data=str(tree), image_size=64)
-    report = run_one(get("correspondence"), RunOptions(ckpt=RANDOM, out=str(tmp_path / "out"), device="cpu"), config)
+    report = run_one(
+        get("correspondence"), RunOptions(ckpt=RANDOM, out=str(tmp_path / "out"), device=chosen_name()), config
+    )
     samples = pd.read_csv(tmp_path / "out" / report.samples)
     assert samples[["cluster", "second cluster"]].to_numpy().tolist() == [["cat/one", "cat/two"]]

@@ -22,6 +22,7 @@ from tasks.davis import (
     DavisConfig,
     open_videos,
 )
+from tests.device import chosen_name
 from tests.oracles import oracle_backbone
 
 RANDOM = "random:vit_micro_patch8_64"
@@ -62,7 +63,7 @@ def config_for(tree: Path, **changes: object) -> DavisConfig:
 
 
 def run(tree: Path, out: Path, **changes: object) -> Report:
-    return run_one(DAVIS, RunOptions(ckpt=RANDOM, out=str(out), device="cpu"), config_for(tree, **changes))
+    return run_one(DAVIS, RunOptions(ckpt=RANDOM, out=str(out), device=chosen_name()), config_for(tree, **changes))
 
 
 def pngs(out: Path) -> dict[str, bytes]:

@@ -36,6 +36,7 @@ from tasks.depth import DepthConfig, open_data
 from tasks.scores.depth import garg_mask
 from tests.color_backbone import ColorReader
 from tests.data.test_depth import nyu
+from tests.device import chosen_name
 from tests.oracles import noise_backbone, stub_backbone
 
 RANDOM = "random:vit_micro_patch8_64"
@@ -83,7 +84,7 @@ def gray_backbone() -> Backbone:
 
 def run(root: Path, out: Path, backbone: Backbone, **changes: object) -> dict[str, float]:
     config = DepthConfig(data=str(root), **{**SMALL, **changes})  # type: ignore[arg-type]
-    options = RunOptions(ckpt=backbone.name, out=str(out), device="cpu")
+    options = RunOptions(ckpt=backbone.name, out=str(out), device=chosen_name())
     report = run_one(get("depth"), options, config, backbone=backbone)
     return {score.metric: score.value for score in report.scores}
 

@@ -11,6 +11,7 @@ from tasks.explain import Study, Swap, explain, pairs_of, parse, table_text
 from tasks.harness.options import RunOptions
 from tasks.harness.registry import get
 from tasks.incontext import IncontextConfig
+from tests.device import chosen_name
 
 RANDOM = "random:vit_micro_patch8_64"
 COMMON = ["--ckpt", RANDOM, "--size=48", "--memory-size=0", "--device=cpu", "--augment=false", "--epochs=1"]
@@ -45,7 +46,7 @@ def study_of(out: Path, **second: object) -> Study:
     first = IncontextConfig(
         size=32, mean=None, std=None, augment=False, epochs=1, memory_size=300, neighbors=(5,), matching="own"
     )
-    options = RunOptions(ckpt=RANDOM, device="cpu")
+    options = RunOptions(ckpt=RANDOM, device=chosen_name())
     return Study(get("incontext"), ("a", "b"), first, dataclasses.replace(first, **second), options, out)
 
 

@@ -17,6 +17,7 @@ from tasks.semantic.readings import mapping_of, read_matrices
 from tasks.semantic.squares import Squares, side_of
 from tests.data.test_segmentation import halves, make_tree
 from tests.data.test_segmentation_layouts import ade20k
+from tests.device import chosen_name
 
 RANDOM = "random:vit_micro_patch8_64"
 PLAIN = {"size": 32, "mean": None, "std": None, "augment": False, "epochs": 1, "memory_size": 0, "neighbors": (3,)}
@@ -29,7 +30,7 @@ def tree(root: Path) -> Path:
 
 def run(root: Path, out: Path, **changes: object) -> Report:
     config = IncontextConfig(data=str(root), **{**PLAIN, **changes})  # type: ignore[arg-type]
-    return run_one(get("incontext"), RunOptions(ckpt=RANDOM, out=str(out), device="cpu"), config)
+    return run_one(get("incontext"), RunOptions(ckpt=RANDOM, out=str(out), device=chosen_name()), config)
 
 
 def scores(report: Report) -> dict[str, float]:

@@ -15,6 +15,7 @@ from tasks import Outcome, RunOptions, Session, get, measured, run_one
 from tasks.inside import InsideConfig, open_videos
 from tests.clip_files import moving_disc, moving_mask
 from tests.color_backbone import color_backbone
+from tests.device import chosen_name
 
 SIZE, LENGTH, GONE = (48, 64), 6, 4
 CONFIG = InsideConfig(year=2016, short_side=48, points=20, gap=3, pairs=2)
@@ -61,7 +62,7 @@ def test_places_are_looked_up_in_the_masks_of_frames_that_show_the_object(tree: 
 
 
 def test_the_command_writes_tables_and_pictures(tmp_path: Path):
-    options = RunOptions(ckpt="random:vit_micro_patch8_64", out=str(tmp_path), device="cpu")
+    options = RunOptions(ckpt="random:vit_micro_patch8_64", out=str(tmp_path), device=chosen_name())
     report = run_one(get("inside"), options, replace(get("inside").smoke, points=5))
     assert {score.metric for score in report.scores} == {"stays inside", "match inside"}
     assert "A place drawn at random is inside in" in report.note

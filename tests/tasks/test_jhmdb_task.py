@@ -15,6 +15,7 @@ from dino_dense.propagation.joints import draw_joints, with_background
 from tasks import RunOptions, get, run_one
 from tasks.jhmdb import JhmdbConfig, open_videos
 from tasks.scores.pose import met_joints, pck, pose_distances
+from tests.device import chosen_name
 from tests.reference_files import reference
 
 
@@ -52,7 +53,7 @@ def test_the_list_gives_the_reference_labels_and_score(tmp_path: Path):
 
 
 def test_the_command_writes_tables_and_pictures(tmp_path: Path):
-    options = RunOptions(ckpt="random:vit_micro_patch8_64", out=str(tmp_path), device="cpu")
+    options = RunOptions(ckpt="random:vit_micro_patch8_64", out=str(tmp_path), device=chosen_name())
     report = run_one(get("jhmdb"), options, JhmdbConfig(image_size=160, max_videos=2))
     values = {score.metric: score.value for score in report.scores}
     assert values["strict PCK@0.1"] <= values["PCK@0.1"] <= values["PCK@0.2"]

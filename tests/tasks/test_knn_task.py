@@ -21,6 +21,7 @@ from tasks.images.features import CLS, Preprocessing, image_features
 from tasks.knn import KnnConfig, knn_votes
 from tasks.linear import LinearConfig
 from tasks.scores.classification import hits
+from tests.device import chosen_name
 
 RANDOM = "random:vit_micro_patch8_64"
 
@@ -79,7 +80,7 @@ def make_folder(root: Path, per_class: dict[str, int]) -> Path:
 
 def run(root: Path, out: Path, **changes: object) -> Report:
     config = KnnConfig(data=str(root), resize=32, crop=32, **changes)  # type: ignore[arg-type]
-    return run_one(get("knn"), RunOptions(ckpt=RANDOM, out=str(out), device="cpu"), config)
+    return run_one(get("knn"), RunOptions(ckpt=RANDOM, out=str(out), device=chosen_name()), config)
 
 
 def test_five_images_are_enough(tmp_path: Path):
@@ -147,7 +148,9 @@ def test_folders_of_something_else_are_refused_plainly(tmp_path: Path):
     run(root, out, k=(1,))
     assert not (out / ".report.json.abc.partial").exists()
     with pytest.raises(ValueError, match=r"another run \(of the task knn, not linear\)"):
-        run_one(get("linear"), RunOptions(ckpt=RANDOM, out=str(out), device="cpu"), LinearConfig(data=str(root)))
+        run_one(
+            get("linear"), RunOptions(ckpt=RANDOM, out=str(out), device=chosen_name()), LinearConfig(data=str(root))
+        )
     (out / "run.json").write_text("")
     with pytest.raises(ValueError, match=r"run\.json: damaged.*Delete .*out, or choose another --out"):
         run(root, out, k=(1,))
@@ -205,6 +208,6 @@ def test_a_user_says_that_a_set_only_looks_like_the_published_one(
     """As ImageNet-C does: its names, counts and, resized to them, sizes are ImageNet's."""
     root = make_folder(tmp_path / "set", {"dark": 3, "light": 3})
     monkeypatch.setattr("tasks.images.labeled.classification_set", lambda *data: "ImageNet-1k")
-    options = RunOptions(ckpt=RANDOM, out=str(tmp_path / "out"), device="cpu", benchmark=benchmark)
+    options = RunOptions(ckpt=RANDOM, out=str(tmp_path / "out"), device=chosen_name(), benchmark=benchmark)
     report = run_one(get("knn"), options, KnnConfig(data=str(root), resize=32, crop=32))
     assert report.data["dataset"] == dataset

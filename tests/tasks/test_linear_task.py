@@ -27,6 +27,7 @@ from dino_dense.probes.classes import (
 from tasks import RunOptions, get, run_one
 from tasks.images.features import CLS, cls_pieces, extract_pieces
 from tasks.linear import LinearConfig, pieces_of
+from tests.device import chosen_name
 from tests.tasks.test_knn_task import RANDOM, make_folder
 
 
@@ -199,7 +200,7 @@ def test_features_follow_the_paper():
 def run(root: Path, out: Path, **changes: object) -> Report:
     settings = {"resize": 32, "crop": 32, "epochs": 5, "batch_size": 8, "features": "cached", **changes}
     config = LinearConfig(data=str(root), **settings)  # type: ignore[arg-type]
-    return run_one(get("linear"), RunOptions(ckpt=RANDOM, out=str(out), device="cpu"), config)
+    return run_one(get("linear"), RunOptions(ckpt=RANDOM, out=str(out), device=chosen_name()), config)
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from tasks.images.descriptors import Thumbnails, describe_all, multi_scale_cls
 from tasks.retrieval import RetrievalConfig, class_search, published_dataset
 from tasks.scores import retrieval as scores
 from tasks.scores.retrieval import average_precision, positive_ranks, precision_at, query_scores, rankings
+from tests.device import chosen_name
 
 THREE_SCALES = (1.0, 2**-0.5, 0.5)  # utils.multi_scale
 RANDOM = "random:vit_micro_patch8_64"
@@ -249,7 +250,7 @@ def landmarks(tmp_path: Path) -> Path:
 
 def run(root: Path, out: Path, **changes: object) -> Report:
     config = RetrievalConfig(data=str(root), **changes)  # type: ignore[arg-type]
-    return run_one(get("retrieval"), RunOptions(ckpt=RANDOM, out=str(out), device="cpu"), config)
+    return run_one(get("retrieval"), RunOptions(ckpt=RANDOM, out=str(out), device=chosen_name()), config)
 
 
 def naive_map(root: Path, positive: Sequence[str], junk: Sequence[str], size: int) -> float:

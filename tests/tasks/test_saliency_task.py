@@ -25,6 +25,7 @@ from dino_dense.config import presets
 from tasks import RunOptions, get, main, run_one
 from tasks.saliency import SaliencyConfig, open_images, saliency_maps
 from tasks.scores.saliency import accuracy, best_jaccard, f_at_best_threshold, f_curve, iou
+from tests.device import chosen_name
 from tests.oracles import NoiseReader, stub_backbone
 
 RANDOM = "random:vit_micro_patch8_64"
@@ -327,7 +328,7 @@ def test_unusable_input_is_an_error_and_leaves_nothing(pairs: Path, tmp_path: Pa
 
 
 def test_a_network_without_keys_uses_its_last_map(pairs: Path, tmp_path: Path):
-    options = RunOptions(ckpt="random:resnet18", out=str(tmp_path / "out"), device="cpu")
+    options = RunOptions(ckpt="random:resnet18", out=str(tmp_path / "out"), device=chosen_name())
     config = SaliencyConfig(data=str(pairs), method="lost", max_images=1)
     report = run_one(SALIENCY, options, config)
     assert "resnet18 has no keys: its last map was compared instead" in report.note

@@ -38,6 +38,7 @@ from tasks.segprobe import SegprobeConfig, compared
 from tasks.semantic.options import LabeledImages
 from tasks.semantic.splits import open_splits
 from tests.data.test_segmentation import halves, make_tree
+from tests.device import chosen_name
 
 RANDOM = "random:vit_micro_patch8_64"
 
@@ -282,7 +283,7 @@ def tree(root: Path) -> Path:
 def run(root: Path, out: Path, **changes: object) -> Report:
     settings_ = {"steps": 60, "crop": 64, "batch_size": 4, "lr": 0.01, "stride": 32, "evaluations": 1, **changes}
     config = SegprobeConfig(data=str(root), **settings_)  # type: ignore[arg-type]
-    return run_one(get("segprobe"), RunOptions(ckpt=RANDOM, out=str(out), device="cpu"), config)
+    return run_one(get("segprobe"), RunOptions(ckpt=RANDOM, out=str(out), device=chosen_name()), config)
 
 
 @pytest.mark.parametrize(

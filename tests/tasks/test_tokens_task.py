@@ -12,6 +12,7 @@ from torch import Tensor
 from dino_dense.tokens import high_norm_tokens
 from tasks import RunOptions, Session, get, measured, run_one
 from tasks.tokens import TokensConfig, open_images
+from tests.device import chosen_name
 from tests.oracles import NoiseReader, stub_backbone
 
 CONFIG = TokensConfig(sizes=(64, 96), views=3, max_images=8)
@@ -84,7 +85,7 @@ def test_an_outlier_is_far_above_the_median_in_spreads():
 
 
 def test_the_command_writes_tables_and_pictures(tmp_path: Path):
-    options = RunOptions(ckpt="random:vit_micro_patch8_64", out=str(tmp_path), device="cpu")
+    options = RunOptions(ckpt="random:vit_micro_patch8_64", out=str(tmp_path), device=chosen_name())
     report = run_one(get("tokens"), options, CONFIG)
     assert len(pd.read_csv(tmp_path / "layers.csv")) == 4
     assert pd.read_csv(tmp_path / "sizes.csv")["size"].tolist() == [96]

@@ -15,6 +15,7 @@ from dino_dense.matching.track_protocol import TrackingProtocol
 from dino_dense.matching.tracks import cycle_distance, query_features, track_points
 from tasks import RunOptions, Session, get, measured, run_one
 from tasks.tracking import TrackingConfig, open_videos
+from tests.device import chosen_name
 from tests.oracles import NoiseReader, noise_backbone, oracle_backbone, stub_backbone
 from tests.reference_files import reference
 
@@ -115,7 +116,7 @@ def test_true_features_track_and_their_rule_sees_what_is_hidden(mode: str, tmp_p
 
 
 def test_the_command_writes_tables_and_films(tmp_path: Path):
-    options = RunOptions(ckpt="random:vit_micro_patch8_64", out=str(tmp_path), device="cpu")
+    options = RunOptions(ckpt="random:vit_micro_patch8_64", out=str(tmp_path), device=chosen_name())
     report = run_one(get("tracking"), options, TrackingConfig(grid=16, max_videos=2, occlusion="cosine"))
     assert "its cosine is below 0.6" in report.note
     assert report.data["name"] == "embedded tracks (not TAP-Vid) (part: 2 of 3)"

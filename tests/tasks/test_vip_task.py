@@ -15,6 +15,7 @@ from data.vip import CLASSES, load_vip
 from tasks import RunOptions, Session, get, measured, run_one
 from tasks.scores.segmentation import confusion
 from tasks.vip import VipConfig, open_videos
+from tests.device import chosen_name
 from tests.oracles import oracle_backbone
 from tests.reference_files import reference
 
@@ -55,7 +56,7 @@ def test_true_features_keep_the_classes_and_samples_add_up(tmp_path: Path):
 
 
 def test_the_command_writes_tables_and_pictures(tmp_path: Path):
-    options = RunOptions(ckpt="random:vit_micro_patch8_64", out=str(tmp_path), device="cpu")
+    options = RunOptions(ckpt="random:vit_micro_patch8_64", out=str(tmp_path), device=chosen_name())
     report = run_one(get("vip"), options, VipConfig(image_size=160, max_videos=2))
     assert [score.metric for score in report.scores] == ["mIoU", "pixel accuracy", "mean accuracy", "weighted IoU"]
     assert len(pd.read_csv(tmp_path / "per_class.csv")) == CLASSES

@@ -16,6 +16,7 @@ from data.masks import write_mask
 from data.vos import load_vos
 from tasks import RunOptions, Session, get, measured, run_one
 from tasks.vos import VosConfig, open_videos
+from tests.device import chosen_name
 from tests.oracles import oracle_backbone
 
 RANDOM = "random:vit_micro_patch8_64"
@@ -139,7 +140,7 @@ def test_other_refusals(tmp_path: Path):
 
 
 def run(config: VosConfig, out: Path):
-    return run_one(get("vos"), RunOptions(ckpt=RANDOM, out=str(out), device="cpu"), config)
+    return run_one(get("vos"), RunOptions(ckpt=RANDOM, out=str(out), device=chosen_name()), config)
 
 
 @pytest.mark.parametrize(("layout", "top"), [("youtube", "Annotations/"), ("mose", ""), ("lvos", "Annotations/")])
