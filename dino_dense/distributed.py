@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
     from torch.distributed import Store  # type: ignore[attr-defined]
 
 Item = TypeVar("Item")
@@ -378,6 +378,19 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
         dist.all_reduce(tensor)
     return tensor
+
+
+def copy_from_main(module: nn.Module) -> None:
+    """Overwrite the weights and buffers of `module` with the main process's: all processes then have the same.
+
+    Processes that train a layer alike on the same batches differ in the last bits on CUDA, where sums have no fixed
+    order.
+    """
+    if is_active():
+        import torch.distributed as dist
+
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, src=0)
 
 
 def rank() -> int:

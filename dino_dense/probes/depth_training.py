@@ -242,6 +242,7 @@ def train_depth(
             if is_main and (step + 1 == config.steps or time.monotonic() - saved > SAVE_SECONDS):
                 _save(state, head, optimizer, step + 1, log)
                 saved = time.monotonic()
+    distributed.copy_from_main(head)
     return head.eval(), pd.DataFrame(log)
 
 

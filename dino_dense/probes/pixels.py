@@ -252,7 +252,7 @@ def train_head(
     """The trained layer: the last, or the best of `config.evaluations`.
 
     An interrupted run resumes from the file `state`. The processes share the extraction and then train the same layer
-    redundantly, so their number changes nothing.
+    redundantly, so their number changes nothing. Each scores its images with the main process's layer.
 
     Args:
         score: says how good a layer is, more for better ones; all processes call it.
@@ -285,6 +285,7 @@ def train_head(
                 saved = time.monotonic()
     if training.best:
         head.load_state_dict(training.best)
+    distributed.copy_from_main(head)
     return Trained(head.eval(), pd.DataFrame(training.log), pd.DataFrame(training.scores, columns=["step", "score"]))
 
 
@@ -414,6 +415,7 @@ class _Training:
 
     def look(self, score: Callable[[LinearHead], float]) -> None:
         """Score the layer, and keep it where it is the best so far (the first of equals)."""
+        distributed.copy_from_main(self.head)
         value = score(self.head.eval())
         self.head.train()
         if not self.scores or value > max(known for _, known in self.scores):
