@@ -51,7 +51,7 @@ class NoPictures:
 def make_trainer(config: PretrainConfig, dtype: str) -> Trainer:
     images = NoPictures(10 * config.batch_size)  # ten steps an epoch
     with tempfile.TemporaryDirectory() as folder:
-        config = replace(config, out=f"{folder}/run", dtype=dtype)  # type: ignore[arg-type]
+        config = replace(config, out=f"{folder}/run", dtype=dtype, allow_conflicts=True)  # type: ignore[arg-type]
         return Trainer(config, images, distributed.World(), DEVICE)  # type: ignore[arg-type]
 
 

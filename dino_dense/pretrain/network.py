@@ -42,6 +42,10 @@ class NetworkOptions(BodyOptions):
     """For ViTs: run global and local crops through each block together, with separate attention: fewer and larger
     matrix products for a GPU. Not with compile. (not in main_dino)"""
 
+    activation_checkpointing: bool = False
+    """For ViTs: keep only the input of each block for the backward pass, and compute the block again there. Equal
+    numbers, less memory, slower steps. (not in main_dino)"""
+
     RANGES: ClassVar[Ranges] = {"drop_path_rate": (0, 0.99)}
 
     def check(self) -> None:

@@ -110,6 +110,8 @@ class FinetuneConfig:
     """Epochs between evaluations; the last epoch is always evaluated."""
     save_every: int | None = runtime(None)
     """Optimizer steps between saved states, in addition to the end of each epoch; does not change the result."""
+    activation_checkpointing: bool = runtime(False)
+    """For ViTs: keep only the input of each block for the backward pass, and compute the block again there."""
     workers: int | None = runtime(None)
     """Worker processes that read images. None: 0 on a CPU; on CUDA one for each processor, 16 at most."""
 

@@ -20,6 +20,7 @@ from dino_dense.progress import Progress
 from dino_dense.training.batchnorm import synchronized
 from dino_dense.training.gradients import DivergedError, clip_gradients, gradients_in_step
 from dino_dense.training.precision import autocast, grad_scaler
+from dino_dense.training.recompute import recompute_blocks
 from dino_dense.training.signals import stop_signals
 from tasks.finetuning import files
 from tasks.finetuning.batches import LabeledBatch, PairedPlan, TrainingImages, training_loader, training_transform
@@ -55,6 +56,8 @@ class FineTuning:
         config, session, device = self.config, self.session, self.backbone.device
         body = copy.deepcopy(self.backbone.module).requires_grad_(True)
         self.drop_path = DropPathMasks(body, config.drop_path, self.plan.batch_size, session.seed)
+        if config.activation_checkpointing:
+            recompute_blocks(body, self.backbone.name)
         model = Classifier(body, len(self.classes), config.head_init_scale, session.seed).to(device)
         if session.world.size > 1 and device.type == "cuda":  # PyTorch has no SyncBatchNorm on the CPU
             model = synchronized(model)

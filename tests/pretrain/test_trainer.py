@@ -5,6 +5,7 @@ import signal
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -308,3 +309,18 @@ def test_tar_shards_train_as_the_folder_and_resume_within_a_shard(pictures: Path
     train(tmp_path / "tar", shards, max_steps=5, resume=True)
     pd.testing.assert_frame_equal(curve(tmp_path / "tar"), folder.drop(columns=TIMES), check_exact=True)
     assert_same_state(tmp_path / "tar", tmp_path / "folder")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"pack": True, "dtype": "bf16"}, {"objectives": ("dino", "ibot"), "accumulate": 2}],
+    ids=["crops", "packed", "masked"],
+)
+def test_activation_checkpointing_changes_no_bit(tmp_path: Path, train: Train, changes: dict[str, Any]):
+    """Drop path and crops of two sizes are on; the second pass of a block comes when others have run since."""
+    runs = [tmp_path / "kept", tmp_path / "again"]
+    logs = [train(out, max_steps=3, activation_checkpointing=out == runs[1], **changes) for out in runs]
+    for column in ("loss", "grad_norm"):
+        assert logs[0][column].tolist() == logs[1][column].tolist()
+    kept, again = (read_tensors(out / "teacher.safetensors")[0] for out in runs)
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
