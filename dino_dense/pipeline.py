@@ -49,6 +49,9 @@ def read_ahead(
 def computed_ahead(compute: Callable[[Item], Result], items: Iterable[Item], *, on_cpu: bool) -> Generator[Result]:
     """``compute(item)`` with PyTorch for each item in order; on a CPU several items at once, in threads of their own.
 
+    On another device, one thread gives it the next item's work while the caller uses the last item. Both threads queue
+    on one stream of the device, so it computes in the order in which they ask.
+
     Threads that share an item wait for each other after every operation, so one processor that another program keeps
     busy delays them all. Threads with items of their own do not wait. They share PyTorch's number of threads evenly;
     until the generator ends, the calling thread has no more than each of them.
@@ -60,19 +63,23 @@ def computed_ahead(compute: Callable[[Item], Result], items: Iterable[Item], *, 
     """
     import torch
 
+    def compute_or_raise(drawn: Item | _Failed) -> Result:
+        if isinstance(drawn, _Failed):
+            raise drawn.error
+        return compute(drawn)
+
+    if not on_cpu:
+        with closing(read_ahead(compute_or_raise, _errors_last(items), ahead=1)) as computed:
+            yield from computed
+        return
     total = torch.get_num_threads()
     workers = min(total, MOST_AT_ONCE)
-    if not on_cpu or workers == 1:
+    if workers == 1:
         yield from map(compute, items)
         return
 
     def share_threads() -> None:
         torch.set_num_threads(total // workers)
-
-    def compute_or_raise(drawn: Item | _Failed) -> Result:
-        if isinstance(drawn, _Failed):
-            raise drawn.error
-        return compute(drawn)
 
     share_threads()
     try:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from data import DataError
 from data.davis import VideoSequence, is_official_val, load_davis
@@ -21,7 +21,7 @@ from data.sample import sample_data
 from dino_dense import Metric, Picture, Score
 from dino_dense.config import command_line
 from dino_dense.config.schema import path, runtime, selects
-from dino_dense.pipeline import BackgroundCalls
+from dino_dense.pipeline import BackgroundCalls, read_ahead
 from dino_dense.progress import Progress
 from dino_dense.propagation.protocol import PropagationProtocol
 from dino_dense.versions import versions
@@ -40,8 +40,11 @@ if TYPE_CHECKING:
 
     IndexedTable = tuple[int, pd.DataFrame]
 
+Item, Result = TypeVar("Item"), TypeVar("Result")
 MIN_FRAMES = 3  # the first and the last are not scored
 FINISHERS = 1  # threads that write and score masks
+GPU_READERS, GPU_FINISHERS = 4, 4  # threads that decode frames, and write and score masks, for a sequence on a GPU
+GPU_SEQUENCES = 2  # propagated at once on a GPU: one begins and ends while the other computes
 BACKLOG = 16  # masks waiting to be written
 METRICS = tuple(
     Metric(name, higher_is_better="Decay" not in name, low=-100.0 if "Decay" in name else 0.0)
@@ -69,9 +72,10 @@ class DavisConfig(PropagationProtocol):
     """Treatment of value 255 in a 2017 first mask."""
     score: str | None = path()
     """Score the masks in this folder (SEQUENCE/FRAME.png), without a backbone."""
-    max_memory: int = runtime(512)
-    """Memory limit of propagation (context features and labels, one block of similarities), MiB; does not change the
-    result. The predicted memory is printed."""
+    max_memory: int | None = runtime(None)
+    """Memory limit of a sequence's propagation (context features and labels, one block of similarities), MiB; does not
+    change the result. Default: 512 on a CPU; on CUDA an eighth of the free memory, if that is more. The predicted
+    memory is printed."""
     batch_size: int | None = runtime(None)
     """Frames in a batch of feature extraction; default: 1 on a CPU, 8 on a GPU."""
 
@@ -184,21 +188,43 @@ def _write_all_masks(
 
     Returns the folder, and J and F of the sequences that this process propagated and scored.
     """
+    from dino_dense.propagation.stream import memory_limit
+
     masks = session.out / "masks"
+    limit = memory_limit(config.max_memory, backbone.device)
     # Shared before checking for existing masks: folders appear meanwhile, and the processes must agree.
     unfinished = [(index, s) for index, s in session.share(sequences) if not (masks / s.name).is_dir()]
     frames = sum(len(sequence) for _, sequence in unfinished)
     tables, said = [], set()
-    with session.bar(frames, "propagating", unit="frame") as bar:
-        for index, sequence in unfinished:
-            bar.set_postfix_str(sequence.name)
-            propagator = _propagator(backbone, sequence, config)
-            text = _memory_text(propagator, config.max_memory)
-            if text not in said:
-                session.once(bar.write, text, file=sys.stderr)
-                said.add(text)
-            tables += [(index, table) for table in _write_masks(propagator, sequence, session, bar)]
+
+    def begun(item: tuple[int, VideoSequence]) -> tuple[int, VideoSequence, VideoPropagator]:
+        bar.set_postfix_str(item[1].name)
+        propagator = _propagator(backbone, item[1], config, limit)
+        text = _memory_text(propagator, limit)
+        if text not in said:
+            session.once(bar.write, text, file=sys.stderr)
+            said.add(text)
+        return *item, propagator
+
+    def written(item: tuple[int, VideoSequence, VideoPropagator]) -> list[IndexedTable]:
+        index, sequence, propagator = item
+        return [(index, table) for table in _write_masks(propagator, sequence, session, bar)]
+
+    with (
+        session.bar(frames, "propagating", unit="frame") as bar,
+        closing(_each(written, map(begun, unfinished), backbone.on_cpu)) as done,
+    ):
+        for table in done:
+            tables += table
     return masks, tables
+
+
+def _each(call: Callable[[Item], Result], items: Iterable[Item], on_cpu: bool) -> Generator[Result]:
+    """`call(item)` for each item in order; on a GPU several at once, each in a thread of its own."""
+    if on_cpu:
+        yield from map(call, items)
+    else:
+        yield from read_ahead(call, items, ahead=GPU_SEQUENCES - 1, workers=GPU_SEQUENCES)
 
 
 def _masks_note(masks: Path, backbone: Backbone) -> str:
@@ -207,20 +233,22 @@ def _masks_note(masks: Path, backbone: Backbone) -> str:
     return f"Masks are in {masks}.{pixel_note(backbone)}"
 
 
-def _propagator(backbone: Backbone, sequence: VideoSequence, config: DavisConfig) -> VideoPropagator:
+def _propagator(backbone: Backbone, sequence: VideoSequence, config: DavisConfig, max_bytes: int) -> VideoPropagator:
     from dino_dense.propagation.video import VideoPropagator
 
     objects = range(1, sequence.num_objects + 1)
-    budget = config.max_memory * 2**20
-    return VideoPropagator(backbone, config, sequence.size, objects, max_bytes=budget, batch_size=config.batch_size)
+    return VideoPropagator(backbone, config, sequence.size, objects, max_bytes=max_bytes, batch_size=config.batch_size)
 
 
-def _frames(sequence: VideoSequence) -> Iterator[Frame]:
+def _frames(sequence: VideoSequence, readers: int = 1) -> Iterator[Frame]:
     """Runs in a worker thread: avoid torch here, it would start its own thread pool."""
     from dino_dense.propagation.video import Frame
 
-    for index in range(len(sequence)):
-        yield Frame(sequence.read_frame(index), sequence.first_mask() if index == 0 else None)
+    def read(index: int) -> Frame:
+        return Frame(sequence.read_frame(index), sequence.first_mask() if index == 0 else None)
+
+    indices = range(len(sequence))
+    return map(read, indices) if readers == 1 else read_ahead(read, indices, ahead=2 * readers, workers=readers)
 
 
 def _memory_text(propagator: VideoPropagator, limit: int) -> str:
@@ -228,7 +256,7 @@ def _memory_text(propagator: VideoPropagator, limit: int) -> str:
     context, tile, total = (math.ceil(part / 2**20) for part in (memory.context, memory.tile, memory.total))
     return (
         f"{h}x{w} patches: propagation takes up to {total} MiB (context {context}, similarities {tile}) "
-        f"of --max-memory {limit}"
+        f"of --max-memory {limit // 2**20}"
     )
 
 
@@ -253,9 +281,10 @@ def _write_masks(
         bar.update()
 
     session.folder("masks")
+    readers, finishers = (1, FINISHERS) if propagator.backbone.on_cpu else (GPU_READERS, GPU_FINISHERS)
     try:
-        propagated = propagator.run(_frames(sequence))
-        with BackgroundCalls(workers=FINISHERS, backlog=BACKLOG) as behind, closing(propagated):
+        propagated = propagator.run(_frames(sequence, readers))
+        with BackgroundCalls(workers=finishers, backlog=BACKLOG) as behind, closing(propagated):
             for index, (_, ids) in enumerate(propagated):
                 behind.submit(finish, index, ids)
         unfinished.rename(session.out / "masks" / sequence.name)

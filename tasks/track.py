@@ -45,9 +45,9 @@ class TrackConfig(PropagationProtocol):
     """Use at most this many frames."""
     coco: bool = runtime(False)
     """Also write NAME_masks.json, in COCO's format with run-length encoding."""
-    max_memory: int = runtime(512)
+    max_memory: int | None = runtime(None)
     """Memory limit of propagation (context features and labels, one block of similarities), MiB; does not change the
-    result."""
+    result. Default: 512 on a CPU; on CUDA an eighth of the free memory, if that is more."""
     batch_size: int | None = runtime(None)
     """Frames in a batch of feature extraction; default: 1 on a CPU, 8 on a GPU."""
 
@@ -148,12 +148,13 @@ def _measure_points(backbone: Backbone, own: OwnClip, config: TrackConfig, sessi
 
 def _write(backbone: Backbone, own: OwnClip, masks: OwnMasks, config: TrackConfig, session: Session) -> str:
     """Propagate the masks and write all files, unless an earlier run did. Returns a note."""
+    from dino_dense.propagation.stream import memory_limit
     from tasks.videos.clip_masks import carry_masks, write_masks
 
     folder = session.folder("masks") / own.clip.name
     if folder.is_dir() and not (config.coco and not (session.out / f"{own.clip.name}_masks.json").is_file()):
         return ""
-    budget = config.max_memory * 2**20
+    budget = memory_limit(config.max_memory, backbone.device)
     carried = carry_masks(backbone, own.clip, masks, config, max_bytes=budget, batch_size=config.batch_size)
     return write_masks(carried, own.clip, folder, session.out, coco=config.coco)
 

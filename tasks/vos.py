@@ -57,8 +57,9 @@ class VosConfig(PropagationProtocol):
     """Use only these videos: a,b,c."""
     truth: str | None = path()
     """Folder of true masks VIDEO/FRAME.png to score with, where the data have none (LVOS valid has)."""
-    max_memory: int = runtime(512)
-    """Memory that propagation may take (context features and labels, one block of similarities), MiB."""
+    max_memory: int | None = runtime(None)
+    """Memory that propagation may take (context features and labels, one block of similarities), MiB. Default: 512 on a
+    CPU; on CUDA an eighth of the free memory, if that is more."""
     batch_size: int | None = runtime(None)
     """Frames whose features are computed at once; without it, 1 on a CPU and 8 on a GPU."""
 
@@ -133,12 +134,13 @@ def _frames(video: VosVideo) -> Iterator[Frame]:
 
 def _write_masks(backbone: Backbone, video: VosVideo, config: VosConfig, session: Session) -> None:
     """Write the masks of one video. Its folder gets its name after the last mask, so that it is never incomplete."""
+    from dino_dense.propagation.stream import memory_limit
     from dino_dense.propagation.video import VideoPropagator
 
     unfinished = session.folder("masks") / f".{video.name}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
-    budget = config.max_memory * 2**20
+    budget = memory_limit(config.max_memory, backbone.device)
     propagator = VideoPropagator(
         backbone, config, video.size, list(video.starts), max_bytes=budget, batch_size=config.batch_size
     )

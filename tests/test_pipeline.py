@@ -172,7 +172,32 @@ def test_threads_return_after_an_error_and_after_an_early_end(four_threads: None
     assert torch.get_num_threads() == 4
 
 
-def test_a_gpu_computes_one_item_after_another(four_threads: None):
-    workers = set(computed_ahead(lambda _: threading.get_ident(), range(5), on_cpu=False))
-    assert workers == {threading.get_ident()}
+def test_a_gpu_gets_the_next_item_while_the_caller_uses_the_last(four_threads: None):
+    begun: list[int] = []
+    next_begun = [threading.Event() for _ in range(5)]
+
+    def compute(item: int) -> tuple[int, int]:
+        begun.append(item)
+        next_begun[item].set()
+        return item, threading.get_ident()
+
+    computed = computed_ahead(compute, range(5), on_cpu=False)
+    workers = set()
+    for expected in range(4):
+        item, worker = next(computed)
+        workers.add(worker)
+        assert item == expected
+        assert next_begun[item + 1].wait(30), "nothing is computed while the caller has an item"
+        assert len(begun) == expected + 2, "one item ahead, since each takes memory of the device"
+    assert next(computed)[0] == 4
+    assert len(workers) == 1
+    assert workers != {threading.get_ident()}
     assert torch.get_num_threads() == 4
+
+
+def test_an_error_of_a_gpu_comes_in_the_order_of_its_item():
+    computed = computed_ahead(lambda item: 1 // (2 - item), range(4), on_cpu=False)
+    assert next(computed) == 0
+    assert next(computed) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(computed)

@@ -130,6 +130,11 @@ class Backbone:
         return next(self.module.parameters()).device
 
     @property
+    def on_cpu(self) -> bool:
+        """Whether the CPU computes, which also reads, resizes and writes, and has nothing to wait for."""
+        return self.device.type == "cpu"
+
+    @property
     def reader_version(self) -> str:
         """Name and version of the code that extracts features. The version changes when any feature value does."""
         return f"{type(self.reader).__name__} {self.reader.version}"

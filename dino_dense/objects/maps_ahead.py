@@ -51,4 +51,4 @@ def maps_ahead(
 
 def default_batch(backbone: Backbone) -> int:
     """The default batch size: 1 on a CPU, which gains nothing from larger batches."""
-    return 1 if backbone.device.type == "cpu" else GPU_BATCH
+    return 1 if backbone.on_cpu else GPU_BATCH

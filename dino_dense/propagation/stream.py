@@ -27,6 +27,24 @@ from dino_dense.propagation.search import (
 
 DEFAULT_MAX_BYTES = 256 * 2**20  # memory for one tile of the affinity; the results do not depend on it
 
+CPU_LIMIT = 512 * 2**20  # bytes of propagation on a CPU, and at least on a GPU
+FREE_SHARE = 8  # propagation takes at most 1 / FREE_SHARE of the free memory of a GPU
+
+
+def memory_limit(mib: int | None, device: torch.device) -> int:
+    """Bytes that propagation may take: `mib`; by default 512 MiB, and on CUDA an eighth of the free memory if larger.
+
+    Memory that PyTorch keeps for its next tensors counts as free. With too little, a frame is searched in many small
+    tiles, and a GPU waits for the host after each.
+    """
+    if mib is not None:
+        return mib * 2**20
+    if device.type != "cuda":
+        return CPU_LIMIT
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(CPU_LIMIT, (free + unused) // FREE_SHARE)
+
 
 class LabelPropagator:
     """Propagates labels through a stream of frames in order, one frame at a time. Stores only the context.

@@ -7,7 +7,7 @@ Shapes: H x W pixels of a frame, D features, C label channels (0 is background),
 """
 
 import dataclasses
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -20,13 +20,14 @@ from torch import Tensor
 from dino_dense.arrays import Pixels
 from dino_dense.backbone import Backbone
 from dino_dense.backbone.dino_vit import IMAGENET_MEAN, IMAGENET_STD
-from dino_dense.pipeline import computed_ahead, drawn_ahead
+from dino_dense.pipeline import computed_ahead, drawn_ahead, read_ahead
 from dino_dense.propagation.frames import frame_size, resize_frame, to_float
 from dino_dense.propagation.labels import decode_labels, encode_labels
 from dino_dense.propagation.protocol import PropagationProtocol
 from dino_dense.propagation.stream import DEFAULT_MAX_BYTES, LabelPropagator, PropagationMemory, plan_memory
 
 GPU_BATCH = 8  # frames whose features are computed at once
+GPU_RESIZERS = 4  # threads that resize frames for a GPU, which waits for a single one at large sizes
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Frame:
 
 
 AnyFrame = TypeVar("AnyFrame", bound=Frame)
+Resized = TypeVar("Resized")
 
 
 class VideoPropagator:
@@ -68,7 +70,7 @@ class VideoPropagator:
         batch_size: int | None = None,
     ) -> None:
         self.backbone, self.protocol, self.size = pixel_statistics(backbone, protocol), protocol, size
-        on_cpu = backbone.device.type == "cpu"
+        on_cpu = backbone.on_cpu
         self.batch_size = batch_size or (1 if on_cpu else GPU_BATCH)
         patch = backbone.patch_size
         self.working_size = frame_size(
@@ -105,13 +107,33 @@ class VideoPropagator:
 
     def _with_features(self, frames: Iterable[AnyFrame]) -> Generator[tuple[AnyFrame, Tensor]]:
         """Every frame with its patch features [D, h, w]."""
-        resized = ((frame, self._resize(frame)) for frame in frames)
-        on_cpu = self.backbone.device.type == "cpu"
-        with closing(drawn_ahead(resized, ahead=2 * self.batch_size)) as drawn:
-            batches = iter(lambda: list(islice(drawn, self.batch_size)), [])
-            with closing(computed_ahead(self._measured, batches, on_cpu=on_cpu)) as measured:
-                for batch in measured:
-                    yield from batch
+        on_cpu = self.backbone.on_cpu
+        with (
+            closing(self._resized_ahead(frames, on_cpu)) as drawn,
+            closing(computed_ahead(self._measured, self._batches(drawn), on_cpu=on_cpu)) as measured,
+        ):
+            for batch in measured:
+                yield from batch
+
+    def _batches(self, resized: Iterator[Resized]) -> Iterator[list[Resized]]:
+        return iter(lambda: list(islice(resized, self.batch_size)), [])
+
+    def _resized_ahead(self, frames: Iterable[AnyFrame], on_cpu: bool) -> Generator[tuple[AnyFrame, Pixels]]:
+        """Frames with their resized pixels: drawn by one thread, resized by it too or, for a GPU, by several."""
+
+        def resized(frame: AnyFrame) -> tuple[AnyFrame, Pixels]:
+            return frame, self._resize(frame)
+
+        ahead = 2 * self.batch_size
+        if on_cpu:
+            with closing(drawn_ahead(map(resized, frames), ahead=ahead)) as drawn:
+                yield from drawn
+            return
+        with (
+            closing(drawn_ahead(frames, ahead=ahead)) as read,
+            closing(read_ahead(resized, read, ahead=ahead, workers=GPU_RESIZERS)) as drawn,
+        ):
+            yield from drawn
 
     def _measured(self, batch: Sequence[tuple[AnyFrame, Pixels]]) -> list[tuple[AnyFrame, Tensor]]:
         """Frames of one batch with their patch features [D, h, w]."""

@@ -19,7 +19,7 @@ from dino_dense.propagation.frames import frame_size, resize_frame, to_float
 from dino_dense.propagation.labels import decode_labels, encode_labels
 from dino_dense.propagation.protocol import PropagationProtocol
 from dino_dense.propagation.search import Neighborhood
-from dino_dense.propagation.stream import LabelPropagator
+from dino_dense.propagation.stream import LabelPropagator, memory_limit
 from tests.propagation.frames import carry_through, carry_to_frame
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs" / "protocols"
@@ -350,3 +350,18 @@ def test_a_channel_of_one_value_is_not_divided_by_zero() -> None:
     scores = torch.stack([torch.zeros(4, 4), torch.ones(4, 4)])
     assert (decode_labels(scores, 4, (16, 16)) == 1).all()
     assert (decode_labels(scores.flip(0), 4, (16, 16)) == 0).all()
+
+
+def test_a_gpu_gives_propagation_a_share_of_its_free_memory(monkeypatch: pytest.MonkeyPatch):
+    cpu, gpu, gib = torch.device("cpu"), torch.device("cuda", 0), 2**30
+    assert memory_limit(None, cpu) == 512 * 2**20
+    assert memory_limit(700, cpu) == memory_limit(700, gpu) == 700 * 2**20
+    kept = {"reserved": 0, "allocated": 0}
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: kept["reserved"])
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: kept["allocated"])
+    for free, expected in ((76 * gib, 9.5 * gib), (2 * gib, gib / 2)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 80 * gib))
+        assert memory_limit(None, gpu) == expected
+    kept |= {"reserved": 10 * gib, "allocated": 2 * gib}  # PyTorch keeps 8 GiB for its next tensors
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (68 * gib, 80 * gib))
+    assert memory_limit(None, gpu) == 9.5 * gib

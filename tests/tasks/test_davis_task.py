@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from PIL import Image
 
 from data import DataError
 from data.masks import read_ids, write_mask
-from dino_dense import Report
+from dino_dense import Backbone, Report
 from dino_dense.propagation.video import Frame, VideoPropagator, pixel_note, pixel_statistics
 from tasks import RunOptions, get, main, run_one
 from tasks.davis import (
@@ -310,6 +312,24 @@ def test_pixel_statistics_are_the_protocols_unless_the_backbone_has_its_own(tree
     own.mean = own.std = (0.5, 0.5, 0.5)
     assert pixel_statistics(own, config) is own
     assert "mean (0.5, 0.5, 0.5)" in pixel_note(own)
+
+
+def test_on_a_gpu_sequences_overlap_and_the_masks_are_the_same(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Two sequences meet before they propagate, and nothing else changes."""
+    alone = run(tree, tmp_path / "alone")
+    meeting, propagate = threading.Barrier(2), VideoPropagator.run
+
+    def meet(self: VideoPropagator, frames: Iterable[Frame]) -> object:
+        meeting.wait(60)
+        return propagate(self, frames)
+
+    monkeypatch.setattr(Backbone, "on_cpu", False)
+    monkeypatch.setattr(VideoPropagator, "run", meet)
+    together = run(tree, tmp_path / "together")
+    assert together.scores == alone.scores
+    assert pngs(tmp_path / "together") == pngs(tmp_path / "alone")
 
 
 @pytest.mark.parametrize("frames", [1, 2])
