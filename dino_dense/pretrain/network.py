@@ -25,6 +25,7 @@ from dino_dense.pretrain.options import Ranges
 from dino_dense.pretrain.rotary import RotaryJitter, rotary_embedding
 from dino_dense.training import seeds
 from dino_dense.training.drop_path import KeyedDropPath, replace_drop_path, scales
+from dino_dense.training.recompute import recompute_blocks, recomputed
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,24 @@ class MultiCropNetwork(nn.Module):
         """[1, C]: replaces the embedding of a masked patch; 0 at first (iBOT, DINOv2)."""
         self.rotary: RotaryJitter | None = None
         """Draws rotary coordinates in training; None: they are the patches' centers."""
+        self.recomputes = False
+        """Whether the backward pass computes the blocks again."""
         self.before_group: Callable[[], None] = lambda: None
         self.before_packed: Callable[[Sequence[torch.Size]], None] = lambda sizes: None
 
     def add_mask_token(self) -> None:
         """Add a mask token, so that `forward` accepts masks."""
         self.mask_token = nn.Parameter(torch.zeros(1, self.backbone.num_features))
+
+    def recompute_blocks(self, name: str) -> None:
+        """Compute the blocks again in the backward pass.
+
+        Raises:
+            ValueError: this network, called `name`, is no vision transformer.
+        """
+        self.recomputes = True
+        if not isinstance(self.backbone, DinoV3):
+            recompute_blocks(self.backbone, name)
 
     def forward(self, groups: Sequence[Tensor], masks: Tensor | None = None) -> Views:
         """Groups of normalized crops [N_i, 3, S_i, S_i], global crops first -> features of all crops.
@@ -109,7 +122,7 @@ class MultiCropNetwork(nn.Module):
         for number, block in enumerate(vit.blocks):
             if self.rotary and (change := self.rotary.of(group, number)):
                 rope = rotary_embedding(vit, (side, side), change)
-            tokens = block(tokens, rope=rope)
+            tokens = recomputed(block, tokens, rope=rope) if self.recomputes else block(tokens, rope=rope)
         return vit.norm(tokens)
 
     def _embed(self, crops: Tensor, masks: Tensor | None) -> Tensor:

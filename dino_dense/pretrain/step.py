@@ -29,7 +29,6 @@ from dino_dense.pretrain.start import HeadsFirst, freeze, load_heads, open_start
 from dino_dense.training.batchnorm import synchronized
 from dino_dense.training.gradients import clip_gradients, gradients_in_step
 from dino_dense.training.precision import autocast, autocast_dtype, grad_scaler
-from dino_dense.training.recompute import recompute_blocks
 
 Means = Mapping[str, Mapping[str, Tensor]]
 """Objective -> statistic -> its mean over the micro-batches of this process."""
@@ -135,7 +134,7 @@ class OptimizerStep:
         if world.size > 1 and device.type == "cuda":  # PyTorch has no SyncBatchNorm on the CPU
             learner, teacher = synchronized(learner), synchronized(teacher)
         if config.activation_checkpointing:
-            recompute_blocks(learner.student.backbone, self.config.arch)
+            learner.student.recompute_blocks(self.config.arch)
         if config.compile:
             self.drop_path.make_blocks_alike(learner.student)
             compile_blocks(learner.student)

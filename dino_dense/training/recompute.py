@@ -25,15 +25,19 @@ class RecomputedBlocks(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, tokens, C] -> [N, tokens, C]."""
-        if not torch.is_grad_enabled():
-            return super().forward(x)  # type: ignore[no-any-return]
-        modes = tuple(_get_current_function_mode_stack())
         for block in self:
-            drop_paths = [module for module in block.modules() if isinstance(module, KeyedDropPath)]
-            before = [(module, module.scale) for module in drop_paths]
-            contexts = functools.partial(_contexts, before, modes)
-            x = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+            x = recomputed(block, x)
         return x
+
+
+def recomputed(block: nn.Module, x: Tensor, **options: Any) -> Tensor:
+    """`block(x, **options)`, computed again in the backward pass."""
+    if not torch.is_grad_enabled():
+        return block(x, **options)  # type: ignore[no-any-return]
+    drop_paths = [module for module in block.modules() if isinstance(module, KeyedDropPath)]
+    before = [(module, module.scale) for module in drop_paths]
+    contexts = functools.partial(_contexts, before, tuple(_get_current_function_mode_stack()))
+    return checkpoint(block, x, use_reentrant=False, context_fn=contexts, **options)  # type: ignore[no-any-return]
 
 
 def recompute_blocks(body: Any, name: str) -> None:

@@ -23,6 +23,7 @@ from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.run_folder import EARLIER_NAMES, RunError
 from dino_dense.pretrain.trainer import Trainer
 from dino_dense.training.gradients import DivergedError
+from tests.pretrain.test_bodies import BODIES
 from tests.pretrain.tiny_run import TINY, write_pictures
 
 Train = Callable[..., pd.DataFrame]
@@ -313,8 +314,8 @@ def test_tar_shards_train_as_the_folder_and_resume_within_a_shard(pictures: Path
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"pack": True, "dtype": "bf16"}, {"objectives": ("dino", "ibot"), "accumulate": 2}],
-    ids=["crops", "packed", "masked"],
+    [{}, {"pack": True, "dtype": "bf16"}, {**BODIES["rotary"], "objectives": ("dino", "ibot"), "accumulate": 2}],
+    ids=["crops", "packed", "rotary"],
 )
 def test_activation_checkpointing_changes_no_bit(tmp_path: Path, train: Train, changes: dict[str, Any]):
     """Drop path and crops of two sizes are on; the second pass of a block comes when others have run since."""
