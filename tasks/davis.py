@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
     IndexedTable = tuple[int, pd.DataFrame]
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 MIN_FRAMES = 3  # the first and the last are not scored
 FINISHERS = 1  # threads that write and score masks
 GPU_READERS, GPU_FINISHERS = 4, 4  # threads that decode frames, and write and score masks, for a sequence on a GPU
@@ -195,7 +196,8 @@ def _write_all_masks(
     # Shared before checking for existing masks: folders appear meanwhile, and the processes must agree.
     unfinished = [(index, s) for index, s in session.share(sequences) if not (masks / s.name).is_dir()]
     frames = sum(len(sequence) for _, sequence in unfinished)
-    tables, said = [], set()
+    tables: list[IndexedTable] = []
+    said: set[str] = set()
 
     def begun(item: tuple[int, VideoSequence]) -> tuple[int, VideoSequence, VideoPropagator]:
         bar.set_postfix_str(item[1].name)

@@ -62,7 +62,9 @@ def recompute_blocks(body: Any, name: str) -> None:
 Scales = Sequence[tuple[KeyedDropPath, Tensor | None]]
 
 
-def _contexts(scales: Scales, modes: Sequence[TorchFunctionMode]) -> tuple[AbstractContextManager[None], ...]:
+def _contexts(
+    scales: Scales, modes: Sequence[TorchFunctionMode]
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """The contexts of the first pass and of the second."""
     return nullcontext(), _as_before(scales, modes)
 
