@@ -44,8 +44,10 @@ def device() -> torch.device:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The embedded data and the feature cache of this session, not the user's."""
-    folder = tmp_path_factory.mktemp("cache")
+    """The embedded data and the feature cache of this session, not the user's; all test processes share them."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DINO_DENSE_CACHE", str(folder))
         yield folder

@@ -216,5 +216,16 @@ def _thumbnail_of_file(path: Path) -> Tensor:
 
 
 def thumbnail(images: Tensor) -> Tensor:
-    small = F.interpolate(images, (THUMBNAIL, THUMBNAIL), mode="area")
-    return small.flatten(1)
+    """Means of areas, by two products: `F.interpolate(mode="area")` takes ten times as long."""
+    rows, columns = (_areas(side) for side in images.shape[-2:])
+    return (rows @ images @ columns.mT).flatten(1)
+
+
+@cache
+def _areas(side: int) -> Tensor:
+    """[THUMBNAIL, side]: the weight of each pixel in the mean of each area, as adaptive pooling takes them."""
+    weights = torch.zeros(THUMBNAIL, side)
+    for area, row in enumerate(weights):
+        first, last = area * side // THUMBNAIL, -(-(area + 1) * side // THUMBNAIL)
+        row[first:last] = 1 / (last - first)
+    return weights

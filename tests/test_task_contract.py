@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import tasks
+from data.sample import cache_folder, sample_data
 from dino_dense import Backbone, Report, load_backbone
 from dino_dense.config import schema
 from dino_dense.distributed import World
@@ -27,6 +29,7 @@ LIGHTER: dict[str, dict[str, Any]] = {
     "copydetect": {"max_queries": 10},
     "correspondence": {"image_size": 96},
     "davis": {"short_side": 96},
+    "depth": {"steps": 4},
     "discovery": {"max_images": 3},
     "finetune": {"max_steps": 3},
     "jhmdb": {"image_size": 160},
@@ -38,6 +41,7 @@ LIGHTER: dict[str, dict[str, Any]] = {
     "vos": {"short_side": 96},
 }
 """Task -> settings for runs whose numbers need not be good; a task that is not named is light enough."""
+FEW_IMAGES = ("finetune", "knn", "linear")
 WELL_BELOW = 25.0  # percentage points between truth and noise
 
 
@@ -59,7 +63,23 @@ def run_smoke(task: Task, backbone: Backbone, out: Path, *, draw: bool = False) 
 
 
 def lighter(task: Task) -> Task:
-    return dataclasses.replace(task, smoke=dataclasses.replace(task.smoke, **LIGHTER.get(task.name, {})))
+    changes = LIGHTER.get(task.name, {})
+    if task.name in FEW_IMAGES:
+        changes = {**changes, "data": str(few_images())}
+    return dataclasses.replace(task, smoke=dataclasses.replace(task.smoke, **changes))
+
+
+@functools.cache
+def few_images() -> Path:
+    """A tenth of the embedded classes' images."""
+    whole = sample_data().images
+    few = cache_folder() / "few images"
+    for split in ("train", "val"):
+        for folder in sorted((whole / split).iterdir()):
+            (few / split / folder.name).mkdir(parents=True, exist_ok=True)
+            for path in sorted(folder.iterdir())[::10]:
+                shutil.copy(path, few / split / folder.name)
+    return few
 
 
 @pytest.fixture(scope="module")
