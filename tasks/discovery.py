@@ -134,13 +134,12 @@ def measure(backbone: Backbone, images: BoxedImages, config: DiscoveryConfig, se
         own_share,
         lambda item: np.asarray(read_rgb(item[1].image)),
         lambda rgb: padded(rgb, backbone, config),
-        lambda batch: compared_maps(backbone, batch, config, config.method),
+        lambda batch: _segments(compared_maps(backbone, batch, config, config.method), config),
         config.batch_size or default_batch(backbone),
     )
     shown = session.progress(maps, config.method, total=len(own_share))
     measured = session.collect(
-        (index, _measure(image_maps, image, rgb, backbone.patch_size, config))
-        for (index, image), rgb, image_maps in shown
+        (index, _measure(segments, image, rgb, backbone.patch_size, config)) for (index, image), rgb, segments in shown
     )
     table = pd.DataFrame([image.row for image in measured])
     answered = table[table["confidence"] >= (config.min_confidence or 0)]
@@ -195,18 +194,17 @@ def find_objects(backbone: Backbone, rgb: Pixels, config: DiscoveryProtocol) -> 
     from dino_dense.objects.segment import compared_maps
 
     image = padded(rgb, backbone, config)
-    return objects_from(
-        compared_maps(backbone, image[None], config, config.method)[0], rgb, backbone.patch_size, config
-    )
+    (segments,) = _segments(compared_maps(backbone, image[None], config, config.method), config)
+    return objects_from(segments, rgb, backbone.patch_size, config)
 
 
-def objects_from(compared: Tensor, rgb: Pixels, patch: int, config: DiscoveryProtocol) -> list[Found]:
-    """`find_objects`, from one image's `compared_maps`."""
+def objects_from(segments: Sequence[Segment], rgb: Pixels, patch: int, config: DiscoveryProtocol) -> list[Found]:
+    """`find_objects`, from one image's segments."""
     from dino_dense.objects.segment import box_of, working_size
 
     height, width = size = working_size((rgb.shape[0], rgb.shape[1]), config)
     objects = []
-    for segment in _segments(compared, config):
+    for segment in segments:
         box = box_of(segment.mask, patch, size)
         if box is not None:
             across, down = rgb.shape[1] / width, rgb.shape[0] / height
@@ -240,19 +238,21 @@ def to_coco(chosen: Sequence[tuple[BoxedImage, _Measured]]) -> dict[str, Any]:
     return {"images": pictures, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
 
 
-def _segments(compared: Tensor, config: DiscoveryProtocol) -> list[Segment]:
-    """The segments that the method finds in one image's maps."""
+def _segments(compared: Tensor, config: DiscoveryProtocol) -> list[list[Segment]]:
+    """The segments that the method finds in each image, from the maps [B, ...] of images of one size."""
     from dino_dense.objects.attention import attention_segments
-    from dino_dense.objects.cuts import maskcut, tokencut
+    from dino_dense.objects.cuts import maskcut, tokencuts
     from dino_dense.objects.lost import lost
     from dino_dense.objects.segment import largest_component
 
     if config.method == "attention":
-        (segment,) = attention_segments(compared, config.mass, config.head)
-        return [segment._replace(mask=largest_component(segment.mask))]
+        chosen = [attention_segments(maps, config.mass, config.head)[0] for maps in compared]
+        return [[segment._replace(mask=largest_component(segment.mask))] for segment in chosen]
     if config.method == "maskcut":
-        return maskcut(compared, config.tau, config.eps, config.masks)
-    return [lost(compared, config.lost_k) if config.method == "lost" else tokencut(compared, config.tau, config.eps)]
+        return [maskcut(maps, config.tau, config.eps, config.masks) for maps in compared]
+    if config.method == "lost":
+        return [[lost(maps, config.lost_k)] for maps in compared]
+    return [[segment] for segment in tokencuts(compared, config.tau, config.eps)]
 
 
 def padded(rgb: Pixels, backbone: Backbone, config: DiscoveryProtocol) -> Tensor:
@@ -271,8 +271,10 @@ def padded(rgb: Pixels, backbone: Backbone, config: DiscoveryProtocol) -> Tensor
     return whole
 
 
-def _measure(compared: Tensor, image: BoxedImage, rgb: Pixels, patch: int, config: DiscoveryConfig) -> _Measured:
-    objects = objects_from(compared, rgb, patch, config)
+def _measure(
+    segments: Sequence[Segment], image: BoxedImage, rgb: Pixels, patch: int, config: DiscoveryConfig
+) -> _Measured:
+    objects = objects_from(segments, rgb, patch, config)
     boxes = [item.box for item in objects if item.box is not None]
     overlap = float(box_iou(objects[0].box, image.boxes).max())
     row = {

@@ -108,6 +108,14 @@ class _Measured(NamedTuple):
     mask: dict[str, Any]
 
 
+class _Segments(NamedTuple):
+    """The segments of an image."""
+
+    predicted: list[Segment]
+    candidates: list[Segment]
+    """For Jaccard."""
+
+
 def measure(backbone: Backbone, images: MaskedImages, config: SaliencyConfig, session: Session) -> Outcome:
     """Segment the object in every image, and compare it with the true mask."""
     import pandas as pd
@@ -121,12 +129,12 @@ def measure(backbone: Backbone, images: MaskedImages, config: SaliencyConfig, se
         own_share,
         lambda item: item[1].read(),
         lambda given: fitted(given[0], backbone.patch_size, config),
-        lambda batch: compared_maps(backbone, batch, config, config.method),
+        lambda batch: _segments(compared_maps(backbone, batch, config, config.method), config),
         config.batch_size or default_batch(backbone),
     )
     shown = session.progress(maps, config.method, total=len(own_share))
     measured = session.collect(
-        (index, _measure(image_maps, image, given, config)) for (index, image), given, image_maps in shown
+        (index, _measure(segments, image, given, config)) for (index, image), given, segments in shown
     )
     table = pd.DataFrame([image.row for image in measured])
     best_f, threshold = f_at_best_threshold([image.curve for image in measured])
@@ -174,7 +182,8 @@ def saliency_maps(
     from dino_dense.objects.segment import compared_maps
 
     image = fitted(rgb, backbone.patch_size, config)
-    return maps_from(compared_maps(backbone, image[None], config, config.method)[0], rgb, config)
+    (segments,) = _segments(compared_maps(backbone, image[None], config, config.method), config)
+    return maps_from(segments, rgb, config)
 
 
 def fitted(rgb: Pixels, patch: int, config: SaliencyProtocol) -> Tensor:
@@ -184,23 +193,33 @@ def fitted(rgb: Pixels, patch: int, config: SaliencyProtocol) -> Tensor:
     return to_tensor(rgb, fit(working_size((rgb.shape[0], rgb.shape[1]), config), patch, "even").size)
 
 
-def maps_from(compared: Tensor, rgb: Pixels, config: SaliencyProtocol) -> tuple[list[SaliencyMap], list[SaliencyMap]]:
-    """`saliency_maps`, from one image's `compared_maps`."""
+def _segments(compared: Tensor, config: SaliencyProtocol) -> list[_Segments]:
+    """The segments of each image, from the maps [B, ...] of images of one size."""
     from dino_dense.objects.attention import attention_segments
-    from dino_dense.objects.cuts import tokencut
+    from dino_dense.objects.cuts import tokencuts
     from dino_dense.objects.lost import lost
 
-    if config.method != "attention":
-        cut = config.method == "tokencut"
-        segment = tokencut(compared, config.tau, config.eps) if cut else lost(compared, config.lost_k)
-        maps = [_at_native_size(segment, rgb, config)]
-        return maps, maps
-    attention = compared
-    heads = [_at_native_size(s, rgb, config) for s in attention_segments(attention, config.mass, "best")]
-    if config.attention_heads == "best":
-        return heads, heads
-    (chosen,) = attention_segments(attention, config.mass, config.attention_heads)
-    return [_at_native_size(chosen, rgb, config)], heads
+    if config.method == "tokencut":
+        return [_Segments([segment], [segment]) for segment in tokencuts(compared, config.tau, config.eps)]
+    if config.method == "lost":
+        return [_Segments([segment], [segment]) for segment in (lost(maps, config.lost_k) for maps in compared)]
+    segments = []
+    for maps in compared:
+        heads = attention_segments(maps, config.mass, "best")
+        best = config.attention_heads == "best"
+        chosen = heads if best else attention_segments(maps, config.mass, config.attention_heads)
+        segments.append(_Segments(chosen, heads))
+    return segments
+
+
+def maps_from(
+    segments: _Segments, rgb: Pixels, config: SaliencyProtocol
+) -> tuple[list[SaliencyMap], list[SaliencyMap]]:
+    """`saliency_maps`, from one image's segments."""
+    candidates = [_at_native_size(segment, rgb, config) for segment in segments.candidates]
+    if config.method != "attention" or config.attention_heads == "best":
+        return candidates, candidates
+    return [_at_native_size(segment, rgb, config) for segment in segments.predicted], candidates
 
 
 def _at_native_size(segment: Segment, rgb: Pixels, config: SaliencyProtocol) -> SaliencyMap:
@@ -214,7 +233,9 @@ def _at_native_size(segment: Segment, rgb: Pixels, config: SaliencyProtocol) -> 
     return SaliencyMap(values, binarise(values, coarse), segment)
 
 
-def _measure(compared: Tensor, image: MaskedImage, given: tuple[Pixels, Pixels], config: SaliencyConfig) -> _Measured:
+def _measure(
+    segments: _Segments, image: MaskedImage, given: tuple[Pixels, Pixels], config: SaliencyConfig
+) -> _Measured:
     from tasks.scores.saliency import PREDICTED, accuracy, best_jaccard, f_curve, iou
 
     rgb, ids = given
@@ -223,7 +244,7 @@ def _measure(compared: Tensor, image: MaskedImage, given: tuple[Pixels, Pixels],
     scored = ~void if config.void == "ignore" else np.ones_like(truth)
     if not scored.any():
         raise DataError(f"{image.mask}: every pixel is void, so that nothing can be scored. Leave the image out")
-    maps, candidates = maps_from(compared, rgb, config)
+    maps, candidates = maps_from(segments, rgb, config)
     overlaps = [iou(candidate.values[scored], truth[scored]) for candidate in maps]
     best = int(np.argmax(overlaps))
     values, segment = maps[best].values[scored], maps[best].segment

@@ -3,6 +3,7 @@
 Shapes: an image has h x w patches, N = h*w, in rows; features are [C, h, w], masks bool [h, w].
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -83,30 +84,50 @@ def second_eigenvector(graph: Graph, start: Floats | None = None) -> SecondEigen
     Args:
         start: [N], an approximate solution, such as the previous frame's; it only saves time.
     """
-    eigenpairs = by_lanczos(graph, start) if len(graph.adjacency) >= LANCZOS_FROM else None
-    if eigenpairs is None:
-        weights = graph.weights()
-        degree = np.diag(weights.sum(axis=1))
-        eigenpairs = scipy.linalg.eigh(degree - weights, degree, subset_by_index=[1, 2])
-    values, vectors = eigenpairs
+    eigenpairs = by_lanczos([graph], start) if len(graph.adjacency) >= LANCZOS_FROM else None
+    if eigenpairs is not None:
+        return eigenpairs[0]
+    return _densely(graph)
+
+
+def second_eigenvectors(graphs: Sequence[Graph]) -> list[SecondEigenpair]:
+    """`second_eigenvector` of each graph, all of one size N >= 3. Large graphs are solved at once.
+
+    A device computes a step of all in nearly the time of a single graph, and waits for the host once. The steps go on
+    until all have converged, so a vector may be more exact than alone.
+    """
+    if len(graphs) > 1 and len(graphs[0].adjacency) >= LANCZOS_FROM and (pairs := by_lanczos(graphs)) is not None:
+        return pairs
+    return [second_eigenvector(graph) for graph in graphs]
+
+
+def _densely(graph: Graph) -> SecondEigenpair:
+    weights = graph.weights()
+    degree = np.diag(weights.sum(axis=1))
+    values, vectors = scipy.linalg.eigh(degree - weights, degree, subset_by_index=[1, 2])
     return SecondEigenpair(vectors[:, 0], float(values[0]), float(values[1] - values[0]))
 
 
-def by_lanczos(graph: Graph, start: Floats | None = None) -> tuple[Floats, Floats] | None:
-    """The second and third eigenvalue [2] and their vectors [N, 2]; None if Lanczos does not converge."""
-    degree = graph.links(torch.ones(len(graph.adjacency), device=graph.adjacency.device, dtype=torch.bool))
+def by_lanczos(graphs: Sequence[Graph], start: Floats | None = None) -> list[SecondEigenpair] | None:
+    """The second eigenpair of each graph of one size; None if Lanczos does not converge for all.
+
+    Args:
+        start: [N], an approximate solution for all.
+    """
+    adjacency = torch.stack([graph.adjacency for graph in graphs])
+    everywhere = torch.ones(adjacency.shape[1], device=adjacency.device, dtype=torch.bool)
+    degree = torch.stack([graph.links(everywhere) for graph in graphs])  # [n, N]
     root = degree.sqrt()
     first = None if start is None else torch.from_numpy(start).to(root) * root
-    pairs = leading_pairs(
-        graph.adjacency[None],
-        degree[None],
-        graph.eps,
-        tolerance=LARGEST_RESIDUAL,
-        start=None if first is None else first[None],
-    )
+    pairs = leading_pairs(adjacency, degree, graphs[0].eps, tolerance=LARGEST_RESIDUAL, start=first)
     if pairs is None:
         return None
-    return (1 - pairs.values[0]).cpu().numpy(), (pairs.vectors[0] / root).T.cpu().numpy()
+    values = (1 - pairs.values).cpu().numpy()
+    vectors = (pairs.vectors[:, 0] / root).cpu().numpy()
+    return [
+        SecondEigenpair(vector, float(second), float(third - second))
+        for vector, (second, third) in zip(vectors, values, strict=True)
+    ]
 
 
 def tokencut(features: Tensor, tau: float = 0.2, eps: float = 1e-5) -> Segment:
@@ -124,6 +145,16 @@ def tokencut(features: Tensor, tau: float = 0.2, eps: float = 1e-5) -> Segment:
         good.
     """
     return _cut(features, tau, eps, corners=False)
+
+
+def tokencuts(features: Tensor, tau: float = 0.2, eps: float = 1e-5) -> list[Segment]:
+    """`tokencut` of each image of one size, features [B, C, h, w]; the eigenvectors are computed at once."""
+    check_finite(features)
+    graphs = [patch_graph(image, tau, eps) for image in features]
+    sides = [index for index, graph in enumerate(graphs) if _has_sides(graph)]
+    pairs = dict(zip(sides, second_eigenvectors([graphs[index] for index in sides]) if sides else [], strict=True))
+    size = (features.shape[-2], features.shape[-1])
+    return [_segment(graph, pairs.get(index), size, corners=False) for index, graph in enumerate(graphs)]
 
 
 def maskcut(features: Tensor, tau: float = 0.2, eps: float = 1e-5, masks: int = 3) -> list[Segment]:
@@ -154,21 +185,31 @@ def maskcut(features: Tensor, tau: float = 0.2, eps: float = 1e-5, masks: int = 
 def _cut(features: Tensor, tau: float, eps: float, *, corners: bool, start: Floats | None = None) -> Segment:
     """One normalized cut of features [C, h, w]; see `tokencut`, `maskcut` (`corners`) and `second_eigenvector`."""
     check_finite(features)
-    height, width = features.shape[-2:]
     graph = patch_graph(features, tau, eps)
-    if len(graph.adjacency) < SMALLEST_GRAPH or graph.adjacency.min() == graph.adjacency.max():
-        return Segment(np.zeros((height, width), bool), 0.0, ncut=1.0)
-    pair = second_eigenvector(graph, None if start is None else start.ravel())
+    first = None if start is None else start.ravel()
+    pair = second_eigenvector(graph, first) if _has_sides(graph) else None
+    return _segment(graph, pair, (features.shape[-2], features.shape[-1]), corners=corners)
+
+
+def _has_sides(graph: Graph) -> bool:
+    """Whether there is a unique second eigenvector to cut by."""
+    adjacency = graph.adjacency
+    return len(adjacency) >= SMALLEST_GRAPH and bool(adjacency.min() != adjacency.max())
+
+
+def _segment(graph: Graph, pair: SecondEigenpair | None, size: tuple[int, int], *, corners: bool) -> Segment:
+    """The object side of the cut of a graph of size (h, w) patches; empty without an eigenpair."""
+    if pair is None:
+        return Segment(np.zeros(size, bool), 0.0, ncut=1.0)
     values = pair.vector
     extreme = values[np.abs(values).argmax()]
     values = values * np.sign(extreme)
     foreground = values - values.mean() > TIE * abs(extreme)
-    if corners and foreground.reshape(height, width)[[0, 0, -1, -1], [0, -1, 0, -1]].sum() >= MASKCUT_CORNERS:
+    if corners and foreground.reshape(size)[[0, 0, -1, -1], [0, -1, 0, -1]].sum() >= MASKCUT_CORNERS:
         values, foreground = -values, ~foreground
     seed = int(values.argmax())
-    mask = component(foreground.reshape(height, width), seed)
-    vector = values.reshape(height, width)
-    return Segment(mask, min(1.0, pair.gap), seed, _normalized_cut(graph, foreground), vector)
+    mask = component(foreground.reshape(size), seed)
+    return Segment(mask, min(1.0, pair.gap), seed, _normalized_cut(graph, foreground), values.reshape(size))
 
 
 def _normalized_cut(graph: Graph, side: Mask) -> float:

@@ -11,10 +11,8 @@ from dino_dense import Backbone
 from dino_dense.pipeline import in_batches, read_ahead
 
 Item = TypeVar("Item")
-
-
 Given = TypeVar("Given")
-
+Maps = TypeVar("Maps")
 
 GPU_BATCH = 8  # images of one size extracted at once
 
@@ -26,16 +24,16 @@ def maps_ahead(
     items: Iterable[Item],
     read: Callable[[Item], Given],
     prepare: Callable[[Given], Tensor],
-    extract: Callable[[Tensor], Tensor],
+    extract: Callable[[Tensor], Iterable[Maps]],
     batch_size: int,
-) -> Iterator[tuple[Item, Given, Tensor]]:
+) -> Iterator[tuple[Item, Given, Maps]]:
     """Yield (item, content, maps) in order: read ahead in threads, extracted in batches of one size.
 
     Args:
         read: item -> content of its files. Runs in worker threads: avoid torch here, it would start its own thread
             pool.
         prepare: content -> image [3, H, W].
-        extract: images [B, 3, H, W] -> maps [B, ...].
+        extract: images [B, 3, H, W] -> maps [B, ...], or what is computed from them for each image.
         batch_size: largest number of images extracted at once; a batch has consecutive images of equal size.
     """
 

@@ -1,5 +1,7 @@
 """TokenCut, LOST, MaskCut and attention against their definitions, the bilateral solver against its system."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -14,7 +16,7 @@ from data.rle import decode_mask, encode_mask
 from dino_dense.objects import cuts, lanczos
 from dino_dense.objects.attention import attention_masks, attention_segments
 from dino_dense.objects.bilateral import CONFIDENCE, SIGMA_LUMA, binarise, make_grid, refine, system
-from dino_dense.objects.cuts import maskcut, patch_graph, second_eigenvector, tokencut
+from dino_dense.objects.cuts import maskcut, patch_graph, second_eigenvector, tokencut, tokencuts
 from dino_dense.objects.lost import lost, votes
 from dino_dense.objects.protocol import SegmentProtocol
 from dino_dense.objects.segment import box_of, component, largest_component, working_size
@@ -95,12 +97,59 @@ def test_large_graphs_have_the_same_eigenvector(monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-8)
 
 
+def images_of_objects(count: int, side: int) -> torch.Tensor:
+    """Noisy features [B, 16, h, w] of a square of its own size on a ground."""
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.zeros(count, side, side, dtype=torch.long)
+    for number in range(count):
+        kinds[number, 3 : side // 2 + number, 4 : side // 3 + number] = 1
+    centers = torch.randn(2, 16, generator=generator)[kinds]
+    return (centers + torch.randn(centers.shape, generator=generator)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("side", [8, 26], ids=["dense", "lanczos"])
+def test_images_cut_at_once_are_cut_as_alone(side: int):
+    """Also beside an image without structure, which has no cut."""
+    images = images_of_objects(4, side)
+    images[2] = 1.0
+    together, alone = tokencuts(images), [tokencut(image) for image in images]
+    assert len(together) == 4
+    for ours, theirs in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(ours.mask, theirs.mask)
+        assert ours.seed == theirs.seed
+        assert (ours.confidence, ours.ncut) == pytest.approx((theirs.confidence, theirs.ncut), abs=1e-8)
+    assert not together[2].mask.any()
+    assert all(segment.mask.any() for segment in (together[0], together[1], together[3]))
+
+
+def test_images_cut_at_once_wait_as_often_as_the_slowest(monkeypatch: pytest.MonkeyPatch):
+    """A step of Lanczos ends in a test on the host, for which a device waits."""
+    images, steps, eigh = images_of_objects(4, 26), [], torch.linalg.eigh
+
+    def counted(matrices: torch.Tensor) -> object:
+        steps.append(len(matrices))
+        return eigh(matrices)
+
+    def waits(call: Callable[[], object]) -> int:
+        steps.clear()
+        call()
+        return len(steps)
+
+    monkeypatch.setattr(torch.linalg, "eigh", counted)
+    alone = [waits(lambda image=image: tokencut(image)) for image in images]  # type: ignore[misc]
+    assert min(alone) > 1
+    assert waits(lambda: tokencuts(images)) == max(alone)
+    assert set(steps) == {4}
+
+
 def test_without_convergence_the_dense_solver_takes_over(monkeypatch: pytest.MonkeyPatch):
     features = torch.randn(8, 24, 24, generator=torch.Generator().manual_seed(0))
     expected = tokencut(features)
     monkeypatch.setattr(lanczos, "LARGEST_BASIS", 6)
-    assert cuts.by_lanczos(patch_graph(features, 0.2, 1e-5)) is None
+    assert cuts.by_lanczos([patch_graph(features, 0.2, 1e-5)]) is None
     np.testing.assert_array_equal(tokencut(features).mask, expected.mask)
+    for segment in tokencuts(torch.stack([features, features])):
+        np.testing.assert_array_equal(segment.mask, expected.mask)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (24, 24), (1, 1), (1, 2)])
