@@ -32,6 +32,7 @@ ALONE = World()
 INIT_STD = 0.01  # eval_linear.py
 SAVE_SECONDS = 60.0  # a long run loses at most this
 EVALUATION_ROWS = 4096  # images of a chunk in scoring; does not change the result
+SPARE = 4  # features may take 1 / SPARE of a GPU's free memory
 MAX_ITERATIONS = 1000  # of L-BFGS (dinov2, log_regression.py)
 
 Batch = tuple[Tensor, Tensor]
@@ -157,12 +158,21 @@ def shuffled_batches(
     features: Tensor, labels: Tensor, size: int, device: torch.device, seed: int
 ) -> Callable[[int], Iterator[Batch]]:
     """Batches of features in memory, in an order that depends on seed and epoch only."""
+    features = resident(features, device)
+    labels = labels.to(features.device)
 
     def batches(epoch: int) -> Iterator[Batch]:
-        for chosen in epoch_order(len(labels), seed, epoch).split(size):
+        for chosen in epoch_order(len(labels), seed, epoch).to(features.device).split(size):
             yield features[chosen].to(device), labels[chosen].to(device)
 
     return batches
+
+
+def resident(features: Tensor, device: torch.device) -> Tensor:
+    """The features on a CUDA device with memory to spare, where batches need no copies; else where they are."""
+    if device.type != "cuda" or features.nbytes > torch.cuda.mem_get_info(device)[0] // SPARE:
+        return features
+    return features.to(device)
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dino_dense import Report, load_backbone
 from dino_dense.checkpoint import read_tensors
@@ -21,6 +22,7 @@ from dino_dense.probes.classes import (
     hold_out,
     logistic_regressions,
     random_tenth,
+    resident,
     shuffled_batches,
     train_heads,
 )
@@ -53,6 +55,19 @@ def one_head(images: Evaluation, lr: float, epochs: int, batch: int) -> torch.nn
             F.cross_entropy(head(features), labels).backward()
             optimizer.step()
     return head
+
+
+@pytest.mark.parametrize(("free", "lie_on"), [(4 * 120 * 5 * 4, "cuda"), (4 * 120 * 5 * 4 - 4, "cpu")])
+def test_features_lie_on_a_gpu_that_has_room(free: int, lie_on: str, monkeypatch: pytest.MonkeyPatch):
+    """With tensors that have a device and no content; a device that mixes them is refused there too."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
+    gpu = torch.device("cuda", 0)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        features, labels = torch.zeros(120, 5), torch.zeros(120, dtype=torch.long)
+        assert resident(features, gpu).device.type == lie_on
+        batches = list(shuffled_batches(features, labels, 32, gpu, seed=0)(0))
+    assert [len(part) for part, _ in batches] == [32, 32, 32, 24]
+    assert {part.device for batch in batches for part in batch} == {gpu}
 
 
 def test_a_grid_is_as_many_heads_trained_one_by_one(blobs: Evaluation, tmp_path: Path):
