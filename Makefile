@@ -25,7 +25,7 @@ bench:   ## all benchmarks, one after another (about a quarter of an hour on two
 
 gpu:     ## on a machine with CUDA: the tests against known numbers there, then every task on CUDA against the CPU, and one table
 	$(PYTHON) -m pytest -q --device cuda -m gpu tests
-	$(PYTHON) -m benchmarks gpu training_step search
+	$(PYTHON) -m benchmarks --device cuda gpu training_step search
 
 lock:    ## pin the newest packages that pyproject.toml allows
 	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --all-extras pyproject.toml -o requirements.lock

@@ -1,9 +1,11 @@
 """`python -m benchmarks [NAME ...]`: run all benchmarks (or those named), print one table, add to results.csv.
 
+With `--device cpu`, `cuda` or `cuda:N`, they compute there; without it, on CUDA where there is one. CPU_ONLY do not.
 With `--docs`, run all benchmarks and replace the table in docs/performance.md by the results.
 """
 
 import importlib
+import os
 import pkgutil
 import sys
 import time
@@ -11,10 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import benchmarks
-from benchmarks.bench import Row, machine, table, write_between
+from benchmarks.bench import DEVICE_VARIABLE, Row, device, machine, table, write_between
 
 DOCS = Path(__file__).parents[1] / "docs" / "performance.md"
 SHARED = ("__main__", "bench")
+CPU_ONLY = ("clustering", "crops", "neighbor", "points", "scoring")
+"""Benchmarks of work that the CPU does; only the network beside `points` runs on the device."""
 DOCUMENTS = ("calibration", "families")
 """Modules that fill tables of other documents; they claim no speed, and run by their own names."""
 
@@ -28,14 +32,26 @@ def names() -> list[str]:
 
 def main(arguments: list[str]) -> int:
     chosen = [argument for argument in arguments if argument != "--docs"]
+    if "--device" in chosen[:-1]:
+        place = chosen.index("--device")
+        os.environ[DEVICE_VARIABLE] = chosen[place + 1]
+        del chosen[place : place + 2]
+    try:
+        device()  # an error now, not after an hour
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     unknown = sorted(set(chosen) - set(names()))
     if unknown or (chosen and "--docs" in arguments):
-        print(f"usage: python -m benchmarks [--docs | NAME ...]; the names are {', '.join(names())}", file=sys.stderr)
+        print(
+            f"usage: python -m benchmarks [--device NAME] [--docs | NAME ...]; the names are {', '.join(names())}",
+            file=sys.stderr,
+        )
         return 2
     rows: list[Row] = []
     start = time.monotonic()
     for name in chosen or names():
-        print(f"--- {name}", flush=True)
+        print(f"--- {name}{' (the CPU alone)' if name in CPU_ONLY else ''}", flush=True)
         rows += importlib.import_module(f"benchmarks.{name}").main()
     minutes = (time.monotonic() - start) / 60
     print(f"\n{machine()}; {minutes:.1f} min\n{table(rows).to_string(index=False)}")

@@ -1,12 +1,14 @@
 """Shared tools of the benchmarks: time two implementations in turn, check that they agree, make a row for each claim.
 
-Times are wall-clock seconds. Memory is the peak resident memory above the memory before the work, MiB.
+Times are wall-clock seconds. Memory is the peak resident memory above the memory before the work, MiB; on a GPU, the
+peak of its tensors.
 """
 
 import csv
 import datetime
 import gc
 import multiprocessing
+import os
 import platform
 import statistics
 import subprocess
@@ -19,11 +21,14 @@ from typing import Any, Literal, TypeVar
 import pandas as pd
 import torch
 
+from dino_dense.distributed import resolve_device
 from dino_dense.report import peak_memory_mib, reset_peak_memory
 
 Result = TypeVar("Result")
 
 RESULTS = Path(__file__).parent / "results.csv"
+DEVICE_VARIABLE = "DINO_DENSE_BENCHMARK_DEVICE"
+"""Of `--device`, for the processes that a benchmark starts."""
 MATMUL_SIDE = 2048  # side of square matrices; their product measures the speed of the machine
 
 
@@ -82,6 +87,11 @@ class Measured:
     """Peak memory during the call above the memory before it."""
 
 
+def device() -> torch.device:
+    """The device of `python -m benchmarks --device NAME`; without it, CUDA where there is one."""
+    return resolve_device(os.environ.get(DEVICE_VARIABLE, "auto"))
+
+
 def in_turn(
     plain: Callable[[], Any], ours: Callable[[], Any], repeats: int = 3, *, warm_up: bool = True
 ) -> tuple[float, float]:
@@ -122,11 +132,13 @@ def in_new_process(call: Callable[..., Result], *arguments: Any, threads: int | 
 def _measure(call: Callable[..., Any], arguments: Sequence[Any], threads: int) -> Measured:
     torch.set_num_threads(threads)
     torch.ones(64, 64) @ torch.ones(64, 64)  # the buffers of the libraries do not count
-    cpu = torch.device("cpu")
-    reset_peak_memory(cpu)
-    before, start = peak_memory_mib(cpu), time.perf_counter()
+    where = device()
+    torch.zeros(1, device=where)  # a device begins with its first tensor
+    reset_peak_memory(where)
+    before, start = peak_memory_mib(where), time.perf_counter()
     result = call(*arguments)
-    return Measured(result, time.perf_counter() - start, peak_memory_mib(cpu) - before)
+    synchronise()
+    return Measured(result, time.perf_counter() - start, peak_memory_mib(where) - before)
 
 
 def publish(rows: Sequence[Row]) -> None:

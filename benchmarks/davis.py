@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.bench import Row, publish, seconds_of
+from benchmarks.bench import Row, device, publish, seconds_of
 from benchmarks.propagation import CONTEXT, dense, window_mask
 from benchmarks.scoring import plain_f, plain_ids, plain_j, tree
 from data.davis import VideoSequence, load_davis, read_prediction
@@ -46,6 +46,7 @@ def plain(backbone: Backbone, sequence: VideoSequence, folder: Path) -> float:
     mask = window_mask(grid)
     first = Image.fromarray(sequence.first_mask()).resize(grid[::-1], Image.Resampling.NEAREST)
     labels = F.one_hot(torch.from_numpy(np.array(first)).long(), sequence.num_objects + 1).permute(2, 0, 1).float()
+    labels = labels.to(backbone.device)
     anchor = plain_features(backbone, sequence.frames[0], size), labels
     recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=CONTEXT - 1)
     (folder / sequence.name).mkdir(parents=True)
@@ -61,7 +62,7 @@ def plain(backbone: Backbone, sequence: VideoSequence, folder: Path) -> float:
 def plain_features(backbone: Backbone, path: Path, size: tuple[int, int]) -> Tensor:
     """Frame -> [h*w, D]."""
     pixels = cv2.resize(cv2.imread(str(path))[..., ::-1], size[::-1]).astype(np.float32) / 255
-    image = torch.from_numpy((pixels - MEAN) / STD).permute(2, 0, 1)[None]
+    image = torch.from_numpy((pixels - MEAN) / STD).permute(2, 0, 1)[None].to(backbone.device)
     for block in backbone.module.blocks:
         block.attn.fused_attn = False
     with torch.no_grad():
@@ -77,7 +78,7 @@ def to_ids(scores: Tensor, patch: int, size: tuple[int, int]) -> np.ndarray:
         if channel.max() > 0:
             channel -= channel.min()
             channel /= channel.max()
-    ids = upsampled.max(0).indices.numpy().astype(np.uint8)
+    ids = upsampled.max(0).indices.cpu().numpy().astype(np.uint8)
     return np.array(Image.fromarray(ids).resize(size[::-1], Image.Resampling.NEAREST))
 
 
@@ -102,7 +103,7 @@ def measure(patch: int) -> list[Row]:
     sequence = load_davis(root, year)[0]
     config = DavisConfig(data=str(root), year=year, sequences=(sequence.name,), max_frames=frames)
     sequence = load_davis(root, year, sequences=config.sequences, max_frames=frames)[0]
-    backbone = load_backbone(f"random:vit_small_patch{patch}_224")
+    backbone = load_backbone(f"random:vit_small_patch{patch}_224").to(device())
     backbone.extract(torch.rand(1, 3, 64, 64))
     rows: list[Row] = []
     scores: dict[str, float] = {}
@@ -110,7 +111,7 @@ def measure(patch: int) -> list[Row]:
         folder = Path(name)
         plain_s = seconds_of(lambda: scores.update(plain=plain(backbone, sequence, folder / "plain")))
         for dtype in ("fp32", "bf16"):
-            backbone.to("cpu", {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
+            backbone.to(device(), {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
             ours_s = seconds_of(lambda: scores.update({dtype: ours(backbone, config, folder / dtype)}))  # noqa: B023
             equal = _equal_pixels(sequence, folder / "plain", folder / dtype / "masks")
             if dtype == "fp32" and equal < SAME_PIXELS:
@@ -119,7 +120,7 @@ def measure(patch: int) -> list[Row]:
             check = f"pixels equal >= {100 * equal:.2f} %, J&F {difference:+.2f}"
             agrees = abs(difference) <= SAME_SCORE
             target = TARGETS.get((patch, dtype))
-            work = f"{frames} frames to J&F, ViT-S/{patch}, {dtype} (plain fp32)"
+            work = f"{frames} frames to J&F, ViT-S/{patch}, {dtype} (plain fp32), {device().type}"
             rows.append(Row("davis", work, plain_s, ours_s, "s", target=target, check=check, agrees=agrees))
             if dtype == "fp32":
                 rows.append(clip_row(backbone, sequence, ours_s, f"{frames} frames, ViT-S/{patch}", folder))
@@ -134,7 +135,7 @@ def clip_row(backbone: Backbone, sequence: VideoSequence, davis_s: float, what: 
     for path in sequence.frames:
         (clip / path.name).symlink_to(path.resolve())
     config = TrackConfig(video=str(clip), mask=str(first))
-    session = Session(folder / "track", device=torch.device("cpu"))
+    session = Session(folder / "track", device=device())
     clip_s = seconds_of(lambda: measured(TRACK, backbone, open_own_clip(config), config, session))
     written = len(list((folder / "track" / "masks" / "clip").glob("*.png")))
     agrees = written == len(sequence)
@@ -145,7 +146,7 @@ def clip_row(backbone: Backbone, sequence: VideoSequence, davis_s: float, what: 
 
 
 def ours(backbone: Backbone, config: DavisConfig, out: Path) -> float:
-    session = Session(out, device=torch.device("cpu"))
+    session = Session(out, device=backbone.device)
     outcome = measured(TASK, backbone, open_videos(config), config, session)
     return outcome.scores[0].value
 

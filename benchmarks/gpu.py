@@ -7,9 +7,7 @@ Written on a machine without CUDA: it has not run on a device yet.
 import tempfile
 from pathlib import Path
 
-import torch
-
-from benchmarks.bench import Row, publish
+from benchmarks.bench import Row, device, publish
 from dino_dense import Report
 from tasks import RunOptions, get, names, run_one
 
@@ -18,15 +16,15 @@ SAME = {"fp32": 1.0, "bf16": 5.0}
 """Allowed difference of the headline score of a random network on the small embedded data, points."""
 
 
-def measured(task: str, device: str, dtype: str, folder: Path) -> Report:
-    options = RunOptions(ckpt=RANDOM, device=device, dtype=dtype, out=str(folder / f"{task}-{device}-{dtype}"))  # type: ignore[arg-type]
+def measured(task: str, where: str, dtype: str, folder: Path) -> Report:
+    options = RunOptions(ckpt=RANDOM, device=where, dtype=dtype, out=str(folder / f"{task}-{where}-{dtype}"))  # type: ignore[arg-type]
     return run_one(get(task), options, get(task).smoke)
 
 
 def row(task: str, dtype: str, reference: Report, folder: Path) -> Row:
     work = f"{task}, its smallest config, CUDA {dtype} (plain: CPU fp32)"
     try:
-        report = measured(task, "cuda", dtype, folder)
+        report = measured(task, str(device()), dtype, folder)
     except Exception as error:
         failed = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
         return Row("gpu", work, reference.seconds, float("nan"), "s", target=0.0, check=failed, agrees=False)
@@ -38,8 +36,8 @@ def row(task: str, dtype: str, reference: Report, folder: Path) -> Row:
 
 
 def main() -> list[Row]:
-    if not torch.cuda.is_available():
-        print("gpu: PyTorch sees no CUDA device here, so nothing was run")
+    if device().type != "cuda":
+        print("gpu: the device is a CPU, so nothing was run")
         return []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-from benchmarks.bench import Measured, Row, in_new_process, machine, publish
+from benchmarks.bench import Measured, Row, device, in_new_process, machine, publish, synchronise
 from dino_dense.propagation.protocol import PropagationProtocol
 from dino_dense.propagation.stream import LabelPropagator
 
@@ -36,19 +36,21 @@ FLAT = 0.9
 def noise(grid: tuple[int, int], seed: int) -> Tensor:
     """Features [D, h, w]."""
     drawn = torch.randn(grid[0] * grid[1], DIM, generator=torch.Generator().manual_seed(seed))
-    return drawn.T.unflatten(1, grid)
+    return drawn.T.unflatten(1, grid).to(device())
 
 
 def propagate(frames: int, grid: tuple[int, int], channels: int) -> float:
     """Propagate random features, created on demand; the median seconds of a frame with a full context."""
-    labels = torch.rand(channels, *grid, generator=torch.Generator().manual_seed(0))
+    labels = torch.rand(channels, *grid, generator=torch.Generator().manual_seed(0)).to(device())
     protocol, seconds = PropagationProtocol(), []
     propagator = LabelPropagator(protocol)
     propagator.step(noise(grid, 0), labels)
     for index in range(1, frames):
         features = noise(grid, index)
+        synchronise()
         start = time.perf_counter()
         propagator.step(features)
+        synchronise()
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[protocol.context_frames :])
 

@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from benchmarks.bench import Row, in_new_process, publish
+from benchmarks.bench import Row, device, in_new_process, publish
 from benchmarks.search import DIM, features
 from dino_dense.neighbors.exact import nearest
 
@@ -30,7 +30,7 @@ def main() -> list[Row]:
     (plain_s, expected), (ours_s, rows) = plain.result, ours.result
     same = float((expected.sort(1).values == rows.sort(1).values).all(1).double().mean())
     shares = (PUBLISHED_MEMORY / MEMORY) * (PUBLISHED_QUERIES / QUERIES)
-    work = f"{K} nearest of {MEMORY:,} x {DIM} for {QUERIES:,} queries, cpu"
+    work = f"{K} nearest of {MEMORY:,} x {DIM} for {QUERIES:,} queries, {device().type} (faiss: cpu)"
     table = [
         Row(
             "incontext",
@@ -73,9 +73,9 @@ def by_faiss() -> tuple[float, torch.Tensor]:
 
 def by_ours() -> tuple[float, torch.Tensor]:
     """Seconds of the search, and the rows found [QUERIES, K]."""
-    memory, queries = features(MEMORY, 1), features(QUERIES, 0)
+    memory, queries = features(MEMORY, 1).to(device()), features(QUERIES, 0).to(device())
     start = time.perf_counter()
-    rows = nearest(queries, memory, K).indices
+    rows = nearest(queries, memory, K).indices.cpu()
     return time.perf_counter() - start, rows
 
 

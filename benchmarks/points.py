@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.bench import Row, in_new_process, publish, seconds_of
+from benchmarks.bench import Row, device, in_new_process, publish, seconds_of
 from dino_dense import load_backbone
 from dino_dense.matching.protocol import Rules
 from dino_dense.matching.rules import match
@@ -84,7 +84,7 @@ def find_new(rules: Rules, pairs: int) -> float:
 
 def network_seconds(side: int) -> float:
     """Seconds of ViT-S/16 for an image of `side` pixels a side, one at a time, fp32."""
-    backbone = load_backbone("random:vit_small_patch16_224").to("cuda" if torch.cuda.is_available() else "cpu")
+    backbone = load_backbone("random:vit_small_patch16_224").to(device())
     image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     backbone.extract(image)
     return seconds_of(lambda: [backbone.extract(image) for _ in range(TIMED)]) / TIMED

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.bench import Row, in_new_process, in_turn, publish
+from benchmarks.bench import Row, device, in_new_process, in_turn, publish
 from dino_dense import load_backbone
 from dino_dense.propagation.protocol import PropagationProtocol
 from dino_dense.propagation.search import ContextFrames, Neighborhood, unit_features
@@ -40,13 +40,14 @@ class Problem:
         h, w = self.grid
         target = torch.randn(h * w, DIM, generator=generator)
         sources = torch.randn(CONTEXT, DIM, h * w, generator=generator)
-        return target, sources, torch.rand(CONTEXT, self.channels, h, w, generator=generator)
+        labels = torch.rand(CONTEXT, self.channels, h, w, generator=generator)
+        return target.to(device()), sources.to(device()), labels.to(device())
 
 
 def window_mask(grid: tuple[int, int]) -> Tensor:
     """float [h*w, h*w]: 1 if two patches are at most RADIUS apart in rows and columns."""
     ys, xs = (axis.flatten() for axis in torch.meshgrid(*map(torch.arange, grid), indexing="ij"))
-    return (torch.maximum((ys[:, None] - ys).abs(), (xs[:, None] - xs).abs()) <= RADIUS).float()
+    return (torch.maximum((ys[:, None] - ys).abs(), (xs[:, None] - xs).abs()) <= RADIUS).float().to(device())
 
 
 def dense(target: Tensor, sources: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
@@ -60,16 +61,16 @@ def dense(target: Tensor, sources: Tensor, labels: Tensor, mask: Tensor) -> Tens
 
 
 def run_dense(problem: Problem) -> Tensor:
-    return dense(*problem.tensors(), window_mask(problem.grid))
+    return dense(*problem.tensors(), window_mask(problem.grid)).cpu()
 
 
 def run_tiled(problem: Problem) -> Tensor:
-    return run_tiled_on(problem, problem.tensors())
+    return run_tiled_on(problem, problem.tensors()).cpu()
 
 
 def speed_and_memory(problem: Problem) -> list[Row]:
     h, w = problem.grid
-    work = f"one frame, {h}x{w} patches, {CONTEXT} context frames"
+    work = f"one frame, {h}x{w} patches, {CONTEXT} context frames, {device().type}"
     runs = [in_new_process(call, problem) for call in (run_dense, run_tiled)]
     difference = (runs[0].result - runs[1].result).abs().max().item()
     if difference > LARGEST_DIFFERENCE:
@@ -97,11 +98,11 @@ def run_tiled_on(problem: Problem, tensors: tuple[Tensor, Tensor, Tensor]) -> Te
 
 def share_of_features(patch_size: int, frames: int) -> Row:
     """Time of propagation against the features of the same frame, ViT-S in fp32: medians with a full context."""
-    backbone = load_backbone(f"random:vit_small_patch{patch_size}_224")
+    backbone = load_backbone(f"random:vit_small_patch{patch_size}_224").to(device())
     image = torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
     patches = backbone.extract(image).patches
     tokens = patches[0]
-    labels = F.one_hot(torch.randint(0, 2, tokens.shape[1:]), 2).permute(2, 0, 1).float()
+    labels = F.one_hot(torch.randint(0, 2, tokens.shape[1:]), 2).permute(2, 0, 1).float().to(device())
     noise = iter([tokens + 0.1 * torch.randn_like(tokens) for _ in range(CONTEXT + frames)])  # no two are equal
     propagator = LabelPropagator(PropagationProtocol())
     propagator.step(next(noise), labels)
@@ -110,7 +111,7 @@ def share_of_features(patch_size: int, frames: int) -> Row:
     features, ours = in_turn(lambda: backbone.extract(image), lambda: propagator.step(next(noise)), frames - 1)
     return Row(
         "propagation",
-        f"features of a frame (plain) and its propagation (ours), ViT-S/{patch_size} fp32",
+        f"features of a frame (plain) and its propagation (ours), ViT-S/{patch_size} fp32, {device().type}",
         features,
         ours,
         "s",

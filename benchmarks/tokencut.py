@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.bench import Row, in_new_process, in_turn, publish
+from benchmarks.bench import Row, device, in_new_process, in_turn, publish
 from benchmarks.scoring import tree
 from data.davis import load_davis
 from dino_dense import load_backbone
@@ -32,7 +32,7 @@ FLOAT64 = 8  # bytes
 
 def keys(patch_size: int, images: int) -> list[Tensor]:
     """Features [C, h, w] of the first frames of videos."""
-    backbone = load_backbone(f"random:vit_small_patch{patch_size}_224")
+    backbone = load_backbone(f"random:vit_small_patch{patch_size}_224").to(device())
     frames = [to_tensor(sequence.read_frame(0), SIZE) for sequence in load_davis(*tree())[:images]]
     return [patch_features(backbone, frame[None], SegmentProtocol())[0] for frame in frames]
 
@@ -43,7 +43,7 @@ def smooth_features(shape: tuple[int, ...], seed: int) -> Tensor:
     Lanczos needs more steps, since eigenvalues are closer; the dense solver's time does not change.
     """
     coarse = torch.randn(1, shape[0], *COARSE, generator=torch.Generator().manual_seed(seed))
-    return F.interpolate(coarse, size=shape[1:], mode="bicubic", align_corners=True)[0]
+    return F.interpolate(coarse, size=shape[1:], mode="bicubic", align_corners=True)[0].to(device())
 
 
 # --- The published code's steps (object_discovery.py of TokenCut) -------------------------------------------
@@ -51,7 +51,7 @@ def smooth_features(shape: tuple[int, ...], seed: int) -> Tensor:
 
 def plain_weights(features: Tensor) -> np.ndarray:
     unit = F.normalize(features.flatten(1).T, dim=1)
-    products = (unit @ unit.T).numpy() > TAU
+    products = (unit @ unit.T).cpu().numpy() > TAU
     return np.where(products.astype(float) == 0, EPS, products)
 
 
@@ -113,7 +113,7 @@ def _time(
         lambda: [plain(each) for each in plain_inputs], lambda: [ours(each) for each in our_inputs]
     )
     count = len(plain_inputs)
-    check = f"masks of {count} images equal"
+    work, check = f"{work}, {device().type}", f"masks of {count} images equal"
     return Row("tokencut", work, plain_s / count, ours_s / count, "s", target=target, check=check)
 
 
@@ -121,7 +121,7 @@ def _memory() -> Row:
     """Peak memory of the cut at 6,240 patches; the dense solver's is computed, since it takes more than a minute."""
     features = keys(8, 1)[0]
     patches = features[0].numel()
-    measured = in_new_process(_cut, features)
+    measured = in_new_process(_cut, features.cpu())
     # Weights, degrees, their difference, and LAPACK's copies of two of them.
     dense = 5 * FLOAT64 * patches**2 / 2**20
     if measured.mib > MEMORY_LIMIT:
@@ -139,7 +139,7 @@ def _memory() -> Row:
 
 
 def _cut(features: Tensor) -> np.ndarray:
-    vector = tokencut(features, TAU, EPS).eigenvector
+    vector = tokencut(features.to(device()), TAU, EPS).eigenvector
     assert vector is not None
     return vector.ravel()
 
@@ -147,10 +147,10 @@ def _cut(features: Tensor) -> np.ndarray:
 def _residual(features: Tensor, vector: np.ndarray) -> float:
     """|(D - A) y - v D y| of z = D^1/2 y of length 1, in float64, a block of rows at a time."""
     graph: Graph = patch_graph(features, TAU, EPS)
-    y = torch.from_numpy(vector)
+    y = torch.from_numpy(vector).to(graph.adjacency.device)
     rows = zip(graph.adjacency.split(512), y.split(512), strict=True)
     parts = [(1 - EPS) * (part.double() @ y) + EPS * y.sum() for part, _ in rows]
-    degree = graph.links(torch.ones(len(y), dtype=torch.bool))
+    degree = graph.links(torch.ones_like(y, dtype=torch.bool))
     root = degree.sqrt()
     z, image = root * y, torch.cat(parts) / root
     return float((image - z * (z @ image) / (z @ z)).norm() / z.norm())

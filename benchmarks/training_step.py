@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from benchmarks.bench import Row, in_turn, publish
+from benchmarks.bench import Row, device, in_turn, publish
 from dino_dense import distributed
 from dino_dense.pretrain.batches import MicroBatch
 from dino_dense.pretrain.config import PretrainConfig
@@ -22,8 +22,8 @@ from dino_dense.pretrain.crops import prepare
 from dino_dense.pretrain.optim import param_groups
 from dino_dense.pretrain.trainer import Trainer
 
-ON_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+DEVICE = device()
+ON_GPU = DEVICE.type == "cuda"
 BATCH = 64 if ON_GPU else 4  # images
 CURVE_STEPS, CURVE_BATCH = 20, 2
 SAME_LOSS = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}  # nats, of a loss of about 8; bf16 rounds to 0.4 %

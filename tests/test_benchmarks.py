@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import bench, crops, training_step
-from benchmarks.__main__ import names
+from benchmarks.__main__ import main, names
 from benchmarks.bench import Row
 from tests.pretrain.tiny_run import TINY, write_pictures
 
@@ -15,6 +15,23 @@ from tests.pretrain.tiny_run import TINY, write_pictures
 @pytest.mark.parametrize("name", names())
 def test_every_benchmark_can_be_opened(name: str):
     assert callable(importlib.import_module(f"benchmarks.{name}").main)
+
+
+@pytest.mark.parametrize("word", ["tpu", "cuda:x"])
+def test_a_device_that_is_none_is_refused_before_the_work(
+    word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv(bench.DEVICE_VARIABLE, "cpu")
+    assert main(["--device", word, "search"]) == 2
+    assert f"device is {word!r}, expected auto, cpu, cuda or cuda:N" in capsys.readouterr().err
+
+
+def test_a_benchmark_computes_on_the_device_of_the_option(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(bench.DEVICE_VARIABLE, "cpu")
+    seen: list[str] = []
+    monkeypatch.setattr("benchmarks.search.main", lambda: seen.append(str(bench.device())) or [])
+    assert main(["search", "--device", "cpu"]) == 0
+    assert seen == ["cpu"]
 
 
 def test_the_plain_loop_and_the_trainer_take_the_same_steps():

@@ -114,7 +114,8 @@ def by_lanczos(graphs: Sequence[Graph], start: Floats | None = None) -> list[Sec
     Args:
         start: [N], an approximate solution for all.
     """
-    adjacency = torch.stack([graph.adjacency for graph in graphs])
+    alone = len(graphs) == 1  # a large graph takes most of the memory: it is not copied
+    adjacency = graphs[0].adjacency[None] if alone else torch.stack([graph.adjacency for graph in graphs])
     everywhere = torch.ones(adjacency.shape[1], device=adjacency.device, dtype=torch.bool)
     degree = torch.stack([graph.links(everywhere) for graph in graphs])  # [n, N]
     root = degree.sqrt()
