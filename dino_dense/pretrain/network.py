@@ -118,10 +118,10 @@ class MultiCropNetwork(nn.Module):
         if not isinstance(vit, DinoV3):
             return vit.norm(vit.blocks(tokens))
         side = crops.shape[-1] // vit.shape.patch_size
-        rope = rotary_embedding(vit, (side, side))
+        change = self.rotary.of(group) if self.rotary else None
+        ropes = rotary_embedding(vit, (side, side), change)  # [N, 2c], or [blocks, N, 2c] if each has its own
         for number, block in enumerate(vit.blocks):
-            if self.rotary and (change := self.rotary.of(group, number)):
-                rope = rotary_embedding(vit, (side, side), change)
+            rope = ropes if change is None else ropes[number]
             tokens = recomputed(block, tokens, rope=rope) if self.recomputes else block(tokens, rope=rope)
         return vit.norm(tokens)
 

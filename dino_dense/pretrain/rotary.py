@@ -33,18 +33,20 @@ def draw_coordinates(options: BodyOptions, shape: tuple[int, ...], *key: int) ->
 
 
 def rotary_embedding(body: DinoV3, grid: tuple[int, int], change: Coordinates | None = None) -> Tensor:
-    """Sines, then cosines, of the angles of each patch of a grid (h, w): [N, 2c], float32.
+    """Sines, then cosines, of the angles of each patch of a grid (h, w): [..., N, 2c], float32.
 
-    The centers of the patches have coordinates between -1 and 1 along each axis.
+    The centers of the patches have coordinates between -1 and 1 along each axis. Leading dimensions are those of
+    `change` [..., 2].
     """
     rope: Any = body.rope
     device = rope.periods.device
     axes = [(2 * torch.arange(side, device=device) + 1) / side - 1 for side in grid]
     coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)  # [N, 2]
     if change is not None:
-        shift, scale = (part.to(device, non_blocking=True) for part in change)
-        coordinates = scale * (coordinates + shift)
-    return torch.cat(rope._get_pos_embed_from_coords(coordinates), dim=-1)
+        shift, scale = (part.to(device) for part in change)
+        coordinates = scale[..., None, :] * (coordinates + shift[..., None, :])  # [..., N, 2]
+    angles = torch.cat(rope._get_pos_embed_from_coords(coordinates.flatten(0, -2)), dim=-1)
+    return angles.view(*coordinates.shape[:-1], -1)
 
 
 class RotaryJitter:
@@ -59,11 +61,12 @@ class RotaryJitter:
         self.change: Coordinates | None = None
         """[G, D, 2] of the present step; None: unchanged coordinates."""
 
-    def set_step(self, step: int) -> None:
+    def set_step(self, step: int, device: torch.device) -> None:
         """Draw the changes of a step."""
         if self.options.jitters:
-            self.change = draw_coordinates(self.options, self.shape, self.seed, step)
+            drawn = draw_coordinates(self.options, self.shape, self.seed, step)
+            self.change = Coordinates(*(part.to(device, non_blocking=True) for part in drawn))
 
-    def of(self, group: int, block: int) -> Coordinates | None:
-        """The change for a group of crops in a block."""
-        return None if self.change is None else Coordinates(*(part[group, block] for part in self.change))
+    def of(self, group: int) -> Coordinates | None:
+        """The changes for a group of crops, [D, 2]; None: unchanged."""
+        return None if self.change is None else Coordinates(*(part[group] for part in self.change))

@@ -217,7 +217,7 @@ class OptimizerStep:
         learner, _, optimizer, scaler = self.state
         step = self.moment(number)
         if learner.student.rotary:
-            learner.student.rotary.set_step(number)
+            learner.student.rotary.set_step(number, self.device)
         optim.set_schedule(optimizer, float(self.schedules.lr[number]), float(self.schedules.weight_decay[number]))
         optimizer.zero_grad(set_to_none=True)
         last = len(micro_batches) - 1

@@ -82,7 +82,7 @@ def test_without_jitter_tokens_are_those_of_the_loaded_network_and_jitter_change
     torch.testing.assert_close(views.tokens(), tokens[:, 3:], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(views.cls[:2], tokens[:, 0], rtol=1e-4, atol=1e-5)
     student.rotary = RotaryJitter(BodyOptions(rope_rescale=2.0), blocks=4, groups=2, seed=0)
-    student.rotary.set_step(0)
+    student.rotary.set_step(0, torch.device("cpu"))
     assert (student([crops]).tokens() - tokens[:, 3:]).abs().max() > 1e-2
 
 

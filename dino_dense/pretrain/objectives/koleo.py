@@ -65,7 +65,11 @@ def koleo_loss(x: Tensor, topk: int = 1, *, over_processes: bool = False) -> Ten
 
 
 class Koleo(Objective):
-    """The sum of the losses of both global views, on class tokens before the head."""
+    """The sum of the losses of both global views, on class tokens before the head.
+
+    With LayerScale all class tokens begin equal, up to rounding. Until they differ, neighbors and loss depend on the
+    last digits, and so on the split of the batch.
+    """
 
     Options: ClassVar[type | None] = KoleoOptions
 
