@@ -1,27 +1,28 @@
-"""`python -m dino_dense.pretrain` whose measurements are results that are there already: PREPARED/step-N."""
+"""`python -m dino_dense.pretrain` whose measurements take no time: equal to the start until step 2, then worse."""
 
-import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from dino_dense.config import command_line
 from dino_dense.pretrain import trainer
 from dino_dense.pretrain.__main__ import main
-from dino_dense.pretrain.watch import Measure
+from dino_dense.pretrain.watch import COLUMNS, WORSE, Watcher
 
 
-def prepared(device: str, stopped: Callable[[], bool] = lambda: False) -> Measure:
-    def measure(suite: Path, checkpoint: Path, out: Path) -> bool:
-        shutil.copytree(Path(os.environ["PREPARED"]) / out.name, out)
-        return True
+class KnownWatcher(Watcher):
+    """Gives a row without a measurement."""
 
-    return measure
+    def measured(self, step: int, checkpoint: Path) -> pd.DataFrame:
+        assert checkpoint.is_file()
+        verdict = WORSE if step >= 2 else "undecided"
+        row = (step, "knn", "top-1", "%", 20.0, 20.0 + step, -float(step), -3.0, -1.0, verdict)
+        self.table = pd.DataFrame([row], columns=list(COLUMNS))
+        return self.table
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    trainer.in_own_process = prepared
+    trainer.Watcher = KnownWatcher  # type: ignore[misc]
     command_line.run(main)
