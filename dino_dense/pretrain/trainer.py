@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,6 @@ from dino_dense.pretrain.watch import (
     CHECKPOINT_FILE,
     WORSE,
     Measure,
-    MeasureError,
     Watcher,
     WorseError,
     in_own_process,
@@ -38,6 +38,8 @@ from dino_dense.threads import processors
 from dino_dense.training.precision import fastest_dtype, set_products, use_deterministic_operations
 from dino_dense.training.signals import stop_signals
 
+HEARTBEAT = 60.0
+"""Seconds between the calls by which processes wait for a measurement."""
 MAX_WORKERS = 10
 """Loader processes per training process (main_dino.py, --num_workers)."""
 QUIET_STEPS = 1000
@@ -162,12 +164,15 @@ class Trainer:
 
     def _watch(self, watcher: Watcher) -> None:
         """Measure the teacher in the main process; the others wait, and raise what it raises."""
-        errors: list[ValueError] = []
-        if self.world.is_main:
-            try:
-                self._measure(watcher)
-            except (WorseError, MeasureError) as error:
-                errors.append(error)
+        if self.world.size == 1:
+            self._measure(watcher)
+            return
+        with ThreadPoolExecutor(1) as pool:
+            work = [pool.submit(self._measure, watcher)] if self.world.is_main else []
+            # A collective call may not wait longer than half an hour, and a measurement may take hours.
+            while distributed.any_true(bool(wait(work, HEARTBEAT).not_done)):
+                pass
+        errors = [error for job in work if (error := job.exception())]
         for problem in distributed.gather_objects(errors):
             raise problem
 
