@@ -1,6 +1,7 @@
 """Loader processes: a lost process is explained however it is lost, and errors of items stay plain."""
 
 import gc
+import io
 import multiprocessing
 import os
 import signal
@@ -284,9 +285,12 @@ def deadly(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Path]:
 
     def make(path: Path) -> Path:
         target = path.rename(path.with_name("deadly.png"))
+        Image.new("RGB", (32, 32), (1, 200, 3)).save(target)  # like no other
+        content = target.read_bytes()
 
         def opened(file: Any, *args: Any, **options: Any) -> Image.Image:
-            if "deadly" in str(getattr(file, "name", file)) and os.getpid() != parent:
+            read = file.getvalue() == content if isinstance(file, io.BytesIO) else "deadly" in str(file)
+            if read and os.getpid() != parent:
                 os.kill(os.getpid(), signal.SIGKILL)
             return whole(file, *args, **options)
 

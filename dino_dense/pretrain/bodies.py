@@ -116,8 +116,8 @@ def _initialize(body: DinoViT | DinoV3) -> None:
         for module in body.modules():
             if isinstance(module, nn.Linear):  # timm divides some of these by a root of the block's number
                 nn.init.trunc_normal_(module.weight, std=TOKEN_STD)
+    if (body.shape.embed_dim, body.shape.depth) == VIT_SIZES["micro"]:
+        widen_attention(body)  # before the tokens, as `build_module` does: a seed keeps its weights
     for token in (body.cls_token, body.reg_token):
         if token is not None:
             nn.init.trunc_normal_(token, std=TOKEN_STD)
-    if (body.shape.embed_dim, body.shape.depth) == VIT_SIZES["micro"]:
-        widen_attention(body)

@@ -12,11 +12,11 @@ import torch
 
 from data.pretraining import open_pretraining_data
 from dino_dense import load_backbone
-from dino_dense.backbone.dino_vit import DinoViT
+from dino_dense.backbone.dino_vit import DinoViT, build_module
 from dino_dense.backbone.dinov3 import DinoV3
 from dino_dense.checkpoint import read_tensors
 from dino_dense.distributed import World
-from dino_dense.pretrain.bodies import BodyOptions, hidden_channels
+from dino_dense.pretrain.bodies import BodyOptions, hidden_channels, new_body
 from dino_dense.pretrain.network import build_network
 from dino_dense.pretrain.rotary import RotaryJitter, draw_coordinates, rotary_embedding
 from dino_dense.pretrain.trainer import Trainer
@@ -31,6 +31,17 @@ BODIES: dict[str, dict[str, Any]] = {
     "rotary": {**ROTARY, **JITTER, "mlp": "swiglu"},
 }
 PATCHES = {"objectives": ("dino", "ibot", "gram"), "gram_teacher": "run", "gram_begin": 1, "ibot_out_dim": 24}
+
+
+def test_a_seed_keeps_the_weights_that_it_gave_before_bodies_had_options():
+    """The draws of `build_module`, then the class token's."""
+    torch.manual_seed(0)
+    body = new_body(BodyOptions(), "vit_micro_patch8_32", 0.1, 32)
+    torch.manual_seed(0)
+    expected = build_module("vit_micro_patch8_32", drop_path_rate=0.1, img_size=32)
+    assert isinstance(expected, DinoViT)
+    torch.nn.init.trunc_normal_(expected.cls_token, std=0.02)
+    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in body.state_dict().items())
 
 
 @pytest.fixture(autouse=True)
