@@ -54,18 +54,20 @@ def run_batch(options: BatchOptions) -> list[Entry]:
             for entry in run_jobs(options, suite):
                 _note(entry, entries, bar)
         return entries
-    with (
-        distributed.session(options.device) as (world, device),
-        progress(total, unit="pair", desc="batch", disable=not world.is_main) as bar,
-        _reporting(entries, total, options if world.is_main else None),
-    ):
-        opened = open_suite(suite)
-        if world.is_main and (lines := problems(opened)):
-            count = f"{len(lines)} of {len(suite)} entries cannot be measured; the others are"
-            bar.write("\n  ".join([f"{count}:", *lines]), file=sys.stderr)
-        for spec, label in zip(options.ckpt, checkpoint_labels(options.ckpt), strict=True):
-            for entry in run_checkpoint(spec, label, suite, opened, options, device, world):
-                _note(entry, entries, bar if world.is_main else None)
+    with distributed.session(options.device) as (world, device):
+        with (
+            progress(total, unit="pair", desc="batch", disable=not world.is_main) as bar,
+            _reporting(entries, total, options if world.is_main else None),
+        ):
+            opened = open_suite(suite)
+            if world.is_main and (lines := problems(opened)):
+                count = f"{len(lines)} of {len(suite)} entries cannot be measured; the others are"
+                bar.write("\n  ".join([f"{count}:", *lines]), file=sys.stderr)
+            for spec, label in zip(options.ckpt, checkpoint_labels(options.ckpt), strict=True):
+                for entry in run_checkpoint(spec, label, suite, opened, options, device, world):
+                    _note(entry, entries, bar if world.is_main else None)
+        # A process that ends with status 1 makes torchrun end the others: not before the report is written.
+        distributed.barrier()
     return entries
 
 
