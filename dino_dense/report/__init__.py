@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from dino_dense.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from dino_dense.report.browser import open_page
     from dino_dense.report.compare import compare_all
     from dino_dense.report.files import write_batch, write_comparison
     from dino_dense.report.folders import PAIRS_FILE, REPORT_FILE, TASK_FILE, check_out
@@ -18,6 +19,7 @@ else:
     __getattr__ = lazy_names(
         __name__,
         {
+            "dino_dense.report.browser": ("open_page",),
             "dino_dense.report.compare": ("compare_all",),
             "dino_dense.report.machine": (
                 "current_commit",
@@ -51,6 +53,7 @@ __all__ = [
     "compare_all",
     "current_commit",
     "environment",
+    "open_page",
     "pairs_frame",
     "peak_memory_mib",
     "published_numbers",

@@ -24,11 +24,15 @@ class ReportConfig(IntervalConfig):
     """Checkpoint to compare the others with, by its name in the table; default the first."""
     out: str | None = path()
     """Folder for comparison.csv, .md and .html, and the tables of all reports; without it, only print."""
+    open: bool = False
+    """Open comparison.html in the browser, if there is a graphical display; needs --out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.reports:
             raise ValueError("reports is empty: expected a JSON file or a folder of results")
+        if self.open and not self.out:
+            raise ValueError("open is on, but out is empty: name a folder for the page with --out")
 
 
 def baseline_first(entries: list[Entry], name: str) -> list[Entry]:
@@ -47,8 +51,9 @@ def main() -> int:
         description=f"{__doc__} Checkpoints are compared on the same samples, with paired bootstrap intervals.",
         positional="reports",
     )
+    from dino_dense.report.browser import open_page
     from dino_dense.report.compare import compare_all, not_compared, readable
-    from dino_dense.report.files import write_comparison
+    from dino_dense.report.files import COMPARISON_FILE, write_comparison
     from dino_dense.report.folders import check_out
     from dino_dense.report.merge import read_entries
     from dino_dense.report.texts import failures, headline_frame
@@ -71,6 +76,8 @@ def main() -> int:
     if config.out:
         write_comparison(entries, comparison, Path(config.out), title="Comparison")
         print(f"Page and tables: {config.out}")
+        if config.open:
+            open_page(Path(config.out) / COMPARISON_FILE)
     return 1 if left_out or failures(entries) else 0
 
 

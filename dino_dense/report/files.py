@@ -14,7 +14,7 @@ from dino_dense.report.record import Picture
 from dino_dense.report.table import Entry, batch_frame, flat_frame, pairs_frame
 from dino_dense.report.texts import escape_markdown, to_latex, to_markdown
 
-PAGE_FILE = "index.html"
+PAGE_FILE, COMPARISON_FILE = "index.html", "comparison.html"
 CORRELATIONS_FILE = "correlations.csv"
 
 
@@ -64,7 +64,7 @@ def write_comparison(entries: Sequence[Entry], comparison: pd.DataFrame, out: Pa
     write_tables(entries, out, title=title)
     write_text(out / "comparison.csv", comparison.to_csv(index=False))
     write_text(out / "comparison.md", _comparison_markdown(comparison, title))
-    write_text(out / "comparison.html", page)
+    write_text(out / COMPARISON_FILE, page)
 
 
 def _comparison_markdown(comparison: pd.DataFrame, title: str) -> str:

@@ -81,7 +81,7 @@ def _note(entry: Entry, entries: list[Entry], bar: Progress | None) -> None:
 @contextlib.contextmanager
 def _reporting(entries: list[Entry], total: int, options: BatchOptions | None) -> Iterator[None]:
     """Write the report at the end, also of an interrupted batch; does nothing without options."""
-    from dino_dense.report import write_batch
+    from dino_dense.report import open_page, write_batch
 
     try:
         yield
@@ -91,4 +91,7 @@ def _reporting(entries: list[Entry], total: int, options: BatchOptions | None) -
             if len(entries) < total:
                 title += f" (interrupted: {len(entries)} of {total} pairs)"
             write_batch(entries, Path(options.out), title=title)
-            print(f"Report: {Path(options.out) / 'index.html'}")
+            page = Path(options.out) / "index.html"
+            print(f"Report: {page}")
+            if options.open and len(entries) == total:
+                open_page(page)

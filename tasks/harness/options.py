@@ -130,6 +130,8 @@ class BatchOptions(ManyCheckpoints, MeasuringOptions):
     """CPU cores of a Slurm job."""
     memory: int = 64
     """Memory of a Slurm job, GiB."""
+    open: bool = False
+    """Open the report in the browser once all pairs are done, if there is a graphical display."""
 
     def __post_init__(self) -> None:
         if self.layers == "all":

@@ -57,8 +57,13 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return begun
 
 
-def test_what_fails_is_a_row_and_only_that_runs_again(place: Path, runs: list, capsys: pytest.CaptureFixture[str]):
+def test_what_fails_is_a_row_and_only_that_runs_again(
+    place: Path, runs: list, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     """One missing data set and one bad checkpoint; then both are mended."""
+    for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
     good, bad = place / "good.safetensors", place / "bad.safetensors"
     save_backbone(good, load_backbone(RANDOM).module)
     bad.write_bytes(good.read_bytes()[:1000])
@@ -86,7 +91,10 @@ def test_what_fails_is_a_row_and_only_that_runs_again(place: Path, runs: list, c
     shutil.copytree(place / "set", place / "later")
     save_backbone(bad, load_backbone(RANDOM, seed=1).module)
     runs.clear()
-    assert main([*first, "--device", "cpu"]) == main([*second, "--device", "cpu"]) == 0
+    assert main([*first, "--device", "cpu", "--open"]) == main([*second, "--device", "cpu"]) == 0
+    opened = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Open ")]
+    assert len(opened) == 1
+    assert f"{place / 'a' / 'index.html'} in a browser" in opened[0], "there is no display here"
     assert runs == [("knn", str(good)), ("knn", str(bad))]
     assert not list(place.rglob("*.failed.*"))
     for name in ("a", "b"):
