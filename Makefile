@@ -1,6 +1,7 @@
 PYTHON ?= .venv/bin/python
+LOCKED = slurm studio onnx docs dev
 
-.PHONY: setup format check test faults bench gpu lock
+.PHONY: setup format check test faults bench gpu docs lock
 
 setup:   ## .venv from the lock file
 	python3 bootstrap.py setup
@@ -27,5 +28,9 @@ gpu:     ## on a machine with CUDA: the tests against known numbers there, then 
 	$(PYTHON) -m pytest -q --device cuda -m gpu tests
 	$(PYTHON) -m benchmarks --device cuda gpu training_step search
 
+docs:    ## the documentation site, in build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
+
+# Without the extras wandb, mlflow and benchmarks: large, needed by few, and mlflow holds other packages back.
 lock:    ## pin the newest packages that pyproject.toml allows
-	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --all-extras pyproject.toml -o requirements.lock
+	uv pip compile --quiet --universal --generate-hashes --python-version 3.11 $(addprefix --extra ,$(LOCKED)) pyproject.toml -o requirements.lock
