@@ -9,7 +9,8 @@ from dino_dense.files import write_bytes, write_text
 from dino_dense.report.compare import not_compared, readable
 from dino_dense.report.correlations import rank_correlations
 from dino_dense.report.folders import PAIRS_FILE, check_out
-from dino_dense.report.page import read_pictures, render_page
+from dino_dense.report.page import render_page
+from dino_dense.report.pictures import read_pictures
 from dino_dense.report.record import Picture
 from dino_dense.report.table import Entry, batch_frame, flat_frame, pairs_frame
 from dino_dense.report.texts import escape_markdown, to_latex, to_markdown

@@ -7,33 +7,29 @@ allows only its own script and style (by their hashes), and no request at all.
 import base64
 import hashlib
 import importlib.resources
-import io
+import itertools
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 import pandas as pd
 from markupsafe import Markup
-from PIL import Image
 
 from dino_dense.report.cells import Cell, Column, columns, headlines, mixed_data, number
 from dino_dense.report.compare import not_compared, samples_text
 from dino_dense.report.correlations import rank_correlations
-from dino_dense.report.record import Picture, beside
+from dino_dense.report.pictures import ShownPicture, read_pictures
 from dino_dense.report.sampling import SMALL
+from dino_dense.report.side_by_side import as_data, sample_tables
 from dino_dense.report.table import Entry, checkpoints, labels
 from dino_dense.report.texts import failures
 
 PICTURES = 4  # of each pair: the report's first ones
-PICTURE_SIZE = (900, 1200)  # largest width and height, pixels
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for a broken file
-JPEG_QUALITY = 80
-WIDE = 2.2  # width / height from which a picture takes a row of its own
+SLUG = 60  # characters of a name in an address
 PLOT = (4.0, 96.0)  # positions of the lowest and the highest number of a column, percent of the plot's width
 
 
@@ -55,21 +51,6 @@ class _Correlation(NamedTuple):
     second: str
     rho: float
     n: int
-
-
-@dataclass(frozen=True)
-class ShownPicture:
-    """A picture in the page."""
-
-    source: str
-    """data: URI; "" if the file is unreadable."""
-    caption: str
-    width: int = 0
-    height: int = 0
-
-    @property
-    def wide(self) -> bool:
-        return self.width > WIDE * self.height
 
 
 def render_page(
@@ -97,7 +78,7 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["breakable"] = _breakable
+    environment.filters |= {"breakable": _breakable, "slugs": slugs}
     style, script = (_template_text(name) for name in ("page.css", "page.js"))
     return environment.get_template("page.html.j2").render(
         title=title,
@@ -109,7 +90,8 @@ def render_page(
         checkpoints=checkpoints(entries),
         pictures=pictures,
         headlines=[(column, _column_plots(column)) for column in headlines(entries)],
-        sections=[_section(entries, label, number) for number, label in enumerate(labels(entries), 1)],
+        samples=[as_data(table) for table in sample_tables(entries)],
+        sections=_sections(entries),
         failures=failures(entries),
         **_comparison(comparison),
         **_correlations(rank_correlations(entries)),
@@ -119,13 +101,31 @@ def render_page(
     )
 
 
-def _section(entries: Sequence[Entry], label: str, number: int) -> dict[str, Any]:
+def _sections(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    names = labels(entries)
+    return [_section(entries, label, f"measure-{slug}") for label, slug in zip(names, slugs(names), strict=True)]
+
+
+def slugs(names: Sequence[str]) -> list[str]:
+    """Distinct words of a-z, 0-9 and hyphens for names, for links that stay when the page is written again."""
+    known: set[str] = set()
+    words = []
+    for name in names:
+        word = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:SLUG] or "x"
+        numbered = itertools.chain([word], (f"{word}-{number}" for number in itertools.count(2)))
+        word = next(text for text in numbered if text not in known)
+        known.add(word)
+        words.append(word)
+    return words
+
+
+def _section(entries: Sequence[Entry], label: str, anchor: str) -> dict[str, Any]:
     """The section of one entry of the suite."""
     own_entries = [entry for entry in entries if entry.label == label]
     own_columns = columns(entries)[label]
     measured = [entry for entry in own_entries if entry.report.status == "ok"]
     return {
-        "id": f"entry-{number}",
+        "id": anchor,
         "label": label,
         "task": own_entries[0].report.task,
         "columns": [(column, _column_plots(column)) for column in own_columns],
@@ -216,7 +216,7 @@ def _correlations(table: pd.DataFrame) -> dict[str, Any]:
     }
     firsts, seconds = (list(dict.fromkeys(map(str, table[name]))) for name in ("first", "second"))
     rows = [(second, [cells.get((first, second)) for first in firsts]) for second in seconds]
-    return {"correlated": firsts, "correlations": rows}
+    return {"correlated": firsts, "correlations": rows, "correlated_ids": slugs(seconds)}
 
 
 def _comparison(comparison: pd.DataFrame | None) -> dict[str, Any]:
@@ -246,29 +246,12 @@ def _compared(rows: pd.DataFrame) -> list[dict[str, Any]]:
             texts["n"] = samples_text(int(row["n"]), int(row["clusters"]))
             plot = _Plot(scale(row["difference"]), scale(row["low"]), scale(row["high"]), mark=scale(0.0))
             shown.append({"row": row, "text": texts, "plot": plot})
-    return shown
+    names = [" ".join(str(item["row"][key]) for key in ("entry", "metric", "candidate")) for item in shown]
+    return [{**item, "id": slug} for item, slug in zip(shown, slugs(names), strict=True)]
 
 
 def _pictures(entry: Entry) -> list[ShownPicture]:
     return read_pictures(entry.folder, entry.report.pictures[:PICTURES])
-
-
-def read_pictures(folder: Path, pictures: Sequence[Picture]) -> list[ShownPicture]:
-    """Pictures of a results folder, reduced for a page."""
-    shown = []
-    for picture in pictures:
-        try:
-            with Image.open(beside(folder, picture.file)) as image:
-                small = image.convert("RGB")
-        except UNREADABLE:  # an unreadable picture must not prevent the page
-            shown.append(ShownPicture("", f"{picture.file}: cannot be read. {picture.caption}"))
-            continue
-        small.thumbnail(PICTURE_SIZE)
-        file = io.BytesIO()
-        small.save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
-        source = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-        shown.append(ShownPicture(source, picture.caption, *small.size))
-    return shown
 
 
 def _breakable(name: str) -> Markup:

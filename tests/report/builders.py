@@ -41,7 +41,7 @@ def make_pictures(folder: Path, count: int, seed: int, size: tuple[int, int] = (
     for index in range(count):
         blocks = Image.fromarray(generator.integers(40, 220, (4, 7, 3), dtype=np.uint8))
         blocks.resize(size, Image.Resampling.BICUBIC).save(folder / "overlays" / f"{index}.jpg")
-        pictures.append(Picture(f"overlays/{index}.jpg", f"sample-{index}: {30 + 60 * (index % 2)}.0"))
+        pictures.append(Picture(f"overlays/{index}.jpg", f"val/{index:04d}.jpg: {30 + 60 * (index % 2)}.0"))
     return tuple(pictures)
 
 

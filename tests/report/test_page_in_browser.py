@@ -1,4 +1,5 @@
-"""The page in a real browser: nothing is asked for, tables sort, it fits a phone, strangers' scripts do not run."""
+"""The page in a real browser: nothing is asked for, tables sort, it fits a phone, strangers' scripts do not run;
+a search, an order and a pair of checkpoints are in the address."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,9 +103,107 @@ def test_details_open(page: "sync_api.Page"):
 
 
 def test_pictures_are_shown(page: "sync_api.Page"):
-    widths = page.locator("img").evaluate_all("images => images.map(image => image.naturalWidth)")
+    widths = page.locator(".pictures img").evaluate_all("images => images.map(image => image.naturalWidth)")
     assert len(widths) == 26
     assert all(width == 320 for width in widths)
+
+
+def shown_rows(page: "sync_api.Page", section: str) -> list[str]:
+    """Headers of the rows that a search leaves in a section; none if it hides the section."""
+    rows = page.locator(f"#{section} tbody tr:visible > th")
+    return [text.replace("\n", "") for text in rows.all_inner_texts()]
+
+
+def test_the_search_leaves_rows_columns_and_sections(page: "sync_api.Page"):
+    box = page.locator("#search")
+    page.keyboard.press("/")
+    assert box.evaluate("box => box === document.activeElement")
+    page.keyboard.type("PATCH8")
+    assert shown_rows(page, "summary") == [VITS8]
+    assert page.locator("#summary thead th:visible").count() == 5
+    assert page.locator("#measure-davis").is_visible()
+    box.fill("knn-64 random:")
+    assert shown_rows(page, "summary") == shown_rows(page, "measure-knn-64") == [RANDOM]
+    assert page.locator("#summary thead th:visible").all_inner_texts()[1].startswith("knn-64")
+    assert page.locator("#summary thead th:visible").count() == 2
+    assert not page.locator("#measure-davis").is_visible()
+    box.fill("RMSE worse")
+    assert not page.locator("#measure-depth").is_visible()
+    assert {row.split()[0] for row in shown_rows(page, "comparison")} == {"depth"}
+    box.fill("no such word")
+    assert page.locator("main > section:visible").count() == 0
+    assert page.locator("#search-count").inner_text() == "0 rows"
+    page.keyboard.press("Escape")
+    assert len(shown_rows(page, "summary")) == 4
+    assert page.locator("#search-count").inner_text() == ""
+
+
+def test_a_copied_link_opens_the_same_view(page: "sync_api.Page", browser: "sync_api.Browser"):
+    page.locator("#search").fill("knn dino")
+    page.locator("#summary thead th").nth(1).click()
+    page.locator("#samples-order").select_option("better")
+    page.locator("#measure-knn thead th").nth(2).click()
+    page.locator("#measure-knn .link").nth(1).click()
+    other = browser.new_page(viewport={"width": 1280, "height": 900})
+    other.goto(page.url)
+    for one in (page, other):
+        assert one.locator("#search").input_value() == "knn dino"
+        assert one.locator("#summary thead th").nth(1).get_attribute("aria-sort") == "descending"
+        assert one.locator("#measure-knn thead th").nth(2).get_attribute("aria-sort") == "descending"
+        assert one.locator("#samples-order").input_value() == "better"
+        assert one.locator("tr.here").count() == 1
+        assert 0 <= one.locator("tr.here").bounding_box()["y"] < 900
+    assert column(page, 2) == column(other, 2)
+    assert page.locator("tr.here").get_attribute("id") == other.locator("tr.here").get_attribute("id")
+    other.evaluate("location.hash = '#measure-davis'")
+    other.wait_for_function("location.hash.includes('q=')")
+    assert other.locator("#search").input_value() == "knn dino", "a plain anchor keeps the view"
+    other.close()
+
+
+@pytest.mark.parametrize(
+    "fragment", ["#%E0%A4%A&q=%", "#&&==", "#summary&sort.summary-table=99a&first=x", "#<b>&q=<b>"]
+)
+def test_a_broken_link_opens_the_page(browser: "sync_api.Browser", html: Path, fragment: str):
+    problems: list[str] = []
+    other = browser.new_page()
+    other.on("pageerror", lambda error: problems.append(str(error)))
+    other.goto(html.as_uri() + fragment)
+    assert other.locator("#samples tbody tr").count() == 20
+    assert problems == []
+    other.close()
+
+
+def numbers(page: "sync_api.Page", place: int) -> list[float]:
+    """The numbers of a column of the samples."""
+    texts = page.locator(f"#samples tbody tr > :nth-child({place})").all_inner_texts()
+    return [float(text.split()[0].replace("\N{MINUS SIGN}", "-")) for text in texts]
+
+
+def test_two_checkpoints_sample_by_sample(page: "sync_api.Page"):
+    page.locator("#samples-measure").select_option(label="depth RMSE")
+    page.locator("#samples-second").select_option(label=RANDOM)
+    first, second, difference = (numbers(page, place) for place in (2, 3, 4))
+    assert len(difference) == 20
+    assert all(abs(b - a - d) < 2e-3 for a, b, d in zip(first, second, difference, strict=True))
+    assert [abs(d) for d in difference] == sorted(map(abs, difference), reverse=True)
+    assert difference[0] > 0
+    page.locator("#samples-more").click()
+    assert len(numbers(page, 4)) == 60
+    page.locator("#samples-order").select_option("better")
+    assert numbers(page, 4) == sorted(numbers(page, 4)), "a lower error is better"
+    page.locator("#samples-swap").click()
+    assert numbers(page, 4)[0] == -max(map(abs, difference))
+    for pair in page.locator("#samples .pair").all():
+        assert pair.locator("img").count() == 2
+        assert pair.locator("img").first.evaluate("image => image.naturalWidth") == 320
+    assert page.locator("#samples .pair").count() > 0
+
+
+def test_the_same_checkpoint_is_never_chosen_twice(page: "sync_api.Page"):
+    for name in (VITS8, VITS16, RANDOM, VITS16):
+        page.locator("#samples-first").select_option(label=name)
+        assert page.locator("#samples-second option:checked").inner_text() != name
 
 
 def test_strangers_scripts_do_not_run(page: "sync_api.Page"):
