@@ -236,7 +236,7 @@ def _comparison(comparison: pd.DataFrame | None) -> dict[str, Any]:
 
 def _compared(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a comparison for the page; the plots of a metric share a scale."""
-    shown = []
+    shown: list[dict[str, Any]] = []
     for (_, _), group in rows.groupby(["entry", "metric"], sort=False):
         scale = _Scale(min(0.0, group["low"].min()), max(0.0, group["high"].max()))
         for row in group.to_dict("records"):
