@@ -7,8 +7,9 @@ from dino_dense.lazy import lazy_names
 if TYPE_CHECKING:
     from dino_dense.report.browser import open_page
     from dino_dense.report.compare import compare_all
+    from dino_dense.report.curves import read_curves
     from dino_dense.report.files import write_batch, write_comparison
-    from dino_dense.report.folders import PAIRS_FILE, REPORT_FILE, TASK_FILE, check_out
+    from dino_dense.report.folders import PAIRS_FILE, REPORT_FILE, SWEEP_FILE, TASK_FILE, check_out
     from dino_dense.report.intervals import IntervalConfig
     from dino_dense.report.machine import current_commit, environment, peak_memory_mib, reset_peak_memory
     from dino_dense.report.merge import read_entries
@@ -27,8 +28,9 @@ else:
                 "peak_memory_mib",
                 "reset_peak_memory",
             ),
+            "dino_dense.report.curves": ("read_curves",),
             "dino_dense.report.files": ("write_batch", "write_comparison"),
-            "dino_dense.report.folders": ("PAIRS_FILE", "REPORT_FILE", "TASK_FILE", "check_out"),
+            "dino_dense.report.folders": ("PAIRS_FILE", "REPORT_FILE", "SWEEP_FILE", "TASK_FILE", "check_out"),
             "dino_dense.report.intervals": ("IntervalConfig",),
             "dino_dense.report.merge": ("read_entries",),
             "dino_dense.report.page": ("render_page",),
@@ -40,6 +42,7 @@ else:
 __all__ = [
     "PAIRS_FILE",
     "REPORT_FILE",
+    "SWEEP_FILE",
     "TASK_FILE",
     "Entry",
     "IntervalConfig",
@@ -57,6 +60,7 @@ __all__ = [
     "pairs_frame",
     "peak_memory_mib",
     "published_numbers",
+    "read_curves",
     "read_entries",
     "render_page",
     "reset_peak_memory",

@@ -19,7 +19,8 @@ class ReportConfig(IntervalConfig):
     """Input and output"""
 
     reports: tuple[str, ...] = path(())
-    """report.json files, folders with a report.json, or batch folders (all reports below, named by folder)."""
+    """report.json files, folders with a report.json, or batch folders (all reports below, named by folder). The page
+    also has charts of sweeps' folders and of training runs' folders, which need no report."""
     baseline: str | None = None
     """Checkpoint to compare the others with, by its name in the table; default the first."""
     out: str | None = path()
@@ -53,6 +54,7 @@ def main() -> int:
     )
     from dino_dense.report.browser import open_page
     from dino_dense.report.compare import compare_all, not_compared, readable
+    from dino_dense.report.curves import is_run, read_curves
     from dino_dense.report.files import COMPARISON_FILE, write_comparison
     from dino_dense.report.folders import check_out
     from dino_dense.report.merge import read_entries
@@ -60,12 +62,16 @@ def main() -> int:
 
     if config.out:
         check_out(Path(config.out))
-    entries = read_entries([Path(path) for path in config.reports])
+    paths = [Path(path) for path in config.reports]
+    measured = [path for path in paths if not is_run(path)]
+    entries = read_entries(measured) if measured else []
+    curves = read_curves(paths, entries)
     if config.baseline is not None:
         entries = baseline_first(entries, config.baseline)
     how = IntervalConfig(**{field.name: getattr(config, field.name) for field in fields(IntervalConfig)})
     comparison = compare_all(entries, how)
-    print(f"\n{headline_frame(entries).to_string(index=False)}\n")
+    if entries:
+        print(f"\n{headline_frame(entries).to_string(index=False)}\n")
     compared, left_out = readable(comparison), not_compared(comparison)
     if len(compared):
         print(f"{compared.to_string(index=False)}\n")
@@ -74,7 +80,7 @@ def main() -> int:
     for line in left_out:
         print(f"not compared: {line}")
     if config.out:
-        write_comparison(entries, comparison, Path(config.out), title="Comparison")
+        write_comparison(entries, comparison, Path(config.out), title="Comparison", curves=curves)
         print(f"Page and tables: {config.out}")
         if config.open:
             open_page(Path(config.out) / COMPARISON_FILE)

@@ -8,6 +8,7 @@ import pandas as pd
 from dino_dense.files import write_bytes, write_text
 from dino_dense.report.compare import not_compared, readable
 from dino_dense.report.correlations import rank_correlations
+from dino_dense.report.drawing import Curves
 from dino_dense.report.folders import PAIRS_FILE, check_out
 from dino_dense.report.page import render_page
 from dino_dense.report.pictures import read_pictures
@@ -20,17 +21,23 @@ CORRELATIONS_FILE = "correlations.csv"
 
 
 def write_batch(
-    entries: Sequence[Entry], out: Path, *, title: str = "Results", pictures: Sequence[Picture] = ()
+    entries: Sequence[Entry],
+    out: Path,
+    *,
+    title: str = "Results",
+    pictures: Sequence[Picture] = (),
+    curves: Sequence[Curves] = (),
 ) -> None:
     """Write `results.csv`, `.parquet`, `.md` and `.tex`, `pairs.csv` and `index.html`, each atomically.
 
     Args:
         pictures: of all pairs together, in `out`, for the page's summary.
+        curves: charts for the page.
 
     Raises:
         ValueError: the entries do not form a table (`table.check_entries`); nothing is written then.
     """
-    page = render_page(entries, title=title, pictures=read_pictures(out, pictures))
+    page = render_page(entries, title=title, pictures=read_pictures(out, pictures), curves=curves)
     write_tables(entries, out, title=title)
     write_text(out / PAGE_FILE, page)
 
@@ -55,13 +62,20 @@ def write_tables(entries: Sequence[Entry], out: Path, *, title: str) -> None:
     write_text(out / PAIRS_FILE, pairs_frame(entries).to_csv(index=False))
 
 
-def write_comparison(entries: Sequence[Entry], comparison: pd.DataFrame, out: Path, *, title: str) -> None:
+def write_comparison(
+    entries: Sequence[Entry], comparison: pd.DataFrame, out: Path, *, title: str, curves: Sequence[Curves] = ()
+) -> None:
     """Write `comparison.csv`, `.md` and `.html` (the page of all reports), and the files of `write_tables`.
 
     Args:
         comparison: rows of `compare.compare_all`.
+        curves: charts for the page; with them, there may be no entries, and only the page is written.
     """
-    page = render_page(entries, title=title, comparison=comparison)
+    page = render_page(entries, title=title, comparison=comparison, curves=curves)
+    if not entries:
+        check_out(out)
+        write_text(out / COMPARISON_FILE, page)
+        return
     write_tables(entries, out, title=title)
     write_text(out / "comparison.csv", comparison.to_csv(index=False))
     write_text(out / "comparison.md", _comparison_markdown(comparison, title))

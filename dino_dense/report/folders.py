@@ -6,6 +6,8 @@ PAIRS_FILE = "pairs.csv"
 """Marks the folder of a batch's or comparison's report."""
 REPORT_FILE = "report.json"
 """A task's report, in its results folder."""
+SWEEP_FILE = "sweep.csv"
+"""The table of a sweep, in its results folder."""
 TASK_FILE = "run.json"
 """Marks the results folder of a task."""
 

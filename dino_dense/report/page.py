@@ -22,6 +22,7 @@ from markupsafe import Markup
 from dino_dense.report.cells import Cell, Column, columns, headlines, mixed_data, number
 from dino_dense.report.compare import not_compared, samples_text
 from dino_dense.report.correlations import rank_correlations
+from dino_dense.report.drawing import Curves, draw
 from dino_dense.report.pictures import ShownPicture, read_pictures
 from dino_dense.report.sampling import SMALL
 from dino_dense.report.side_by_side import as_data, sample_tables
@@ -59,6 +60,7 @@ def render_page(
     title: str,
     comparison: pd.DataFrame | None = None,
     pictures: Sequence[ShownPicture] = (),
+    curves: Sequence[Curves] = (),
     now: datetime | None = None,
 ) -> str:
     """The whole page.
@@ -66,6 +68,7 @@ def render_page(
     Args:
         comparison: rows of `compare.compare_all`, for a separate section.
         pictures: of all entries together, for the summary (`read_pictures`).
+        curves: charts of sweeps and training runs (`curves.read_curves`); with them, there may be no entries.
         now: the date on the page; default now.
 
     Raises:
@@ -89,16 +92,25 @@ def render_page(
         "base-uri 'none'; form-action 'none'",
         checkpoints=checkpoints(entries),
         pictures=pictures,
-        headlines=[(column, _column_plots(column)) for column in headlines(entries)],
+        headlines=[(column, _column_plots(column)) for column in headlines(entries)] if entries or not curves else [],
+        curves=_curves(curves),
         samples=[as_data(table) for table in sample_tables(entries)],
         sections=_sections(entries),
         failures=failures(entries),
         **_comparison(comparison),
-        **_correlations(rank_correlations(entries)),
+        **(_correlations(rank_correlations(entries)) if entries else {"correlations": []}),
         seconds=sum(entry.report.seconds for entry in entries),
         show_value=_value_text,
         duration=_duration,
     )
+
+
+def _curves(curves: Sequence[Curves]) -> list[dict[str, Any]]:
+    anchors = slugs([part.title for part in curves])
+    return [
+        {"id": f"curves-{anchor}", "title": part.title, "text": part.text, "drawings": [draw(c) for c in part.charts]}
+        for part, anchor in zip(curves, anchors, strict=True)
+    ]
 
 
 def _sections(entries: Sequence[Entry]) -> list[dict[str, Any]]:

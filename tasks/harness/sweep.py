@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dino_dense import Picture, distributed
+from dino_dense import distributed
 from dino_dense.files import write_text
-from dino_dense.report import check_out
+from dino_dense.report import SWEEP_FILE, check_out
 from tasks.harness.options import LayerSweep, RunOptions, Sweep
 from tasks.harness.pairs import finished_report
 from tasks.harness.runner import (
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from dino_dense.backbone.shared import SharedLayers
     from dino_dense.report import Entry
 
-TABLE_FILE, PLOT_FILE = "sweep.csv", "sweep.png"
+PLOT_FILE = "sweep.png"
 Settings = dict[int | None, tuple[Any, Opened]]
 
 
@@ -227,16 +227,15 @@ def _write(
     task: Task, options: RunOptions, entries: Sequence[Entry], table: pd.DataFrame, total: int, out: Path
 ) -> None:
     """Write table, plot and page, and print the table."""
-    from dino_dense.report import write_batch
+    from dino_dense.report import read_curves, write_batch
     from tasks.harness import figures
 
     title = f"{task.name} of {options.ckpt} by layer and size"
     if len(entries) < total:
         title += f" (interrupted: {len(entries)} of {total} points)"
-    write_text(out / TABLE_FILE, table.to_csv(index=False))
+    write_text(out / SWEEP_FILE, table.to_csv(index=False))
     names = [metric.name for metric in task.metrics if metric.name in table]
     figures.sweep_lines(out / PLOT_FILE, table, names)
-    caption = "Each metric by layer and size, with one standard error."
-    write_batch(entries, out, title=title, pictures=[Picture(PLOT_FILE, caption)])
+    write_batch(entries, out, title=title, curves=read_curves([out]))
     shown = table[["layer", "size", *names]].to_string(index=False, na_rep="")
     print(f"\n{title}\n{shown}\nReport: {out / 'index.html'}")

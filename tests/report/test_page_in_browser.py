@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dino_dense.report import Entry, IntervalConfig, compare_all, render_page
+from dino_dense.report.drawing import Chart, Curves, Line
 from tests.browser import chromium, needs_chromium
 from tests.report.builders import EVIL, RANDOM, VITS8, VITS16, failed_entry, make_batch, make_entry
 
@@ -25,8 +26,15 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
         failed_entry(root, "depth", EVIL, EVIL),
     ]
     comparison = compare_all(entries, IntervalConfig(bootstrap=50))
+    lines = [
+        Line(f"{EVIL} {place}", (0, 1, 2), (1.0, place, 3.0), (0.5, place, 2.0), (2.0, place, 4.0)) for place in (1, 2)
+    ]
+    curves = [
+        Curves("Sweep", "Text", (Chart("top-1, %", "layer", tuple(lines)), Chart("top-5, %", "layer", tuple(lines))))
+    ]
+    title = f"A long title of a batch {EVIL}"
     file = root / "index.html"
-    file.write_text(render_page(entries, title=f"A long title of a batch {EVIL}", comparison=comparison), "utf-8")
+    file.write_text(render_page(entries, title=title, comparison=comparison, curves=curves), "utf-8")
     return file
 
 
@@ -106,6 +114,16 @@ def test_pictures_are_shown(page: "sync_api.Page"):
     widths = page.locator(".pictures img").evaluate_all("images => images.map(image => image.naturalWidth)")
     assert len(widths) == 26
     assert all(width == 320 for width in widths)
+
+
+def test_charts_are_drawn_and_searched(page: "sync_api.Page"):
+    charts = page.locator("#curves-sweep figure.chart")
+    assert charts.count() == 2
+    strokes = charts.first.locator(".line").evaluate_all("lines => lines.map(line => getComputedStyle(line).stroke)")
+    assert len(set(strokes)) == 2
+    assert charts.first.locator("circle").count() == 6
+    page.locator("#search").fill("sweep top-5")
+    assert [chart.is_visible() for chart in charts.all()] == [False, True]
 
 
 def shown_rows(page: "sync_api.Page", section: str) -> list[str]:

@@ -264,7 +264,7 @@ function makeSamples(section) {
     const part = measure.samples.length < measure.total || rows.length < measure.samples.length;
     byId("samples-text").textContent =
       `${measure.metric}${measure.unit ? ` in ${measure.unit}` : ""}, ${measure.higher ? "higher" : "lower"} is better. ` +
-      `${part ? `The ${rows.length} largest of ${measure.total} samples` : `${rows.length} samples`}: ` +
+      `${part ? `The ${rows.length} largest of ${measure.total} samples` : `${rows.length} sample${rows.length === 1 ? "" : "s"}`}: ` +
       `the second checkpoint is better in ${counts[0].length}, worse in ${counts[1].length}.`;
     more.hidden = rows.length <= few;
     more.textContent = all ? `Show the first ${few}` : `Show all ${rows.length}`;

@@ -100,7 +100,8 @@ def test_rows_are_single_runs_and_each_image_is_seen_once_a_size(tmp_path: Path,
         assert plot.width > 400
     page = (tmp_path / "sweep" / "index.html").read_text()
     assert "layer 3 at 48 px" in page
-    assert "Each metric by layer and size" in page
+    assert 'id="curves-sweep-of-corners"' in page
+    assert page.count('class="chart item"') == len(scores)
 
 
 @pytest.mark.parametrize(("mebibytes", "again"), [(0, 40), (1, 20)])
