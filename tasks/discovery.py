@@ -241,7 +241,7 @@ def to_coco(chosen: Sequence[tuple[BoxedImage, _Measured]]) -> dict[str, Any]:
 def _segments(compared: Tensor, config: DiscoveryProtocol) -> list[list[Segment]]:
     """The segments that the method finds in each image, from the maps [B, ...] of images of one size."""
     from dino_dense.objects.attention import attention_segments
-    from dino_dense.objects.cuts import maskcut, tokencuts
+    from dino_dense.objects.cuts import maskcuts, tokencuts
     from dino_dense.objects.lost import lost
     from dino_dense.objects.segment import largest_component
 
@@ -249,7 +249,7 @@ def _segments(compared: Tensor, config: DiscoveryProtocol) -> list[list[Segment]
         chosen = [attention_segments(maps, config.mass, config.head)[0] for maps in compared]
         return [[segment._replace(mask=largest_component(segment.mask))] for segment in chosen]
     if config.method == "maskcut":
-        return [maskcut(maps, config.tau, config.eps, config.masks) for maps in compared]
+        return maskcuts(compared, config.tau, config.eps, config.masks)
     if config.method == "lost":
         return [[lost(maps, config.lost_k)] for maps in compared]
     return [[segment] for segment in tokencuts(compared, config.tau, config.eps)]

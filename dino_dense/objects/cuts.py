@@ -90,15 +90,22 @@ def second_eigenvector(graph: Graph, start: Floats | None = None) -> SecondEigen
     return _densely(graph)
 
 
-def second_eigenvectors(graphs: Sequence[Graph]) -> list[SecondEigenpair]:
+def second_eigenvectors(graphs: Sequence[Graph], starts: Sequence[Floats] | None = None) -> list[SecondEigenpair]:
     """`second_eigenvector` of each graph, all of one size N >= 3. Large graphs are solved at once.
 
     A device computes a step of all in nearly the time of a single graph, and waits for the host once. The steps go on
     until all have converged, so a vector may be more exact than alone.
+
+    Args:
+        starts: for each graph, [N] approximate solutions.
     """
-    if len(graphs) > 1 and len(graphs[0].adjacency) >= LANCZOS_FROM and (pairs := by_lanczos(graphs)) is not None:
-        return pairs
-    return [second_eigenvector(graph) for graph in graphs]
+    if len(graphs) > 1 and len(graphs[0].adjacency) >= LANCZOS_FROM:
+        pairs = by_lanczos(graphs, None if starts is None else np.stack(starts))
+        if pairs is not None:
+            return pairs
+    if starts is None:
+        return [second_eigenvector(graph) for graph in graphs]
+    return [second_eigenvector(graph, start) for graph, start in zip(graphs, starts, strict=True)]
 
 
 def _densely(graph: Graph) -> SecondEigenpair:
@@ -112,7 +119,7 @@ def by_lanczos(graphs: Sequence[Graph], start: Floats | None = None) -> list[Sec
     """The second eigenpair of each graph of one size; None if Lanczos does not converge for all.
 
     Args:
-        start: [N], an approximate solution for all.
+        start: [N] or [n, N], an approximate solution for all or for each.
     """
     alone = len(graphs) == 1  # a large graph takes most of the memory: it is not copied
     adjacency = graphs[0].adjacency[None] if alone else torch.stack([graph.adjacency for graph in graphs])
@@ -145,17 +152,12 @@ def tokencut(features: Tensor, tau: float = 0.2, eps: float = 1e-5) -> Segment:
         A segment with the eigengap as confidence, third minus second eigenvalue: near 0 if several cuts are equally
         good.
     """
-    return _cut(features, tau, eps, corners=False)
+    return tokencuts(features[None], tau, eps)[0]
 
 
 def tokencuts(features: Tensor, tau: float = 0.2, eps: float = 1e-5) -> list[Segment]:
     """`tokencut` of each image of one size, features [B, C, h, w]; the eigenvectors are computed at once."""
-    check_finite(features)
-    graphs = [patch_graph(image, tau, eps) for image in features]
-    sides = [index for index, graph in enumerate(graphs) if _has_sides(graph)]
-    pairs = dict(zip(sides, second_eigenvectors([graphs[index] for index in sides]) if sides else [], strict=True))
-    size = (features.shape[-2], features.shape[-1])
-    return [_segment(graph, pairs.get(index), size, corners=False) for index, graph in enumerate(graphs)]
+    return _cuts(features, tau, eps, corners=False)
 
 
 def maskcut(features: Tensor, tau: float = 0.2, eps: float = 1e-5, masks: int = 3) -> list[Segment]:
@@ -166,30 +168,78 @@ def maskcut(features: Tensor, tau: float = 0.2, eps: float = 1e-5, masks: int = 
     the same, and its overlap is with nothing: a mask that was dropped for its overlap alone comes back one round later,
     as in the reference. Patches of earlier masks are excluded from later masks. The differences to the reference are
     listed in configs/protocols/discovery_maskcut.yaml.
+
+    Args:
+        features: [C, h, w].
     """
-    segments = [_cut(features, tau, eps, corners=True)]
-    taken, before, left, new = segments[0].mask, segments[0].mask, features, segments[0]
+    return maskcuts(features[None], tau, eps, masks)[0]
+
+
+def maskcuts(features: Tensor, tau: float = 0.2, eps: float = 1e-5, masks: int = 3) -> list[list[Segment]]:
+    """`maskcut` of each image of one size, features [B, C, h, w]; the eigenvectors of a round are computed at once."""
+    images = [
+        _Rounds(image, segment)
+        for image, segment in zip(features, _cuts(features, tau, eps, corners=True), strict=True)
+    ]
     for _ in range(masks - 1):
-        if before.any():
-            left = left * torch.from_numpy(~taken).to(left)
-            new = _cut(left, tau, eps, corners=True, start=new.eigenvector)
-        if new.mask.mean() <= MASKCUT_AREA or _overlap(new.mask, before) > MASKCUT_OVERLAP:
-            before = np.zeros_like(new.mask)
-            continue
-        before, own = new.mask, new.mask & ~taken
-        taken = taken | new.mask
+        changed = [image for image in images if image.before.any()]  # the others would be cut as before
+        if changed:
+            left = torch.stack([image.without_objects() for image in changed])
+            starts = [image.new.eigenvector for image in changed]
+            for image, new in zip(changed, _cuts(left, tau, eps, corners=True, starts=starts), strict=True):
+                image.new = new
+        for image in images:
+            image.judge()
+    return [image.segments for image in images]
+
+
+class _Rounds:
+    """The objects of an image, round by round."""
+
+    def __init__(self, features: Tensor, first: Segment) -> None:
+        self.left, self.new = features, first
+        self.segments = [first]
+        self.taken = self.before = first.mask
+        """[h, w]: patches of all masks, and of the mask of the round before."""
+
+    def without_objects(self) -> Tensor:
+        """The features [C, h, w] from now on, 0 at the patches of all masks."""
+        self.left = self.left * torch.from_numpy(~self.taken).to(self.left)
+        return self.left
+
+    def judge(self) -> None:
+        """Keep the new mask, or drop it."""
+        mask = self.new.mask
+        if mask.mean() <= MASKCUT_AREA or _overlap(mask, self.before) > MASKCUT_OVERLAP:
+            self.before = np.zeros_like(mask)
+            return
+        self.before, own = mask, mask & ~self.taken
+        self.taken = self.taken | mask
         if own.any():
-            segments.append(new._replace(mask=own))
-    return segments
+            self.segments.append(self.new._replace(mask=own))
 
 
-def _cut(features: Tensor, tau: float, eps: float, *, corners: bool, start: Floats | None = None) -> Segment:
-    """One normalized cut of features [C, h, w]; see `tokencut`, `maskcut` (`corners`) and `second_eigenvector`."""
+def _cuts(
+    features: Tensor,
+    tau: float,
+    eps: float,
+    *,
+    corners: bool,
+    starts: Sequence[Floats | None] | None = None,
+) -> list[Segment]:
+    """A normalized cut of each image of one size, features [B, C, h, w]; see `tokencut` and `maskcut` (`corners`).
+
+    Args:
+        starts: for each image, [h, w] approximate eigenvectors; None for an image without a cut.
+    """
     check_finite(features)
-    graph = patch_graph(features, tau, eps)
-    first = None if start is None else start.ravel()
-    pair = second_eigenvector(graph, first) if _has_sides(graph) else None
-    return _segment(graph, pair, (features.shape[-2], features.shape[-1]), corners=corners)
+    graphs = [patch_graph(image, tau, eps) for image in features]
+    sides = [index for index, graph in enumerate(graphs) if _has_sides(graph)]
+    known = [start.ravel() for index in sides if starts is not None and (start := starts[index]) is not None]
+    solved = second_eigenvectors([graphs[index] for index in sides], known or None) if sides else []
+    pairs = dict(zip(sides, solved, strict=True))
+    size = (features.shape[-2], features.shape[-1])
+    return [_segment(graph, pairs.get(index), size, corners=corners) for index, graph in enumerate(graphs)]
 
 
 def _has_sides(graph: Graph) -> bool:

@@ -16,7 +16,7 @@ from data.rle import decode_mask, encode_mask
 from dino_dense.objects import cuts, lanczos
 from dino_dense.objects.attention import attention_masks, attention_segments
 from dino_dense.objects.bilateral import CONFIDENCE, SIGMA_LUMA, binarise, make_grid, refine, system
-from dino_dense.objects.cuts import maskcut, patch_graph, second_eigenvector, tokencut, tokencuts
+from dino_dense.objects.cuts import maskcut, maskcuts, patch_graph, second_eigenvector, tokencut, tokencuts
 from dino_dense.objects.lost import lost, votes
 from dino_dense.objects.protocol import SegmentProtocol
 from dino_dense.objects.segment import box_of, component, largest_component, working_size
@@ -140,6 +140,25 @@ def test_images_cut_at_once_wait_as_often_as_the_slowest(monkeypatch: pytest.Mon
     assert min(alone) > 1
     assert waits(lambda: tokencuts(images)) == max(alone)
     assert set(steps) == {4}
+    rounds = [waits(lambda image=image: maskcut(image, masks=2)) for image in images]  # type: ignore[misc]
+    assert max(alone) < waits(lambda: maskcuts(images, masks=2)) < sum(rounds) / 2
+
+
+@pytest.mark.parametrize("side", [8, 26], ids=["dense", "lanczos"])
+def test_several_objects_of_images_cut_at_once_are_those_of_each_alone(side: int):
+    """Images leave the rounds at different times: some have no cut, some no second object."""
+    images = images_of_objects(5, side)
+    images[2] = 1.0
+    corner = images[3:, :, 2 * side // 3 :, 2 * side // 3 :]
+    corner.copy_(corner.flip(1))  # another direction: a second object
+    together, alone = maskcuts(images, masks=4), [maskcut(image, masks=4) for image in images]
+    assert len({len(segments) for segments in together}) > 1
+    for ours, theirs in zip(together, alone, strict=True):
+        assert len(ours) == len(theirs)
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(one.mask, other.mask)
+            assert one.seed == other.seed
+            assert (one.confidence, one.ncut) == pytest.approx((other.confidence, other.ncut), abs=1e-8)
 
 
 def test_without_convergence_the_dense_solver_takes_over(monkeypatch: pytest.MonkeyPatch):
