@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 from data import DataError
 from data.davis import VideoSequence, is_official_val, load_davis
@@ -21,7 +21,7 @@ from data.sample import sample_data
 from dino_dense import Metric, Picture, Score
 from dino_dense.config import command_line
 from dino_dense.config.schema import path, runtime, selects
-from dino_dense.pipeline import BackgroundCalls, read_ahead
+from dino_dense.pipeline import BackgroundCalls
 from dino_dense.progress import Progress
 from dino_dense.propagation.protocol import PropagationProtocol
 from dino_dense.versions import versions
@@ -29,6 +29,7 @@ from tasks.harness import figures
 from tasks.harness.command import main
 from tasks.harness.session import DataFacts, Session
 from tasks.harness.task import Outcome, Task, file_list_hash, sized_by
+from tasks.videos.sequences import BACKLOG, ON_CPU, each, frames, threads_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,13 +41,7 @@ if TYPE_CHECKING:
 
     IndexedTable = tuple[int, pd.DataFrame]
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 MIN_FRAMES = 3  # the first and the last are not scored
-FINISHERS = 1  # threads that write and score masks
-GPU_READERS, GPU_FINISHERS = 4, 4  # threads that decode frames, and write and score masks, for a sequence on a GPU
-GPU_SEQUENCES = 2  # propagated at once on a GPU: one begins and ends while the other computes
-BACKLOG = 16  # masks waiting to be written
 METRICS = tuple(
     Metric(name, higher_is_better="Decay" not in name, low=-100.0 if "Decay" in name else 0.0)
     for name in ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
@@ -195,7 +190,7 @@ def _write_all_masks(
     limit = memory_limit(config.max_memory, backbone.device)
     # Shared before checking for existing masks: folders appear meanwhile, and the processes must agree.
     unfinished = [(index, s) for index, s in session.share(sequences) if not (masks / s.name).is_dir()]
-    frames = sum(len(sequence) for _, sequence in unfinished)
+    count = sum(len(sequence) for _, sequence in unfinished)
     tables: list[IndexedTable] = []
     said: set[str] = set()
 
@@ -213,20 +208,12 @@ def _write_all_masks(
         return [(index, table) for table in _write_masks(propagator, sequence, session, bar)]
 
     with (
-        session.bar(frames, "propagating", unit="frame") as bar,
-        closing(_each(written, map(begun, unfinished), backbone.on_cpu)) as done,
+        session.bar(count, "propagating", unit="frame") as bar,
+        closing(each(written, map(begun, unfinished), on_cpu=backbone.on_cpu)) as done,
     ):
         for table in done:
             tables += table
     return masks, tables
-
-
-def _each(call: Callable[[Item], Result], items: Iterable[Item], on_cpu: bool) -> Generator[Result]:
-    """`call(item)` for each item in order; on a GPU several at once, each in a thread of its own."""
-    if on_cpu:
-        yield from map(call, items)
-    else:
-        yield from read_ahead(call, items, ahead=GPU_SEQUENCES - 1, workers=GPU_SEQUENCES)
 
 
 def _masks_note(masks: Path, backbone: Backbone) -> str:
@@ -242,15 +229,14 @@ def _propagator(backbone: Backbone, sequence: VideoSequence, config: DavisConfig
     return VideoPropagator(backbone, config, sequence.size, objects, max_bytes=max_bytes, batch_size=config.batch_size)
 
 
-def _frames(sequence: VideoSequence, readers: int = 1) -> Iterator[Frame]:
+def _frames(sequence: VideoSequence, readers: int) -> Iterator[Frame]:
     """Runs in a worker thread: avoid torch here, it would start its own thread pool."""
     from dino_dense.propagation.video import Frame
 
     def read(index: int) -> Frame:
         return Frame(sequence.read_frame(index), sequence.first_mask() if index == 0 else None)
 
-    indices = range(len(sequence))
-    return map(read, indices) if readers == 1 else read_ahead(read, indices, ahead=2 * readers, workers=readers)
+    return frames(read, len(sequence), readers)
 
 
 def _memory_text(propagator: VideoPropagator, limit: int) -> str:
@@ -283,10 +269,10 @@ def _write_masks(
         bar.update()
 
     session.folder("masks")
-    readers, finishers = (1, FINISHERS) if propagator.backbone.on_cpu else (GPU_READERS, GPU_FINISHERS)
+    threads = threads_for(propagator.backbone)
     try:
-        propagated = propagator.run(_frames(sequence, readers))
-        with BackgroundCalls(workers=finishers, backlog=BACKLOG) as behind, closing(propagated):
+        propagated = propagator.run(_frames(sequence, threads.readers))
+        with BackgroundCalls(workers=threads.finishers, backlog=BACKLOG) as behind, closing(propagated):
             for index, (_, ids) in enumerate(propagated):
                 behind.submit(finish, index, ids)
         unfinished.rename(session.out / "masks" / sequence.name)
@@ -309,7 +295,7 @@ def _score_all(
     done = {str(table["sequence"].iat[0]) for table in tables}
     if left := [sequence for sequence in sequences if sequence.name not in done]:
         own_share = session.share(left)
-        reading = score_folder(masks, [sequence for _, sequence in own_share], workers=FINISHERS)
+        reading = score_folder(masks, [sequence for _, sequence in own_share], workers=ON_CPU.finishers)
         shown = session.progress(reading, "scoring", unit="sequence", total=len(own_share))
         tables += session.collect((index, table) for (index, _), table in zip(own_share, shown, strict=True))
     by_name = {str(table["sequence"].iat[0]): table for table in tables}

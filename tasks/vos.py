@@ -27,6 +27,7 @@ from tasks.harness import figures
 from tasks.harness.command import main
 from tasks.harness.session import DataFacts, Session
 from tasks.harness.task import Outcome, Task, file_list_hash, sized_by
+from tasks.videos.sequences import BACKLOG, each, frames, threads_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 METRICS = tuple(Metric(name) for name in ("J&F-Mean", "J-Mean", "F-Mean"))
 PICTURES = 4
-BACKLOG = 16  # masks waiting to be written
 ZIP = "submission.zip"
 
 
@@ -85,12 +85,7 @@ def measure(backbone: Backbone, videos: Videos, config: VosConfig, session: Sess
 
     masks = session.out / "masks"
     own_share = session.share(videos.items)
-    with session.bar(sum(len(video) for _, video in own_share), "propagating", unit="frame") as bar:
-        for _, video in own_share:
-            bar.set_postfix_str(video.name)
-            if not (masks / video.name).is_dir():
-                _write_masks(backbone, video, config, session)
-            bar.update(len(video))
+    _write_all_masks(backbone, [video for _, video in own_share], config, session)
     session.wait()
     session.once(_write_zip, session.out / ZIP, masks, videos)
     note = f"Masks are in {masks}, to be submitted in {session.out / ZIP}.{pixel_note(backbone)}"
@@ -124,35 +119,52 @@ def open_videos(config: VosConfig) -> Videos:
 # --- Masks -------------------------------------------------------------------------------------------------
 
 
-def _frames(video: VosVideo) -> Iterator[Frame]:
+def _frames(video: VosVideo, readers: int) -> Iterator[Frame]:
     """Runs in a worker thread: avoid torch here, it would start its own thread pool."""
     from dino_dense.propagation.video import Frame
 
-    for index in range(len(video)):
-        yield Frame(video.read_frame(index), video.read_given(index))
+    return frames(lambda index: Frame(video.read_frame(index), video.read_given(index)), len(video), readers)
 
 
-def _write_masks(backbone: Backbone, video: VosVideo, config: VosConfig, session: Session) -> None:
-    """Write the masks of one video. Its folder gets its name after the last mask, so that it is never incomplete."""
+def _write_all_masks(backbone: Backbone, videos: Sequence[VosVideo], config: VosConfig, session: Session) -> None:
+    """Propagate through the videos without masks on disk."""
     from dino_dense.propagation.stream import memory_limit
+
+    limit = memory_limit(config.max_memory, backbone.device)
+    masks = session.folder("masks")
+    with session.bar(sum(len(video) for video in videos), "propagating", unit="frame") as bar:
+
+        def written(video: VosVideo) -> None:
+            bar.set_postfix_str(video.name)
+            if not (masks / video.name).is_dir():
+                _write_masks(backbone, video, config, masks, limit)
+            bar.update(len(video))
+
+        with closing(each(written, videos, on_cpu=backbone.on_cpu)) as done:
+            for _ in done:
+                pass
+
+
+def _write_masks(backbone: Backbone, video: VosVideo, config: VosConfig, masks: Path, limit: int) -> None:
+    """Write the masks of one video. Its folder gets its name after the last mask, so that it is never incomplete."""
     from dino_dense.propagation.video import VideoPropagator
 
-    unfinished = session.folder("masks") / f".{video.name}.unfinished"
+    unfinished = masks / f".{video.name}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
-    budget = memory_limit(config.max_memory, backbone.device)
     propagator = VideoPropagator(
-        backbone, config, video.size, list(video.starts), max_bytes=budget, batch_size=config.batch_size
+        backbone, config, video.size, list(video.starts), max_bytes=limit, batch_size=config.batch_size
     )
+    threads = threads_for(backbone)
     try:
         with (
-            BackgroundCalls(workers=1, backlog=BACKLOG) as behind,
-            closing(propagator.run(_frames(video))) as propagated,
+            BackgroundCalls(workers=threads.finishers, backlog=BACKLOG) as behind,
+            closing(propagator.run(_frames(video, threads.readers))) as propagated,
         ):
             for index, (_, ids) in enumerate(propagated):
                 if index in video.wanted:
                     behind.submit(write_mask, unfinished / f"{video.frames[index].stem}.png", ids, video.palette)
-        unfinished.rename(session.out / "masks" / video.name)
+        unfinished.rename(masks / video.name)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

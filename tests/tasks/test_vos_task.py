@@ -1,8 +1,10 @@
 """Late objects: trees with every trap of the benchmarks' readers, masks and zips as servers want them, refusals."""
 
 import json
+import shutil
+import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ from PIL import Image
 from data import DataError
 from data.masks import write_mask
 from data.vos import load_vos
+from dino_dense import Backbone
+from dino_dense.propagation.video import Frame, VideoPropagator
 from tasks import RunOptions, Session, get, measured, run_one
 from tasks.vos import VosConfig, open_videos
 from tests.device import chosen_name
@@ -166,6 +170,30 @@ def test_masks_and_zips_are_as_servers_want_them(layout: str, top: str, tmp_path
     else:
         assert report.scores == ()
         assert "Not scored: no true masks here" in report.note
+
+
+def test_on_a_gpu_videos_overlap_and_the_masks_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two videos meet before they propagate, and nothing else changes."""
+    root = plain(tmp_path / "data", {NAMES[0]: ids_at(1, 3)})
+    for folder in (root / "valid" / "JPEGImages", root / "valid" / "Annotations"):
+        shutil.copytree(folder / "zebra", folder / "again")
+    config = VosConfig(data=str(root), layout="mose", short_side=None, rounding="ceil")
+    run(config, tmp_path / "alone")
+    meeting, propagate = threading.Barrier(2), VideoPropagator.run
+
+    def meet(self: VideoPropagator, frames: Iterable[Frame]) -> object:
+        meeting.wait(60)
+        return propagate(self, frames)
+
+    monkeypatch.setattr(Backbone, "on_cpu", False)
+    monkeypatch.setattr(VideoPropagator, "run", meet)
+    run(config, tmp_path / "together")
+    alone, together = (
+        {path.relative_to(out): path.read_bytes() for path in sorted(out.rglob("*.png"))}
+        for out in (tmp_path / "alone" / "masks", tmp_path / "together" / "masks")
+    )
+    assert len(alone) == 2 * len(NAMES)
+    assert together == alone
 
 
 def test_an_object_is_not_written_before_its_first_mask(tmp_path: Path):
