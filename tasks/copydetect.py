@@ -233,7 +233,7 @@ def _describe(
     import torch
 
     from tasks.images.descriptors import Transformed, describe_all, fit_whitening
-    from tasks.images.features import Preprocessing, extract_pieces, image_features
+    from tasks.images.features import Preprocessing, check_finite, extract_pieces, finite_rows, image_features
 
     preprocessing = Preprocessing(config.image_size, config.image_size, squash=True, fast_decode=config.fast_decode)
 
@@ -262,6 +262,8 @@ def _describe(
         workers=config.workers,
         label="copies",
     )
+    names = copies.table["sample"]
+    check_finite(backbone, finite_rows({"all": queries}), lambda index: names.iloc[index])
     if not copies.further["whiten"]:
         return queries, database, " Not whitened."
     others = of_files(copies.further["whiten"], "whitening")

@@ -15,6 +15,7 @@ from PIL import Image
 
 from data.segmentation import LabeledPixels
 from dino_dense import clustering, load_backbone, tokens
+from dino_dense.backbone.bytes import times_reciprocal
 from dino_dense.backbone.families import readers
 from dino_dense.distributed import World
 from dino_dense.matching import rules, tracks
@@ -73,7 +74,7 @@ def reader(name: str) -> Numbers:
 
 
 def image_features() -> Numbers:
-    pixels = Preprocessing(64, 32).transform()(picture())[None]
+    pixels = times_reciprocal(Preprocessing(64, 32).transform()(picture())[None])
     found = extract_pieces(load_backbone("random:vit_micro_patch8_64"), pixels, ("cls1", "mean", "gem"))
     return [float(pixels.mean()), *(float(value.square().mean()) for value in found.values())]
 

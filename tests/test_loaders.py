@@ -320,7 +320,7 @@ def thumbnails(root: Path, backbone: Backbone) -> None:
     describe_all(
         Thumbnails(paths, 32),
         len(paths),
-        lambda x: x.mean((2, 3)),
+        lambda x: x.float().mean((2, 3)),
         session=Session(out=root),
         batch_size=2,
         workers=1,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dino_dense.backbone.bytes import statistics
 from dino_dense.backbone.cpu_attention import fast_attention
 from dino_dense.backbone.dino_vit import IMAGENET_MEAN, IMAGENET_STD
 from dino_dense.backbone.families import reader_of
@@ -193,8 +194,8 @@ class Backbone:
         norm = self.norm if norm is None else norm
         self._check(images, want)
         self._check_layers(layers)
-        x = images.to(self.device, torch.float32)
-        mean, std = (torch.tensor(values, device=x.device).view(1, 3, 1, 1) for values in (self.mean, self.std))
+        x = images.to(self.device, torch.float32, non_blocking=True)
+        mean, std = statistics(self.mean, self.std, x.device)
         x = (x - mean) / std
         reduced = self.dtype != torch.float32
         with torch.autocast(x.device.type, self.dtype, enabled=reduced), fast_attention(x.device, self.dtype):

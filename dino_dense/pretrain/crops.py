@@ -4,7 +4,6 @@ The picture's size is read first, then all views are drawn, and the picture is d
 does not change the views noticeably.
 """
 
-import functools
 import math
 import random
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dino_dense.arrays import Pixels
+from dino_dense.backbone.bytes import statistics
 from dino_dense.backbone.dino_vit import IMAGENET_MEAN, IMAGENET_STD
 from dino_dense.pretrain.options import COUNT, NOT_NEGATIVE, SHARE, Ranges
 from dino_dense.pretrain.photometric import (
@@ -214,12 +214,5 @@ def prepare(views: Tensor, photometric: Tensor) -> Tensor:
 
 def normalize(views: Tensor) -> Tensor:
     """[N, 3, S, S] in 0 to 255 -> float32 with ImageNet's mean and standard deviation, on the same device."""
-    mean, std = _statistics(views.device)
+    mean, std = statistics(IMAGENET_MEAN, IMAGENET_STD, views.device)
     return views.contiguous().float().div_(255).sub_(mean).div_(std)
-
-
-@functools.lru_cache
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """ImageNet's mean and standard deviation [3, 1, 1]; copied once, since each copy waits for the device."""
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return mean, std

@@ -20,7 +20,7 @@ def sinkhorn(scores: Tensor, temperature: float, iterations: int = 3) -> Tensor:
     before exp, as in DINOv2: the scores are cosines times the length of the last layer's rows.
     """
     q = (scores.float() / temperature).exp()
-    count = distributed.all_reduce_sum(torch.tensor(float(len(q)), device=q.device))
+    count = distributed.all_reduce_sum(torch.full((), float(len(q)), device=q.device))
     q /= distributed.all_reduce_sum(q.sum())
     for _ in range(iterations):
         q /= distributed.all_reduce_sum(q.sum(dim=0)) * q.shape[1]

@@ -20,6 +20,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as V
 
 from dino_dense import Backbone, distributed
+from dino_dense.backbone.bytes import divided, sent
 from dino_dense.backbone.grid import fit
 from dino_dense.checkpoint import read_tensors, write_tensors
 from dino_dense.loaders import WorkerItems, read_items
@@ -146,17 +147,17 @@ class _Crops(Dataset[tuple[Tensor, Tensor]]):
         self.pairs, self.config, self.seed = pairs, config, seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """(draw, image) -> RGB [3, H, W] in [0, 1] and meters [H, W]."""
+        """(draw, image) -> RGB [3, H, W], uint8 or, once changed, in [0, 1], and meters [H, W]."""
         draw, index = key
         picture, meters = self.pairs[index].read()
-        image, depth = V.pil_to_tensor(picture).float() / 255, torch.from_numpy(meters)[None]
+        image, depth = V.pil_to_tensor(picture), torch.from_numpy(meters)[None]
         rows, columns = border_box(self.config.border, (picture.height, picture.width))
         image, depth = image[:, rows, columns], depth[:, rows, columns]
         if not self.config.augment:
             return V.center_crop(image, list(self.config.crop)), V.center_crop(depth, list(self.config.crop))[0]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, draw))
-            return self._changed(image, depth)
+            return self._changed(divided(image), depth)
 
     def _changed(self, image: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
         config = self.config
@@ -324,10 +325,12 @@ class _FreshBatches:
         """Tokens and depth of this process's own share, on the backbone's device."""
         crops = _Crops(self.pairs, self.config, self.seed)
         worker_items = WorkerItems(self.workers, lambda image: self.pairs[image].name)
-        for images, meters in read_items(crops, worker_items, index=image_of, **order):
-            padding = padding_of((images.shape[-2], images.shape[-1]), self.backbone.patch_size)
-            tokens = tokens_of(self.backbone, F.pad(images, padding), self.config)
-            yield tokens, meters.to(tokens.device)
+        backbone = self.backbone
+        loaded = read_items(crops, worker_items, index=image_of, pin_memory=not backbone.on_cpu, **order)
+        for images, meters in loaded:
+            padding = padding_of((images.shape[-2], images.shape[-1]), backbone.patch_size)
+            tokens = tokens_of(backbone, F.pad(sent(images, backbone.device), padding), self.config)
+            yield tokens, meters.to(tokens.device, non_blocking=True)
 
 
 class _KeptBatches(_FreshBatches):

@@ -22,6 +22,7 @@ from torchvision.transforms import RandomResizedCrop, v2
 
 from dino_dense import Backbone, distributed
 from dino_dense.backbone.backbone import Triple
+from dino_dense.backbone.bytes import sent, statistics
 from dino_dense.backbone.grid import fit
 from dino_dense.checkpoint import read_tensors, write_tensors
 from dino_dense.loaders import WorkerItems, read_items
@@ -65,6 +66,26 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 """Tokens [B, D, h, w] and class ids [B, S, S], a batch for each step."""
 
 
+class Crop(NamedTuple):
+    """A training image, or a batch of them."""
+
+    image: Tensor
+    """RGB uint8 [3, S, S]; 0 beside the image."""
+    ids: Tensor
+    """Class ids uint8 [S, S], or of the side at which the loss is; `VOID` beside the image."""
+    size: Tensor
+    """Height and width of the image in the crop [2]: it begins at the top left."""
+
+
+def filled(crops: Crop, mean: Triple, device: torch.device) -> Tensor:
+    """Crops [B, ...] -> images [B, 3, S, S] in [0, 1] on the device, with the mean color beside each image."""
+    images = sent(crops.image, device)
+    sizes = crops.size.to(device, non_blocking=True)
+    rows, columns = (torch.arange(images.shape[axis], device=device) for axis in (-2, -1))
+    inside = (rows < sizes[:, :1])[:, None, :, None] & (columns < sizes[:, 1:])[:, None, None]
+    return torch.where(inside, images, statistics(mean, mean, device)[0])
+
+
 class LinearHead(nn.Sequential):
     """BatchNorm, then one linear layer a patch: [B, D, h, w] -> logits [B, K, h, w] (dinov3, heads/linear_head.py).
 
@@ -84,16 +105,25 @@ class LinearHead(nn.Sequential):
 class _Crops(Dataset):
     """Scaled, cropped, flipped and distorted training images, a function of the seed and the step (dinov3)."""
 
-    def __init__(self, pairs: Sequence[LabeledPicture], config: PixelProbe, seed: int, mean: Triple) -> None:
+    def __init__(self, pairs: Sequence[LabeledPicture], config: PixelProbe, seed: int) -> None:
         self.pairs, self.config, self.seed = pairs, config, seed
-        self.mean = torch.tensor(mean).view(3, 1, 1)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """(draw, image) -> RGB [3, S, S] in [0, 1] and ids [S, S], or of the side at which the loss is."""
+    def __getitem__(self, key: tuple[int, int]) -> Crop:
+        """(draw, image) -> its crop."""
         draw, index = key
         picture, ids = self.pairs[index].read()
         image, mask = self._square(picture, ids, draw)
-        return image, mask if self.config.side is None else nearest_labels(mask[None], self.config.side)[0]
+        side = self.config.crop
+        size = torch.tensor(mask.shape)
+        canvas, labels = (
+            torch.zeros(3, side, side, dtype=torch.uint8),
+            torch.full((side, side), VOID, dtype=torch.uint8),
+        )
+        canvas[:, : size[0], : size[1]] = image
+        labels[: size[0], : size[1]] = mask
+        if self.config.side is not None:
+            labels = nearest_labels(labels[None], self.config.side)[0]
+        return Crop(canvas, labels, size)
 
     def _square(self, picture: Image.Image, ids: npt.NDArray[np.uint8], draw: int) -> tuple[Tensor, Tensor]:
         if not self.config.augment:
@@ -110,32 +140,25 @@ class _Crops(Dataset):
             image, mask = image.flip(-1), mask.flip(-1)
         if self.config.distort:
             image = distorted(image)
-        return image.float() / 255, mask.long()
+        return image, mask
 
     def _middle(self, picture: Image.Image, ids: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
         """The middle square at the scale that validation images have; the stretched image where crops are stretched."""
         if self.config.crops == "stretched":
-            image, mask = squared(picture, ids, self.config.crop)
-            return image.float() / 255, mask.long()
+            return squared(picture, ids, self.config.crop)
         image, mask = resized(picture, ids, self.config.crop)
         image, mask = (v2.functional.center_crop(part, [self.config.crop]) for part in (image, mask[None]))
-        return image.float() / 255, mask[0].long()
+        return image, mask[0]
 
     def _augmented(self, picture: Image.Image, ids: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-        """A crop, drawn from the global generator; what lies beside the image is the mean color, and void."""
+        """A crop, drawn from the global generator; smaller than S x S where the image ends."""
         config, side = self.config, self.config.crop
         image, mask = resized(picture, ids, max(1, int(side * _uniform(*config.scale))))
         top, left = mixed_corner(mask, side, config.class_share)
         image, mask = (part[..., top : top + side, left : left + side] for part in (image, mask))
         if _coin():
             image, mask = image.flip(-1), mask.flip(-1)
-        if config.distort:
-            image = distorted(image)
-        height, width = mask.shape
-        canvas, labels = self.mean.repeat(1, side, side), torch.full((side, side), VOID)
-        canvas[:, :height, :width] = image.float() / 255
-        labels[:height, :width] = mask
-        return canvas, labels
+        return (distorted(image) if config.distort else image), mask
 
 
 def crop_box(picture: Image.Image, area: tuple[float, float]) -> tuple[int, int, int, int]:
@@ -376,15 +399,17 @@ class _FreshBatches:
         draws = crop_draws(len(self.pairs), self.config, self.seed, first_step)
         own_items = [distributed.even_share(part, world) for part in draws]
         for tokens, ids in self.load(batch_sampler=own_items):
-            yield distributed.all_gather(tokens)[:size], distributed.all_gather(ids)[:size]
+            yield distributed.all_gather(tokens)[:size], distributed.all_gather(ids)[:size].long()
 
     def load(self, **order: Any) -> Batches:
-        """Tokens and ids of this process's share, on the backbone's device."""
-        crops = _Crops(self.pairs, self.config, self.seed, self.backbone.mean)
+        """Tokens and ids (uint8) of this process's share, on the backbone's device."""
+        backbone = self.backbone
+        crops = _Crops(self.pairs, self.config, self.seed)
         worker_items = WorkerItems(self.workers, lambda image: self.pairs[image].name)
-        for images, ids in read_items(crops, worker_items, index=image_of, **order):
-            tokens = self.backbone.extract(images.to(self.backbone.device)).patches
-            yield tokens, ids.to(tokens.device)
+        loaded = read_items(crops, worker_items, index=image_of, pin_memory=not backbone.on_cpu, **order)
+        for batch in loaded:
+            tokens = backbone.extract(filled(batch, backbone.mean, backbone.device)).patches
+            yield tokens, batch.ids.to(tokens.device, non_blocking=True)
 
 
 class _KeptBatches(_FreshBatches):
@@ -399,7 +424,7 @@ class _KeptBatches(_FreshBatches):
         tokens, ids = (distributed.all_gather(column)[:count].cpu() for column in columns)
         for draw in crop_draws(count, self.config, self.seed, first_step):
             chosen = [index for _, index in draw]
-            yield tokens[chosen].to(device), ids[chosen].to(device)
+            yield tokens[chosen].to(device), ids[chosen].to(device).long()
 
 
 class _Training:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
+from dino_dense.backbone.bytes import divided
 from dino_dense.backbone.grid import fit
 from dino_dense.propagation.protocol import Interpolation, Rounding, check_choice
 
@@ -65,4 +66,4 @@ def resize_frame(
 
 def to_float(frames: Tensor) -> Tensor:
     """Frames uint8 [..., H, W, 3] as float32 [..., 3, H, W] in [0, 1]."""
-    return frames.movedim(-1, -3).float() / 255
+    return divided(frames.movedim(-1, -3))

@@ -51,7 +51,7 @@ def propagate(
     squashed = (resize_frame(frame, size) for frame in frames)
     with closing(drawn_ahead(squashed, ahead=2 * count)) as drawn:
         while batch := list(islice(drawn, count)):
-            pixels = torch.from_numpy(np.stack(batch)).to(backbone.device)
+            pixels = torch.from_numpy(np.stack(batch)).to(backbone.device, non_blocking=True)
             for features in network.extract(to_float(pixels)).patches:
                 yield propagator.step(features, given)
                 given = None

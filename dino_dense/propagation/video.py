@@ -137,7 +137,7 @@ class VideoPropagator:
 
     def _measured(self, batch: Sequence[tuple[AnyFrame, Pixels]]) -> list[tuple[AnyFrame, Tensor]]:
         """Frames of one batch with their patch features [D, h, w]."""
-        pixels = torch.from_numpy(np.stack([small for _, small in batch])).to(self.backbone.device)
+        pixels = torch.from_numpy(np.stack([small for _, small in batch])).to(self.backbone.device, non_blocking=True)
         patches = self.backbone.extract(to_float(pixels)).patches  # [B, D, h, w]
         return list(zip((frame for frame, _ in batch), patches, strict=True))
 

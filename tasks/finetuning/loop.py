@@ -157,7 +157,12 @@ class FineTuning:
     def _forward_backward(self, batch: LabeledBatch, *, is_last: bool) -> Tensor:
         """Add a micro-batch's gradients; returns its mean loss."""
         device = self.backbone.device
-        images, targets = self.mix(batch.images.to(device), batch.labels.to(device), batch.slots, self.step)
+        images, targets = self.mix(
+            batch.images.to(device, non_blocking=True),
+            batch.labels.to(device, non_blocking=True),
+            batch.slots,
+            self.step,
+        )
         self.drop_path.set_masks(self.step, batch.slots, device)
         with gradients_in_step(self.forward, is_last=is_last):
             with autocast(device, self.config.amp):

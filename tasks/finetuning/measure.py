@@ -13,11 +13,12 @@ from torch.utils.data import Dataset
 
 from data.images import LabeledImages, read_rgb
 from dino_dense import Backbone, distributed
+from dino_dense.backbone.bytes import sent, statistics
 from dino_dense.loaders import WorkerItems, read_items
 from dino_dense.training.precision import autocast
 from tasks.finetuning.config import FinetuneConfig
 from tasks.harness.session import Session
-from tasks.images.features import Preprocessing
+from tasks.images.features import SCALING, Preprocessing
 from tasks.scores.classification import TOPS
 
 CONFUSION_CLASSES = 1000
@@ -65,17 +66,19 @@ def predict(
     items = list(zip(images.paths, images.labels, strict=True))
     dataset = _TestImages(distributed.even_share(items, session.world), Preprocessing(config.resize, config.crop))
     worker_items = WorkerItems(config.workers, lambda index: str(dataset.items[index][0]))
-    loader = read_items(dataset, worker_items, batch_size=batch, generator=torch.Generator())
     device = backbone.device
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (backbone.mean, backbone.std))
+    loader = read_items(
+        dataset, worker_items, batch_size=batch, generator=torch.Generator(), pin_memory=not backbone.on_cpu
+    )
+    mean, std = statistics(backbone.mean, backbone.std, device)
     parts = []
     network.eval()
     with session.bar(len(dataset), "test", leave=False) as bar:
         for pixels, labels in loader:
             with autocast(device, config.amp):
-                scores = network((pixels.to(device) - mean) / std).float()
+                scores = network((sent(pixels, device, SCALING) - mean) / std).float()
             top = scores.softmax(dim=1).topk(min(max(TOPS), scores.shape[1]), dim=1)
-            loss = F.cross_entropy(scores, labels.to(device), reduction="none")
+            loss = F.cross_entropy(scores, labels.to(device, non_blocking=True), reduction="none")
             parts.append((top.indices, top.values[:, 0], loss))
             bar.update(len(pixels))
     gathered = (distributed.all_gather(torch.cat(part))[: len(items)].cpu() for part in zip(*parts, strict=True))

@@ -18,6 +18,7 @@ from data import DataError
 from data.images import read_rgb
 from dino_dense import Backbone, distributed
 from dino_dense.arrays import Box
+from dino_dense.backbone.bytes import sent
 from dino_dense.backbone.grid import fit
 from dino_dense.loaders import WorkerItems, read_items
 from dino_dense.pipeline import batches_by_key
@@ -43,7 +44,7 @@ def describe_all(
 
     Args:
         dataset: `count` images [3, H, W] of any sizes; a batch has images of one size.
-        describe: images [B, 3, H, W] -> descriptors [B, C].
+        describe: images [B, 3, H, W], of the data set's type, -> descriptors [B, C].
         names: names of the images in messages; default: their numbers.
     """
     own_indices = distributed.even_share(range(count), session.world)
@@ -60,7 +61,7 @@ def describe_all(
 
 @dataclass(frozen=True)
 class Transformed(Dataset[Tensor]):
-    """Pictures after a transform, as float RGB [3, H, W] in [0, 1]."""
+    """Pictures after a transform, as RGB uint8 [3, H, W]."""
 
     images: Sequence[Image.Image]
     transform: Callable[[Image.Image], Tensor]
@@ -74,7 +75,7 @@ class Transformed(Dataset[Tensor]):
 
 @dataclass(frozen=True)
 class Thumbnails(Dataset[Tensor]):
-    """Image files, reduced to a long side of `size` pixels (never enlarged), as float RGB [3, H, W] in [0, 1].
+    """Image files, reduced to a long side of `size` pixels (never enlarged), as RGB uint8 [3, H, W].
 
     Raises DataError for a reduced image with a side below `least` pixels.
     """
@@ -99,7 +100,7 @@ class Thumbnails(Dataset[Tensor]):
                 f"{path}: {image.width} x {image.height} pixels when shrunk, expected {self.least} or more a side "
                 "(one patch at the smallest scale). Choose a larger --image-size."
             )
-        return pil_to_tensor(image).float() / 255
+        return pil_to_tensor(image)
 
 
 def _cut(image: Image.Image, box: Box, path: Path) -> Image.Image:
@@ -112,12 +113,13 @@ def _cut(image: Image.Image, box: Box, path: Path) -> Image.Image:
 
 
 def multi_scale_cls(backbone: Backbone, images: Tensor, scales: Sequence[float]) -> Tensor:
-    """Class tokens [B, C] of images [B, 3, H, W], summed over scales (utils.multi_scale of the reference).
+    """Class tokens [B, C] of images [B, 3, H, W], uint8 or in [0, 1], summed over scales (the reference's
+    utils.multi_scale).
 
     Each scale is resized bilinearly, without antialiasing, to the rounded-down size. The remainder beyond whole patches
     is cropped at the right and the bottom, as a patch embedding does.
     """
-    images = images.to(backbone.device)
+    images = sent(images, backbone.device)
     total = torch.zeros((), device=backbone.device)
     for scale in scales:
         scaled = images

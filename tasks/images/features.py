@@ -7,7 +7,7 @@ each after the final norm; "mean" is the mean of the last block's patch tokens, 
 import hashlib
 import json
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from data.images import open_picture, read_rgb
 from data.notices import say
 from data.sample import cache_folder
 from dino_dense import Backbone, distributed
+from dino_dense.backbone.bytes import sent, times_reciprocal
 from dino_dense.checkpoint import CheckpointError, read_tensors, write_tensors
 from dino_dense.files import WriteError, clear_unfinished
 from dino_dense.loaders import WorkerItems, read_items
@@ -30,6 +31,7 @@ from tasks.harness.session import Session
 from tasks.images.options import ImageFeatureOptions
 
 CLS = "cls1"
+SCALING = times_reciprocal  # of pixels of classification; other tasks divide
 GEM_POWER = 4.0  # eval_copy_detection.py
 GEM_FLOOR = 1e-6  # eval_copy_detection.py
 DAY = 86_400.0  # seconds; no write takes this long
@@ -62,14 +64,13 @@ class Preprocessing:
         return Image.fromarray(picture.decode(max(allowed, default=1)))
 
     def transform(self) -> v2.Compose:
-        """PIL image -> float RGB [3, crop, crop] in [0, 1]."""
+        """PIL image -> RGB uint8 [3, crop, crop], to be scaled by `SCALING`."""
         size = [self.resize, self.resize] if self.squash else self.resize
         return v2.Compose(
             [
                 v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC),
                 *([] if self.squash else [v2.CenterCrop(self.crop)]),
                 v2.PILToTensor(),
-                v2.ToDtype(torch.float32, scale=True),
             ]
         )
 
@@ -86,10 +87,12 @@ class _Images(Dataset):
 
 
 def extract_pieces(backbone: Backbone, images: Tensor, pieces: Collection[str]) -> Pieces:
-    """Pieces [B, C] of images [B, 3, H, W] in [0, 1], float32 on the backbone's device, in one pass.
+    """Pieces [B, C] of images [B, 3, H, W], uint8 or in [0, 1], float32 on the backbone's device, in one pass.
+
+    Not waited for: look at `finite_rows` and, when all are computed, `check_finite`.
 
     Raises:
-        ValueError: an unknown piece, more blocks than the backbone has, or non-finite features.
+        ValueError: an unknown piece, or more blocks than the backbone has.
     """
     pooled = {"mean", "gem"} & set(pieces)
     blocks = sorted({_block(piece) for piece in pieces if piece not in pooled} | ({1} if pooled else set()))
@@ -100,6 +103,7 @@ def extract_pieces(backbone: Backbone, images: Tensor, pieces: Collection[str]) 
             f"layers is {backbone.layers}, and the task joins several blocks itself: leave out one of both."
         )
     want = ({"patches"} if pooled else set()) | ({"cls"} if len(pooled) < len(set(pieces)) else set())
+    images = sent(images, backbone.device, SCALING)
     features = backbone.extract(images, want, layers=None if blocks == [1] else [-block for block in blocks])
     result: Pieces = {}
     if "patches" in want:
@@ -108,9 +112,31 @@ def extract_pieces(backbone: Backbone, images: Tensor, pieces: Collection[str]) 
     if "cls" in want:
         parts = features.cls.chunk(len(blocks), dim=1)
         result |= {f"cls{block}": part for block, part in zip(blocks, parts, strict=True)}
-    if not all(bool(result[piece].isfinite().all()) for piece in pieces):
-        raise ValueError(f"{backbone.name} gave features that are not finite numbers: check its weights, or use fp32.")
     return {piece: result[piece] for piece in pieces}
+
+
+def finite_rows(pieces: Pieces) -> Tensor:
+    """Whether every feature of an image is finite, bool [B], on the device of the pieces [B, C]."""
+    return torch.stack([features.isfinite().all(dim=1) for features in pieces.values()]).all(dim=0)
+
+
+def check_finite(backbone: Backbone, finite: Tensor, name: Callable[[int], object]) -> None:
+    """Wait for the device, and refuse features that are no numbers.
+
+    Args:
+        finite: of `finite_rows` [N].
+        name: index of an image -> its name in the message.
+
+    Raises:
+        ValueError: names the first such image.
+    """
+    if bool(finite.all()):
+        return
+    broken = (~finite).nonzero()[:, 0].tolist()
+    raise ValueError(
+        f"{backbone.name} gave features that are not finite numbers for {len(broken)} of {len(finite)} images, first "
+        f"for {name(broken[0])}: check its weights, or use fp32."
+    )
 
 
 def generalized_mean(patches: Tensor, power: float = GEM_POWER, floor: float = GEM_FLOOR) -> Tensor:
@@ -231,17 +257,26 @@ def _extract(
 ) -> Pieces:
     own_paths = distributed.even_share(paths, session.world)
     worker_items = WorkerItems(workers, lambda index: str(own_paths[index]))
-    loader = read_items(_Images(own_paths, preprocessing), worker_items, batch_size=batch_size)
+    loader = read_items(
+        _Images(own_paths, preprocessing), worker_items, batch_size=batch_size, pin_memory=not backbone.on_cpu
+    )
     extracted: Pieces = {}
+    finite = torch.ones(len(own_paths), dtype=torch.bool, device=backbone.device)
     done = 0
     with session.bar(len(own_paths), label) as bar:
         for images in loader:
-            for piece, features in extract_pieces(backbone, images, pieces).items():
+            batch = extract_pieces(backbone, images, pieces)
+            rows = slice(done, done + len(images))
+            for piece, features in batch.items():
                 if piece not in extracted:  # allocated once: joining a list at the end would need twice the memory
                     extracted[piece] = features.new_empty(len(own_paths), features.shape[1])
-                extracted[piece][done : done + len(features)] = features
+                extracted[piece][rows] = features
+            finite[rows] = finite_rows(batch)
+            if not done:  # broken weights show at once, a single overflow at the end
+                check_finite(backbone, finite[rows], lambda index: own_paths[index])
             done += len(images)
             bar.update(len(images))
+    check_finite(backbone, finite, lambda index: own_paths[index])
     return {piece: distributed.all_gather(extracted[piece])[: len(paths)].cpu() for piece in pieces}
 
 

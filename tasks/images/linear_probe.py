@@ -29,7 +29,7 @@ from dino_dense.probes.classes import (
 )
 from dino_dense.training.seeds import derive_seed
 from tasks.harness.session import Session
-from tasks.images.features import extract_pieces, square_features
+from tasks.images.features import check_finite, extract_pieces, finite_rows, square_features
 from tasks.images.labeled import LabeledSet
 from tasks.images.linear_config import LinearConfig
 
@@ -158,18 +158,23 @@ class LinearProbe:
             own_batches = [distributed.even_share(part, world) for part in chosen]
             crops = _Crops(paths, self.config.crop, self.session.seed, epoch)
             worker_items = WorkerItems(self.config.workers, lambda index: str(paths[index]))
-            loader = read_items(crops, worker_items, batch_sampler=own_batches)
+            loader = read_items(crops, worker_items, batch_sampler=own_batches, pin_memory=not self.backbone.on_cpu)
+            finite = []
             for part, pixels in zip(chosen, loader, strict=True):
-                features = distributed.all_gather(self._extract(pixels))[: len(part)]
-                yield features, labels[part].to(features.device)
+                own_features = self._extract(pixels)
+                finite.append(finite_rows({"all": own_features}))
+                features = distributed.all_gather(own_features)[: len(part)]
+                yield features, labels[part].to(features.device, non_blocking=True)
+            own = [image for batch in own_batches for image in batch]
+            check_finite(self.backbone, torch.cat(finite), lambda index: paths[own[index]])
 
         return batches
 
     def _extract(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, D]."""
+        """uint8 [B, 3, H, W] -> [B, D]."""
         parts = []
         for chunk in images.split(self.config.extraction_batch):
-            features = extract_pieces(self.backbone, chunk.to(self.backbone.device), self.pieces)
+            features = extract_pieces(self.backbone, chunk, self.pieces)
             parts.append(torch.cat([features[piece] for piece in self.pieces], dim=1))
         return torch.cat(parts)
 
@@ -181,13 +186,12 @@ class LinearProbe:
 
 
 class _Crops(Dataset):
-    """Random resized crops and flips: a function of seed, epoch and image."""
+    """Random resized crops and flips, uint8 [3, S, S]: a function of seed, epoch and image."""
 
     def __init__(self, paths: Sequence[Path], crop: int, seed: int, epoch: int) -> None:
         self.paths, self.key = paths, (seed, epoch)
         # Bilinear, torchvision's default, as in eval_linear.py.
-        steps = [v2.RandomResizedCrop(crop), v2.RandomHorizontalFlip(), v2.PILToTensor()]
-        self.transform = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True)])
+        self.transform = v2.Compose([v2.RandomResizedCrop(crop), v2.RandomHorizontalFlip(), v2.PILToTensor()])
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -15,6 +15,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from data.segmentation import LabeledPixels
+from dino_dense.backbone.bytes import sent
 from dino_dense.backbone.grid import fit
 from dino_dense.loaders import WorkerItems, read_items
 from dino_dense.training.seeds import derive_seed
@@ -63,7 +64,7 @@ class Squares(Dataset[tuple[Tensor, Tensor]]):
         self.pairs, self.size, self.mode, self.augment = pairs, (size, size), MODES[interpolation], augment
 
     def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
-        """RGB float [3, S, S] in [0, 1] and ids uint8 [S, S]."""
+        """RGB uint8 [3, S, S] and ids uint8 [S, S]."""
         index, seed = key
         picture, ids = self.pairs[index].read()
         image = tv_tensors.Image(v2.functional.pil_to_tensor(picture))
@@ -71,7 +72,7 @@ class Squares(Dataset[tuple[Tensor, Tensor]]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             image, mask = self._transform()(image, mask)
-        return image.as_subclass(Tensor).float() / 255, mask.as_subclass(Tensor)
+        return image.as_subclass(Tensor), mask.as_subclass(Tensor)
 
     def _transform(self) -> v2.Transform:
         if not self.augment:
@@ -100,10 +101,17 @@ def labeled_batches(
         keys: (position among all, key) of this process's images.
     """
     worker_items = WorkerItems(workers, lambda image: squares.pairs[image].name)
-    loaded = read_items(squares, worker_items, index=image_of, batch_size=batch_size, sampler=[key for _, key in keys])
+    loaded = read_items(
+        squares,
+        worker_items,
+        index=image_of,
+        batch_size=batch_size,
+        sampler=[key for _, key in keys],
+        pin_memory=not backbone.on_cpu,
+    )
     for start, (images, ids) in zip(range(0, len(keys), batch_size), loaded, strict=True):
         positions = [position for position, _ in keys[start : start + batch_size]]
-        yield LabeledBatch(positions, backbone.extract(images.to(backbone.device)).patches, ids)
+        yield LabeledBatch(positions, backbone.extract(sent(images, backbone.device)).patches, ids)
 
 
 def shared_keys(session: Session, images: Sequence[int], *key: int) -> list[tuple[int, Key]]:

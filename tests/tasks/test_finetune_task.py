@@ -25,6 +25,7 @@ from torch import nn
 from data import DataError
 from data.images import LabeledImages, read_rgb
 from dino_dense import Report, load_backbone
+from dino_dense.backbone.bytes import times_reciprocal
 from dino_dense.backbone.dino_vit import build_module
 from dino_dense.checkpoint import read_tensors
 from dino_dense.config import schema
@@ -276,7 +277,7 @@ def test_files_hold_the_network_that_was_measured(reference_run: Path, pictures:
     tensors, facts = read_tensors(reference_run / "checkpoints" / "model.safetensors")
     transform = Preprocessing(facts["crop"], facts["crop"]).transform()
     images = torch.stack([transform(read_rgb(pictures / name)) for name in samples["sample"]])
-    cls = fine_tuned.extract(images, {"cls"}).cls
+    cls = fine_tuned.extract(times_reciprocal(images), {"cls"}).cls
     guesses = (cls @ tensors["head.weight"].T + tensors["head.bias"]).argmax(dim=1)
     right = [
         name.split("/")[1] == facts["classes"][guess] for name, guess in zip(samples["sample"], guesses, strict=True)

@@ -44,7 +44,7 @@ def naive(backbone: Backbone, data, k: int, temperature: float) -> np.ndarray:
     def read(pairs):
         squares = Squares(pairs, size, "bilinear")
         images, ids = zip(*(squares[index, 0] for index in range(len(pairs))), strict=True)
-        features = backbone.extract(torch.stack(images)).patches.flatten(2).transpose(1, 2).flatten(0, 1)
+        features = backbone.extract(torch.stack(images) / 255).patches.flatten(2).transpose(1, 2).flatten(0, 1)
         return F.normalize(features, dim=1), torch.stack(ids)
 
     (memory, ids), (queries, _) = read(data.splits.train), read(data.splits.val)

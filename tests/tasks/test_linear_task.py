@@ -27,7 +27,7 @@ from dino_dense.probes.classes import (
     train_heads,
 )
 from tasks import RunOptions, get, run_one
-from tasks.images.features import CLS, cls_pieces, extract_pieces
+from tasks.images.features import CLS, check_finite, cls_pieces, extract_pieces, finite_rows
 from tasks.linear import LinearConfig, pieces_of
 from tests.device import chosen_name
 from tests.tasks.test_knn_task import RANDOM, make_folder
@@ -283,5 +283,7 @@ def test_no_features_that_are_not_numbers_give_a_number(blobs: Evaluation):
         logistic_regressions(spoiled, [1.0], [blobs.features])
     backbone = load_backbone(RANDOM)
     backbone.module.norm.bias.data[0] = float("nan")
-    with pytest.raises(ValueError, match="not finite numbers"):
-        extract_pieces(backbone, torch.rand(1, 3, 32, 32), [CLS])
+    with pytest.raises(ValueError, match="not finite numbers for 1 of 1 images, first for dark"):
+        check_finite(
+            backbone, finite_rows(extract_pieces(backbone, torch.rand(1, 3, 32, 32), [CLS])), ["dark"].__getitem__
+        )

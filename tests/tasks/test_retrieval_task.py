@@ -213,10 +213,10 @@ def test_thumbnails_shrink_and_never_grow(tmp_path: Path):
 def test_a_box_is_cut_and_shrunk_as_the_whole_would_be(tmp_path: Path):
     path = tmp_path / "a.png"
     picture(0, (100, 50)).save(path)
-    cut = Thumbnails([path], 50, boxes=[(20.0, 10.0, 60.0, 40.0)])[0]
+    cut = Thumbnails([path], 50, boxes=[(20.0, 10.0, 60.0, 40.0)])[0].float()
     assert cut.shape == (3, 15, 20)
     whole = Thumbnails([path], 50)[0][:, 5:20, 10:30]
-    assert (cut - whole).abs().mean() < 0.02
+    assert (cut - whole).abs().mean() < 5
     assert Thumbnails([path], 50, boxes=[(-5.0, 10.0, 300.0, 400.0)])[0].shape == (3, 20, 50)
     with pytest.raises(DataError, match=r"a\.png: 100 x 50 pixels, and the query's box .* is outside"):
         Thumbnails([path], 50, boxes=[(200.0, 10.0, 300.0, 400.0)])[0]

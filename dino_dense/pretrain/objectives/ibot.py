@@ -127,7 +127,7 @@ class Ibot(Objective):
         with torch.no_grad():
             scores = teacher_head(theirs[hidden])
             targets = self._targets(scores, step)
-            total, count = scores.float().sum(dim=0), scores.new_tensor(len(scores), dtype=torch.float32)
+            total, count = scores.float().sum(dim=0), scores.new_full((), len(scores), dtype=torch.float32)
         loss = self._loss(student_head(ours[hidden]), targets, masks)
         if options.ibot_visible_weight or options.ibot_center_over == "all":
             visible = (~masks).flatten().nonzero()[:, 0].to(hidden.device, non_blocking=True)
@@ -139,10 +139,11 @@ class Ibot(Objective):
             if options.ibot_center_over == "all":
                 total, count = total + seen.float().sum(dim=0), count + len(seen)
         entropy = torch.special.entr(targets).sum(dim=-1)
+        weights = patch_weights(masks).to(entropy.device, non_blocking=True)
         masked_crops = len(masks) * options.ibot_mask_share  # on average: the same in every split of the batch
         logged = {
-            "ibot_entropy": (entropy * patch_weights(masks).to(entropy.device)).sum() / max(masked_crops, 1e-9),
-            "ibot_masked": entropy.new_tensor(len(hidden) / len(masks)),
+            "ibot_entropy": (entropy * weights).sum() / max(masked_crops, 1e-9),
+            "ibot_masked": entropy.new_full((), len(hidden) / len(masks)),
         }
         return Terms(loss, logged, {"total": total, "count": count})
 
