@@ -22,11 +22,17 @@ from dino_dense.probes.depth_training import border_box
 from dino_dense.probes.protocol import DepthProbe
 from tasks.scores import depth as depth_scores
 from tasks.scores import keypoints, matching, segmentation, tracking
+from tests.device import chosen
 from tests.reference_files import reference
 
 
 def tensor(arrays, name: str) -> torch.Tensor:
     return torch.from_numpy(np.asarray(arrays[name]))
+
+
+def there(arrays, name: str) -> torch.Tensor:
+    """An array on the device that the tests compute on, as the tasks have features there."""
+    return tensor(arrays, name).to(chosen())
 
 
 def bits(arrays, name: str, width: int) -> np.ndarray:
@@ -61,19 +67,20 @@ def memory_of(arrays, case: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("case", ["voc", "bounded", "ade"])
-def test_incontext(case: str):
+def test_incontext(case: str, device: torch.device):
     arrays = reference("incontext")
-    memory, labels = memory_of(arrays, case)
+    memory, labels = (part.to(device) for part in memory_of(arrays, case))
     assert len(memory) == int(arrays[f"{case}.memory_rows"])
-    validation, k = tensor(arrays, f"{case}.val_features"), int(arrays[f"{case}.k"])
+    validation, k = there(arrays, f"{case}.val_features"), int(arrays[f"{case}.k"])
     queries = validation.flatten(0, 1)
-    rows = nearest(queries, memory, k).indices.sort(dim=1).values
+    rows = nearest(queries, memory, k).indices.sort(dim=1).values.cpu()
     np.testing.assert_array_equal(rows.numpy(), np.sort(arrays[f"{case}.neighbours"], axis=1))
     soft = incontext.soft_labels(queries, memory, labels, neighbors=k, temperature=float(arrays[f"{case}.beta"]))
-    np.testing.assert_allclose(soft.view(*validation.shape[:2], -1).numpy(), arrays[f"{case}.soft_labels"], atol=1e-4)
+    by_image = soft.view(*validation.shape[:2], -1)
+    np.testing.assert_allclose(by_image.cpu().numpy(), arrays[f"{case}.soft_labels"], atol=1e-4)
     truth = arrays[f"{case}.val_labels"]
     side = truth.shape[1] // int(arrays[f"{case}.patch"])
-    predicted = incontext.class_map(soft.view(*validation.shape[:2], -1), (side, side), truth.shape[1:]).numpy()
+    predicted = incontext.class_map(by_image, (side, side), truth.shape[1:]).cpu().numpy()
     expected = arrays[f"{case}.prediction"]
     safe = bits(arrays, f"{case}.safe_pixels", truth.shape[2])
     np.testing.assert_array_equal(predicted[safe], expected[safe])
@@ -199,21 +206,22 @@ def test_kmeans_reaches_the_objective():
 
 @pytest.mark.parametrize("spacing", ["linear", "log"])
 @pytest.mark.parametrize("weighting", ["linear", "softmax", "sigmoid"])
-def test_depth_of_bins(spacing: depth_head.Spacing, weighting: depth_head.Weighting):
+def test_depth_of_bins(spacing: depth_head.Spacing, weighting: depth_head.Weighting, device: torch.device):
     arrays = reference("depth")
-    logits = tensor(arrays, "bins.logits")
+    logits = there(arrays, "bins.logits")
     low, high = float(arrays["bins.min_depth"]), float(arrays["bins.max_depth"])
     depths = depth_head.bin_depths(logits.shape[1], low, high, spacing)
     np.testing.assert_allclose(depths.numpy(), arrays[f"bins.bins_{spacing}"], rtol=1e-5)
-    ours = depth_head.expected_depth(logits, depths, weighting)
-    np.testing.assert_allclose(ours.numpy(), arrays[f"bins.{spacing}_{weighting}.depth"], rtol=1e-5)
+    ours = depth_head.expected_depth(logits, depths.to(device), weighting)
+    np.testing.assert_allclose(ours.cpu().numpy(), arrays[f"bins.{spacing}_{weighting}.depth"], rtol=1e-5)
 
 
+@pytest.mark.usefixtures("device")
 def test_depth_of_one_output():
     arrays = reference("depth")
-    logits, low = tensor(arrays, "bins.logits")[:, :1], float(arrays["bins.min_depth"])
+    logits, low = there(arrays, "bins.logits")[:, :1], float(arrays["bins.min_depth"])
     ours = depth_head.regressed_depth(logits, low)
-    np.testing.assert_allclose(ours.numpy(), arrays["bins.regression.depth"], rtol=1e-5)
+    np.testing.assert_allclose(ours.cpu().numpy(), arrays["bins.regression.depth"], rtol=1e-5)
 
 
 def test_training_box_of_nyu():
@@ -222,25 +230,27 @@ def test_training_box_of_nyu():
     assert [rows.stop - rows.start, columns.stop - columns.start] == arrays["eval.nyu_train_crop_hw"].tolist()
 
 
+@pytest.mark.usefixtures("device")
 def test_sequence_of_sig_losses():
     """The variance joins after the warm-up of three calls."""
     arrays = reference("depth")
-    predicted, truth = tensor(arrays, "sigloss.pred"), tensor(arrays, "sigloss.gt")
+    predicted, truth = there(arrays, "sigloss.pred"), there(arrays, "sigloss.gt")
     highest = float(arrays["sigloss.max_depth"])
     ours = [depth_head.sig_loss(predicted, truth, highest, warm_up=call < 3).item() for call in range(5)]
     np.testing.assert_allclose(ours, arrays["sigloss.sequence"], atol=1e-6)
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("stage", ["warm_up", "full"])
 def test_sig_loss(stage: str):
     arrays = reference("depth")
-    predicted = tensor(arrays, "sigloss.pred").requires_grad_()
+    predicted = there(arrays, "sigloss.pred").requires_grad_()
     loss = depth_head.sig_loss(
-        predicted, tensor(arrays, "sigloss.gt"), float(arrays["sigloss.max_depth"]), warm_up=stage == "warm_up"
+        predicted, there(arrays, "sigloss.gt"), float(arrays["sigloss.max_depth"]), warm_up=stage == "warm_up"
     )
     assert loss.item() == pytest.approx(float(arrays[f"sigloss.{stage}.loss"]), abs=1e-6)
     loss.backward()
-    np.testing.assert_allclose(predicted.grad.numpy(), arrays[f"sigloss.{stage}.grad"], atol=1e-6)
+    np.testing.assert_allclose(predicted.grad.cpu().numpy(), arrays[f"sigloss.{stage}.grad"], atol=1e-6)
 
 
 def test_depth_metrics():
@@ -300,6 +310,7 @@ def test_tracking_metrics(mode: tracking.QueryMode):
             np.testing.assert_allclose(by_track[name], arrays[f"{key}.trackwise_{name}"][0], atol=1e-9)
 
 
+@pytest.mark.usefixtures("device")
 def test_zero_shot_tracks():
     arrays = reference("tracking")
     cases = sorted({key.split(".")[0] for key in arrays.files if key.startswith("zero_shot")})
@@ -309,12 +320,12 @@ def test_zero_shot_tracks():
         points = arrays[f"{case}.points"] * np.array([width, height])
         queries = tracking.query_tracks(points, arrays[f"{case}.occluded"], mode)  # type: ignore[arg-type]
         np.testing.assert_allclose(queries.points, arrays[f"{case}.query_points"][0], atol=1e-4)
-        features = tensor(arrays, f"{case}.features")
+        features = there(arrays, f"{case}.features")
         starts = query_features(features, torch.from_numpy(queries.points).float(), (height, width))
-        np.testing.assert_allclose(starts.numpy(), arrays[f"{case}.query_features"], atol=1e-5)
+        np.testing.assert_allclose(starts.cpu().numpy(), arrays[f"{case}.query_features"], atol=1e-5)
         tracks, cosine = track_points(features, starts, (height, width))
-        np.testing.assert_allclose(cosine.numpy(), arrays[f"{case}.best_cosine"], atol=1e-5)
-        np.testing.assert_allclose(tracks.numpy(), arrays[f"{case}.pred_tracks"][0], atol=1e-4)
+        np.testing.assert_allclose(cosine.cpu().numpy(), arrays[f"{case}.best_cosine"], atol=1e-5)
+        np.testing.assert_allclose(tracks.cpu().numpy(), arrays[f"{case}.pred_tracks"][0], atol=1e-4)
 
 
 # --- diagnostics ---
@@ -496,26 +507,26 @@ def test_sliding_windows():
 
 
 @pytest.mark.parametrize("case", ["neco_voc", "neco_ade"])
-def test_neco_probe(case: str):
+def test_neco_probe(case: str, device: torch.device):
     arrays = reference("segmentation_probe")
-    tokens_of_images = tensor(arrays, f"{case}.tokens")
+    tokens_of_images = there(arrays, f"{case}.tokens")
     side = round(tokens_of_images.shape[1] ** 0.5)
     maps = tokens_of_images.transpose(1, 2).unflatten(2, (side, side))
     ignored, evaluation = int(arrays[f"{case}.ignore_index"]), int(arrays[f"{case}.eval_size"])
-    head = torch.nn.Conv2d(maps.shape[1], len(arrays[f"{case}.bias"]), 1)
+    head = torch.nn.Conv2d(maps.shape[1], len(arrays[f"{case}.bias"]), 1).to(device)
     with torch.no_grad():
         head.weight.copy_(tensor(arrays, f"{case}.weight")[..., None, None])
         head.bias.copy_(tensor(arrays, f"{case}.bias"))
     labels = readout.nearest_labels(tensor(arrays, f"{case}.labels"), evaluation)
     np.testing.assert_array_equal(labels.numpy(), arrays[f"{case}.gt_eval"])
     logits = readout.upsampled_logits(head, maps, evaluation)
-    loss = torch.nn.functional.cross_entropy(logits, labels.long(), ignore_index=ignored)
+    loss = torch.nn.functional.cross_entropy(logits, labels.long().to(device), ignore_index=ignored)
     assert loss.item() == pytest.approx(float(arrays[f"{case}.loss"]), abs=1e-5)
     loss.backward()
-    np.testing.assert_allclose(head.weight.grad[..., 0, 0].numpy(), arrays[f"{case}.grad_weight"], atol=1e-5)
-    np.testing.assert_allclose(head.bias.grad.numpy(), arrays[f"{case}.grad_bias"], atol=1e-5)
+    np.testing.assert_allclose(head.weight.grad[..., 0, 0].cpu().numpy(), arrays[f"{case}.grad_weight"], atol=1e-5)
+    np.testing.assert_allclose(head.bias.grad.cpu().numpy(), arrays[f"{case}.grad_bias"], atol=1e-5)
     safe, stored = bits(arrays, f"{case}.safe", evaluation), arrays[f"{case}.prediction"]
-    np.testing.assert_array_equal(logits.argmax(1).numpy()[safe], stored[safe])
+    np.testing.assert_array_equal(logits.argmax(1).cpu().numpy()[safe], stored[safe])
     classes = len(arrays[f"{case}.bias"])
     counts = matching.count_clusters(stored, arrays[f"{case}.gt_eval"], classes, classes, ignored)
     hit = np.diag(counts)

@@ -23,13 +23,14 @@ from dino_dense.pretrain.objectives.paka import kernel_alignment_loss
 from dino_dense.pretrain.optim import lr_multiplier, param_groups
 from dino_dense.pretrain.targets import Center, sinkhorn
 from dino_dense.training.schedules import warmup_cosine
+from tests.device import chosen
 from tests.reference_files import reference
 
 Arrays = dict[str, np.ndarray]
 
 
 def tensor(arrays: Arrays, key: str) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(arrays[key]))
+    return torch.from_numpy(np.asarray(arrays[key])).to(chosen())
 
 
 def leaf(arrays: Arrays, key: str) -> torch.Tensor:
@@ -51,9 +52,9 @@ def cases(arrays: Arrays, kind: str) -> list[str]:
     return [f"{kind}.{number}" for number in sorted(numbers) if number.isdecimal()]
 
 
-def test_ibot_patch_loss_with_a_center():
+def test_ibot_patch_loss_with_a_center(device: torch.device):
     arrays = reference("ibot_loss")
-    center = Center(int(arrays["patch_dim"]), float(arrays["center_momentum"]))
+    center = Center(int(arrays["patch_dim"]), float(arrays["center_momentum"])).to(device)
     for case in cases(arrays, "center"):
         torch.testing.assert_close(center.center[0], tensor(arrays, f"{case}.center_used"), rtol=0, atol=1e-6)
         teacher, student = tensor(arrays, f"{case}.teacher"), leaf(arrays, f"{case}.student")
@@ -64,10 +65,11 @@ def test_ibot_patch_loss_with_a_center():
         torch.testing.assert_close(weights, tensor(arrays, f"{case}.masks_weight"))
         loss = patch_loss(student, targets, weights, len(masks), float(arrays["student_temp"]))
         assert_loss(loss, arrays, case, student)
-        center.move(teacher.sum(dim=0), torch.tensor(float(len(teacher))))
+        center.move(teacher.sum(dim=0), torch.tensor(float(len(teacher)), device=device))
     torch.testing.assert_close(center.center[0], tensor(arrays, "center.center_final"), rtol=0, atol=1e-6)
 
 
+@pytest.mark.usefixtures("device")
 def test_ibot_patch_loss_with_sinkhorn():
     arrays = reference("ibot_loss")
     for case in cases(arrays, "sinkhorn"):
@@ -79,6 +81,7 @@ def test_ibot_patch_loss_with_sinkhorn():
         assert_loss(loss, arrays, case, student)
 
 
+@pytest.mark.usefixtures("device")
 def test_ibot_patch_loss_of_all_patches_and_a_mask():
     arrays = reference("ibot_loss")
     masks, student = tensor(arrays, "dense.masks"), leaf(arrays, "dense.student")
@@ -87,13 +90,13 @@ def test_ibot_patch_loss_of_all_patches_and_a_mask():
     assert_loss(loss, arrays, "dense", student)
 
 
-def test_the_original_ibot_loss():
+def test_the_original_ibot_loss(device: torch.device):
     """The center of the patches is the mean over all of them there."""
     arrays = reference("ibot_loss")
     temperature, momentum = float(arrays["student_temp"]), float(arrays["center_momentum"])
     out_dim, views = arrays["ibot.0.student_cls"].shape[1], 2 + int(arrays["ibot.n_local"])
-    dino = DINOLoss(out_dim, views, 0.04, 0.07, 30, temperature, momentum)
-    center = Center(int(arrays["patch_dim"]), momentum)
+    dino = DINOLoss(out_dim, views, 0.04, 0.07, 30, temperature, momentum).to(device)
+    center = Center(int(arrays["patch_dim"]), momentum).to(device)
     for case in cases(arrays, "ibot"):
         cls, local, patches = (leaf(arrays, f"{case}.student_{name}") for name in ("cls", "local_cls", "patch"))
         output = dino(torch.cat([cls, local]), tensor(arrays, f"{case}.teacher_cls"), int(arrays[f"{case}.epoch"]))
@@ -107,12 +110,12 @@ def test_the_original_ibot_loss():
         for gradient, name in zip(gradients, ("cls", "patch", "local_cls"), strict=True):
             assert_relative(gradient, tensor(arrays, f"{case}.grad_{name}"))
         dino.update_center(output.teacher_mean)
-        center.move(scores.sum(dim=0), torch.tensor(float(len(scores))))
+        center.move(scores.sum(dim=0), torch.tensor(float(len(scores)), device=device))
         torch.testing.assert_close(dino.center[0], tensor(arrays, f"{case}.center_after"), rtol=0, atol=1e-6)
         torch.testing.assert_close(center.center[0], tensor(arrays, f"{case}.center2_after"), rtol=0, atol=1e-6)
 
 
-def test_dino_loss_of_dinov2_with_sinkhorn_and_with_a_center():
+def test_dino_loss_of_dinov2_with_sinkhorn_and_with_a_center(device: torch.device):
     arrays = reference("ibot_loss")
     out_dim, views = arrays["dino.0.teacher"].shape[1], 2 + int(arrays["dino.n_local"])
     loss: DINOLoss | None = None
@@ -121,6 +124,7 @@ def test_dino_loss_of_dinov2_with_sinkhorn_and_with_a_center():
         before = loss.center if loss is not None and not by_sinkhorn else None
         targets = "sinkhorn" if by_sinkhorn else "center"
         loss = DINOLoss(out_dim, views, temperature, temperature, 0, float(arrays["student_temp"]), targets=targets)
+        loss.to(device)
         if before is not None:
             loss.center = before
         student = [leaf(arrays, f"{case}.student_{name}") for name in ("global", "local")]
@@ -138,6 +142,7 @@ def test_dino_loss_of_dinov2_with_sinkhorn_and_with_a_center():
     torch.testing.assert_close(loss.center[0], tensor(arrays, "dino.center_final"), rtol=0, atol=1e-6)
 
 
+@pytest.mark.usefixtures("device")
 def test_koleo():
     arrays = reference("koleo")
     topks = {key.split(".")[0]: int(key.split(".")[0].removeprefix("topk")) for key in arrays if key.startswith("topk")}
@@ -147,6 +152,7 @@ def test_koleo():
     assert_relative(koleo_loss(tensor(arrays, "duplicate.x")), tensor(arrays, "duplicate.loss"), 1e-4)
 
 
+@pytest.mark.usefixtures("device")
 def test_gram():
     arrays = reference("gram")
     for case in map(str, range(int(arrays["cases"]))):
@@ -167,6 +173,7 @@ def test_gram():
     assert_relative(at_grid(tensor(arrays, "resize.x"), *grids), tensor(arrays, "resize.y"))  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("device")
 def test_patch_kernel_alignment():
     arrays = reference("patch_kernel_alignment")
     for case in sorted({key.split(".")[0] for key in arrays} - {"eps"}):
