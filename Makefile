@@ -24,9 +24,8 @@ faults:  ## kills, full disks, several processes, memory, leftovers: the long fo
 bench:   ## all benchmarks, one after another (about a quarter of an hour on two cores), and one table
 	$(PYTHON) -m benchmarks
 
-gpu:     ## on a machine with CUDA: the tests against known numbers there, then every task on CUDA against the CPU, and one table
-	$(PYTHON) -m pytest -q --device cuda -m gpu tests
-	$(PYTHON) -m benchmarks --device cuda gpu training_step search
+gpu:     ## on a machine with CUDA: tests there, every task beside the CPU, training, speed; one table, gpu.md
+	$(PYTHON) -m benchmarks.gpu --device cuda --out gpu.md
 
 docs:    ## the documentation site, in build/site; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict

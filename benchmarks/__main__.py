@@ -16,7 +16,7 @@ import benchmarks
 from benchmarks.bench import DEVICE_VARIABLE, Row, device, machine, table, write_between
 
 DOCS = Path(__file__).parents[1] / "docs" / "performance.md"
-SHARED = ("__main__", "bench")
+SHARED = ("__main__", "bench", "gpu", "gpu_checks", "gpu_machine")
 CPU_ONLY = ("clustering", "crops", "neighbor", "points", "scoring")
 """Benchmarks of work that the CPU does; only the network beside `points` runs on the device."""
 DOCUMENTS = ("calibration", "families")
@@ -24,7 +24,7 @@ DOCUMENTS = ("calibration", "families")
 
 
 def names() -> list[str]:
-    """Names of all benchmarks: the modules here, except this command, the shared module and tables of documents."""
+    """Names of all benchmarks: all modules here except this command, `benchmarks.gpu`, shared modules and documents."""
     return [
         module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name not in (*SHARED, *DOCUMENTS)
     ]
