@@ -9,6 +9,7 @@ import torch
 
 from dino_dense.pretrain.collapse import CollapseWatch, diagnose
 from dino_dense.pretrain.monitor import Monitor, feature_spectrum
+from tests.waits import DEVICE, Waits
 
 K = 4096
 LN_K = math.log(K)
@@ -92,6 +93,16 @@ def test_spectrum_of_features_along_one_line():
     _, share, rank = feature_spectrum(line * 1.0)
     assert share > 0.9
     assert rank < 1.5
+
+
+def test_the_spectrum_of_features_on_a_device_is_the_cpus_work(monkeypatch: pytest.MonkeyPatch):
+    """A GPU takes several times longer for the singular values than the copy and the CPU together."""
+    computed, svdvals = [], torch.linalg.svdvals
+    monkeypatch.setattr(torch.linalg, "svdvals", lambda part: computed.append(part.device.type) or svdvals(part))
+    with Waits() as waits:
+        feature_spectrum(torch.empty(8, 4, device=DEVICE))
+    assert computed == ["cpu"]
+    assert waits.seen.count("copy to the host") == 1
 
 
 def log_rows(run: Path, start: int, end: int) -> None:
