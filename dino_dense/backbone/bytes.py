@@ -4,7 +4,7 @@ Shapes: B images, H x W pixels.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -35,10 +35,11 @@ def sent(images: Tensor, device: torch.device, scaling: Scaling = divided) -> Te
     return there if there.is_floating_point() else scaling(there)
 
 
-@functools.lru_cache
-def statistics(
-    mean: tuple[float, float, float], std: tuple[float, float, float], device: torch.device
-) -> tuple[Tensor, Tensor]:
+def statistics(mean: Sequence[float], std: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:
     """A mean and a standard deviation of pixels, [3, 1, 1] each; copied once, since each copy waits for the device."""
-    first, second = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
-    return first, second
+    return _on(tuple(mean), device), _on(tuple(std), device)
+
+
+@functools.lru_cache
+def _on(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device).view(3, 1, 1)
