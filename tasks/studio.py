@@ -28,11 +28,13 @@ class StudioConfig:
     """Port of the page, http://127.0.0.1:PORT. No other machine can open it."""
     max_size: int = 200
     """Largest accepted file, MiB."""
+    waiting: int = 8
+    """Requests that may wait for the network; more are refused."""
     resolution: int = 240
     """Short side of the network's input, pixels: half of DINO's 480, four times faster."""
 
     def __post_init__(self) -> None:
-        for name, least in (("port", 0), ("max_size", 1), ("resolution", 1)):
+        for name, least in (("port", 0), ("max_size", 1), ("waiting", 1), ("resolution", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected {least} or more")
 
@@ -52,7 +54,7 @@ def open_studio(backbone: Backbone, config: StudioConfig) -> Iterator[tuple[str,
             "font": ["system-ui", "sans-serif"],
             "font_mono": ["ui-monospace", "monospace"],
         }  # no download
-        _, address, _ = page.queue().launch(
+        _, address, _ = page.queue(max_size=config.waiting).launch(
             server_name=HOST,
             server_port=config.port or None,
             max_file_size=config.max_size * 2**20,

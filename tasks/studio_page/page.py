@@ -1,7 +1,9 @@
 """The layout of the page of `tasks.studio`."""
 
 import functools
+import inspect
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,11 @@ from data.clips import CLIP_SUFFIXES
 from data.files import IMAGE_SUFFIXES
 from dino_dense.arrays import Pixels
 from dino_dense.maps import LIKENESS
+from tasks.studio_page.live import Live, follow
 from tasks.studio_page.scene import MOST_OBJECTS, OpenClip, Studio
 
+Work = Callable[[OpenClip, int, Live], tuple[Path, Path]]
+"""(clip, every n-th frame, state) -> the film, and the file to download."""
 BUTTONS = ["download", "fullscreen"]  # of a picture: without the button to share it
 
 
@@ -78,7 +83,7 @@ def _masks_tab(gr: Any, studio: Studio, scene: Any) -> tuple[Any, Any]:
         paint = gr.Button("Mark what is painted")
     with gr.Row():
         clear = gr.Button("Clear")
-        start = gr.Button("Run", variant="primary", elem_id="run")
+        buttons = gr.Button("Run", variant="primary", elem_id="run"), gr.Button("Cancel", elem_id="cancel-run")
     overlay = gr.Video(label="Masks over the clip", interactive=False, elem_id="overlay")
     masks = gr.DownloadButton("Download the masks", elem_id="masks", interactive=False)
 
@@ -100,17 +105,10 @@ def _masks_tab(gr: Any, studio: Studio, scene: Any) -> tuple[Any, Any]:
         opened_clip.ids[:] = 0
         return opened_clip, opened_clip.seen()
 
-    bar = gr.Progress()
-
-    def ran(clip: OpenClip | None, step: int, progress: Any = bar) -> tuple[OpenClip, str, Any]:
-        opened_clip = _opened(clip)
-        film, zipped = studio.run(opened_clip, int(step), lambda done, total: progress((done, total), unit="frames"))
-        return opened_clip, str(film), gr.DownloadButton(value=str(zipped), interactive=True)
-
     frame.select(_showing_errors(gr, clicked), [scene, identity, likeness], [scene, frame])
     paint.click(_showing_errors(gr, painted), [scene, identity, editor], [scene, frame])
     clear.click(_showing_errors(gr, cleared), scene, [scene, frame])
-    start.click(_showing_errors(gr, ran), [scene, every], [scene, overlay, masks])
+    _running(gr, studio.run, scene, every, buttons, (overlay, masks), "run")
     return frame, editor
 
 
@@ -122,7 +120,7 @@ def _points_tab(gr: Any, studio: Studio, scene: Any) -> Any:
     with gr.Row():
         every = gr.Slider(1, 10, 1, step=1, label="Every n-th frame")
         clear = gr.Button("Clear")
-        start = gr.Button("Track", variant="primary", elem_id="track")
+        buttons = gr.Button("Track", variant="primary", elem_id="track"), gr.Button("Cancel", elem_id="cancel-track")
     overlay = gr.Video(label="Tracks over the clip (rings: hidden)", interactive=False, elem_id="tracks-overlay")
     table = gr.DownloadButton("Download the tracks", elem_id="tracks", interactive=False)
 
@@ -138,17 +136,51 @@ def _points_tab(gr: Any, studio: Studio, scene: Any) -> Any:
         opened_clip.points.clear()
         return opened_clip, opened_clip.seen_points()
 
-    bar = gr.Progress()
-
-    def tracked(clip: OpenClip | None, step: int, progress: Any = bar) -> tuple[OpenClip, str, Any]:
-        opened_clip = _opened(clip)
-        film, rows = studio.track(opened_clip, int(step), lambda done, total: progress((done, total), unit="frames"))
-        return opened_clip, str(film), gr.DownloadButton(value=str(rows), interactive=True)
-
     frame.select(_showing_errors(gr, clicked), scene, [scene, frame])
     clear.click(_showing_errors(gr, cleared), scene, [scene, frame])
-    start.click(_showing_errors(gr, tracked), [scene, every], [scene, overlay, table])
+    _running(gr, studio.track, scene, every, buttons, (overlay, table), "track")
     return frame
+
+
+def _running(
+    gr: Any, work: Work, scene: Any, every: Any, buttons: tuple[Any, Any], results: tuple[Any, Any], name: str
+) -> None:
+    """Let a button run the work, show its frames as they are done, and let another button stop it.
+
+    Args:
+        results: the film and the download.
+        name: of the elements live-NAME and said-NAME.
+    """
+    said = gr.Markdown(elem_id=f"said-{name}")
+    picture = gr.Image(label="Last frame", interactive=False, visible=False, elem_id=f"live-{name}", buttons=[])
+
+    def ran(clip: OpenClip | None, step: int) -> Iterator[dict[Any, Any]]:
+        opened_clip = _opened(clip)
+        film, download = results
+        running = follow(lambda live: work(opened_clip, int(step), live), opened_clip.live)
+        yield {said: "Started", film: None, download: gr.DownloadButton(interactive=False)}
+        while True:
+            try:
+                live = next(running)
+            except StopIteration as end:
+                made = end.value
+                break
+            if live.picture is not None:
+                yield {said: f"{live.done} of {live.total} frames", picture: gr.Image(live.picture, visible=True)}
+        live = opened_clip.live
+        yield {picture: gr.Image(None, visible=False)} | (
+            {said: f"Canceled after {live.done} of {live.total} frames"}
+            if made is None
+            else {said: "", film: str(made[0]), download: gr.DownloadButton(value=str(made[1]), interactive=True)}
+        )
+
+    def canceled(clip: OpenClip | None) -> None:
+        _opened(clip).live.stop.set()
+
+    start, cancel = buttons
+    outputs = [said, picture, *results]
+    start.click(_showing_errors(gr, ran), [scene, every], outputs, concurrency_id="network", concurrency_limit=1)
+    cancel.click(_showing_errors(gr, canceled), scene, None, queue=False)
 
 
 def _match_tab(gr: Any, studio: Studio, scene: Any) -> Any:
@@ -197,6 +229,17 @@ def _opened(scene: OpenClip | None) -> OpenClip:
 
 def _showing_errors(gr: Any, step: Any) -> Any:
     """A step that shows its errors on the page."""
+
+    if inspect.isgeneratorfunction(step):
+
+        @functools.wraps(step)
+        def showing_errors_later(*arguments: Any, **options: Any) -> Any:
+            try:
+                yield from step(*arguments, **options)
+            except (ValueError, OSError) as error:
+                raise gr.Error(str(error)) from error
+
+        return showing_errors_later
 
     @functools.wraps(step)
     def showing_errors(*arguments: Any, **options: Any) -> Any:

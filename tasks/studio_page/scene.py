@@ -7,9 +7,11 @@ new run replaces the files of the previous run.
 
 import shutil
 import tempfile
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +25,12 @@ from dino_dense.maps import LIKENESS, PcaColors, attention_maps, grow, patch_map
 from dino_dense.matching.points import best_pixels, features_at_pixels
 from dino_dense.propagation.protocol import PropagationProtocol
 from tasks.harness import figures
+from tasks.studio_page.live import Live
 from tasks.videos.clip_masks import carry_masks, write_masks
 from tasks.videos.clip_points import carry_points, write_tracks
 
 MOST_OBJECTS = 9
+Item = TypeVar("Item")
 STEPS = 4  # points on a side of a patch among which a match is looked for
 
 
@@ -45,6 +49,8 @@ class OpenClip:
     """[H, W], ids of the marked objects; 0 elsewhere."""
     points: list[tuple[int, int]] = field(default_factory=list)
     """(x, y) of the points to track, pixels of the frame."""
+    live: Live = field(default_factory=Live)
+    """The run that goes on, or the last."""
 
     def seen(self) -> Pixels:
         """The frame overlaid with the marked objects."""
@@ -52,12 +58,11 @@ class OpenClip:
 
     def seen_points(self) -> Pixels:
         """The frame with the points to track."""
-        colors = [figures.point_color(number) for number in range(len(self.points))]
-        trails = np.array(self.points, np.float64).reshape(-1, 1, 2)
-        return figures.tracks_over(self.frame, trails, colors, np.zeros(len(self.points), bool))
+        return _points_over(self.frame, np.array(self.points, np.float64), np.zeros(len(self.points), bool))
 
     def close(self) -> None:
-        """Remove its files."""
+        """Stop its run, and remove its files."""
+        self.live.stop.set()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -113,34 +118,48 @@ class Studio:
             raise ValueError(f"the painting is {strokes.shape}: expected {scene.ids.shape}, as the frame")
         scene.ids[strokes] = identity
 
-    def run(self, scene: OpenClip, every: int = 1, progress: Any = None) -> tuple[Path, Path]:
+    def run(self, scene: OpenClip, every: int = 1, live: Live | None = None) -> tuple[Path, Path]:
         """Propagate the marked objects. Returns the paths of the overlay (mp4) and the masks (zip of PNGs).
+
+        Args:
+            live: shows each frame when it is done, and can stop the run; nothing is left of a stopped run.
 
         Raises:
             ValueError: nothing is marked.
+            StoppedError: by `live`.
         """
         if not scene.ids.any():
             raise ValueError("nothing is marked yet: click an object on the first frame, or paint it")
-        out = _new_folder(scene, "run-")
+        live = live or Live()
         clip = open_clip(scene.clip.path, every=every)
         protocol = PropagationProtocol(short_side=self.resolution, rounding="nearest")
-        carried = carry_masks(self.backbone, clip, {clip.frame_name(0): scene.ids}, protocol)
-        write_masks(carried, clip, out / "masks", out, tell=progress or (lambda done, total: None))
-        zipped = shutil.make_archive(str(out / f"{clip.name}_masks"), "zip", out / "masks")
+        with _new_folder(scene, "run-") as out:
+            carried = carry_masks(self.backbone, clip, {clip.frame_name(0): scene.ids}, protocol)
+            shown = _showing(carried, live, lambda item: figures.overlay(item[0].rgb, item[1]))
+            with closing(carried), closing(shown):
+                write_masks(shown, clip, out / "masks", out, tell=live.tell)
+            zipped = shutil.make_archive(str(out / f"{clip.name}_masks"), "zip", out / "masks")
         return out / f"{clip.name}_masks.mp4", Path(zipped)
 
-    def track(self, scene: OpenClip, every: int = 1, progress: Any = None) -> tuple[Path, Path]:
+    def track(self, scene: OpenClip, every: int = 1, live: Live | None = None) -> tuple[Path, Path]:
         """Track the clicked points. Returns the paths of the overlay (mp4) and the table of the tracks (CSV).
+
+        Args:
+            live: as for `run`.
 
         Raises:
             ValueError: there is no point.
+            StoppedError: by `live`.
         """
         if not scene.points:
             raise ValueError("there is no point yet: click some on the first frame")
-        out = _new_folder(scene, "tracks-")
+        live = live or Live()
         clip = open_clip(scene.clip.path, every=every)
-        carried = carry_points(self.backbone, clip, np.array(scene.points, np.float64), self.resolution)
-        write_tracks(carried, clip, out, tell=progress or (lambda done, total: None))
+        with _new_folder(scene, "tracks-") as out:
+            carried = carry_points(self.backbone, clip, np.array(scene.points, np.float64), self.resolution)
+            shown = _showing(carried, live, lambda item: _points_over(item.frame.rgb, item.points, item.hidden))
+            with closing(carried), closing(shown):
+                write_tracks(shown, clip, out, tell=live.tell)
         return out / f"{clip.name}_tracks.mp4", out / f"{clip.name}_tracks.csv"
 
     def match(self, source: OpenClip, target: OpenClip, point: tuple[int, int]) -> tuple[Pixels, Pixels, float]:
@@ -176,8 +195,27 @@ class Studio:
         return figures.enlarge(PcaColors.fit([scene.features]).colors(scene.features), scene.clip.size)
 
 
-def _new_folder(scene: OpenClip, prefix: str) -> Path:
-    """An empty folder for results, in place of those of an earlier run."""
+def _points_over(frame: Pixels, points: npt.NDArray, hidden: npt.NDArray) -> Pixels:
+    """A frame with points [P, 2]; hidden ones [P] are rings."""
+    colors = [figures.point_color(number) for number in range(len(points))]
+    return figures.tracks_over(frame, points.reshape(-1, 1, 2), colors, hidden)
+
+
+def _showing(items: Iterator[Item], live: Live, draw: Callable[[Item], Pixels]) -> Generator[Item]:
+    """The items, each drawn for the visitor before it goes on."""
+    for item in items:
+        live.picture = draw(item)
+        yield item
+
+
+@contextmanager
+def _new_folder(scene: OpenClip, prefix: str) -> Iterator[Path]:
+    """An empty folder for results, in place of the folders of earlier runs; it is removed if the run does not end."""
     for before in scene.folder.glob(f"{prefix}*"):
         shutil.rmtree(before, ignore_errors=True)
-    return Path(tempfile.mkdtemp(dir=scene.folder, prefix=prefix))
+    out = Path(tempfile.mkdtemp(dir=scene.folder, prefix=prefix))
+    try:
+        yield out
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise

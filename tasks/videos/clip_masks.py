@@ -6,7 +6,7 @@ Shapes: H x W pixels of a frame.
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +95,7 @@ def carry_masks(
     *,
     max_bytes: int = DEFAULT_MAX_BYTES,
     batch_size: int | None = None,
-) -> Iterator[tuple[NamedFrame, Pixels]]:
+) -> Generator[tuple[NamedFrame, Pixels]]:
     """Yield every frame of a clip with its ids uint8 [H, W], which are the ids of the given masks.
 
     Args:

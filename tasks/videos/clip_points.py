@@ -7,7 +7,7 @@ Shapes: P points (x, y) in pixels of the frames, H x W pixels.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple
@@ -81,7 +81,7 @@ def check_points(points: Sequence[tuple[float, float]], clip: Clip) -> None:
 
 def carry_points(
     backbone: Backbone, clip: Clip, points: Floats, resolution: int | None, *, batch_size: int | None = None
-) -> Iterator[TrackedFrame]:
+) -> Generator[TrackedFrame]:
     """Yield every frame of a clip with the points.
 
     Args:

@@ -1,6 +1,9 @@
 """The page of `tasks.studio` in a real browser: click, run, play, download; nobody else is asked for anything."""
 
+import re
+import threading
 import zipfile
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -13,12 +16,14 @@ from PIL import Image
 from data import DataError
 from dino_dense import Backbone
 from tasks.studio import HOST, StudioConfig, open_studio
+from tasks.studio_page.live import Live, follow
 from tasks.studio_page.scene import Studio
 from tests.browser import chromium, needs_chromium
 from tests.clip_files import moving_disc, moving_mask, write_clip
 from tests.color_backbone import color_backbone
 
 SIZE = (96, 128)
+LONG = 600  # frames of a clip whose run is stopped
 
 
 def backbone() -> Backbone:
@@ -39,9 +44,11 @@ def test_a_click_marks_an_object_and_a_run_follows_it(tmp_path: Path, studio: St
     truth = moving_mask(0, SIZE)
     assert ((scene.ids == 3) & (truth > 0)).sum() / ((scene.ids == 3) | (truth > 0)).sum() > 0.6
     assert (scene.seen() != scene.frame).any()
-    done = []
-    film, zipped = studio.run(scene, 2, lambda number, total: done.append((number, total)))
-    assert done == [(number, 4) for number in (1, 2, 3, 4)]
+    live = Live()
+    film, zipped = studio.run(scene, 2, live)
+    assert (live.done, live.total) == (4, 4)
+    assert live.picture is not None
+    assert live.picture.shape == (*SIZE, 3)
     assert film.is_file()
     with zipfile.ZipFile(zipped) as archive:
         assert sorted(archive.namelist()) == ["00000.png", "00002.png", "00004.png", "00006.png"]
@@ -50,6 +57,58 @@ def test_a_click_marks_an_object_and_a_run_follows_it(tmp_path: Path, studio: St
     assert len(list(scene.folder.glob("run-*"))) == 1
     scene.close()
     assert list(studio.folder.iterdir()) == []
+
+
+def result_of(running: Generator[Live, None, Any]) -> Any:
+    """The result of followed work, at its end."""
+    while True:
+        try:
+            next(running)
+        except StopIteration as end:
+            return end.value
+
+
+@pytest.mark.parametrize("name", ["run", "track"])
+def test_a_stopped_run_leaves_nothing_and_can_run_again(tmp_path: Path, studio: Studio, name: str):
+    scene = studio.open(write_clip(tmp_path / "clip.mp4", size=SIZE))
+    studio.click(scene, (20, 48), 3)
+    scene.points.append((20, 48))
+    before = sorted(scene.folder.iterdir())
+
+    def work(live: Live) -> tuple[Path, Path]:
+        live.stop.set()  # as the visitor does in another thread, before the first frame is done
+        return getattr(studio, name)(scene, 1, live)
+
+    running = follow(work, scene.live)
+    assert result_of(running) is None
+    assert (scene.live.done, scene.live.total) == (1, 8)
+    assert sorted(scene.folder.iterdir()) == before
+    assert all(file.is_file() for file in getattr(studio, name)(scene))
+
+
+def test_work_shows_its_state_and_a_closed_page_stops_it():
+    go, seen, ended = threading.Event(), [], threading.Event()
+
+    def work(live: Live) -> str:
+        try:
+            for number in range(1, 1000):
+                live.tell(number, 1000)
+                go.wait(0.01)
+            return "done"
+        finally:
+            ended.set()
+
+    running = follow(work, Live())
+    seen.append(next(running).done)
+    running.close()
+    assert ended.is_set(), "close waits for the thread"
+    assert 0 < seen[0] < 1000
+
+    def failing(live: Live) -> None:
+        raise ValueError("no frame")
+
+    with pytest.raises(ValueError, match="no frame"):
+        list(follow(failing, Live()))
 
 
 def test_painting_and_images(tmp_path: Path, studio: Studio):
@@ -129,6 +188,22 @@ def click_points_and_matches(page: Any, clip: Path, folder: Path) -> None:
     page.locator("#match-said").get_by_text("Cosine", exact=False).wait_for()
 
 
+def cancel_a_run(page: Any, clip: Path) -> None:
+    """Start a long run, see its frames while it runs, and stop it."""
+    page.get_by_role("tab", name="Masks").click()
+    page.locator("#source input[type=file]").set_input_files(str(clip))
+    click_on(page, "#frame img", (20, 48))
+    page.locator("#run").click()
+    page.locator("#live-run img").wait_for()
+    page.locator("#cancel-run").click()
+    said = page.locator("#said-run").get_by_text("Canceled after", exact=False)
+    said.wait_for()
+    done, total = map(int, re.findall(r"\d+", said.inner_text()))
+    assert 0 < done < total == LONG
+    assert not page.locator("#live-run img").is_visible()
+    assert page.locator("#masks").is_disabled()
+
+
 def click_on(page: Any, selector: str, point: tuple[int, int]) -> None:
     """Click a pixel (x, y) of a picture of `SIZE`, and wait until the picture changes."""
     picture = page.locator(selector)
@@ -182,6 +257,11 @@ def test_the_page(tmp_path: Path):
         page.locator("#source button[aria-label='Clear']").click()
         page.locator("#frame img").wait_for(state="detached")
         assert not left.exists()
+        cancel_a_run(page, write_clip(tmp_path / "long.mp4", LONG, size=SIZE))
+        page.screenshot(path=str(tmp_path / "canceled.png"), full_page=True)
+        page.set_viewport_size({"width": 390, "height": 844})
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it fits a phone"
+        page.screenshot(path=str(tmp_path / "phone.png"), full_page=True)
         assert folder.is_dir()
     assert not folder.exists()
     strangers = {urlparse(url).hostname for url in asked if urlparse(url).scheme not in ("data", "blob")} - {HOST}
