@@ -13,6 +13,7 @@ import html
 import importlib
 import importlib.resources
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -45,6 +46,8 @@ STATUS = {
     "ours": "ours",
     "unused": "unused",
 }
+TEXT_COLUMNS = ("meaning", "note", "what it has", "in one line")
+"""Columns of text, which assets/site.css keeps wide enough."""
 MARKER = re.compile(r"<!-- generated: (\w+) -->")
 OF_EVERY_TASK = """
 ## Published numbers
@@ -80,7 +83,8 @@ def code(text: object) -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of cells that are Markdown already."""
-    lines = [head, ["---"] * len(head), *rows]
+    named = [f'<span class="text">{name}</span>' if name in TEXT_COLUMNS else name for name in head]
+    lines = [named, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
@@ -109,8 +113,9 @@ def protocols(task: str) -> str:
     if not known:
         return "No preset: the defaults of the options below are the protocol.\n"
     default = set(presets.matching_protocols(kind, get(kind).config()))
+    known.sort(key=lambda name: (name not in default, name))
     parts = []
-    for name in sorted(known, key=lambda name: (name not in default, name)):
+    for name in known:
         title, entries = protocol_header(f"{kind}_{name}")
         mark = " (the default)" if name in default else ""
         lines = [f"- **{plain(key)}**: {plain(text)}" for key, text in entries.items() if key != "command"]
@@ -331,6 +336,31 @@ def has_page(name: str) -> bool:
     return (ROOT / "docs" / "tasks" / f"{name}.md").is_file()
 
 
+# --- Notebooks -----------------------------------------------------------------------------------------------
+
+
+def notebooks() -> list[Path]:
+    """The notebooks of docs/notebooks."""
+    return sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+
+
+def cells_of(notebook: Path) -> list[tuple[str, str]]:
+    """Kind (markdown or code) and text of the cells of a notebook."""
+    cells = json.loads(notebook.read_text())["cells"]
+    return [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+
+
+def notebook_page(notebook: Path) -> str:
+    """A notebook as a page: its text and code."""
+    parts = [text if kind == "markdown" else f"```python\n{text}\n```" for kind, text in cells_of(notebook)]
+    return "\n\n".join(parts) + f"\n\nThe file: `docs/notebooks/{notebook.name}`.\n"
+
+
+def notebook_list() -> str:
+    titles = {path.stem: cells_of(path)[0][1].splitlines()[0].lstrip("# ") for path in notebooks()}
+    return "\n".join(f"- [{title}]({name}.md)" for name, title in titles.items()) + "\n"
+
+
 # --- MkDocs --------------------------------------------------------------------------------------------------
 
 
@@ -357,6 +387,7 @@ def filled(text: str, page: str) -> str:
         "data": lambda: data_of_task(name),
         "data_list": data_list,
         "task_list": task_list,
+        "notebook_list": notebook_list,
     }
     return MARKER.sub(lambda marker: makers[marker[1]](), text)
 
@@ -365,13 +396,15 @@ def generated_pages() -> dict[str, str]:
     """Page -> text of the pages that are no file below docs/."""
     pages = {page: root_page((ROOT / file).read_text()) for page, file in PAGES_OF_THE_ROOT.items()}
     pages["options.md"] = shared_options()
+    pages |= {f"notebooks/{path.stem}.md": notebook_page(path) for path in notebooks()}
     return pages | {f"data/{entry['name']}.md": data_page(entry) for entry in data_sets()}
 
 
 def on_config(config: Any) -> Any:
-    """Add a page for each task, command and data set to the navigation."""
+    """Add a page for each task, command, data set and notebook to the navigation."""
     further = {
-        "Tasks": [f"tasks/{name}.md" for name in (*names(), *commands()) if has_page(name)],
+        "Tasks": [{name: f"tasks/{name}.md"} for name in (*names(), *commands()) if has_page(name)],
+        "Notebooks": [f"notebooks/{path.stem}.md" for path in notebooks()],
         "Data": [f"data/{entry['name']}.md" for entry in data_sets()],
     }
     for section in config["nav"]:

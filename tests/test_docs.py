@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import json
 import re
 import runpy
 import shlex
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import pytest
 
 import benchmarks.__main__ as all_benchmarks
@@ -221,7 +223,8 @@ def test_a_command_on_embedded_data_runs(name: str, tmp_path: Path, capsys: pyte
     default = dataclasses.asdict(task.config())
     short = {field: value for field, value in dataclasses.asdict(task.smoke).items() if value != default[field]}
     short |= LIGHTER.get(name, {}) | SMOKE.get(name, {})
-    options = [f"--{field}={hooks.spelled(value)}" for field, value in short.items()]
+    given = {word.lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
+    options = [f"--{field}={hooks.spelled(value)}" for field, value in short.items() if field not in given]
     assert command.main(name, [*words, *options, "--device", "cpu", "--out", str(tmp_path)]) == 0
     assert task.metrics[0].name in capsys.readouterr().out
     assert (tmp_path / "results.csv").is_file()
@@ -336,12 +339,34 @@ def test_cells_of_tables_show_signs_of_markdown_as_they_are():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("notebook", hooks.notebooks(), ids=lambda path: path.stem)
+def test_the_cells_of_a_notebook_run(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """In order, in one namespace, as Jupyter runs them; a figure is drawn."""
+    monkeypatch.chdir(tmp_path)
+    plt.switch_backend("Agg")
+    names: dict[str, Any] = {}
+    for number, (kind, text) in enumerate(hooks.cells_of(notebook)):
+        if kind == "code":
+            exec(compile(text, f"{notebook.name}, cell {number}", "exec"), names)
+    assert plt.get_fignums()
+    plt.close("all")
+
+
+@pytest.mark.parametrize("notebook", hooks.notebooks(), ids=lambda path: path.stem)
+def test_a_notebook_has_no_outputs(notebook: Path):
+    cells = json.loads(notebook.read_text())["cells"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells if "outputs" in cell)
+
+
+@pytest.mark.slow
 def test_the_site_is_built_and_asks_no_other_host(tmp_path: Path):
     if not importlib.util.find_spec("material") or not importlib.util.find_spec("mkdocstrings"):
         pytest.skip('the site needs the extra "docs": pip install "dino_dense[docs]"')
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for page in ("index.html", "tasks/davis.html", "data/voc.html", "api/backbone.html", "options.html"):
-        text = (tmp_path / page).read_text()
-        assert not re.findall(r"<(?:script|img|iframe)[^>]+src=\"(?:https?:)?//|<link[^>]+stylesheet[^>]+//", text)
+    pages = list(tmp_path.rglob("*.html"))
+    assert {"index.html", "davis.html", "voc.html", "options.html", "matches.html"} <= {page.name for page in pages}
+    for page in pages:
+        loaded = r"<(?:script|img|iframe)[^>]+src=\"(?:https?:)?//[^>]+|<link[^>]+stylesheet[^>]+//[^>]+"
+        assert not re.findall(loaded, page.read_text()), page
