@@ -178,11 +178,17 @@ def sources_table(protocol: str) -> str:
 # --- Published numbers ---------------------------------------------------------------------------------------
 
 
+@functools.cache
+def published_registry() -> dict[str, Any]:
+    """The content of dino_dense/published.yaml."""
+    text = importlib.resources.files("dino_dense").joinpath("published.yaml").read_text()
+    registry: dict[str, Any] = yaml.safe_load(text)
+    return registry
+
+
 def published(wanted: Callable[[Mapping[str, Any]], bool]) -> str:
     """A table for each data set and preset of dino_dense/published.yaml for which `wanted(entry)` is true."""
-    text = importlib.resources.files("dino_dense").joinpath("published.yaml").read_text()
-    registry = yaml.safe_load(text)
-    parts = []
+    registry, parts = published_registry(), []
     for entry in filter(wanted, registry["numbers"]):
         metrics = dict.fromkeys(metric for values in entry["values"].values() for metric in values)
         rows = [

@@ -34,9 +34,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PROGRAMS = ("python", "python3", "dino-dense", "torchrun", "pip", "make", "source")
 """First words of commands."""
+NAMES = tasks.names()
 RANDOM = "random:vit_micro_patch8_64"
-SMOKE = {"finetune": {"epochs": 1}, "knn": {"resize": 64, "crop": 64}, "linear": {"epochs": 2}}
-"""Task -> settings that make its run light, beside those of the contract's tests."""
+RUN = ("davis", "depth", "discovery")
+"""Tasks whose command on embedded data runs as a whole: cheap ones, of videos, of training and of single images."""
 NEED_FILES = ("--data", "--score", "--pair", "--truth", "--each-layer", "--sizes", "--layers")
 """Options of commands that are read only: they need files, or measure many times."""
 
@@ -163,7 +164,7 @@ def check_python(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
         return
     module, rest = words[1], list(words[2:])
     top, _, name = module.partition(".")
-    if top == "tasks" and name in tasks.names():
+    if top == "tasks" and name in NAMES:
         check_argv(lambda: command.main(name, rest), rest, monkeypatch)
     elif top == "tasks" and name:
         check_argv(lambda: importlib.import_module(module).COMMAND.main(rest), rest, monkeypatch)
@@ -204,25 +205,38 @@ def embedded_commands() -> dict[str, Printed]:
     for item in COMMANDS:
         words = item.words
         name = words[2].removeprefix("tasks.") if words[:2] == ["python", "-m"] else ""
-        if name in tasks.names() and item.page == f"docs/tasks/{name}.md" and not set(words) & set(NEED_FILES):
+        if name in NAMES and item.page == f"docs/tasks/{name}.md" and not set(words) & set(NEED_FILES):
             chosen.setdefault(name, item)
     return chosen
 
 
+EMBEDDED = embedded_commands()
+
+
 def test_the_page_of_a_task_has_a_command_on_embedded_data():
-    assert set(embedded_commands()) == {name for name in tasks.names() if hooks.has_page(name)}
+    assert set(EMBEDDED) == {name for name in tasks.names() if hooks.has_page(name)}
+
+
+@pytest.mark.parametrize("name", sorted(EMBEDDED))
+def test_a_command_on_embedded_data_opens_them(name: str, ends_when_parsed: None):
+    """The contract's tests run each task on them; here the options of the printed command are the ones that open."""
+    with pytest.raises(Parsed) as end:
+        command.main(name, EMBEDDED[name].words[3:])
+    task = tasks.get(name)
+    (config,) = (values for values in end.value.values if isinstance(values, task.config))
+    assert "embedded" in task.open(config).facts.name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(embedded_commands()))
+@pytest.mark.parametrize("name", RUN)
 def test_a_command_on_embedded_data_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """As printed, with a small network, and the task's own settings of a short run after its options."""
-    words = embedded_commands()[name].words[3:]
+    words = EMBEDDED[name].words[3:]
     words[words.index("--ckpt") + 1] = RANDOM
     task = tasks.get(name)
     default = dataclasses.asdict(task.config())
     short = {field: value for field, value in dataclasses.asdict(task.smoke).items() if value != default[field]}
-    short |= LIGHTER.get(name, {}) | SMOKE.get(name, {})
+    short |= LIGHTER[name]
     given = {word.lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
     options = [f"--{field}={hooks.spelled(value)}" for field, value in short.items() if field not in given]
     assert command.main(name, [*words, *options, "--device", "cpu", "--out", str(tmp_path)]) == 0
@@ -299,7 +313,7 @@ def test_each_task_and_command_has_a_page():
     assert pages == {*tasks.names(), *commands()}
 
 
-@pytest.mark.parametrize("name", tasks.names())
+@pytest.mark.parametrize("name", NAMES)
 def test_the_page_of_a_task_shows_its_protocols_and_options(name: str):
     page = f"tasks/{name}.md"
     text = hooks.filled((ROOT / "docs" / page).read_text(), page)
