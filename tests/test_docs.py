@@ -36,8 +36,8 @@ PROGRAMS = ("python", "python3", "dino-dense", "torchrun", "pip", "make", "sourc
 """First words of commands."""
 NAMES = tasks.names()
 RANDOM = "random:vit_micro_patch8_64"
-RUN = ("davis", "depth", "discovery")
-"""Tasks whose command on embedded data runs as a whole: cheap ones, of videos, of training and of single images."""
+RUN = ("davis", "discovery")
+"""Tasks whose command on embedded data runs as a whole: cheap ones, of videos and of images."""
 NEED_FILES = ("--data", "--score", "--pair", "--truth", "--each-layer", "--sizes", "--layers")
 """Options of commands that are read only: they need files, or measure many times."""
 
