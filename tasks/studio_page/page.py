@@ -82,8 +82,9 @@ def _masks_tab(gr: Any, studio: Studio, scene: Any) -> tuple[Any, Any]:
         editor = gr.ImageEditor(label="First frame", type="numpy", brush=brush, elem_id="editor", layers=False)
         paint = gr.Button("Mark what is painted")
     with gr.Row():
-        clear = gr.Button("Clear")
+        undo, clear = gr.Button("Undo", elem_id="undo"), gr.Button("Clear")
         buttons = gr.Button("Run", variant="primary", elem_id="run"), gr.Button("Cancel", elem_id="cancel-run")
+    state = _state(gr, "run")
     overlay = gr.Video(label="Masks over the clip", interactive=False, elem_id="overlay")
     masks = gr.DownloadButton("Download the masks", elem_id="masks", interactive=False)
 
@@ -102,13 +103,19 @@ def _masks_tab(gr: Any, studio: Studio, scene: Any) -> tuple[Any, Any]:
 
     def cleared(clip: OpenClip | None) -> tuple[OpenClip, Pixels]:
         opened_clip = _opened(clip)
-        opened_clip.ids[:] = 0
+        opened_clip.mark(slice(None), 0)
+        return opened_clip, opened_clip.seen()
+
+    def undone(clip: OpenClip | None) -> tuple[OpenClip, Pixels]:
+        opened_clip = _opened(clip)
+        opened_clip.undo()
         return opened_clip, opened_clip.seen()
 
     frame.select(_showing_errors(gr, clicked), [scene, identity, likeness], [scene, frame])
     paint.click(_showing_errors(gr, painted), [scene, identity, editor], [scene, frame])
     clear.click(_showing_errors(gr, cleared), scene, [scene, frame])
-    _running(gr, studio.run, scene, every, buttons, (overlay, masks), "run")
+    undo.click(_showing_errors(gr, undone), scene, [scene, frame])
+    _running(gr, studio.run, scene, every, buttons, (overlay, masks), state)
     return frame, editor
 
 
@@ -119,8 +126,9 @@ def _points_tab(gr: Any, studio: Studio, scene: Any) -> Any:
     )
     with gr.Row():
         every = gr.Slider(1, 10, 1, step=1, label="Every n-th frame")
-        clear = gr.Button("Clear")
+        undo, clear = gr.Button("Undo", elem_id="undo-point"), gr.Button("Clear")
         buttons = gr.Button("Track", variant="primary", elem_id="track"), gr.Button("Cancel", elem_id="cancel-track")
+    state = _state(gr, "track")
     overlay = gr.Video(label="Tracks over the clip (rings: hidden)", interactive=False, elem_id="tracks-overlay")
     table = gr.DownloadButton("Download the tracks", elem_id="tracks", interactive=False)
 
@@ -136,23 +144,40 @@ def _points_tab(gr: Any, studio: Studio, scene: Any) -> Any:
         opened_clip.points.clear()
         return opened_clip, opened_clip.seen_points()
 
+    def undone(clip: OpenClip | None) -> tuple[OpenClip, Pixels]:
+        opened_clip = _opened(clip)
+        del opened_clip.points[-1:]
+        return opened_clip, opened_clip.seen_points()
+
     frame.select(_showing_errors(gr, clicked), scene, [scene, frame])
     clear.click(_showing_errors(gr, cleared), scene, [scene, frame])
-    _running(gr, studio.track, scene, every, buttons, (overlay, table), "track")
+    undo.click(_showing_errors(gr, undone), scene, [scene, frame])
+    _running(gr, studio.track, scene, every, buttons, (overlay, table), state)
     return frame
 
 
+def _state(gr: Any, name: str) -> tuple[Any, Any]:
+    """A text on the progress of a run, and a picture of its last frame."""
+    picture = gr.Image(label="Last frame", interactive=False, visible=False, elem_id=f"live-{name}", buttons=[])
+    return gr.Markdown(elem_id=f"said-{name}"), picture
+
+
 def _running(
-    gr: Any, work: Work, scene: Any, every: Any, buttons: tuple[Any, Any], results: tuple[Any, Any], name: str
+    gr: Any,
+    work: Work,
+    scene: Any,
+    every: Any,
+    buttons: tuple[Any, Any],
+    results: tuple[Any, Any],
+    state: tuple[Any, Any],
 ) -> None:
     """Let a button run the work, show its frames as they are done, and let another button stop it.
 
     Args:
         results: the film and the download.
-        name: of the elements live-NAME and said-NAME.
+        state: the text and the picture of `_state`.
     """
-    said = gr.Markdown(elem_id=f"said-{name}")
-    picture = gr.Image(label="Last frame", interactive=False, visible=False, elem_id=f"live-{name}", buttons=[])
+    said, picture = state
 
     def ran(clip: OpenClip | None, step: int) -> Iterator[dict[Any, Any]]:
         opened_clip = _opened(clip)

@@ -30,6 +30,7 @@ from tasks.videos.clip_masks import carry_masks, write_masks
 from tasks.videos.clip_points import carry_points, write_tracks
 
 MOST_OBJECTS = 9
+MOST_UNDONE = 30  # changes that can be taken back
 Item = TypeVar("Item")
 STEPS = 4  # points on a side of a patch among which a match is looked for
 
@@ -49,8 +50,20 @@ class OpenClip:
     """[H, W], ids of the marked objects; 0 elsewhere."""
     points: list[tuple[int, int]] = field(default_factory=list)
     """(x, y) of the points to track, pixels of the frame."""
+    before: list[Pixels] = field(default_factory=list)
+    """`ids` before each of the last changes, the latest last."""
     live: Live = field(default_factory=Live)
     """The run that goes on, or the last."""
+
+    def mark(self, where: npt.NDArray[np.bool_] | slice, identity: int) -> None:
+        """Give pixels to an object (0: to none); `undo` takes it back."""
+        self.before = [*self.before[1 - MOST_UNDONE :], self.ids.copy()]
+        self.ids[where] = identity
+
+    def undo(self) -> None:
+        """Take the last change back; does nothing if there is none."""
+        if self.before:
+            self.ids = self.before.pop()
 
     def seen(self) -> Pixels:
         """The frame overlaid with the marked objects."""
@@ -110,13 +123,13 @@ class Studio:
 
     def click(self, scene: OpenClip, point: tuple[int, int], identity: int, likeness: float = LIKENESS) -> None:
         """Mark the region that grows from a pixel (x, y) as part of an object."""
-        scene.ids[grow(scene.features, scene.clip.size, point, likeness)] = identity
+        scene.mark(grow(scene.features, scene.clip.size, point, likeness), identity)
 
     def paint(self, scene: OpenClip, strokes: npt.NDArray[np.bool_], identity: int) -> None:
         """Mark painted pixels [H, W] as part of an object; ValueError for another size."""
         if strokes.shape != scene.ids.shape:
             raise ValueError(f"the painting is {strokes.shape}: expected {scene.ids.shape}, as the frame")
-        scene.ids[strokes] = identity
+        scene.mark(strokes, identity)
 
     def run(self, scene: OpenClip, every: int = 1, live: Live | None = None) -> tuple[Path, Path]:
         """Propagate the marked objects. Returns the paths of the overlay (mp4) and the masks (zip of PNGs).
@@ -134,7 +147,7 @@ class Studio:
         clip = open_clip(scene.clip.path, every=every)
         protocol = PropagationProtocol(short_side=self.resolution, rounding="nearest")
         with _new_folder(scene, "run-") as out:
-            carried = carry_masks(self.backbone, clip, {clip.frame_name(0): scene.ids}, protocol)
+            carried = carry_masks(self.backbone, clip, {clip.frame_name(0): scene.ids.copy()}, protocol)
             shown = _showing(carried, live, lambda item: figures.overlay(item[0].rgb, item[1]))
             with closing(carried), closing(shown):
                 write_masks(shown, clip, out / "masks", out, tell=live.tell)

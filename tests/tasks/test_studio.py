@@ -17,7 +17,7 @@ from data import DataError
 from dino_dense import Backbone
 from tasks.studio import HOST, StudioConfig, open_studio
 from tasks.studio_page.live import Live, follow
-from tasks.studio_page.scene import Studio
+from tasks.studio_page.scene import MOST_UNDONE, Studio
 from tests.browser import chromium, needs_chromium
 from tests.clip_files import moving_disc, moving_mask, write_clip
 from tests.color_backbone import color_backbone
@@ -111,6 +111,25 @@ def test_work_shows_its_state_and_a_closed_page_stops_it():
         list(follow(failing, Live()))
 
 
+def test_changes_are_taken_back_one_by_one(tmp_path: Path, studio: Studio):
+    scene = studio.open(write_clip(tmp_path / "clip.mp4", size=SIZE))
+    states = [scene.ids.copy()]
+    for number in range(MOST_UNDONE + 5):
+        strokes = np.zeros(SIZE, bool)
+        strokes[number] = True
+        studio.paint(scene, strokes, 1 + number % 9)
+        states.append(scene.ids.copy())
+    studio.click(scene, (20, 48), 3)
+    states.append(scene.ids.copy())
+    scene.mark(slice(None), 0)
+    assert not scene.ids.any()
+    for expected in states[: -MOST_UNDONE - 1 : -1]:
+        scene.undo()
+        assert (scene.ids == expected).all()
+    scene.undo()
+    assert (scene.ids == states[-MOST_UNDONE]).all(), "older changes are kept"
+
+
 def test_painting_and_images(tmp_path: Path, studio: Studio):
     Image.fromarray(moving_disc(0, SIZE)).save(tmp_path / "a.png")
     scene = studio.open(tmp_path / "a.png")
@@ -173,6 +192,8 @@ def test_large_files_are_refused(tmp_path: Path, studio: Studio):
 def click_points_and_matches(page: Any, clip: Path, folder: Path) -> None:
     """Track a clicked point and download its table; then match the clip's first frame with another picture."""
     page.get_by_role("tab", name="Points").click()
+    click_on(page, "#points-frame img", (90, 20))
+    undo(page, "#undo-point", "#points-frame img")
     click_on(page, "#points-frame img", (20, 48))
     page.locator("#track").click()
     page.wait_for_function("() => (document.querySelector('#tracks-overlay video') || {}).duration > 0")
@@ -202,6 +223,15 @@ def cancel_a_run(page: Any, clip: Path) -> None:
     assert 0 < done < total == LONG
     assert not page.locator("#live-run img").is_visible()
     assert page.locator("#masks").is_disabled()
+
+
+def undo(page: Any, button: str, picture: str) -> None:
+    """Take the last change back, and wait until the picture changes."""
+    before = page.locator(picture).get_attribute("src")
+    page.locator(button).click()
+    page.wait_for_function(
+        "([picture, before]) => document.querySelector(picture).src !== before", arg=[picture, before]
+    )
 
 
 def click_on(page: Any, selector: str, point: tuple[int, int]) -> None:
@@ -235,6 +265,8 @@ def test_the_page(tmp_path: Path):
         page.get_by_text("exceed", exact=False).first.wait_for()
         page.reload()
         page.locator("#source input[type=file]").set_input_files(str(clip))
+        click_on(page, "#frame img", (20, 48))
+        undo(page, "#undo", "#frame img")
         click_on(page, "#frame img", (20, 48))
         page.locator("#run").click()
         page.wait_for_function("() => (document.querySelector('#overlay video') || {}).duration > 0")
