@@ -1,6 +1,8 @@
 """Pretrained names: the real loading code of timm and the hub, on files made here and no network."""
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from safetensors.torch import save_file
 
 from dino_dense import load_backbone
 from dino_dense.backbone.dino_vit import DinoViT
+from dino_dense.backbone.hub import why_out_of_reach
 from dino_dense.checkpoint import CheckpointError
 from dino_dense.report import Report, Score
 from tasks import get
@@ -92,3 +95,42 @@ def test_weights_that_cannot_be_had_are_an_error_not_random(hub: Path):
         load_backbone("timm:vit_base_patch16_224.dino")
     with pytest.raises(ValueError, match="unknown architecture"):
         load_backbone("timm:vit_bse_patch16_224.dino")
+
+
+def test_cached_weights_are_within_reach(hub: Path):
+    put(hub, "timm/vit_small_patch16_224.dino", "vit_small_patch16_224")
+    assert why_out_of_reach("timm:vit_small_patch16_224.dino") == ""
+    assert "not in the cache" in why_out_of_reach("timm:vit_base_patch16_224.dino")
+    assert why_out_of_reach("random:vit_small_patch16_224") == ""
+
+
+def test_a_hub_that_cannot_be_reached_is_named(hub: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert "http://127.0.0.1:9 cannot be reached" in why_out_of_reach("hf-hub:someone/network")
+
+
+def test_a_hub_that_answers_is_within_reach(hub: Path, monkeypatch: pytest.MonkeyPatch):
+    class Refusing(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_error(404)
+
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        assert why_out_of_reach("hf-hub:someone/network") == ""
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "words"),
+    [
+        ("missing.pth", FileNotFoundError, "no such file or folder"),
+        ("timm:vit_smal_patch16_224", ValueError, "unknown architecture"),
+        ("timm:vit_small_patch14_518", ValueError, "no pretrained weights"),
+    ],
+)
+def test_a_wrong_name_is_no_question_of_reach(hub: Path, spec: str, error: type[Exception], words: str):
+    with pytest.raises(error, match=words):
+        why_out_of_reach(spec)

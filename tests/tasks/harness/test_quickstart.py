@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
+from dino_dense import load_backbone, report
 from tasks.harness import quickstart
 
 RECIPE = {
@@ -29,14 +31,19 @@ SUITE = [
 ]
 
 
-def test_it_ends_with_a_table_and_goes_on_where_it_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+@pytest.fixture
+def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two steps, few frames; returns the results folder."""
     monkeypatch.setattr(quickstart, "recipe", {"pretrain/quickstart.yaml": RECIPE}.get)
     suite = tmp_path / "suite.yaml"
     suite.write_text(yaml.safe_dump(SUITE))
     monkeypatch.setattr(quickstart, "SUITE", str(suite))
-    out = tmp_path / "out"
+    monkeypatch.setattr(quickstart, "REAL_SUITE", str(suite))
+    return tmp_path / "out"
+
+
+def test_it_ends_with_a_table_and_goes_on_where_it_stopped(short: Path, capsys: pytest.CaptureFixture[str]):
+    out = short
     assert quickstart.main(["--out", str(out), "--seeds", "0,1"]) == 0
     text = capsys.readouterr().out
     assert "davis J&F-Mean" in text
@@ -48,3 +55,35 @@ def test_it_ends_with_a_table_and_goes_on_where_it_stopped(
     assert quickstart.main(["--out", str(out), "--seeds", "0,1"]) == 0
     assert (out / "pretrain-seed0" / "log.csv").read_text() == first
     pd.testing.assert_frame_equal(pd.read_csv(out / "results.csv"), table)  # seconds too: nothing was run again
+
+
+def test_a_real_network_is_measured_beside_it(
+    short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "mine.pth"
+    torch.save(load_backbone("random:vit_micro_patch8_64", seed=3).module.state_dict(), file)
+    opened: list[Path] = []
+    monkeypatch.setattr(report, "open_page", opened.append)
+    assert quickstart.main(["--out", str(short), "--real", str(file)]) == 0
+    assert "mine" in capsys.readouterr().out
+    table = pd.read_csv(short / "results-real" / "pairs.csv")
+    assert set(table["checkpoint"]) == {"pretrain-seed0", "mine"}
+    assert opened == [short / "results-real" / "index.html"]
+
+
+def test_without_the_hub_it_says_so_and_goes_on(
+    short: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(short / "no cache"))
+    assert quickstart.main(["--out", str(short), "--real"]) == 0
+    captured = capsys.readouterr()
+    assert "timm:vit_small_patch16_224.dino is left out: HF_HUB_OFFLINE is set" in captured.err
+    assert "davis J&F-Mean" in captured.out
+    assert not (short / "results-real").exists()
+
+
+def test_a_missing_file_is_an_error_before_the_work(short: Path):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        quickstart.main(["--out", str(short), "--real", "missing.pth"])
+    assert not short.exists()
