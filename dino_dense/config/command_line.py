@@ -16,7 +16,8 @@ import traceback
 import types
 from argparse import SUPPRESS, Action
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from contextvars import ContextVar
+from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
 
@@ -40,6 +41,50 @@ SHOWN_NAME = 200  # characters of a path in a message about it
 DEBUG_OPTION = "--debug"
 """An option of every command, at any position: show tracebacks of errors."""
 EPILOG = f"null as a value means: none. {DEBUG_OPTION}, at any position, shows the traceback of an error."
+
+
+class Options(NamedTuple):
+    """The options of a command, as it gives them to `parse`."""
+
+    config_types: tuple[type, ...]
+    presets: str
+    positional: str
+
+
+class _OptionsListed(BaseException):
+    """Ends a command whose options alone are wanted."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+
+_LISTS_OPTIONS: ContextVar[bool] = ContextVar("_LISTS_OPTIONS", default=False)
+
+
+def options_of(command: Callable[[], object]) -> Options:
+    """The options of a command: it runs as far as its call of `parse`, and no further.
+
+    Raises:
+        ValueError: the command ended without a call of `parse`.
+    """
+    token = _LISTS_OPTIONS.set(True)
+    try:
+        command()
+    except _OptionsListed as listed:
+        return listed.options
+    finally:
+        _LISTS_OPTIONS.reset(token)
+    raise ValueError(f"{command} ended without parsing options")
+
+
+def words_of(hint: Any) -> list[str]:
+    """The words that an option of this type may have; empty if it takes other values too."""
+    if hint is bool:
+        return ["true", "false"]
+    if get_origin(hint) is Literal:
+        return [str(word) for word in get_args(hint)]
+    parts = [words_of(option) for option in get_args(hint) if option is not type(None)]
+    return [word for part in parts for word in part] if get_origin(hint) in UNIONS and all(parts) else []
 
 
 class _HelpFormatter(DefaultHelpFormatter):
@@ -123,6 +168,8 @@ def parse(
     Raises:
         SystemExit: with 2 after a message, for an unknown or ill-typed option; with 0 after `--help`.
     """
+    if _LISTS_OPTIONS.get():
+        raise _OptionsListed(Options(config_types, presets, positional))
     argv = list(sys.argv[1:] if argv is None else argv)
     words = f"{positional.upper()} ... " if positional else ""
     usage = f"{prog} {words}[--config FILE] [--print-config] [{DEBUG_OPTION}] [--FIELD VALUE ...]"

@@ -2,10 +2,20 @@
 
 import importlib
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 from dino_dense.config import command_line
 
+SUMMARIES = {
+    "pretrain": "Train a DINO vision transformer.",
+    "suite": "Measure checkpoints with every entry of a suite.",
+    "report": "Compare results of checkpoints.",
+    "export": "Export a backbone for timm, transformers, torch.export or ONNX.",
+    "quickstart": "Render data, pretrain a small DINO, and measure it.",
+    "completion": "Print the completion script of a shell.",
+}
+"""Words beside the tasks and the drawing commands."""
 MODULES = {
     "pretrain": "dino_dense.pretrain.__main__",
     "report": "dino_dense.report.__main__",
@@ -18,16 +28,23 @@ USAGE = """usage: dino-dense pretrain [--help]                     python -m din
        dino-dense report FOLDERS [--help]               python -m dino_dense.report
        dino-dense export --ckpt CHECKPOINT [--help]     python -m dino_dense.export
        dino-dense quickstart [--help]                   python -m tasks quickstart
+       dino-dense completion bash|zsh
 """
 
 
 def main() -> NoReturn:
     """Run the command line of `dino-dense`."""
-    command_line.run(_main)
+    command_line.run(lambda: run(sys.argv[1:]))
 
 
-def _main() -> int | None:
-    first, rest = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("", [])
+def run(words: Sequence[str]) -> int | None:
+    """Run a command line of `dino-dense`, given as words. Returns the exit status."""
+    first, rest = (words[0], list(words[1:])) if words else ("", [])
+    if first == "completion":
+        from tasks.harness import completion
+
+        return completion.main(rest, run, SUMMARIES)
+    sys.argv = [sys.argv[0], *words]
     if first in MODULES:
         sys.argv = [sys.argv[0], *rest]
         return importlib.import_module(MODULES[first]).main()

@@ -128,7 +128,7 @@ def test_a_hub_that_answers_is_within_reach(hub: Path, monkeypatch: pytest.Monke
     [
         ("missing.pth", FileNotFoundError, "no such file or folder"),
         ("timm:vit_smal_patch16_224", ValueError, "unknown architecture"),
-        ("timm:vit_small_patch14_518", ValueError, "no pretrained weights"),
+        ("timm:vit_small_patch16_18x2_224", ValueError, "no pretrained weights"),
     ],
 )
 def test_a_wrong_name_is_no_question_of_reach(hub: Path, spec: str, error: type[Exception], words: str):
