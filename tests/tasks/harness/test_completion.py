@@ -13,7 +13,9 @@ from dino_dense.config import command_line
 from tasks.harness import dispatch
 from tasks.harness.registry import commands, names
 
-OFFERED = 'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_dino_dense; printf "%s\\n" "${COMPREPLY[@]}"'
+OFFERED = (
+    'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_dino_dense; printf "%s\\n" "${COMPREPLY[@]}"'
+)
 
 
 @pytest.fixture(scope="module")
