@@ -4,9 +4,10 @@ import importlib
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from benchmarks import bench, crops, training_step
+from benchmarks import bench, crops, results, training_step
 from benchmarks.__main__ import main, names
 from benchmarks.bench import Row
 from tests.pretrain.tiny_run import TINY, write_pictures
@@ -78,3 +79,38 @@ def test_a_table_of_a_document_is_replaced_between_its_marks(tmp_path: Path):
     assert document.read_text() == "before\n<!-- x -->\nnew\n<!-- end of x -->\nafter\n"
     with pytest.raises(ValueError, match="no marks <!-- y -->"):
         bench.write_between(document, "y", "new")
+
+
+def pairs_file(folder: Path, random_value: float, status: str = "ok") -> Path:
+    folder.mkdir()
+    scores = [("davis16", "davis", "mine", 61.0), ("davis16", "davis", "random", random_value)]
+    pd.DataFrame(
+        [
+            {
+                "entry": entry,
+                "task": task,
+                "checkpoint": name,
+                "metric": metric,
+                "value": value,
+                "status": status,
+                "error": "x",
+            }
+            for entry, task, name, value in scores
+            for metric in ("J&F-Mean", "J-Mean")
+        ]
+    ).to_csv(folder / "pairs.csv", index=False)
+    return folder
+
+
+def test_the_results_table_has_means_and_ranges_over_seeds(tmp_path: Path):
+    folders = [pairs_file(tmp_path / "a", 20.0), pairs_file(tmp_path / "b", 30.0)]
+    (row,) = results.results_table(results.read(folders)).to_dict("records")
+    assert (row["task"], row["metric"]) == ("davis", "J&F-Mean"), "the headline alone"
+    assert row["mine"] == "61.0"
+    assert row["random"] == "25.0 (20.0 to 30.0)"
+    assert "--short-side 224" in row["settings"]
+
+
+def test_a_results_table_with_a_failed_pair_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="davis16 of mine failed: x"):
+        results.read([pairs_file(tmp_path / "a", 20.0, "failed")])

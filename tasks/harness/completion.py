@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_type_hints
 
@@ -44,7 +42,7 @@ def whole_parser(run: Callable[[Sequence[str]], object], fixed: Mapping[str, str
     """A parser with all commands and their options, which only describes them: see `main`."""
     parser = argparse.ArgumentParser(prog="dino-dense")
     subparsers = parser.add_subparsers()
-    summaries = {name: summary(name) for name in [*names(), *commands()]} | fixed
+    summaries = {**{name: summary(name) for name in [*names(), *commands()]}, **fixed}
     for name, text in summaries.items():
         own = subparsers.add_parser(name, help=text.replace("%", "%%"))
         if name == "completion":

@@ -253,7 +253,10 @@ def test_ctrl_c_ends_the_batch_with_a_report_of_what_there_is(place: Path, monke
 # --- Suites ---
 
 
-@pytest.mark.parametrize("name", ["quickstart", "dense", "classification", "paper"])
+SUITES = Path(__file__).parents[3] / "configs" / "suites"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SUITES.glob("*.yaml")))
 def test_our_suites_are_read(name: str):
     assert len(load_suite(name)) >= 2
 

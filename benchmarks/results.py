@@ -1,0 +1,88 @@
+"""The table of docs/results.md, from batches of the suite `results`: `python -m benchmarks.results OUT ... [--docs]`.
+
+Each folder is the `--out` of `python -m tasks --suite results` with another `--seed`. With several, a value is the mean
+over the seeds, and its range follows. With `--docs`, the table in docs/results.md is replaced.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from benchmarks.bench import write_between
+from dino_dense.report import PAIRS_FILE
+
+ROOT = Path(__file__).parents[1]
+DOCUMENT = ROOT / "docs" / "results.md"
+SUITE = ROOT / "configs" / "suites" / "results.yaml"
+SHOWN = {"inside": 2, "depth": 2, "tokens": 4, "saliency": 2}
+"""Task -> metrics shown, the first of its list; other tasks show their headline."""
+
+
+def read(folders: Sequence[Path]) -> pd.DataFrame:
+    """The scores of all folders, long: columns of pairs.csv, and `seed` (the number of the folder).
+
+    Raises:
+        ValueError: a pair failed, so that a table would be incomplete.
+    """
+    frame = pd.concat(
+        [pd.read_csv(folder / PAIRS_FILE).assign(seed=number) for number, folder in enumerate(folders)],
+        ignore_index=True,
+    )
+    failed = frame[frame["status"] == "failed"]
+    if len(failed):
+        first = failed.iloc[0]
+        raise ValueError(f"{first['entry']} of {first['checkpoint']} failed: {first['error']}. Run the suite again.")
+    return frame
+
+
+def results_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row for each metric, a column for each checkpoint: mean, and the range over seeds where they differ."""
+    place = frame.groupby(["seed", "entry", "checkpoint"], sort=False).cumcount()
+    shown = frame[place < frame["task"].map(SHOWN).fillna(1)]
+    cells = shown.groupby(["entry", "task", "metric", "checkpoint"], sort=False)["value"].agg(_cell)
+    table = cells.unstack("checkpoint", sort=False).reset_index()
+    table["settings"] = table["entry"].map(_settings())
+    return table.drop(columns="entry").rename_axis(columns=None)
+
+
+def _cell(values: pd.Series) -> str:
+    digits = 1 if values.abs().max() >= 10 else 2
+    mean = f"{values.mean():.{digits}f}"
+    low, high = f"{values.min():.{digits}f}", f"{values.max():.{digits}f}"
+    return mean if low == high else f"{mean} ({low} to {high})"
+
+
+def _settings() -> dict[str, str]:
+    """Label of each entry -> its preset and config, as written in the suite."""
+    settings = {}
+    for entry in yaml.safe_load(SUITE.read_text()):
+        preset = f"--preset {entry['preset']} " if "preset" in entry else ""
+        values = [f"--{name.replace('_', '-')} {_typed(value)}" for name, value in entry["config"].items()]
+        settings[entry.get("label", entry["task"])] = f"`{preset}{' '.join(values)}`"
+    return settings
+
+
+def _typed(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(map(_typed, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def main(words: Sequence[str]) -> int:
+    """Print or write the table. Returns the exit status."""
+    folders = [Path(word) for word in words if word != "--docs"]
+    if not folders:
+        print(f"usage: {__doc__}", file=sys.stderr)
+        return 2
+    text = results_table(read(folders)).to_markdown(index=False)
+    print(text)
+    if "--docs" in words:
+        write_between(DOCUMENT, "results", text)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
