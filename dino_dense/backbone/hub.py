@@ -30,7 +30,7 @@ def why_out_of_reach(spec: str) -> str:
         raise FileNotFoundError(f"{spec}: no such file or folder. Expected a checkpoint, timm:NAME or hf-hub:NAME.")
     if kind not in HUBS:
         return ""
-    repository = name.partition("@")[0] if kind == "hf-hub" else _repository_of_timm(name)
+    repository = name.partition("@")[0] if HUBS[kind] else _repository_of_timm(name)
     if any(isinstance(try_to_load_from_cache(repository, file), str) for file in WEIGHTS_FILES):
         return ""
     return _silence()
