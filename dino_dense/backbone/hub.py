@@ -41,7 +41,7 @@ def _repository_of_timm(name: str) -> str:
     check_timm_name(name)
     pretrained = timm.get_pretrained_cfg(name)
     if pretrained is None or not pretrained.hf_hub_id:
-        raise ValueError(f"timm:{name}: timm has no pretrained weights of this name. timm.list_pretrained() lists all.")
+        raise ValueError(f"{name}: timm has no pretrained weights of this name. timm.list_pretrained() lists all.")
     return str(pretrained.hf_hub_id)
 
 
