@@ -128,14 +128,20 @@ def _ranked(values: pd.DataFrame, pair: tuple[str, str], own: Mapping[str, tuple
 
 def _pictured(entry: Entry, samples: pd.DataFrame) -> Pictured:
     """The pictures of a report by sample: a caption begins with the name of a sample, or of its cluster."""
-    members = samples.groupby(CLUSTER, sort=False).groups
+    if not entry.report.pictures:
+        return {}
+    members: dict[str, list[str]] = {}
+    for sample, cluster in zip(map(str, samples.index), map(str, samples[CLUSTER]), strict=True):
+        members.setdefault(cluster, []).append(sample)
+    known = dict.fromkeys([*map(str, samples.index), *members])
+    own = set(map(str, samples.index))
     pictured: Pictured = {}
     for picture in entry.report.pictures:
-        begins = [str(name) for name in (*samples.index, *members) if _is_of(picture.caption, str(name))]
+        begins = [name for name in known if _is_of(picture.caption, name)]
         if begins:
             name = max(begins, key=len)
-            for sample in [name] if name in samples.index else members[name]:
-                pictured.setdefault(str(sample), picture)
+            for sample in [name] if name in own else members[name]:
+                pictured.setdefault(sample, picture)
     return pictured
 
 

@@ -261,11 +261,13 @@ function makeSamples(section) {
     });
     table.tBodies[0].replaceChildren(...made);
     const counts = ["better", "worse"].map((_, place) => rows.filter((row) => gain(measure, place ? -1 : 1)(row) > 0));
-    const part = measure.samples.length < measure.total || rows.length < measure.samples.length;
+    const part = measure.sure < measure.total;
     byId("samples-text").textContent =
       `${measure.metric}${measure.unit ? ` in ${measure.unit}` : ""}, ${measure.higher ? "higher" : "lower"} is better. ` +
-      `${part ? `The ${rows.length} largest of ${measure.total} samples` : `${rows.length} sample${rows.length === 1 ? "" : "s"}`}: ` +
-      `the second checkpoint is better in ${counts[0].length}, worse in ${counts[1].length}.`;
+      (part
+        ? `The page has the ${rows.length} largest of ${measure.total} samples, in this order.`
+        : `${rows.length} sample${rows.length === 1 ? "" : "s"}: the second checkpoint is better in ` +
+          `${counts[0].length}, worse in ${counts[1].length}.`);
     more.hidden = rows.length <= few;
     more.textContent = all ? `Show the first ${few}` : `Show all ${rows.length}`;
     section.dataset.title = ` ${measure.label} ${measure.metric}`.toLowerCase();
