@@ -1,7 +1,7 @@
 """The picture of the README: `python -m benchmarks.pictures CHECKPOINT [--out FILE]`.
 
-Principal components, a match, in-context segmentation and a carried mask, of embedded data, with a network and with random
-weights of its architecture.
+Principal components, a match, in-context segmentation and a carried mask of embedded data, with a network and with
+random weights of its architecture.
 """
 
 import sys

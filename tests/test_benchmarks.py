@@ -4,12 +4,16 @@ import importlib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
-from benchmarks import bench, crops, results, training_step
+from benchmarks import bench, crops, pictures, results, training_step
 from benchmarks.__main__ import main, names
 from benchmarks.bench import Row
+from data.sample import sample_data
+from dino_dense import load_backbone
 from tests.pretrain.tiny_run import TINY, write_pictures
 
 
@@ -114,3 +118,22 @@ def test_the_results_table_has_means_and_ranges_over_seeds(tmp_path: Path):
 def test_a_results_table_with_a_failed_pair_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="davis16 of mine failed: x"):
         results.read([pairs_file(tmp_path / "a", 20.0, "failed")])
+
+
+def test_the_picture_of_the_readme_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, value in (("SIDE", 64), ("LABELED", 4), ("LATER", 2)):
+        monkeypatch.setattr(pictures, name, value)
+    backbone = load_backbone("random:vit_micro_patch8_64")
+    first, cosine, later = pictures.match_and_mask(backbone, sample_data())
+    assert first.shape == later.shape
+    assert cosine.max() <= 1 + 1e-5
+    pictures.draw({"one": backbone, "other": backbone}, tmp_path / "picture.jpg")
+    with Image.open(tmp_path / "picture.jpg") as picture:
+        assert picture.width > 4 * picture.height, "two rows of many columns"
+
+
+def test_only_objects_are_painted():
+    frame, ids = np.full((2, 2, 3), 100, np.uint8), np.array([[0, 1], [2, 0]])
+    picture = pictures.painted(frame, ids)
+    assert np.allclose(picture[ids == 0], 100 / 255)
+    assert not np.allclose(picture[0, 1], picture[1, 0])
