@@ -39,18 +39,29 @@ def read(folders: Sequence[Path]) -> pd.DataFrame:
 
 
 def results_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row for each metric, a column for each checkpoint: mean, and the range over seeds where they differ."""
+    """A row for each metric, a column for each checkpoint: the value and its standard error, or the mean over seeds."""
     place = frame.groupby(["seed", "entry", "checkpoint"], sort=False).cumcount()
     shown = frame[place < frame["task"].map(SHOWN).fillna(1)]
-    cells = shown.groupby(["entry", "task", "metric", "checkpoint"], sort=False)["value"].agg(_cell)
-    table = cells.unstack("checkpoint", sort=False).reset_index()
+    texts = [
+        (*key, _cell(group["value"], group["stderr"]))
+        for key, group in shown.groupby(["entry", "task", "metric", "checkpoint"], sort=False)
+    ]
+    cells = pd.DataFrame(texts, columns=["entry", "task", "metric", "checkpoint", "text"])
+    table = (
+        cells.set_index(["entry", "task", "metric", "checkpoint"])["text"]
+        .unstack("checkpoint", sort=False)
+        .reset_index()
+    )
     table["settings"] = table["entry"].map(_settings())
     return table.drop(columns="entry").rename_axis(columns=None)
 
 
-def _cell(values: pd.Series) -> str:
+def _cell(values: pd.Series, errors: pd.Series) -> str:
+    """The value of one seed with its standard error; the mean and the range of several."""
     digits = 1 if values.abs().max() >= 10 else 2
     mean = f"{values.mean():.{digits}f}"
+    if len(values) == 1:
+        return mean if errors.isna().all() else f"{mean} ± {errors.iloc[0]:.{digits}f}"
     low, high = f"{values.min():.{digits}f}", f"{values.max():.{digits}f}"
     return mean if low == high else f"{mean} ({low} to {high})"
 

@@ -97,6 +97,7 @@ def pairs_file(folder: Path, random_value: float, status: str = "ok") -> Path:
                 "metric": metric,
                 "value": value,
                 "status": status,
+                "stderr": 2.0,
                 "error": "x",
             }
             for entry, task, name, value in scores
@@ -113,6 +114,11 @@ def test_the_results_table_has_means_and_ranges_over_seeds(tmp_path: Path):
     assert row["mine"] == "61.0"
     assert row["random"] == "25.0 (20.0 to 30.0)"
     assert "--short-side 224" in row["settings"]
+
+
+def test_the_results_table_of_one_seed_has_standard_errors(tmp_path: Path):
+    (row,) = results.results_table(results.read([pairs_file(tmp_path / "a", 20.0)])).to_dict("records")
+    assert row["random"] == "20.0 ± 2.0"
 
 
 def test_a_results_table_with_a_failed_pair_is_refused(tmp_path: Path):
