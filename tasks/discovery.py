@@ -332,7 +332,7 @@ def _read_boxes(config: DiscoveryConfig, root: Path, layout: str) -> tuple[list[
 
 
 def _note(backbone: Backbone, config: DiscoveryConfig, table: pd.DataFrame, unanswered: int, without: int) -> str:
-    from dino_dense.objects.segment import feature_note
+    from dino_dense.objects.segment import feature_note, uncut_note
 
     parts = [f"Confidence is the {CONFIDENCE[config.method]}."]
     if config.method == "maskcut":
@@ -343,8 +343,8 @@ def _note(backbone: Backbone, config: DiscoveryConfig, table: pd.DataFrame, unan
     if without:
         parts.append(f"Images without an object, which are left out: {without}.")
     if config.method != "attention":
-        parts.append(feature_note(backbone, config))
-    return " ".join(parts).strip()
+        parts += [uncut_note(list(table["ncut"]), config), feature_note(backbone, config)]
+    return " ".join(filter(None, parts))
 
 
 def draw(images: BoxedImages, outcome: Outcome, folder: Path) -> tuple[Picture, ...]:

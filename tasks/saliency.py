@@ -29,6 +29,7 @@ from tasks.harness.task import Outcome, Task, file_list_hash, sized_by
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    import pandas as pd
     from torch import Tensor
 
     from dino_dense import Backbone
@@ -145,7 +146,7 @@ def measure(backbone: Backbone, images: MaskedImages, config: SaliencyConfig, se
         session.once(_save, masks, session.folder("masks"))
     return Outcome(
         tables={"images": table},
-        note=_note(backbone, config, threshold),
+        note=_note(backbone, config, table, threshold),
         samples=samples,
         to_draw=masks,
     )
@@ -262,8 +263,8 @@ def _measure(
     return _Measured(row, f_curve(values, truth[scored]), encode_mask(maps[best].mask))
 
 
-def _note(backbone: Backbone, config: SaliencyConfig, threshold: float) -> str:
-    from dino_dense.objects.segment import feature_note
+def _note(backbone: Backbone, config: SaliencyConfig, table: pd.DataFrame, threshold: float) -> str:
+    from dino_dense.objects.segment import feature_note, uncut_note
 
     parts = [f"Confidence (images.csv) is the {CONFIDENCE[config.method]}."]
     if config.refine != "none":
@@ -271,8 +272,8 @@ def _note(backbone: Backbone, config: SaliencyConfig, threshold: float) -> str:
     if config.method == "attention" and config.attention_heads == "best":
         parts.append("The head was chosen by the truth, image by image: an upper bound.")
     if config.method != "attention":
-        parts.append(feature_note(backbone, config))
-    return " ".join(parts).strip()
+        parts += [uncut_note(list(table["ncut"]), config), feature_note(backbone, config)]
+    return " ".join(filter(None, parts))
 
 
 def _published_dataset(config: SaliencyConfig, root: Path, images: Sequence[MaskedImage]) -> str | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dino_dense.arrays import Floats, Mask
 from dino_dense.objects.lanczos import leading_pairs
-from dino_dense.objects.segment import Segment, check_finite, component
+from dino_dense.objects.segment import UNCUT, Segment, check_finite, component
 
 SMALLEST_GRAPH = 3  # patches; fewer have no third eigenvalue
 
@@ -251,7 +251,7 @@ def _has_sides(graph: Graph) -> bool:
 def _segment(graph: Graph, pair: SecondEigenpair | None, size: tuple[int, int], *, corners: bool) -> Segment:
     """The object side of the cut of a graph of size (h, w) patches; empty without an eigenpair."""
     if pair is None:
-        return Segment(np.zeros(size, bool), 0.0, ncut=1.0)
+        return Segment(np.zeros(size, bool), 0.0, ncut=UNCUT)
     values = pair.vector
     extreme = values[np.abs(values).argmax()]
     values = values * np.sign(extreme)

@@ -3,6 +3,7 @@
 Shapes: an image has h x w patches, N = h*w, in rows; features are [C, h, w], masks bool [h, w].
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,6 +19,9 @@ from dino_dense import Backbone
 from dino_dense.arrays import Box, Floats, Mask
 from dino_dense.backbone.grid import to_pixels
 from dino_dense.objects.protocol import SegmentProtocol
+
+UNCUT = 1.0
+"""Normalized cut of an image whose patches are all alike, so that there is no partition."""
 
 
 class Segment(NamedTuple):
@@ -52,6 +56,23 @@ def patch_features(backbone: Backbone, images: Tensor, protocol: SegmentProtocol
 def feature_kind(backbone: Backbone, protocol: SegmentProtocol) -> Literal["keys", "patches"]:
     """The kind of features to compare: `protocol.features`, or patches for a backbone without keys."""
     return protocol.features if protocol.features in backbone.provides else "patches"
+
+
+def uncut_note(normalized_cuts: Sequence[float], protocol: SegmentProtocol) -> str:
+    """A sentence on images without an object since their patches are all alike; empty if there are none.
+
+    Args:
+        normalized_cuts: of each image's (first) segment; `UNCUT` without a cut.
+    """
+    uncut = sum(value == UNCUT for value in normalized_cuts)
+    if not uncut:
+        return ""
+    other = "patches" if protocol.features == "keys" else "keys"
+    return (
+        f"{uncut} of {len(normalized_cuts)} images have no object: the cosines of all their patches are on one side of "
+        f"tau {protocol.tau:g}, so nothing is cut. Set another --tau (a larger one if patches are alike), or "
+        f"--features {other}."
+    )
 
 
 def feature_note(backbone: Backbone, protocol: SegmentProtocol) -> str:

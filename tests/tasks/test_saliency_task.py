@@ -91,6 +91,13 @@ def values(report: Report) -> dict[str, float]:
     return {score.metric: score.value for score in report.scores}
 
 
+def test_images_that_cannot_be_cut_are_counted(pairs: Path, tmp_path: Path):
+    report = run(pairs, tmp_path / "uncut", method="tokencut", tau=-0.99)
+    assert values(report)["IoU"] == 0
+    assert "4 of 4 images have no object: the cosines of all their patches are on one side of tau -0.99" in report.note
+    assert "have no object" not in run(pairs, tmp_path / "cut", method="tokencut").note
+
+
 # --- Scores ---
 
 
