@@ -1,12 +1,15 @@
 """The quickstart's whole path, on a recipe of two steps."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 import yaml
 
+from data.sample import sample_data
 from dino_dense import load_backbone, report
 from tasks.harness import quickstart
 
@@ -25,7 +28,7 @@ RECIPE = {
     "num_workers": 0,
     "device": "cpu",
 }
-SUITE = [
+SUITE: list[dict[str, Any]] = [
     {"task": "knn", "config": {"resize": 32, "crop": 32}},
     {"task": "davis", "config": {"short_side": 64, "max_frames": 3, "sequences": ["starfish"]}},
 ]
@@ -35,8 +38,13 @@ SUITE = [
 def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two steps, few frames; returns the results folder."""
     monkeypatch.setattr(quickstart, "recipe", {"pretrain/quickstart.yaml": RECIPE}.get)
+    few = tmp_path / "few"
+    for folder in (sample_data().images / "train").iterdir():
+        for split, file in zip(("train", "val"), sorted(folder.iterdir())[:2], strict=True):
+            (few / split / folder.name).mkdir(parents=True)
+            shutil.copy(file, few / split / folder.name)
     suite = tmp_path / "suite.yaml"
-    suite.write_text(yaml.safe_dump(SUITE))
+    suite.write_text(yaml.safe_dump([{**SUITE[0], "config": {**SUITE[0]["config"], "data": str(few)}}, *SUITE[1:]]))
     monkeypatch.setattr(quickstart, "SUITE", str(suite))
     monkeypatch.setattr(quickstart, "REAL_SUITE", str(suite))
     return tmp_path / "out"
