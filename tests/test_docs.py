@@ -24,8 +24,9 @@ import benchmarks.__main__ as all_benchmarks
 import tasks
 from data.sample import sample_data
 from dino_dense.config import command_line, presets
+from dino_dense.config.completion import SHELLS
 from docs import hooks
-from tasks.harness import command, dispatch, suites
+from tasks.harness import command, dispatch, quickstart, suites
 from tasks.harness.options import BatchOptions
 from tasks.harness.registry import commands
 from tests.test_task_contract import LIGHTER
@@ -148,6 +149,8 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     elif program == "make":
         targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(rest) <= set(targets), f"the Makefile has {targets}"
+    elif program == "dino-dense" and rest[:1] == ["completion"]:  # it has no options, only a shell's name
+        assert set(rest[1:]) <= set(SHELLS)
     elif program == "dino-dense":
         check_argv(dispatch.main, rest, monkeypatch)
     elif program != "source":
@@ -158,6 +161,8 @@ def check_python(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """`python FILE ...` or `python -m MODULE ...`."""
     if words[0] == "bootstrap.py":
         assert words[1] in runpy.run_path(str(ROOT / "bootstrap.py"))["COMMANDS"]
+        if words[1] == "quickstart":
+            check_argv(lambda: quickstart.main(words[2:]), list(words[2:]), monkeypatch)
         return
     if words[0] != "-m":
         assert (ROOT / words[0]).is_file()
