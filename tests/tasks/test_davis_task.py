@@ -4,8 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from PIL import Image
 
 from data import DataError
 from data.masks import read_ids, write_mask
-from dino_dense import Backbone, Report
+from dino_dense import Report
 from dino_dense.propagation.video import Frame, VideoPropagator, pixel_note, pixel_statistics
 from tasks import RunOptions, get, main, run_one
 from tasks.davis import (
@@ -26,6 +24,7 @@ from tasks.davis import (
 )
 from tests.device import chosen_name
 from tests.oracles import oracle_backbone
+from tests.overlapping import let_two_meet
 
 RANDOM = "random:vit_micro_patch8_64"
 DAVIS = get("davis")
@@ -319,14 +318,7 @@ def test_on_a_gpu_sequences_overlap_and_the_masks_are_the_same(
 ):
     """Two sequences meet before they propagate, and nothing else changes."""
     alone = run(tree, tmp_path / "alone")
-    meeting, propagate = threading.Barrier(2), VideoPropagator.run
-
-    def meet(self: VideoPropagator, frames: Iterable[Frame]) -> object:
-        meeting.wait(60)
-        return propagate(self, frames)
-
-    monkeypatch.setattr(Backbone, "on_cpu", False)
-    monkeypatch.setattr(VideoPropagator, "run", meet)
+    let_two_meet(monkeypatch)
     together = run(tree, tmp_path / "together")
     assert together.scores == alone.scores
     assert pngs(tmp_path / "together") == pngs(tmp_path / "alone")

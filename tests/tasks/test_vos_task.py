@@ -2,9 +2,8 @@
 
 import json
 import shutil
-import threading
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,11 @@ from PIL import Image
 from data import DataError
 from data.masks import write_mask
 from data.vos import load_vos
-from dino_dense import Backbone
-from dino_dense.propagation.video import Frame, VideoPropagator
 from tasks import RunOptions, Session, get, measured, run_one
 from tasks.vos import VosConfig, open_videos
 from tests.device import chosen_name
 from tests.oracles import oracle_backbone
+from tests.overlapping import let_two_meet
 
 RANDOM = "random:vit_micro_patch8_64"
 SIZE = (37, 53)  # odd, height and width
@@ -179,14 +177,7 @@ def test_on_a_gpu_videos_overlap_and_the_masks_are_the_same(tmp_path: Path, monk
         shutil.copytree(folder / "zebra", folder / "again")
     config = VosConfig(data=str(root), layout="mose", short_side=None, rounding="ceil")
     run(config, tmp_path / "alone")
-    meeting, propagate = threading.Barrier(2), VideoPropagator.run
-
-    def meet(self: VideoPropagator, frames: Iterable[Frame]) -> object:
-        meeting.wait(60)
-        return propagate(self, frames)
-
-    monkeypatch.setattr(Backbone, "on_cpu", False)
-    monkeypatch.setattr(VideoPropagator, "run", meet)
+    let_two_meet(monkeypatch)
     run(config, tmp_path / "together")
     alone, together = (
         {path.relative_to(out): path.read_bytes() for path in sorted(out.rglob("*.png"))}
