@@ -44,10 +44,15 @@ def browser() -> Iterator["sync_api.Browser"]:
         yield browser
 
 
+def new_page(browser: "sync_api.Browser") -> "sync_api.Page":
+    """A page that moves to its links at once: smooth scrolling goes on while a test already looks."""
+    return browser.new_page(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+
+
 @pytest.fixture
 def page(browser: "sync_api.Browser", html: Path) -> Iterator["sync_api.Page"]:
     """The page, opened; afterwards it must have run without errors and asked for nothing but itself."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page = new_page(browser)
     problems: list[str] = []
     page.on("console", lambda message: problems.append(f"console: {message.text}"))
     page.on("pageerror", lambda error: problems.append(f"error: {error}"))
@@ -162,7 +167,7 @@ def test_a_copied_link_opens_the_same_view(page: "sync_api.Page", browser: "sync
     page.locator("#samples-order").select_option("better")
     page.locator("#measure-knn thead th").nth(2).click()
     page.locator("#measure-knn .link").nth(1).click()
-    other = browser.new_page(viewport={"width": 1280, "height": 900})
+    other = new_page(browser)
     other.goto(page.url)
     for one in (page, other):
         assert one.locator("#search").input_value() == "knn dino"
@@ -184,7 +189,7 @@ def test_a_copied_link_opens_the_same_view(page: "sync_api.Page", browser: "sync
 )
 def test_a_broken_link_opens_the_page(browser: "sync_api.Browser", html: Path, fragment: str):
     problems: list[str] = []
-    other = browser.new_page()
+    other = new_page(browser)
     other.on("pageerror", lambda error: problems.append(str(error)))
     other.goto(html.as_uri() + fragment)
     assert other.locator("#samples tbody tr").count() == 20
@@ -234,7 +239,7 @@ def test_the_policy_is_in_force(browser: "sync_api.Browser", html: Path):
     """A script that did get in would not run."""
     blocked = html.with_name("blocked.html")
     blocked.write_text(html.read_text("utf-8").replace("</main>", "<script>window.hacked = 1</script></main>"), "utf-8")
-    other = browser.new_page()
+    other = new_page(browser)
     other.goto(blocked.as_uri())
     assert other.evaluate("window.hacked") is None
     other.close()
