@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -17,8 +17,13 @@ from dino_dense.pretrain.batches import MicroBatch, build_loader, pretraining_pl
 from dino_dense.pretrain.guard import Guard
 from dino_dense.pretrain.optim import build_schedules
 from dino_dense.pretrain.step import OptimizerStep
+from dino_dense.probes.pixels import LinearHead, PixelProbe, dropped, head_step, optimizer_of
+from dino_dense.training.losses import PendingLosses
 from tasks import Session
+from tasks.finetuning.config import FinetuneConfig
+from tasks.finetuning.loop import FineTuning
 from tasks.images.features import Preprocessing, image_features
+from tasks.images.labeled import open_labeled
 from tests.pretrain.tiny_run import TINY, write_pictures
 from tests.waits import DEVICE, Waits
 
@@ -162,3 +167,35 @@ def test_a_pass_over_images_waits_as_often_for_many_as_for_a_few(pictures: Path)
     few, many = waits(4), waits(16)
     assert few == many
     assert len(few) <= 6
+
+
+@pytest.mark.usefixtures("meta")
+@pytest.mark.parametrize("void", ["counted", "left out"])
+def test_a_step_of_a_linear_layer_on_pixels_never_waits_for_the_device(void: Literal["counted", "left out"]):
+    with DEVICE:
+        head = LinearHead(8, 3)
+        tokens, ids = torch.zeros(2, 8, 4, 4), torch.zeros(2, 16, 16, dtype=torch.long)
+    optimizer, pending = optimizer_of(head, PixelProbe()), PendingLosses()
+    with Waits() as waits:
+        for step in range(3):
+            pending.add(step, head_step(head, optimizer, dropped(tokens, 0.1, 0, step), ids, 1e-3, void))
+    assert waits.seen == []
+    with Waits() as waits:
+        pending.take()
+    assert len(waits.seen) == 1
+
+
+@pytest.mark.usefixtures("meta")
+@pytest.mark.parametrize("changes", [{}, {"mixup": 0.0, "cutmix": 0.0}, {"clip_grad": 1.0}], ids=str)
+def test_a_step_of_fine_tuning_never_waits_for_the_device(tmp_path: Path, changes: dict[str, Any]):
+    for folder in ("train/a", "train/b", "val/a", "val/b"):
+        write_pictures(tmp_path / folder, 8)
+    backbone = load_backbone("random:vit_micro_patch8_32").to(DEVICE)
+    config = FinetuneConfig(data=str(tmp_path), crop=32, batch_size=8, drop_path=0.1, amp="off", workers=0, **changes)
+    run = FineTuning(backbone, config, open_labeled(config), Session(tmp_path / "out"))
+    batches = run.micro_batches()
+    run.optimizer_step([next(batches)])  # constants of the network
+    batch = next(batches)
+    with Waits() as waits:
+        run.optimizer_step([batch])
+    assert waits.seen == []

@@ -29,6 +29,7 @@ from dino_dense.loaders import WorkerItems, read_items
 from dino_dense.probes.protocol import PixelProbe
 from dino_dense.probes.readout import nearest_labels, slide_logits
 from dino_dense.progress import progress, tracked
+from dino_dense.training.losses import PendingLosses
 from dino_dense.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from dino_dense.training.schedules import half_cosine
 from dino_dense.training.seeds import derive_seed
@@ -289,18 +290,22 @@ def train_head(
         training.load(state)
     source = _FreshBatches if config.augment else _KeptBatches
     batches = source(backbone, config, world, seed, pairs, workers)
-    is_main, saved, done = world.is_main, time.monotonic(), training.step
+    is_main, saved, done, pending = world.is_main, time.monotonic(), training.step, PendingLosses()
     with progress(config.steps, initial=done, unit="step", desc="linear layer", disable=not is_main) as bar:
         for step, (tokens, ids) in enumerate(batches(done), start=done):
             lr = config.lr * lr_factor(step, config.steps, config.warmup, config.schedule)
             loss = head_step(head, optimizer, dropped(tokens, config.dropout, seed, step), ids, lr, config.void)
+            pending.add(step + 1, loss)
             last = step + 1 == config.steps
-            if step % LOG_EVERY == 0 or last:
-                training.log.append({"step": step + 1, "loss": loss.item(), "lr": lr})
-                bar.set_postfix_str(f"loss {training.log[-1]['loss']:.3f}")
+            logged, evaluated = step % LOG_EVERY == 0 or last, step + 1 in evaluation_steps(config)
             bar.update()
             training.step = step + 1
-            evaluated = step + 1 in evaluation_steps(config)
+            if not (logged or evaluated):
+                continue
+            value = look_at_losses(pending)
+            if logged:
+                training.log.append({"step": step + 1, "loss": value, "lr": lr})
+                bar.set_postfix_str(f"loss {value:.3f}")
             if evaluated:
                 training.look(score)
             if is_main and (last or evaluated or time.monotonic() - saved > SAVE_SECONDS):
@@ -310,6 +315,21 @@ def train_head(
         head.load_state_dict(training.best)
     distributed.copy_from_main(head)
     return Trained(head.eval(), pd.DataFrame(training.log), pd.DataFrame(training.scores, columns=["step", "score"]))
+
+
+def look_at_losses(pending: PendingLosses) -> float:
+    """The last of the losses since the last look.
+
+    Raises:
+        ValueError: one of them is not finite.
+    """
+    losses = pending.take()
+    for step, loss, finite in losses:
+        if not finite:
+            raise ValueError(
+                f"the loss of the linear layer is {loss} in step {step}: check the weights, use fp32, or lower --lr"
+            )
+    return losses[-1].loss
 
 
 def optimizer_of(head: LinearHead, config: PixelProbe) -> torch.optim.Optimizer:
@@ -332,7 +352,7 @@ def dropped(tokens: Tensor, share: float, seed: int, step: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, DROPOUT, step))
     kept = torch.rand(tokens.shape[:2], generator=generator) >= share
-    return tokens * (kept / (1 - share))[..., None, None].to(tokens)
+    return tokens * (kept / (1 - share))[..., None, None].to(tokens.device, tokens.dtype, non_blocking=True)
 
 
 def head_step(
@@ -346,10 +366,8 @@ def head_step(
     """One step on tokens [B, D, h, w] and ids [B, S, S]; the loss before it, a mean over all pixels, void ones too, or
     over all with a class."""
     logits = F.interpolate(head(tokens), ids.shape[-2:], mode="bilinear", align_corners=False)
-    pixels = ids.numel() if void == "counted" else max(int((ids != VOID).sum()), 1)
+    pixels = ids.numel() if void == "counted" else (ids != VOID).sum().clamp(min=1)
     loss = F.cross_entropy(logits, ids, ignore_index=VOID, reduction="sum") / pixels
-    if not loss.isfinite():
-        raise ValueError(f"the loss of the linear layer is {loss.item()}: check the weights, use fp32, or lower --lr")
     optimizer.param_groups[0]["lr"] = lr
     optimizer.zero_grad()
     loss.backward()

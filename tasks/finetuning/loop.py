@@ -19,6 +19,7 @@ from dino_dense import Backbone, distributed
 from dino_dense.progress import Progress
 from dino_dense.training.batchnorm import synchronized
 from dino_dense.training.gradients import DivergedError, clip_gradients, gradients_in_step
+from dino_dense.training.losses import LOOK_EVERY, PendingLosses
 from dino_dense.training.precision import autocast, grad_scaler
 from dino_dense.training.recompute import recompute_blocks
 from dino_dense.training.signals import stop_signals
@@ -49,6 +50,7 @@ class FineTuning:
         self.mix = build_mixer(config, len(self.classes), session.seed)
         self.step = 0
         self.loss_sum, self.loss_steps = 0.0, 0
+        self.pending = PendingLosses()
         self.log: list[dict[str, float]] = []
         self.predictions: Predictions | None = None
 
@@ -88,7 +90,7 @@ class FineTuning:
         """
         self._restore()
         with stop_signals() as received, self._progress() as bar:
-            batches = self._micro_batches()
+            batches = self.micro_batches()
             while self.step < self.plan.last_step:
                 self._train_step([next(batches) for _ in range(self.config.accumulate)], bar)
                 stopped = distributed.any_true(bool(received))
@@ -118,7 +120,7 @@ class FineTuning:
         batch = self.plan.batch_size
         return self.session.bar(self.plan.last_step * batch, "fine-tune", initial=self.step * batch)
 
-    def _micro_batches(self) -> Iterator[LabeledBatch]:
+    def micro_batches(self) -> Iterator[LabeledBatch]:
         backbone, config = self.backbone, self.config
         transform = training_transform(config, backbone.mean, backbone.std)
         dataset = TrainingImages(self.images.train, transform, self.session.seed)
@@ -128,14 +130,22 @@ class FineTuning:
     # --- One step ---
 
     def _train_step(self, micro_batches: list[LabeledBatch], bar: Progress) -> None:
-        loss = self._optimizer_step(micro_batches)
+        self.optimizer_step(micro_batches)
         self.step += 1
-        self.loss_sum, self.loss_steps = self.loss_sum + loss, self.loss_steps + 1
         bar.update(self.plan.batch_size)
-        bar.set_postfix_str(f"loss={loss:.4f}", refresh=False)
+        if len(self.pending) == LOOK_EVERY or self.step == self.plan.last_step:
+            self._look_at_losses()
+            bar.set_postfix_str(f"loss={self.loss_sum / self.loss_steps:.4f}", refresh=False)
 
-    def _optimizer_step(self, micro_batches: list[LabeledBatch]) -> float:
-        """Forward and backward over the micro-batches, then one update. Returns the mean loss of the batch, nats."""
+    def _look_at_losses(self) -> None:
+        """Check and add up the losses since the last look, in all processes together."""
+        for step, loss, finite in self.pending.take(mean=True):
+            if not finite:
+                self._stop_diverged(step)
+            self.loss_sum, self.loss_steps = self.loss_sum + loss, self.loss_steps + 1
+
+    def optimizer_step(self, micro_batches: list[LabeledBatch]) -> None:
+        """Forward and backward over the micro-batches, then one update; the mean loss of the batch is pending."""
         model, average, optimizer, scaler = self.state
         model.train()
         set_learning_rate(optimizer, self.config, self.plan, self.step)
@@ -144,15 +154,13 @@ class FineTuning:
         losses = [self._forward_backward(batch, is_last=number == last) for number, batch in enumerate(micro_batches)]
         scaler.unscale_(optimizer)
         norm = clip_gradients(model.parameters(), self.config.clip_grad or 0.0, "global")
-        loss = distributed.all_reduce_mean(torch.stack(losses).mean()).item()
+        loss = torch.stack(losses).mean()
         # With loss scaling, a gradient that overflows only skips the step.
-        if not math.isfinite(loss if scaler.is_enabled() else loss + norm.item()):
-            self._stop_diverged()
+        self.pending.add(self.step + 1, loss, loss if scaler.is_enabled() else loss + norm)
         scaler.step(optimizer)
         scaler.update()
         if average is not None:
             average.update(model, self.step + 1)
-        return loss
 
     def _forward_backward(self, batch: LabeledBatch, *, is_last: bool) -> Tensor:
         """Add a micro-batch's gradients; returns its mean loss."""
@@ -171,11 +179,11 @@ class FineTuning:
             self.state.scaler.scale(loss / self.config.accumulate).backward()
         return loss.detach()
 
-    def _stop_diverged(self) -> NoReturn:
+    def _stop_diverged(self, step: int) -> NoReturn:
         kept = self._file(files.STATE_FILE)
         before = f"The state of {kept} is from before. " if kept.exists() else ""
         raise DivergedError(
-            f"{self.session.out}: stopped, the loss or its gradient is not finite in step {self.step + 1}. {before}"
+            f"{self.session.out}: stopped, the loss or its gradient is not finite in step {step}. {before}"
             "Start again elsewhere with --amp off, a lower --lr, a longer --warmup-epochs, or --clip-grad 1."
         )
 
@@ -185,6 +193,7 @@ class FineTuning:
         """At the end of an epoch: evaluate, add a row to the log, and save the best weights so far."""
         if not self._is_due(self.config.eval_every * self.plan.steps_per_epoch):
             return
+        self._look_at_losses()
         if not self.log or self.log[-1]["step"] < self.step:
             self.predictions = self._predict()
             best = max((row["top-1"] for row in self.log), default=-math.inf)
@@ -210,6 +219,7 @@ class FineTuning:
         return predict(self.measured_network, self.backbone, self.images.test, self.config, micro, self.session)
 
     def save(self) -> None:
+        self._look_at_losses()
         metadata = {"step": self.step, "loss_sum": self.loss_sum, "loss_steps": self.loss_steps}
         self.session.once(files.save_state, self._file(files.STATE_FILE), self.state, metadata)
 

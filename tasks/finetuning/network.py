@@ -60,5 +60,5 @@ class DropPathMasks:
         if not self.modules:
             return
         uniform = seeds.uniform((len(self.modules), self.batch), DROP_PATH, self.seed, step)[:, slots]
-        for module, row in zip(self.modules, scales(self.modules, uniform).to(device), strict=True):
+        for module, row in zip(self.modules, scales(self.modules, uniform).to(device, non_blocking=True), strict=True):
             module.scale = row

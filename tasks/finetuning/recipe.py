@@ -89,7 +89,7 @@ def build_mixer(config: FinetuneConfig, classes: int, seed: int) -> Mixer:
         groups = first // (config.mixing_batch // 2) if config.mixing_batch else torch.zeros_like(first)
         for group in groups.unique().tolist():
             front = (groups == group).nonzero()[:, 0]
-            paired = torch.cat([front, len(images) - 1 - front.flip(0)]).to(images.device)
+            paired = torch.cat([front, len(images) - 1 - front.flip(0)]).to(images.device, non_blocking=True)
             with seeded(derive_seed(MIXING, seed, step, group)):
                 images[paired], targets[paired] = mixup(images[paired], labels[paired])
         return images, targets

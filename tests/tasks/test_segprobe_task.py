@@ -16,6 +16,7 @@ from torch import nn
 
 from data import DataError
 from dino_dense import Backbone, Report, load_backbone
+from dino_dense.checkpoint import read_tensors
 from dino_dense.distributed import World
 from dino_dense.probes.pixels import (
     LinearHead,
@@ -24,6 +25,7 @@ from dino_dense.probes.pixels import (
     distorted,
     dropped,
     head_step,
+    look_at_losses,
     lr_factor,
     mixed_corner,
     predict,
@@ -32,6 +34,7 @@ from dino_dense.probes.pixels import (
     train_head,
 )
 from dino_dense.probes.readout import window_starts
+from dino_dense.training.losses import PendingLosses
 from tasks import RunOptions, get, run_one
 from tasks.scores.segmentation import class_iou, confusion, mean_iou, pixel_accuracy
 from tasks.segprobe import SegprobeConfig, compared
@@ -269,8 +272,19 @@ def test_a_batch_of_void_pixels_changes_no_weight_by_loss():
 def test_tokens_that_are_no_numbers_stop_the_training():
     head = LinearHead(8, 3)
     optimizer = torch.optim.SGD(head.parameters(), 1.0)
-    with pytest.raises(ValueError, match="loss of the linear layer is nan"):
-        head_step(head, optimizer, torch.full((1, 8, 4, 4), torch.nan), torch.zeros(1, 8, 8, dtype=torch.long), 1.0)
+    ids, pending = torch.zeros(1, 8, 8, dtype=torch.long), PendingLosses()
+    for step, value in enumerate((0.0, torch.nan, 0.0), start=1):
+        pending.add(step, head_step(head, optimizer, torch.full((1, 8, 4, 4), value), ids, 1.0))
+    with pytest.raises(ValueError, match="loss of the linear layer is nan in step 2:"):
+        look_at_losses(pending)
+
+
+def test_a_layer_that_diverges_stops_and_leaves_no_state(tmp_path: Path):
+    root = make_tree(tmp_path / "data", {"train": {"t": halves(0, 1)}, "val": {"v": halves(0, 1)}})
+    with pytest.raises(ValueError, match=r"loss of the linear layer is \S+ in step \d+: check the weights"):
+        run(root, tmp_path / "out", lr=1e38, optimizer="sgd", steps=30, warmup=0)
+    states = list((tmp_path / "out").rglob("*.safetensors"))
+    assert all(value.isfinite().all() for state in states for value in read_tensors(state)[0].values())
 
 
 def tree(root: Path) -> Path:

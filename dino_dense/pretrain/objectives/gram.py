@@ -59,8 +59,9 @@ class GramOptions(Options):
     gram_weight: float = 2.0
     """Factor on the loss. (dinov3, vit7b16_gram_anchor)"""
     gram_teacher: str = "start"
-    """The Gram teacher: start = the first weights of this run; a checkpoint or run folder, as for the tasks' --ckpt; or
-    run = this run's own teacher when the loss begins, at gram_begin. (dinov3: a checkpoint of 100k to 200k steps)"""
+    """The Gram teacher: start = the first weights of this run; a checkpoint or run folder, as for the tasks' --ckpt, of
+    any patch size; or run = this run's own teacher when the loss begins, at gram_begin. (dinov3: a checkpoint of 100k
+    to 200k steps)"""
     gram_begin: int = 0
     """Optimizer steps before the loss begins. (dinov3: 1,000,000)"""
     gram_refresh: int | None = None
@@ -87,7 +88,8 @@ class GramOptions(Options):
 class Gram(Objective):
     """Compares similarities of the student's patches within an image with a frozen network's.
 
-    The Gram teacher sees the same crops. DINOv3's variant with crops of twice the resolution is not implemented.
+    The Gram teacher sees the same crops, resized where its patch size is another. DINOv3's variant with crops of twice
+    the resolution is not implemented.
     """
 
     Options: ClassVar[type | None] = GramOptions

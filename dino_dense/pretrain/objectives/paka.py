@@ -27,7 +27,7 @@ class PakaOptions(Options):
     """Factor on the loss. (lightly-train, dinov31)"""
     paka_teacher: str = "teacher"
     """The reference kernel: teacher = the run's teacher, which sees unmasked crops; start = the first weights of this
-    run; or a checkpoint or run folder, as for the tasks' --ckpt."""
+    run; or a checkpoint or run folder, as for the tasks' --ckpt, of any patch size."""
     paka_tokens: int = 512
     """Largest number of patches of a crop to compare, evenly spaced. (lightly-train: 512)"""
 
