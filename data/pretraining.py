@@ -1,4 +1,4 @@
-"""The training pictures: images and frames of videos below a folder, or images in tar shards, under one index."""
+"""The training pictures under one index: images and frames of videos below a folder, tar shards, or Parquet files."""
 
 import bisect
 import itertools
@@ -8,7 +8,9 @@ from pathlib import Path
 from data import DataError
 from data.files import COMMON_SUFFIXES, IMAGE_SUFFIXES, list_files
 from data.images import DecodedPicture, JpegPicture, names_fingerprint, open_picture
-from data.shards import TAR_SUFFIX, ShardImages, is_shards, list_shards
+from data.parquet import PARQUET_SUFFIX, ParquetImages, is_parquet
+from data.remote import is_url, list_urls
+from data.shards import TAR_SUFFIX, LocalShard, ShardImages, is_shards, list_shards
 from data.video import VIDEO_SUFFIXES, VideoFrames
 
 
@@ -66,19 +68,24 @@ class PretrainingImages(Sequence[JpegPicture | DecodedPicture]):
 
 def open_pretraining_data(
     root: Path | str, frame_stride: int = 1, frames_per_video: int | None = None
-) -> PretrainingImages | ShardImages:
+) -> PretrainingImages | ShardImages | ParquetImages:
     """Open all training pictures below `root`: images (nested, flat, folders of frames) and video files.
 
     Args:
-        root: a folder, one video file, or tar shards (`shards/{000..127}.tar`).
+        root: a folder, one video file, tar shards (`shards/{000..127}.tar`), or Parquet files of images
+            (`data/train-*.parquet`).
         frame_stride, frames_per_video: frames of each video file, see `VideoFrames`.
 
     Raises:
         FileNotFoundError: no such path.
-        DataError: no images or videos, a broken video, or a broken shard.
+        DataError: no images or videos, a broken video, a broken shard, or a broken Parquet file.
     """
+    if is_url(root):
+        return ShardImages(list_urls(str(root)))
     if is_shards(root):
-        return ShardImages(list_shards(root))
+        return ShardImages([LocalShard(path) for path in list_shards(root)])
+    if is_parquet(root):
+        return ParquetImages(list_shards(root))
     root = Path(root)
     if root.is_file() and root.suffix.lower() in VIDEO_SUFFIXES:
         return PretrainingImages(root.parent, PictureFiles([]), VideoFrames([root], frame_stride, frames_per_video))
@@ -86,8 +93,9 @@ def open_pretraining_data(
         raise DataError(f"{root}: a DAVIS or VOC tree: its masks are no training pictures. Use {root}/JPEGImages.")
     files = list_files(root, IMAGE_SUFFIXES | VIDEO_SUFFIXES)
     if not files:
-        if any(root.glob(f"*{TAR_SUFFIX}")):
-            raise DataError(f"{root}: tar files in it. Name them by a pattern: '{root}/*{TAR_SUFFIX}'.")
+        for suffix in (TAR_SUFFIX, PARQUET_SUFFIX):
+            if any(root.glob(f"*{suffix}")):
+                raise DataError(f"{root}: {suffix[1:]} files in it. Name them by a pattern: '{root}/*{suffix}'.")
         endings = ", ".join([*COMMON_SUFFIXES, *sorted(VIDEO_SUFFIXES)])
         raise DataError(f"{root}: no images or videos in it. Expected files ending in {endings}, ....")
     videos = [path for path in files if path.suffix.lower() in VIDEO_SUFFIXES - IMAGE_SUFFIXES]

@@ -10,8 +10,8 @@ import tarfile
 from array import array
 from collections.abc import Iterator, Sequence
 from os.path import commonpath
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple, Protocol, cast
 
 from data import DataError
 from data.files import IMAGE_SUFFIXES, natural_key
@@ -66,7 +66,8 @@ def list_shards(pattern: Path | str) -> list[Path]:
         path = Path(name)
         paths += sorted(path.parent.glob(path.name), key=natural_key) if set(path.name) & set("*?[") else [path]
     if not paths:
-        raise DataError(f"{pattern}: no file has such a name. Check the path, or write a range: {{000..127}}.tar.")
+        range_of = "{000..127}" + Path(pattern).suffix
+        raise DataError(f"{pattern}: no file has such a name. Check the path, or write a range: {range_of}.")
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         some = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
@@ -76,16 +77,65 @@ def list_shards(pattern: Path | str) -> list[Path]:
     return paths
 
 
-def index_shard(shard: Path) -> list[Member]:
+class Shard(Protocol):
+    """A tar file, here or on a server. Its text names it in messages."""
+
+    @property
+    def place(self) -> PurePath:
+        """Its path."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    def members(self) -> list[Member]:
+        """The images in it, with the errors of `index_archive`."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes of the shard; fewer at its end."""
+
+
+class LocalShard:
+    """A tar file on a disk."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __str__(self) -> str:
+        return str(self.place)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.place.stat().st_size
+
+    def members(self) -> list[Member]:
+        """The images in it, with the errors of `index_archive`."""
+        with self.place.open("rb") as file:
+            return index_archive(self, file, goes_back=True)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes of the shard; fewer at its end."""
+        with self.place.open("rb", buffering=0) as file:
+            file.seek(offset)
+            return file.read(size)
+
+
+def index_archive(shard: Shard, content: Any, *, goes_back: bool) -> list[Member]:
     """The images of a shard, in its order; members with another suffix are left out.
+
+    Args:
+        shard: reads the end, and is named in messages.
+        content: the shard from its first byte: an object with `read`.
+        goes_back: whether it has `seek` and `tell` too.
 
     Raises:
         DataError: the shard is no plain tar file, ends early, has a damaged header, or holds no image.
     """
     members: list[Member] = []
-    last = ""
+    last, mode = "", "r:" if goes_back else "r|"
     try:
-        with tarfile.open(shard, "r:") as archive:
+        with tarfile.open(fileobj=content, mode=cast(Any, mode)) as archive:
             while (member := archive.next()) is not None:
                 last = member.name
                 vars(archive)["members"] = []  # tarfile keeps every header otherwise
@@ -96,9 +146,7 @@ def index_shard(shard: Path) -> list[Member]:
         if not last:
             raise DataError(f"{shard}: not a plain tar file ({error}). Decompress it, or fetch it again.") from None
         raise _cut(shard, last) from None
-    with shard.open("rb") as file:
-        file.seek(end)
-        block = file.read(BLOCK)
+    block = shard.read(end, BLOCK)
     if len(block) < BLOCK:
         raise _cut(shard, last)
     if any(block):
@@ -108,10 +156,10 @@ def index_shard(shard: Path) -> list[Member]:
     return members
 
 
-def _cut(shard: Path, last: str) -> DataError:
+def _cut(shard: Shard, last: str) -> DataError:
     return DataError(
-        f"{shard}: ends early, at member {last} or after it ({shard.stat().st_size} bytes, without the end mark of an "
-        "archive). Fetch the shard again."
+        f"{shard}: ends early, at member {last} or after it ({shard.size} bytes, without the end mark of an archive). "
+        "Fetch the shard again."
     )
 
 
@@ -122,17 +170,17 @@ class ShardImages(Sequence[JpegPicture | DecodedPicture]):
         shards: tar files.
 
     Raises:
-        DataError: see `index_shard`. An index raises DataError, with shard and member, for a damaged image.
+        DataError: see `index_archive`. An index raises DataError, with shard and member, for a damaged image.
     """
 
-    def __init__(self, shards: Sequence[Path]) -> None:
+    def __init__(self, shards: Sequence[Shard]) -> None:
         self.shards = list(shards)
-        self.root = Path(commonpath([shard.parent for shard in self.shards]))
+        self.root = PurePath(commonpath([shard.place.parent for shard in self.shards]))
         self.names: list[str] = []
         self.offsets, self.sizes = array("q"), array("q")
         counts = []
         for shard in self.shards:
-            members = index_shard(shard)
+            members = shard.members()
             counts.append(len(members))
             self.names += [member.name for member in members]
             self.offsets.extend(member.offset for member in members)
@@ -154,14 +202,13 @@ class ShardImages(Sequence[JpegPicture | DecodedPicture]):
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         shard, size = self.shards[self.shard_of[index]], self.sizes[index]
-        with shard.open("rb", buffering=0) as file:
-            file.seek(self.offsets[index])
-            encoded = file.read(size)
-        member = shard / self.names[index]
+        encoded = shard.read(self.offsets[index], size)
+        member = Path(shard.place) / self.names[index]
         if len(encoded) < size:
             raise DataError(f"{member}: {len(encoded)} of {size} bytes: the shard became shorter. Fetch it again.")
         return picture_of(encoded, member)
 
     def name(self, index: int) -> str:
         """SHARD.tar/MEMBER, relative to the folder of the shards."""
-        return (self.shards[self.shard_of[index]].relative_to(self.root) / self.names[index]).as_posix()
+        place = self.shards[self.shard_of[index]].place
+        return (place.relative_to(self.root) / self.names[index]).as_posix()

@@ -6,7 +6,7 @@ Shapes: B images per optimizer step over all processes, b images in one micro-ba
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch.utils.data import Sampler
@@ -27,6 +27,18 @@ class Position(NamedTuple):
     """Its index in the global batch, in [0, B)."""
 
 
+class Groups(Protocol):
+    """How images lie together in files that are read in groups, such as the row groups of Parquet."""
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Images of each group; the first group has the first images."""
+
+    @property
+    def window(self) -> int:
+        """Groups to shuffle together."""
+
+
 class Plan:
     """Order, batches and shares. A process's share of a batch is a range of slots, cut into `accumulate` micro-batches.
 
@@ -38,6 +50,7 @@ class Plan:
         accumulate: micro-batches per step in each process.
         seed: seed of the order.
         max_steps: stop after this many optimizer steps.
+        groups: shuffle groups of images instead of all images, so that a group is read few times.
 
     Raises:
         ValueError: the images do not fill a batch, or the batch does not divide evenly.
@@ -52,6 +65,7 @@ class Plan:
         accumulate: int = 1,
         seed: int = 0,
         max_steps: int | None = None,
+        groups: Groups | None = None,
     ) -> None:
         self.shares = world.size * accumulate
         if batch_size % self.shares:
@@ -63,15 +77,24 @@ class Plan:
             raise ValueError(
                 f"{n_images} image(s) do not fill one batch of {batch_size}: lower --batch-size, or add images"
             )
-        self.n_images, self.batch_size, self.seed = n_images, batch_size, seed
+        self.n_images, self.batch_size, self.seed, self.groups = n_images, batch_size, seed, groups
         self.rank, self.accumulate = world.rank, accumulate
         self.steps_per_epoch = n_images // batch_size
         self.total_steps = epochs * self.steps_per_epoch
         self.last_step = min(self.total_steps, max_steps or self.total_steps)
 
     def order(self, epoch: int) -> list[int]:
-        """The permutation of all images in `epoch`."""
-        return torch.randperm(self.n_images, generator=seeds.generator(seeds.ORDER, self.seed, epoch)).tolist()
+        """The permutation of all images in `epoch`.
+
+        With groups: the groups are permuted, then the images of each `window` successive groups.
+        """
+        generator = seeds.generator(seeds.ORDER, self.seed, epoch)
+        if self.groups is None:
+            return torch.randperm(self.n_images, generator=generator).tolist()
+        by_group = torch.arange(self.n_images).split(list(self.groups.sizes))
+        order, window = torch.randperm(len(by_group), generator=generator).tolist(), self.groups.window
+        windows = [torch.cat([by_group[i] for i in order[at : at + window]]) for at in range(0, len(order), window)]
+        return torch.cat([part[torch.randperm(len(part), generator=generator)] for part in windows]).tolist()
 
     def slots(self, share: int) -> Sequence[int]:
         """The slots of one of the `shares` micro-batches of a step."""
