@@ -64,7 +64,15 @@ def make_batch(config: PretrainConfig, seed: int) -> MicroBatch:
 
     sizes = (2, config.global_crop_size), (config.local_crops_number, config.local_crop_size)
     photometric = torch.empty(0, 1)
-    return MicroBatch(*(views(*size) for size in sizes), photometric, photometric, torch.arange(config.batch_size), [])
+    return MicroBatch(
+        *(views(*size) for size in sizes),
+        photometric,
+        photometric,
+        views(0, 0),
+        photometric,
+        torch.arange(config.batch_size),
+        [],
+    )
 
 
 # --- The plain loop -----------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ class Anchor(nn.Module):
     """Returns patch tokens [2*b, N, D] of the global crops, without gradient, on the student's grid.
 
     A network of another patch size sees the crops resized (bicubic, antialiased), so that its grid is the student's;
-    one with pixel statistics of its own sees them normalized by these.
+    one with pixel statistics of its own sees them normalized by these. Of larger crops, it gives the grid that a
+    network of the student's patch size would have.
 
     Args:
         source: `START`, or a checkpoint for `load_backbone`; its D may differ from the student's.
@@ -56,21 +57,35 @@ class Anchor(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, views: Views) -> Tensor:
-        """Patch tokens of `views.crops`."""
+    def forward(self, views: Views, larger: Tensor | None = None) -> Tensor:
+        """Patch tokens of the student's crops.
+
+        Args:
+            views: the student's, with square crops.
+            larger: [2*b, 3, H, H], the same crops at a larger size, to use instead; H is a multiple of the student's
+                patch size p, and N = (H / p)^2.
+        """
         assert views.crops is not None
-        crops, expected = views.crops, views.tokens().shape[1]
+        crops = views.crops if larger is None else larger
+        grid = math.isqrt(views.tokens().shape[1]) * crops.shape[-1] // views.crops.shape[-1]
         if not self.same_pixels:
             crops = crops * self.scale + self.shift
         if self.patch_size is not None:
-            crops = self._on_grid(crops, math.isqrt(expected))
+            crops = self._on_grid(crops, grid)
         tokens: Tensor = self.backbone.forward_features(crops)[:, self.backbone.num_prefix_tokens :]
-        if tokens.shape[1] != expected:
+        if tokens.shape[1] != grid**2:
             raise ValueError(
-                f"the frozen network has {tokens.shape[1]} patches of a global crop, the student {expected}: name a "
-                "vision transformer that takes crops of any size"
+                f"the frozen network has {tokens.shape[1]} patches of a global crop, the student's grid {grid**2}: "
+                "name a vision transformer that takes crops of any size"
             )
         return tokens
+
+    def can_become(self, network: nn.Module) -> bool:
+        """Whether another network's weights can replace this network's: the same shapes and pixel statistics."""
+        ours, theirs = (
+            {name: value.shape for name, value in net.state_dict().items()} for net in (self.backbone, network)
+        )
+        return self.same_pixels and ours == theirs
 
     def _on_grid(self, crops: Tensor, grid: int) -> Tensor:
         """Square crops at the size where this network has `grid` rows of patches."""

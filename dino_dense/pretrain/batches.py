@@ -5,7 +5,8 @@ Shapes: B images per optimizer step over all processes, b images in one micro-ba
 
 import math
 from collections.abc import Generator
-from typing import NamedTuple, Protocol
+from itertools import chain
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import torch
@@ -20,7 +21,7 @@ from dino_dense.pretrain.bad_samples import BadSample
 from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.crops import EncodedPicture, MultiCrop, View
 from dino_dense.pretrain.photometric import PARAMETERS
-from dino_dense.training.plan import Plan, PlanSampler, Position
+from dino_dense.training.plan import Groups, Plan, PlanSampler, Position
 from dino_dense.training.seeds import derive_seed
 from dino_dense.training.signals import leave_signals_to_parent
 
@@ -43,6 +44,15 @@ class ImageSource(Protocol):
         """Name of a picture in messages."""
 
 
+@runtime_checkable
+class GroupedSource(Protocol):
+    """Pictures that are read in groups."""
+
+    @property
+    def read_groups(self) -> Groups:
+        """How they lie together, for the order of an epoch."""
+
+
 class MicroBatch(NamedTuple):
     """The images of one forward pass of this process."""
 
@@ -54,15 +64,21 @@ class MicroBatch(NamedTuple):
     """[2*b, PARAMETERS]: photometric parameters to apply on the device; [0, PARAMETERS] if the loader applied them."""
     local_photometric: Tensor
     """[n*b, PARAMETERS] or [0, PARAMETERS], the same for local views."""
+    larger_views: Tensor
+    """uint8 [2*b, 3, H, H]: the global views at a larger size, in their order; [0, 3, 0, 0] if no objective uses them
+    in this step."""
+    larger_photometric: Tensor
+    """[2*b, PARAMETERS] or [0, PARAMETERS], the same for larger views."""
     slots: Tensor
     """int64 [b]: each image's slot in the global batch."""
     bad: list[BadSample]
     """Unreadable images, which other images have replaced."""
 
 
-def pretraining_plan(n_images: int, config: PretrainConfig, world: World) -> Plan:
+def pretraining_plan(n_images: int, config: PretrainConfig, world: World, groups: Groups | None = None) -> Plan:
     """The run's plan; ValueError if the pictures do not fill a batch, or the batch does not divide evenly."""
-    return Plan(n_images, config.batch_size, config.epochs, world, config.accumulate, config.seed, config.max_steps)
+    lengths = config.epochs, world, config.accumulate, config.seed, config.max_steps
+    return Plan(n_images, config.batch_size, *lengths, groups=groups)
 
 
 class CropDataset(Dataset[MicroBatch]):
@@ -73,32 +89,45 @@ class CropDataset(Dataset[MicroBatch]):
     """
 
     def __init__(self, images: ImageSource, config: PretrainConfig, worker_items: WorkerItems | None = None) -> None:
-        self.images = images
-        self.crop = MultiCrop(config)
+        self.images, self.batch_size = images, config.batch_size
+        self.crop = MultiCrop(config, config.larger_crops)
         self.seed = config.seed
         self.skips = config.on_bad_sample == "skip"
         self.worker_items = worker_items or WorkerItems(0, images.name)
 
     def __getitem__(self, positions: list[Position]) -> MicroBatch:
         b, sizes = len(positions), [kind.size for kind in self.crop.kinds]
-        global_views, local_views = (_empty_views(b, of_group) for of_group in (sizes[:2], sizes[2:]))
-        by_view = [*global_views.numpy(), *local_views.numpy()]  # V times [b, S, S, 3]
-        photometric = torch.empty(len(sizes), 0 if self.crop.applies_photometric else b, PARAMETERS)
-        bad: list[BadSample] = []
+        larger_sizes = self._larger_sizes(positions[0])
+        by_size = [_empty_views(b, of_group) for of_group in (sizes[:2], sizes[2:], larger_sizes)]
+        by_view = [pixels for views in by_size for pixels in views.numpy()]  # V or V + 2 times [b, S, S, 3]
+        read, bad = list[list[View]](), list[BadSample]()
         for i, position in enumerate(positions):
-            views = self._read(position, [pixels[i] for pixels in by_view], bad)
-            if not self.crop.applies_photometric:
-                photometric[:, i] = torch.tensor([number for view in views for number in view.photometric.row()]).view(
-                    -1, PARAMETERS
-                )
+            read.append(self._read(position, [pixels[i] for pixels in by_view], bad))
+        changed = read if larger_sizes and self.crop.larger and self.crop.larger.photometric else []
+        larger = [[self.crop.larger_view(view) for view in views[:2]] for views in changed]
+        global_views, local_views, larger_views = (views.flatten(0, 1).permute(0, 3, 1, 2) for views in by_size)
         return MicroBatch(
-            global_views.flatten(0, 1).permute(0, 3, 1, 2),
-            local_views.flatten(0, 1).permute(0, 3, 1, 2),
-            photometric[:2].flatten(0, 1),
-            photometric[2:].flatten(0, 1),
+            global_views,
+            local_views,
+            self._photometric([views[:2] for views in read]),
+            self._photometric([views[2:] for views in read]),
+            larger_views,
+            self._photometric(larger),
             torch.tensor([position.slot for position in positions]),
             bad,
         )
+
+    def _larger_sizes(self, position: Position) -> list[int]:
+        """The sizes of the larger crops in the step of this position: two, or none."""
+        larger = self.crop.larger
+        step = position.epoch * (len(self.images) // self.batch_size) + position.turn // self.batch_size
+        return [] if larger is None or step < larger.begin else [larger.size] * 2
+
+    def _photometric(self, by_image: list[list[View]]) -> Tensor:
+        """Views of each image -> view-major parameters to apply on the device; [0, PARAMETERS] if the loader does."""
+        left = [] if self.crop.applies_photometric else by_image
+        rows = [view.photometric.row() for view in chain(*zip(*left, strict=True))]
+        return torch.tensor(rows).view(-1, PARAMETERS)
 
     def _read(self, position: Position, pixels: list[Pixels], bad: list[BadSample]) -> list[View]:
         """Write the crops of one position, from a replacement if its image is bad.
@@ -111,6 +140,8 @@ class CropDataset(Dataset[MicroBatch]):
         for attempt in range(SUBSTITUTES + 1):
             try:
                 views = self._crop(chosen, seed, pixels)
+            except ConnectionError:
+                raise  # of a server: it may answer after a resume, and another picture would make another run
             except (ValueError, OSError) as error:
                 if not self.skips or attempt == SUBSTITUTES:
                     raise
@@ -127,7 +158,7 @@ class CropDataset(Dataset[MicroBatch]):
         with self.worker_items.reading(image):
             picture = self.images[image]
             views = self.crop.draw(picture.size, seed)
-            self.crop.render(picture, views, pixels)
+            self.crop.render(picture, views, pixels[: len(views)], pixels[len(views) :])
         return views
 
 

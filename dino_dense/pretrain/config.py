@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from dino_dense.distributed import check_device_name
 from dino_dense.pretrain import objectives
 from dino_dense.pretrain.bad_samples import BadSampleOptions
-from dino_dense.pretrain.crops import CropOptions
+from dino_dense.pretrain.crops import CropOptions, LargerCrops
 from dino_dense.pretrain.network import NetworkOptions
 from dino_dense.pretrain.objectives.dino import DinoOptions
 from dino_dense.pretrain.objectives.gram import GramOptions
@@ -51,8 +51,11 @@ class PretrainConfig(
     """Data, output, machine"""
 
     data: str | None = None
-    """Folder of images (nested or flat) and/or videos; one video file; or tar shards of images, by a pattern such as
-    'shards/{000..127}.tar'. null: the embedded sample."""
+    """Folder of images (nested or flat) and/or videos; one video file; tar shards of images, by a pattern such as
+    'shards/{000..127}.tar' or 'https://host/{000..127}.tar'; or Parquet files of a Hugging Face data set, such as
+    'data/train-*.parquet'. null: the embedded sample. From a server, each image is a request for a part of a shard; the
+    first run reads each shard once for its index, which the cache folder keeps. Of Parquet files, the column is image,
+    or the only column of images; row groups are shuffled, then images within 256 MiB of successive groups."""
     out: str = "runs/pretrain"
     """Run folder: checkpoints, config.yaml, log.csv, TensorBoard events, loss.png."""
     resume: bool | Literal["auto"] = False
@@ -100,6 +103,18 @@ class PretrainConfig(
             objectives.get(name)
         if not self.objectives or len(set(self.objectives)) < len(self.objectives):
             raise ValueError(f"objectives is {self.objectives}, expected one or more, each once")
+        if self.larger_crops and self.larger_crops.size < self.global_crop_size:
+            raise ValueError(
+                f"gram_crop_size is {self.gram_crop_size}, smaller than global_crop_size {self.global_crop_size}: set "
+                f"--gram-crop-size {2 * self.global_crop_size}, or leave it out"
+            )
+
+    @property
+    def larger_crops(self) -> LargerCrops | None:
+        """The larger global crops that an objective's frozen network sees; None without such an objective."""
+        if "gram" not in self.objectives or self.gram_crop_size is None:
+            return None
+        return LargerCrops(self.gram_crop_size, self.gram_photometric, self.gram_begin)
 
     @property
     def unused(self) -> frozenset[str]:

@@ -99,6 +99,17 @@ class View(NamedTuple):
     photometric: Photometric
 
 
+class LargerCrops(NamedTuple):
+    """Global crops at a second, larger size: the same boxes and flips."""
+
+    size: int
+    """Side (pixels)."""
+    photometric: bool
+    """Whether they have the photometric changes of the global crops; blur in proportion to the size."""
+    begin: int
+    """Optimizer steps before which they are not cut."""
+
+
 class ViewSpec(NamedTuple):
     """Parameters that all views of a kind share."""
 
@@ -112,10 +123,14 @@ class MultiCrop:
     """Draws and renders the views of a picture from a seed, global views first.
 
     All randomness comes from the seed, through Python's generator, which is the same in every version.
+
+    Args:
+        config: sizes and probabilities.
+        larger: the global crops are also rendered at this size, where asked for.
     """
 
-    def __init__(self, config: CropOptions) -> None:
-        self.config = config
+    def __init__(self, config: CropOptions, larger: LargerCrops | None = None) -> None:
+        self.config, self.larger = config, larger
         self.applies_photometric = config.augment_on != "device"
         blur_1, blur_2, blur_local = config.blur_probs
         size, scale = config.global_crop_size, config.global_crops_scale
@@ -138,25 +153,47 @@ class MultiCrop:
             for kind in self.kinds
         ]
 
-    def render(self, picture: EncodedPicture, views: Sequence[View], into: Sequence[Pixels]) -> None:
+    def render(
+        self, picture: EncodedPicture, views: Sequence[View], into: Sequence[Pixels], larger: Sequence[Pixels] = ()
+    ) -> None:
         """Write each view's pixels uint8 [S, S, 3] (RGB): decoded, cropped, resized, flipped.
 
-        Photometric changes are applied unless `augment_on` is "device". Raises the errors of the picture's `decode`.
+        Photometric changes are applied unless `augment_on` is "device". Each size is cut from the picture itself, so
+        the crops of `into` are the same with and without larger crops, up to the size of decoding.
+
+        Args:
+            picture: not decoded yet.
+            views: from `draw`.
+            into: an array of its size for each view.
+            larger: arrays of the size of `LargerCrops` for the global views; empty for none.
+
+        Raises the errors of the picture's `decode`.
         """
-        sizes = [kind.size for kind in self.kinds]
-        reduction = allowed_reduction(picture.reductions, [view.box for view in views], sizes)
+        jobs = list(zip(views, into, [self.applies_photometric] * len(into), strict=True))
+        if len(larger):
+            assert self.larger is not None
+            both = [self.larger_view(view) for view in views[:2]]
+            jobs += zip(both, larger, [self.applies_photometric and self.larger.photometric] * 2, strict=True)
+        boxes, sizes = [view.box for view, _, _ in jobs], [len(target) for _, target, _ in jobs]
+        reduction = allowed_reduction(picture.reductions, boxes, sizes)
         pixels = picture.decode(reduction)
         scratch = {size: np.empty((size, size, 3), np.uint8) for size in set(sizes)}
-        for view, size, target in zip(views, sizes, into, strict=True):
-            crop = scratch[size]
+        for view, target, is_changed in jobs:
+            crop = scratch[len(target)]
             box = view.box if reduction == 1 else reduced_box(view.box, reduction, pixels)
-            if self.applies_photometric:
+            if is_changed:
                 resize(pixels, box, crop)
                 np.copyto(target, apply_photometric(cv2.flip(crop, 1) if view.flip else crop, view.photometric))
             elif view.flip:
                 cv2.flip(resize(pixels, box, crop), 1, dst=target)
             else:
                 resize(pixels, box, target)
+
+    def larger_view(self, view: View) -> View:
+        """The view at the size of `LargerCrops`: its blur has the same radius as a share of the crop."""
+        assert self.larger is not None
+        ratio = self.larger.size / self.config.global_crop_size
+        return view._replace(photometric=view.photometric._replace(blur=view.photometric.blur * ratio))
 
 
 def draw_box(size: tuple[int, int], scale: tuple[float, float], rng: random.Random) -> CropBox:

@@ -23,6 +23,8 @@ class Views(NamedTuple):
     """bool [2*b, N] on the CPU: patches of the global crops that the mask token replaced for the student; or None."""
     crops: Tensor | None = None
     """[2*b, 3, G, G] the global crops, normalized; None if no objective needs patches."""
+    larger: Tensor | None = None
+    """Of the teacher: [2*b, 3, H, H] the global crops cut at a larger size, normalized; None if none were cut."""
 
     def tokens(self) -> Tensor:
         """`patches`, for an objective that `needs_patches`."""

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from dino_dense import distributed
 from dino_dense.backbone.cpu_attention import fast_attention
 from dino_dense.backbone.dinov3 import DinoV3
+from dino_dense.backbone.grid import check_whole
 from dino_dense.distributed import World
 from dino_dense.pretrain import objectives, optim
 from dino_dense.pretrain.batches import MicroBatch
@@ -181,8 +182,11 @@ class OptimizerStep:
         if config.heads_first:
             learner.heads_first = HeadsFirst(config.heads_first)
         if needs_patches:
-            side = config.global_crop_size // student.backbone.shape.patch_size
+            patch = student.backbone.shape.patch_size
+            side = config.global_crop_size // patch
             self.grid = (side, side)
+            if config.larger_crops:
+                check_whole("gram_crop_size", config.larger_crops.size, patch, config.arch)
             if any(type(part).masks is not Objective.masks for part in learner.parts().values()):
                 student.add_mask_token()
         teacher = teacher_of(student)
@@ -255,13 +259,14 @@ class OptimizerStep:
     def forward_backward(self, batch: MicroBatch, step: Step, *, is_last: bool) -> tuple[Total, Tensor]:
         """Add a micro-batch's gradients. Returns the terms without gradient, and the teacher's features [2*b, C]."""
         groups = [
-            prepare(views.to(self.device, non_blocking=True), photometric)
+            self._prepared(views, photometric)
             for views, photometric in (
                 (batch.global_views, batch.global_photometric),
                 (batch.local_views, batch.local_photometric),
             )
             if len(views)
         ]
+        larger = self._prepared(batch.larger_views, batch.larger_photometric) if len(batch.larger_views) else None
         self.drop_path.set_masks(step.number, batch.slots, self.device)
         masks = self.state.learner.masks(step, batch.slots.tolist(), self.grid) if self.grid else None
         config = self.config
@@ -269,10 +274,14 @@ class OptimizerStep:
         with gradients_in_step(self.forward, is_last=is_last):
             with autocast(self.device, config.dtype), attention:
                 with torch.no_grad():
-                    teacher = self.state.teacher(groups[:1])
+                    teacher = self.state.teacher(groups[:1])._replace(larger=larger)
                 total = self.forward(groups, teacher, step, masks)
             self.state.scaler.scale(total.loss / config.accumulate).backward()
         return total._replace(loss=total.loss.detach()), teacher.cls
+
+    def _prepared(self, views: Tensor, photometric: Tensor) -> Tensor:
+        """uint8 [N, 3, S, S] of the loader -> normalized crops on the device."""
+        return prepare(views.to(self.device, non_blocking=True), photometric)
 
 
 def mean_of(totals: Sequence[Total]) -> Total:

@@ -16,7 +16,7 @@ from dino_dense.config import schema
 from dino_dense.distributed import World
 from dino_dense.loaders import lost_workers_explained
 from dino_dense.pretrain import run_folder
-from dino_dense.pretrain.batches import ImageSource, MicroBatch, build_loader, pretraining_plan
+from dino_dense.pretrain.batches import GroupedSource, ImageSource, MicroBatch, build_loader, pretraining_plan
 from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.conflicts import RunSize, check_conflicts
 from dino_dense.pretrain.guard import Guard
@@ -83,7 +83,8 @@ class Trainer:
         self.run = Path(config.out)
         check_tracker(config.tracker)
         resumes = run_folder.check_folder(self.run, config.resume)
-        self.plan = pretraining_plan(len(images), config, world)
+        groups = images.read_groups if isinstance(images, GroupedSource) else None
+        self.plan = pretraining_plan(len(images), config, world, groups)
         schedules = build_schedules(config, self.plan.steps_per_epoch)
         self.warnings = [] if resumes else check_conflicts(config, self._size(float(schedules.momentum.prod())))
         self.stepper = OptimizerStep(config, schedules, self.plan.steps_per_epoch, world, device)

@@ -46,6 +46,17 @@ def test_a_network_of_another_patch_size_gives_the_students_grid(side: int, stud
         torch.testing.assert_close(ours, tokens(load_backbone("random:vit_micro_patch8_64").module, seen))
 
 
+@pytest.mark.parametrize("student_patch", [8, 16])
+def test_of_larger_crops_it_gives_the_grid_of_the_students_patch_size(student_patch: int):
+    given = views(64, 64 // student_patch)
+    larger = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
+    ours = Anchor("random:vit_micro_patch8_64", TEACHER)(given, larger)
+    side = 8 * (96 // student_patch)
+    seen = F.interpolate(larger, size=(side, side), mode="bicubic", antialias=True) if side != 96 else larger
+    with torch.no_grad():
+        torch.testing.assert_close(ours, tokens(load_backbone("random:vit_micro_patch8_64").module, seen))
+
+
 def test_crops_are_normalized_as_the_network_expects(monkeypatch: pytest.MonkeyPatch):
     backbone = load_backbone("random:vit_micro_patch8_64")
     imagenet, own = (backbone.mean, backbone.std), ((0.5, 0.4, 0.3), (0.5, 0.6, 0.7))

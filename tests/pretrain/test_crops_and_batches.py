@@ -25,6 +25,7 @@ from dino_dense.distributed import World
 from dino_dense.pretrain.batches import build_loader, pretraining_plan
 from dino_dense.pretrain.crops import (
     CropBox,
+    LargerCrops,
     MultiCrop,
     View,
     allowed_reduction,
@@ -33,7 +34,7 @@ from dino_dense.pretrain.crops import (
     reduced_box,
     resize,
 )
-from dino_dense.pretrain.photometric import Photometric, apply_photometric_batch
+from dino_dense.pretrain.photometric import Photometric, apply_photometric, apply_photometric_batch
 from dino_dense.training.seeds import derive_seed
 from tests.pretrain.tiny_run import TINY
 
@@ -145,6 +146,42 @@ def test_a_flip_mirrors_and_nothing_else(photo: Pixels):
     )
     assert all(np.array_equal(a[:, ::-1], b) for a, b in zip(plain, flipped, strict=True))
     assert not np.array_equal(plain[0], flipped[0])
+
+
+@pytest.mark.parametrize("augment_on", ["loader", "device"])
+def test_larger_crops_are_the_same_boxes_with_more_detail(augment_on: str, photo: Pixels):
+    config = replace(TINY, augment_on=augment_on, flip_prob=1.0, global_crop_size=96)
+    plain, crop = MultiCrop(config), MultiCrop(config, LargerCrops(192, photometric=False, begin=0))
+    picture = DecodedPicture(photo)
+    views = crop.draw(picture.size, 4)
+    assert views == plain.draw(picture.size, 4)
+    into = [np.zeros((kind.size, kind.size, 3), np.uint8) for kind in crop.kinds]
+    larger = [np.zeros((192, 192, 3), np.uint8) for _ in range(2)]
+    crop.render(picture, views, into, larger)
+    assert all(np.array_equal(a, b) for a, b in zip(rendered(plain, picture, views), into, strict=True))
+    bare = rendered(MultiCrop(replace(config, augment_on="device")), picture, views)
+    for view, small, large in zip(views[:2], bare[:2], larger, strict=True):
+        assert np.array_equal(large[:, ::-1], resize(photo, view.box, np.zeros_like(large)))
+        down = cv2.resize(large, (96, 96), interpolation=cv2.INTER_AREA).astype(int)
+        up = cv2.resize(small, (192, 192), interpolation=cv2.INTER_CUBIC).astype(int)
+        assert np.abs(down - small).mean() < np.abs(up - large).mean() / 2
+
+
+def test_larger_crops_have_the_photometric_changes_where_asked(photo: Pixels):
+    """In the loader, and on the device by parameters whose blur grows with the crop."""
+    picture, twice = DecodedPicture(photo), LargerCrops(64, photometric=True, begin=0)
+    always = replace(TINY, jitter_prob=1.0, blur_probs=(1.0, 1.0, 1.0))
+    crop, bare = (MultiCrop(replace(always, augment_on=where), twice) for where in ("loader", "device"))
+    views = crop.draw(picture.size, 4)
+    finished, without = ([np.zeros((64, 64, 3), np.uint8) for _ in range(2)] for _ in range(2))
+    for one, larger in ((crop, finished), (bare, without)):
+        into = [np.zeros((kind.size, kind.size, 3), np.uint8) for kind in one.kinds]
+        one.render(picture, views, into, larger)
+    for view, changed, pixels in zip(views, finished, without, strict=False):
+        large = crop.larger_view(view)
+        assert large == view._replace(photometric=view.photometric._replace(blur=2 * view.photometric.blur))
+        assert np.array_equal(changed, apply_photometric(pixels, large.photometric))
+        assert not np.array_equal(changed, pixels)
 
 
 def test_the_loader_leaves_photometric_changes_to_the_device(photo: Pixels):
@@ -269,7 +306,8 @@ def test_a_batch_that_cannot_be_filled_or_shared_is_an_error(n: int, changes: di
 @pytest.mark.parametrize("augment_on", ["loader", "device"])
 def test_batches_do_not_depend_on_the_number_of_workers(augment_on: str, pictures: Path):
     images = open_pretraining_data(pictures)
-    config = replace(TINY, max_steps=4, augment_on=augment_on)
+    gram = {"gram_teacher": "run", "gram_begin": 2, "gram_crop_size": 48, "gram_photometric": True}
+    config = replace(TINY, max_steps=4, augment_on=augment_on, objectives=("dino", "gram"), **gram)
     runs = [
         list(build_loader(images, pretraining_plan(len(images), config, World()), 1, config, workers, pin_memory=False))
         for workers in (0, 2)
@@ -280,6 +318,8 @@ def test_batches_do_not_depend_on_the_number_of_workers(augment_on: str, picture
         assert a.bad == b.bad == []
         assert [tuple(views.shape) for views in a[:2]] == [(16, 3, 32, 32), (16, 3, 16, 16)]
         assert [len(photometric) for photometric in a[2:4]] == ([0, 0] if augment_on == "loader" else [16, 16])
+    assert [tuple(batch.larger_views.shape) for batch in runs[0]] == [(0, 3, 0, 0), (16, 3, 48, 48), (16, 3, 48, 48)]
+    assert [len(batch.larger_photometric) for batch in runs[0]] == [0, *[16 * (augment_on == "device")] * 2]
 
 
 def test_a_micro_batch_is_view_major_and_each_image_is_its_own_function(pictures: Path):

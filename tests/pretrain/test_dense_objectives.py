@@ -15,6 +15,9 @@ import torch
 from dino_dense.checkpoint import read_tensors
 from dino_dense.config import schema
 from dino_dense.pretrain.config import PretrainConfig
+from dino_dense.pretrain.network import build_network
+from dino_dense.pretrain.objective import Step, Views
+from dino_dense.pretrain.objectives.gram import Gram, at_grid, gram_loss
 from dino_dense.pretrain.run_folder import RunError
 from tests.pretrain.tiny_run import TINY
 
@@ -26,6 +29,13 @@ SPLIT_FREE = {
     "ibot": {"objectives": ("dino", "ibot"), "ibot_visible_weight": 0.5, "ibot_center_over": "all"},
     "shared": {"objectives": ("dino", "ibot"), "ibot_head": "shared", "ibot_masks": "dinov3"},
     "gram": {"objectives": ("dino", "gram"), "gram_teacher": "run", "gram_begin": 2, "gram_refresh": 2},
+    "gram of larger crops": {
+        "objectives": ("dino", "gram"),
+        "gram_teacher": "run",
+        "gram_begin": 2,
+        "gram_crop_size": 48,
+        "gram_photometric": True,
+    },
     "paka": {"objectives": ("dino", "paka"), "paka_tokens": 9},
 }
 """Objectives whose loss is a mean over images."""
@@ -38,6 +48,7 @@ ALL = {
     **COUPLED["sinkhorn"],
     "objectives": ("dino", "ibot", "koleo", "gram", "paka"),
     "gram_teacher": "start",
+    "gram_crop_size": 64,
     "paka_teacher": "start",
 }
 
@@ -100,6 +111,11 @@ def test_two_processes_give_the_curve_of_one(pictures: Path, tmp_path: Path, tra
         ({"objectives": ("dino", "gram"), "gram_teacher": "run"}, "before there is a teacher: set --gram-begin"),
         ({"ibot_mask_ratios": (0.5, 0.1)}, "ibot_mask_ratios is .* expected a range"),
         ({"koleo_topk": 0}, "koleo_topk is 0, expected from 1"),
+        (
+            {"objectives": ("gram",), "gram_crop_size": 112},
+            "smaller than global_crop_size 224: set --gram-crop-size 448",
+        ),
+        ({"gram_photometric": True}, "gram_photometric is on, but gram_crop_size is not set"),
     ],
 )
 def test_settings_that_contradict_each_other(changes: dict, message: str):
@@ -113,6 +129,11 @@ def test_settings_that_contradict_each_other(changes: dict, message: str):
         ({"objectives": ("ibot",), "ibot_head": "shared"}, "dino is none of the objectives"),
         ({"objectives": ("dino", "koleo"), "koleo_topk": 8}, "its 8 nearest, but there are 8 in a micro-batch"),
         ({"objectives": ("dino", "paka"), "arch": "resnet10t"}, "learns patch tokens, but resnet10t"),
+        ({"objectives": ("dino", "gram"), "gram_crop_size": 60}, "gram_crop_size is 60: expected a multiple of .* 64"),
+        (
+            {"objectives": ("gram",), "gram_teacher": "random:vit_micro_patch8_64", "gram_refresh": 3},
+            "this run's teacher cannot replace random:vit_micro_patch8_64",
+        ),
     ],
 )
 def test_objectives_that_cannot_work_say_why(changes: dict, message: str, tmp_path: Path, train: Train):
@@ -130,3 +151,19 @@ def test_gram_of_its_own_start_begins_at_zero_and_a_checkpoint_may_be_the_teache
     start = read_tensors(tmp_path / "start" / "last.safetensors")[0]
     name = "backbone.blocks.0.attn.qkv.weight"
     assert torch.equal(tensors[f"objectives.gram.anchor.{name}"], start[f"teacher.{name}"])
+
+
+def test_the_gram_teacher_sees_larger_crops_and_its_tokens_come_back_to_the_students_grid():
+    options = replace(TINY, objectives=("gram",), gram_crop_size=64)
+    gram = Gram(options, width=128)
+    network = build_network(TINY, TINY, needs_patches=True)
+    gram.connect({}, network)
+    crops, larger = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 64, 64)
+    student, step = Views(torch.zeros(2, 128), torch.randn(2, 16, 128), None, crops), Step(0, 0)
+    with torch.no_grad():
+        tokens = network.eval()([larger]).tokens()
+    assert tokens.shape[1] == 64
+    expected = gram_loss(student.tokens(), at_grid(tokens, (8, 8), (4, 4)))
+    assert torch.equal(gram(student, student._replace(larger=larger), step).loss, expected)
+    with pytest.raises(ValueError, match="no larger crops"):
+        gram(student, student, step)

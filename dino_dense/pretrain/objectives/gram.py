@@ -1,5 +1,6 @@
 """Gram anchoring: keep similarities of an image's patches close to a frozen network's (DINOv3, arXiv 2508.10104)."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -69,27 +70,42 @@ class GramOptions(Options):
     (dinov3: 10,000)"""
     gram_refreshes: int = 3
     """Largest number of refreshes. (dinov3)"""
+    gram_crop_size: int | None = None
+    """Side of the Gram teacher's crops (pixels): the boxes of the global crops, cut from the picture at this size,
+    without color jitter, gray, blur and solarization. Its patch tokens are resized to the student's grid. null: it sees
+    the global crops themselves. From gram_begin on, cutting and the Gram teacher cost more with its square. (dinov3:
+    512 for global crops of 256)"""
+    gram_photometric: bool = False
+    """With gram_crop_size: the Gram teacher's crops get the photometric changes of the global crops, with blur in
+    proportion to the size. (dinov3, vit7b16_gram_anchor: gram_teacher_no_distortions)"""
 
     RANGES: ClassVar[Ranges] = {
         **dict.fromkeys(("gram_weight", "gram_begin", "gram_refreshes"), NOT_NEGATIVE),
-        "gram_refresh": COUNT,
+        **dict.fromkeys(("gram_refresh", "gram_crop_size"), COUNT),
     }
 
     def check(self) -> None:
-        """Refuse the run's own teacher at step 0, when there is none yet."""
+        """Refuse the run's own teacher at step 0, when there is none yet, and an option without effect."""
         super().check()
         if self.gram_teacher == RUN and not self.gram_begin:
             raise ValueError(
                 "gram_teacher is run, but the loss begins at step 0, before there is a teacher: set --gram-begin, or "
                 "--gram-teacher start"
             )
+        if self.gram_photometric and self.gram_crop_size is None:
+            raise ValueError(
+                "gram_photometric is on, but gram_crop_size is not set: the Gram teacher sees the global crops with "
+                "their changes already. Set --gram-crop-size, or leave it out"
+            )
 
 
 class Gram(Objective):
     """Compares similarities of the student's patches within an image with a frozen network's.
 
-    The Gram teacher sees the same crops, resized where its patch size is another. DINOv3's variant with crops of twice
-    the resolution is not implemented.
+    The Gram teacher sees the same crops, resized where its patch size is another. With `gram_crop_size` it sees their
+    boxes at a higher resolution, and its patch tokens are resized to the student's grid before they are normalized
+    (dinov3, train/ssl_meta_arch.py). There the student's crops are made from the larger crops; here both are cut from
+    the picture.
     """
 
     Options: ClassVar[type | None] = GramOptions
@@ -101,16 +117,28 @@ class Gram(Objective):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def connect(self, objectives: Mapping[str, Objective], teacher: nn.Module) -> None:
-        """Build the Gram teacher."""
+        """Build the Gram teacher; ValueError if refreshes cannot replace it."""
         source = self.options.gram_teacher
         self.anchor = Anchor(START if source == RUN else source, teacher)
         self.teacher: tuple[Any] = (teacher,)  # in a tuple it is no module of this objective
+        body: Any = teacher.backbone
+        if self.options.gram_refresh is not None and not self.anchor.can_become(body):
+            raise ValueError(
+                f"gram_refresh is {self.options.gram_refresh}, but this run's teacher cannot replace {source}, which "
+                "has another architecture or other pixel statistics: leave --gram-refresh out"
+            )
 
     def forward(self, student: Views, teacher: Views, step: Step) -> Terms:
         """Mean squared difference of cosines; 0 before it begins."""
         if step.number < self.options.gram_begin:
             return Terms(student.tokens().sum() * 0.0, {}, {})
-        return Terms(gram_loss(student.tokens(), self.anchor(student)), {}, {})
+        if self.options.gram_crop_size is not None and teacher.larger is None:
+            raise ValueError("gram_crop_size is set, but the micro-batch has no larger crops")
+        theirs = self.anchor(student, teacher.larger)
+        grid, ours = (math.isqrt(tokens.shape[1]) for tokens in (theirs, student.tokens()))
+        if grid != ours:
+            theirs = at_grid(theirs, (grid, grid), (ours, ours))
+        return Terms(gram_loss(student.tokens(), theirs), {}, {})
 
     def after_step(self, statistics: Mapping[str, Tensor]) -> None:
         """Refresh the Gram teacher when due."""
