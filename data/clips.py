@@ -43,6 +43,9 @@ CLIP_SUFFIXES = frozenset(
 """File suffixes, in any case, to offer for a user's clip; `open_clip` accepts others too."""
 
 
+BACKWARD_BYTES = 128 * 2**20  # of the frames in memory when a clip is read backward
+
+
 class ClipFrame(NamedTuple):
     """One frame of a clip."""
 
@@ -112,8 +115,26 @@ class Clip:
         Raises:
             DataError: a frame cannot be decoded, or differs in size from the first.
         """
+        return self.frames(self.indices)
+
+    def frames(self, indices: range) -> Iterator[ClipFrame]:
+        """Yield the frames of some indices of the source, ascending or descending.
+
+        Descending frames are read forward in blocks of `BACKWARD_BYTES`. A video that cannot be sought is decoded from
+        its start for each block.
+
+        Raises:
+            DataError: as for `__iter__`.
+        """
+        if indices.step < 0:
+            block = max(1, BACKWARD_BYTES // (3 * self.size[0] * self.size[1]))
+            for start in range(0, len(indices), block):
+                yield from reversed(list(self.frames(indices[start : start + block][::-1])))
+            return
+        if not indices:
+            return
         seconds = self.source.seconds
-        for index, rgb in zip(self.indices, self.source.read(self.indices), strict=True):
+        for index, rgb in zip(indices, self.source.read(indices), strict=True):
             if rgb.shape[:2] != self.size:
                 raise DataError(
                     f"{self.source.label(index)}: {rgb.shape[0]}x{rgb.shape[1]} pixels (height x width), but the first "

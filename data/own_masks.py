@@ -21,7 +21,7 @@ class OwnMasks(Mapping[str, Pixels]):
 
     Args:
         files: frame name -> mask file.
-        size: required (height, width), pixels.
+        size: required (height, width), pixels; of each frame by its name if they differ.
 
     Attributes:
         objects: the ids of all masks, ascending; 0 is background.
@@ -32,8 +32,9 @@ class OwnMasks(Mapping[str, Pixels]):
         DataError: a file is no mask, has another size or no object, or its values are ambiguous.
     """
 
-    def __init__(self, files: Mapping[str, Path], size: tuple[int, int]) -> None:
-        self.files, self.size = dict(files), size
+    def __init__(self, files: Mapping[str, Path], size: tuple[int, int] | Mapping[str, tuple[int, int]]) -> None:
+        self.files = dict(files)
+        self.sizes = dict(size) if isinstance(size, Mapping) else dict.fromkeys(self.files, size)
         self._rules: dict[Kind, Rule] = {}
         for kind, names in self._by_kind().items():
             rasters = (self._raster(name) for name in names)
@@ -65,9 +66,10 @@ class OwnMasks(Mapping[str, Pixels]):
         path = self.files[name]
         raster = read_raster(path, name)
         height, width = raster.values.shape[:2]
-        if (height, width) != self.size:
+        expected = self.sizes[name]
+        if (height, width) != expected:
             raise DataError(
-                f"{path}: {height}x{width} pixels (height x width), but the frames have {self.size[0]}x{self.size[1]}. "
+                f"{path}: {height}x{width} pixels (height x width), but the frames have {expected[0]}x{expected[1]}. "
                 "Paint the mask on a frame at its full size."
             )
         return raster

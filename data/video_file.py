@@ -19,7 +19,7 @@ from data.arrays import Pixels
 from data.clip_sources import FOLDER_RATE, LARGEST_DENOMINATOR
 
 SEEK_FROM = 50
-"""Seek if selected frames are further apart than this; else decode all frames between."""
+"""Seek if selected frames are further apart than this, or from the start; else decode all frames between."""
 
 FRAME_BY_PACKET = frozenset({"h264", "hevc", "vp9", "av1", "prores", "mjpeg"})
 """Codecs with one displayed frame in each packet, in MP4 and Matroska: frames are counted without decoding. VP8 has
@@ -67,13 +67,24 @@ class VideoFile:
             )
 
     def _decode(self, indices: range) -> Generator[Pixels]:
-        """Decode all frames in order; only selected frames are converted to pixels."""
+        """Decode all frames from the first selected on; only selected frames are converted to pixels."""
         with _opened(self.path) as (container, stream):
-            for index, frame in enumerate(container.decode(stream)):
+            for index, frame in self._numbered(container, stream, indices[0]):
                 if index in indices:
                     yield upright(frame)
                 if index >= indices[-1]:
                     return
+
+    def _numbered(
+        self, container: av.container.InputContainer, stream: av.VideoStream, first: int
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Frames with their numbers: from `first` on if it is far and can be sought, else from 0 on."""
+        if self.ticks is None or first <= SEEK_FROM:
+            yield from enumerate(container.decode(stream))
+            return
+        start = self.ticks[first]
+        container.seek(start, stream=stream)
+        yield from enumerate((frame for frame in container.decode(stream) if (frame.pts or 0) >= start), first)
 
     def _seek(self, indices: range) -> Generator[Pixels]:
         """Decode each selected frame from the key frame before it."""

@@ -13,6 +13,7 @@ from dino_dense.config import command_line
 from tasks.harness.options import RunOptions
 from tasks.harness.runner import open_backbone, seed_everything
 from tasks.harness.task import Command
+from tasks.studio_page.keys import SCRIPT
 from tasks.studio_page.page import build_page, import_gradio
 from tasks.studio_page.scene import Studio
 
@@ -40,7 +41,7 @@ class StudioConfig:
 
 
 @contextmanager
-def open_studio(backbone: Backbone, config: StudioConfig) -> Iterator[tuple[str, Path]]:
+def open_studio(backbones: Sequence[Backbone], config: StudioConfig) -> Iterator[tuple[str, Path]]:
     """A context with the page. Yields its address, and the folder of its files, which is removed at the end.
 
     Raises:
@@ -49,7 +50,7 @@ def open_studio(backbone: Backbone, config: StudioConfig) -> Iterator[tuple[str,
     folder = Path(tempfile.mkdtemp(prefix="dino_dense-studio-"))
     try:
         gr = import_gradio(folder)
-        page = build_page(gr, Studio(backbone, folder, config.resolution, config.max_size * 2**20))
+        page = build_page(gr, Studio(backbones, folder, config.resolution, config.max_size * 2**20))
         fonts = {
             "font": ["system-ui", "sans-serif"],
             "font_mono": ["ui-monospace", "monospace"],
@@ -59,6 +60,7 @@ def open_studio(backbone: Backbone, config: StudioConfig) -> Iterator[tuple[str,
             server_port=config.port or None,
             max_file_size=config.max_size * 2**20,
             allowed_paths=[str(folder)],
+            head=SCRIPT,
             theme=gr.themes.Base(**fonts),
             prevent_thread_lock=True,
             ssr_mode=False,
@@ -81,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     seed_everything(options.seed)
     backbone = open_backbone(options, distributed.resolve_device(options.device))
-    with open_studio(backbone, config) as (address, _):
+    with open_studio([backbone], config) as (address, _):
         print(f"{address} (Ctrl-C ends it and removes its files)", flush=True)
         try:
             threading.Event().wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from data.clips import open_clip
 from data.own_masks import OwnMasks
@@ -33,12 +33,15 @@ class TrackConfig(PropagationProtocol):
     video: str | None = path()
     """A video file, or a folder of frames. Writes masks/NAME/FRAME.png, and an overlay NAME_masks.mp4."""
     mask: str | None = path()
-    """Mask of the first frame; or, for objects that enter later, a folder of masks with the names of their frames (for
-    a video file numbers: 00000.png). Ids, gray levels, colors, transparency, or JSON of labelme or COCO; the report
-    says how it was read."""
+    """Mask of the first frame; or, for objects that enter later and corrections, a folder of masks with the names of
+    their frames (for a video file numbers: 00000.png). Ids, gray levels, colors, transparency, or JSON of labelme or
+    COCO; the report says how it was read."""
     points: str | None = selects(None)
     """In place of a mask: points of the first frame in pixels, --points "x,y;x,y". Writes NAME_tracks.csv, and an
     overlay NAME_tracks.mp4. Of the protocol only the short side is used."""
+    direction: Literal["forward", "both"] = selects("forward")
+    """forward: masks go to later frames. both: each object in each frame comes from the nearest frame with a mask of
+    it, earlier or later (of two equally near, the earlier); the first frame needs no mask. Up to twice as long."""
     every: int = selects(1)
     """Use every n-th frame."""
     max_frames: int | None = selects(None)
@@ -65,7 +68,7 @@ class TrackConfig(PropagationProtocol):
             raise ValueError("mask and points are both given: expected one of them")
         constants = {item.name: item.default for item in fields(PropagationProtocol) if item.name != "short_side"}
         idle = [name for name, default in constants.items() if getattr(self, name) != default]
-        idle += ["coco"] if self.coco else []
+        idle += [name for name, on in (("coco", self.coco), ("direction", self.direction != "forward")) if on]
         if idle:
             raise ValueError(f"{', '.join(idle)}: of masks, and without effect on points. Leave it out.")
 
@@ -95,7 +98,8 @@ def open_own_clip(config: TrackConfig) -> OwnClip:
             'which video, and which mask or points of its first frame? Give --video and --mask, or --points "x,y;x,y".'
         )
     clip = open_clip(config.video, every=config.every, max_frames=config.max_frames)
-    masks = OwnMasks(find_masks(config.mask, clip), clip.size) if config.mask is not None else None
+    first = config.direction == "forward"
+    masks = None if config.mask is None else OwnMasks(find_masks(config.mask, clip, first=first), clip.size)
     points = read_points(config.points, clip) if config.points is not None else None
     files = [*(clip.pictures or [clip.path]), *dict.fromkeys(masks.files.values() if masks else ())]
     description = DataFacts(
@@ -148,14 +152,19 @@ def _measure_points(backbone: Backbone, own: OwnClip, config: TrackConfig, sessi
 
 def _write(backbone: Backbone, own: OwnClip, masks: OwnMasks, config: TrackConfig, session: Session) -> str:
     """Propagate the masks and write all files, unless an earlier run did. Returns a note."""
+    from dino_dense.propagation.both_ways import GivenMasks
     from dino_dense.propagation.stream import memory_limit
-    from tasks.videos.clip_masks import carry_masks, write_masks
+    from tasks.videos.clip_masks import carry_both_ways, carry_masks, write_masks
 
     folder = session.folder("masks") / own.clip.name
     if folder.is_dir() and not (config.coco and not (session.out / f"{own.clip.name}_masks.json").is_file()):
         return ""
     budget = memory_limit(config.max_memory, backbone.device)
-    carried = carry_masks(backbone, own.clip, masks, config, max_bytes=budget, batch_size=config.batch_size)
+    if config.direction == "both":
+        given = {name: GivenMasks.of(ids) for name, ids in masks.items()}
+        carried = carry_both_ways(backbone, own.clip, given, config, max_bytes=budget, batch_size=config.batch_size)
+    else:
+        carried = carry_masks(backbone, own.clip, masks, config, max_bytes=budget, batch_size=config.batch_size)
     return write_masks(carried, own.clip, folder, session.out, coco=config.coco)
 
 

@@ -5,6 +5,7 @@ Memory does not grow with the length of the clip: frames are streamed.
 Shapes: H x W pixels of a frame.
 """
 
+import itertools
 import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
@@ -23,6 +24,7 @@ from dino_dense import Backbone
 from dino_dense.arrays import Pixels
 from dino_dense.pipeline import BackgroundCalls
 from dino_dense.progress import progress
+from dino_dense.propagation.both_ways import BothWays, GivenMasks
 from dino_dense.propagation.protocol import PropagationProtocol
 from dino_dense.propagation.stream import DEFAULT_MAX_BYTES
 from dino_dense.propagation.video import Frame, VideoPropagator
@@ -43,11 +45,17 @@ class NamedFrame(Frame):
     """Display time."""
 
 
-def find_masks(path: Path | str, clip: Clip) -> dict[str, Path]:
+Seen = Callable[[NamedFrame, Pixels, int, int], None]
+
+
+def find_masks(path: Path | str, clip: Clip, *, first: bool = True) -> dict[str, Path]:
     """The mask files of a clip by frame name: one file (for the first frame), or a folder of masks.
 
     In a folder, a mask has the name of its frame; for a video file, its number with or without leading zeros. The same
     holds for the images of a COCO file with several images.
+
+    Args:
+        first: whether a folder must have a mask of the first frame.
 
     Raises:
         FileNotFoundError: no such file or folder.
@@ -62,6 +70,11 @@ def find_masks(path: Path | str, clip: Clip) -> dict[str, Path]:
         masks = _by_frame({Path(name).stem: path for name in frames_of}, path, clip, read)
     else:
         masks = {read[0]: path}
+    if read[0] not in masks and (first or not masks):
+        raise DataError(
+            f"{path}: no mask of the first frame; expected {read[0]}.png, found {', '.join(sorted(masks)) or 'none'}. "
+            "Add it, or carry masks back from later frames (--direction both)."
+        )
     frames = {picture.resolve() for picture in clip.pictures}
     for mask in masks.values():
         if mask.resolve() in frames:
@@ -80,10 +93,6 @@ def _by_frame(files: Mapping[str, Path], source: Path, clip: Clip, read: list[st
                 f"{f', every {clip.every}' if clip.every > 1 else ''}. Rename or remove it."
             )
         masks[name] = file
-    if read[0] not in masks:
-        raise DataError(
-            f"{source}: no mask of the first frame; expected {read[0]}.png, found {', '.join(sorted(masks)) or 'none'}"
-        )
     return masks
 
 
@@ -118,6 +127,56 @@ def carry_masks(
         backbone, protocol, clip.size, sorted(objects), max_bytes=max_bytes, batch_size=batch_size
     )
     yield from propagator.run(frames())
+
+
+def carry_both_ways(
+    backbone: Backbone,
+    clip: Clip,
+    given: Mapping[str, GivenMasks],
+    protocol: PropagationProtocol,
+    *,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    batch_size: int | None = None,
+    seen: Seen | None = None,
+) -> Generator[tuple[NamedFrame, Pixels]]:
+    """Yield every frame of a clip with its ids uint8 [H, W], carried forward and backward from masks on any frames.
+
+    The rule is that of `dino_dense.propagation.both_ways`.
+
+    Args:
+        given: masks by frame name.
+        max_bytes, batch_size: see `VideoPropagator`.
+        seen: called with (frame, ids, frames done, total frames) for each frame of the backward pass, which comes
+            first; default: a progress bar.
+
+    Raises:
+        DataError: a frame is unusable.
+        ValueError: nothing is given, a mask belongs to no frame of the clip, or `max_bytes` is too small.
+    """
+    positions = {clip.frame_name(index): position for position, index in enumerate(clip.indices)}
+    for name in given:
+        if name not in positions:
+            raise ValueError(f"a mask of frame {name}, which is not used with every n-th frame, n = {clip.every}")
+
+    def frames(wanted: range) -> Iterator[NamedFrame]:
+        at = clip.indices
+        indices = range(at.start + at.step * wanted.start, at.start + at.step * wanted.stop, at.step * wanted.step)
+        for frame in clip.frames(indices):
+            yield NamedFrame(frame.rgb, None, frame.name, frame.seconds)
+
+    objects = sorted(frozenset[int]().union(*(masks.objects for masks in given.values())))
+    propagator = VideoPropagator(backbone, protocol, clip.size, objects, max_bytes=max_bytes, batch_size=batch_size)
+    work = BothWays(propagator, frames, len(clip), {positions[name]: masks for name, masks in given.items()})
+    total = len(work.backward)
+    with ExitStack() as stack:
+        tell = _backward_bar(stack, clip, total) if seen is None and total else seen
+        counted = itertools.count(1)
+        yield from work.run(lambda frame, ids: tell(frame, ids, next(counted), total) if tell else None)
+
+
+def _backward_bar(stack: ExitStack, clip: Clip, total: int) -> Seen:
+    bar = stack.enter_context(progress(total, unit="frame", desc=f"{clip.name} backward"))
+    return lambda frame, ids, done, total: bar.update()
 
 
 def write_masks(

@@ -304,3 +304,20 @@ def test_without_an_encoder_for_h264_it_is_said(tmp_path: Path, monkeypatch: pyt
     monkeypatch.undo()
     assert video_writer.can_encode("libx264")
     assert not video_writer.can_encode("no_such_encoder")
+
+
+@pytest.mark.parametrize("ending", ["mp4", "avi"])
+def test_frames_are_read_backward_in_blocks_and_from_the_middle(
+    tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+):
+    """A file that can be sought (mp4), and one that is decoded from its start."""
+    codec = {"mp4": "libx264", "avi": "mpeg4"}[ending]
+    clip = open_clip(write_clip(tmp_path / f"a.{ending}", length=70, size=(48, 192), codec=codec))
+    whole = [frame.rgb for frame in clip]
+    monkeypatch.setattr("data.clips.BACKWARD_BYTES", 3 * 48 * 192 * 7)
+    for indices in (range(69, -1, -1), range(65, 51, -4), range(60, 70, 3), range(55, 56), range(0)):
+        frames = list(clip.frames(indices))
+        assert [int(frame.name) for frame in frames] == list(indices)
+        for index, frame in zip(indices, frames, strict=True):
+            assert (frame.rgb == whole[index]).all(), index
+            assert frame.seconds == clip.source.seconds[index]

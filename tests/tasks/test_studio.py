@@ -16,8 +16,10 @@ from PIL import Image
 from data import DataError
 from dino_dense import Backbone
 from tasks.studio import HOST, StudioConfig, open_studio
+from tasks.studio_page.keys import KEYS, SCRIPT
 from tasks.studio_page.live import Live, follow
-from tasks.studio_page.scene import MOST_UNDONE, Studio
+from tasks.studio_page.opened import MOST_UNDONE
+from tasks.studio_page.scene import Studio
 from tests.browser import chromium, needs_chromium
 from tests.clip_files import moving_disc, moving_mask, write_clip
 from tests.color_backbone import color_backbone
@@ -33,7 +35,7 @@ def backbone() -> Backbone:
 @pytest.fixture
 def studio(tmp_path: Path) -> Studio:
     (tmp_path / "files").mkdir()
-    return Studio(backbone(), tmp_path / "files", 96, 2**20)
+    return Studio([backbone()], tmp_path / "files", 96, 2**20)
 
 
 def test_a_click_marks_an_object_and_a_run_follows_it(tmp_path: Path, studio: Studio):
@@ -130,6 +132,65 @@ def test_changes_are_taken_back_one_by_one(tmp_path: Path, studio: Studio):
     assert (scene.ids == states[-MOST_UNDONE]).all(), "older changes are kept"
 
 
+def test_marks_of_a_later_frame_go_both_ways(tmp_path: Path, studio: Studio):
+    scene = studio.open(write_clip(tmp_path / "clip.mp4", size=SIZE))
+    scene.go(4)
+    assert np.abs(scene.frame.astype(int) - moving_disc(4, SIZE)).mean() < 8
+    studio.paint(scene, moving_mask(4, SIZE) > 0, 3)
+    assert scene.said() == "Frame 4, the last is 7. Marked frames: 4."
+    live = Live()
+    _, zipped = studio.run(scene, 1, live)
+    assert (live.done, live.total) == (13, 13), "five frames backward, then all eight"
+    with zipfile.ZipFile(zipped) as archive:
+        for index, name in enumerate(sorted(archive.namelist())):
+            with archive.open(name) as file:
+                ids, truth = np.array(Image.open(file)) == 3, moving_mask(index, SIZE) > 0
+            assert (ids & truth).sum() / (ids | truth).sum() > 0.6, name
+            scene.go(index)
+            assert ((scene.ids == 3) == ids).all(), "the result is on view"
+    with pytest.raises(ValueError, match="frame 4 is marked, but not used with every n-th frame, n = 3"):
+        studio.run(scene, 3)
+
+
+def test_a_correction_keeps_what_is_on_view(tmp_path: Path, studio: Studio):
+    scene = studio.open(write_clip(tmp_path / "clip.mp4", size=SIZE))
+    studio.paint(scene, moving_mask(0, SIZE) > 0, 1)
+    studio.run(scene)
+    scene.go(6)
+    before, corner = scene.ids.copy(), np.zeros(SIZE, bool)
+    corner[:16, :16] = True
+    studio.paint(scene, corner, 2)
+    assert (scene.ids == np.where(corner, 2, before)).all()
+    assert scene.marks[6].objects == {1, 2}
+    studio.paint(scene, scene.ids == 1, 0)
+    assert set(np.unique(scene.ids)) == {0, 2}
+    assert scene.marks[6].objects == {1, 2}, "object 1 is known to be absent"
+    with zipfile.ZipFile(studio.run(scene)[1]) as archive:
+        masks = {}
+        for name in archive.namelist():
+            with archive.open(name) as file:
+                masks[name] = np.array(Image.open(file))
+    assert (masks["00006.png"] == scene.ids).all()
+    assert [1 in masks[f"{index:05d}.png"] for index in range(8)] == 4 * [True] + 4 * [False]
+    assert all(2 in ids for ids in masks.values())
+    scene.clear()
+    assert sorted(scene.marks) == [0]
+    scene.go(0)
+    scene.undo()
+    assert (scene.index, sorted(scene.marks)) == (6, [0, 6]), "undo goes to the frame of the change"
+
+
+def test_frames_are_stepped_through(tmp_path: Path, studio: Studio):
+    scene = studio.open(write_clip(tmp_path / "clip.mp4", size=SIZE))
+    steps = []
+    for every, by in ((1, 1), (3, 1), (3, 1), (3, 1), (3, -1), (1, -1), (4, 1), (4, 1), (4, -1), (4, -1), (4, -1)):
+        scene.step(every, by)
+        steps.append(scene.index)
+    assert steps == [1, 3, 6, 6, 3, 2, 4, 4, 0, 0, 0]
+    scene.go(99)
+    assert scene.index == 7
+
+
 def test_painting_and_images(tmp_path: Path, studio: Studio):
     Image.fromarray(moving_disc(0, SIZE)).save(tmp_path / "a.png")
     scene = studio.open(tmp_path / "a.png")
@@ -209,6 +270,44 @@ def click_points_and_matches(page: Any, clip: Path, folder: Path) -> None:
     page.locator("#match-said").get_by_text("Cosine", exact=False).wait_for()
 
 
+def choose_frames_by_keys(page: Any) -> None:
+    """Mark another frame than the first, by keys; keys in a text box are text. The first frame is marked before."""
+    said = page.locator("#said-frame")
+    page.keyboard.press("ArrowRight")
+    said.get_by_text("Frame 1, the last is 7. Marked frames: 0.").wait_for()
+    click_on(page, "#frame img", (22, 48))
+    said.get_by_text("Marked frames: 0, 1.").wait_for()
+    page.keyboard.press("z")
+    said.get_by_text("Marked frames: 0.").wait_for()
+
+
+def check_keys(page: Any) -> None:
+    """Each key clicks the button that is on view, and none while a text box has the keyboard."""
+    buttons = "".join(
+        f'<button class="{name}" onclick="pressed.push(\'{name}\')">{name}</button>' for name, _ in KEYS.values()
+    )
+    page.set_content(
+        f"<div style='display: none'>{buttons}</div>{buttons}<input id='text'><input id='range' type='range'>"
+        f"<button id='picture'><img></button><button id='other' onclick=\"pressed.push('other')\">other</button>"
+        f"<script>const pressed = [];</script>{SCRIPT}"
+    )
+
+    def pressed(focused: str) -> list[str]:
+        if focused:
+            page.focus(focused)
+        for key in KEYS:
+            page.keyboard.press(key)
+        page.keyboard.press("Control+z")
+        return page.evaluate("pressed.splice(0)")
+
+    names = [name for name, _ in KEYS.values()]
+    assert pressed("") == names
+    assert pressed("#text") == []
+    assert pressed("#range") == ["key-undo", "key-run", "key-cancel"]
+    assert pressed("#picture") == names
+    assert pressed("#other") == ["other" if name == "key-run" else name for name in names]
+
+
 def cancel_a_run(page: Any, clip: Path) -> None:
     """Start a long run, see its frames while it runs, and stop it."""
     page.get_by_role("tab", name="Masks").click()
@@ -239,7 +338,8 @@ def click_on(page: Any, selector: str, point: tuple[int, int]) -> None:
     picture = page.locator(selector)
     picture.wait_for()
     before, box = picture.get_attribute("src"), picture.bounding_box()
-    page.mouse.click(box["x"] + box["width"] * point[0] / SIZE[1], box["y"] + box["height"] * point[1] / SIZE[0])
+    x, y = box["width"] * point[0] / SIZE[1], box["height"] * point[1] / SIZE[0]
+    picture.click(position={"x": x, "y": y})  # scrolls to it, and waits until it stays where it is
     page.wait_for_function(
         "([selector, before]) => document.querySelector(selector).src !== before", arg=[selector, before]
     )
@@ -255,8 +355,9 @@ def test_the_page(tmp_path: Path):
     big.write_bytes(bytes(2 * 2**20))
     asked: list[str] = []
     config = StudioConfig(port=0, max_size=1, resolution=96)
-    with open_studio(backbone(), config) as (address, folder), chromium() as browser:
+    with open_studio([backbone()], config) as (address, folder), chromium() as browser:
         assert urlparse(address).hostname == HOST
+        check_keys(browser.new_page())
         page = browser.new_page(viewport={"width": 1200, "height": 1600})
         page.set_default_timeout(60_000)
         page.on("request", lambda request: asked.append(request.url))
@@ -266,9 +367,8 @@ def test_the_page(tmp_path: Path):
         page.reload()
         page.locator("#source input[type=file]").set_input_files(str(clip))
         click_on(page, "#frame img", (20, 48))
-        undo(page, "#undo", "#frame img")
-        click_on(page, "#frame img", (20, 48))
-        page.locator("#run").click()
+        choose_frames_by_keys(page)
+        page.keyboard.press("Enter")
         page.wait_for_function("() => (document.querySelector('#overlay video') || {}).duration > 0")
         assert page.evaluate("document.querySelector('#overlay video').duration") == pytest.approx(0.8, abs=0.02)
         page.wait_for_function("() => !document.querySelector('#masks').disabled")

@@ -204,6 +204,24 @@ def test_masks_are_found_by_frame(tmp_path: Path, clip_file: Path, mask_file: Pa
         find_masks(folder, clip)
 
 
+def test_masks_of_any_frame_go_both_ways(tmp_path: Path, clip_file: Path, capsys: pytest.CaptureFixture[str]):
+    folder = tmp_path / "masks"
+    write_mask(folder / "4.png", moving_mask(4, SIZE))
+    options = ("--video", str(clip_file), "--mask", str(folder))
+    with pytest.raises(DataError, match="--direction both"):
+        run(tmp_path, *options)
+    out = run(tmp_path, *options, "--direction", "both", "--every", "2")
+    names = sorted(path.name for path in (out / "masks" / "clip").iterdir())
+    assert names == ["00000.png", "00002.png", "00004.png", "00006.png"]
+    assert (read_ids(out / "masks" / "clip" / "00004.png") == moving_mask(4, SIZE)).all()
+    assert all(read_ids(out / "masks" / "clip" / name).any() for name in names)
+    (folder / "4.png").unlink()
+    with pytest.raises(DataError, match="found none"):
+        run(tmp_path, *options, "--direction", "both", out="none")
+    with pytest.raises(ValueError, match="direction: of masks"):
+        TrackConfig(points="1,2", direction="both")
+
+
 def test_without_video_or_mask_it_asks(tmp_path: Path, clip_file: Path):
     for words in ([], ["--video", str(clip_file)], ["--mask", "a.png"]):
         with pytest.raises(ValueError, match="Give --video and --mask"):
