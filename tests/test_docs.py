@@ -271,7 +271,9 @@ def own_files(folder: Path) -> Path:
     names = (sample.davis / "ImageSets" / "2017" / "val.txt").read_text().split()
     mask = next(path for path in first if path.name == names[0])
     shutil.copy(sorted(mask.iterdir())[0], folder / "FIRST.png")
-    (folder / "IMAGES").mkdir()
+    for name in ("IMAGES", "MASKS"):
+        (folder / name).mkdir()
+    shutil.copy(sorted(mask.iterdir())[2], folder / "MASKS" / "00002.png")
     pictures = sorted((sample.saliency / "images").iterdir())[:2]
     for name, picture in zip(("A.jpg", "B.jpg"), pictures, strict=True):
         shutil.copy(picture, folder / "IMAGES" / name)
