@@ -1,15 +1,16 @@
-"""A local page: click objects or points of your own clip, play their masks or tracks; match two images."""
+"""A local page: click objects or points of your own clip, play their masks or tracks; match or compare images."""
 
 import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dino_dense import Backbone, distributed
 from dino_dense.config import command_line
+from dino_dense.config.schema import path
 from tasks.harness.options import RunOptions
 from tasks.harness.runner import open_backbone, seed_everything
 from tasks.harness.task import Command
@@ -25,6 +26,9 @@ HOST = "127.0.0.1"  # this machine only
 class StudioConfig:
     """The page"""
 
+    beside: str | None = path()
+    """A second checkpoint (as for --ckpt): tab Compare shows both, side by side. --arch, --network, --heads and
+    --positions are for the first alone."""
     port: int = 7860
     """Port of the page, http://127.0.0.1:PORT. No other machine can open it."""
     max_size: int = 200
@@ -38,6 +42,28 @@ class StudioConfig:
         for name, least in (("port", 0), ("max_size", 1), ("waiting", 1), ("resolution", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected {least} or more")
+
+
+def open_backbones(options: RunOptions, config: StudioConfig) -> list[Backbone]:
+    """The checkpoint of the options and, if there is one, the second to compare with it.
+
+    Raises:
+        ValueError, OSError: a checkpoint is unusable (`load_backbone`).
+    """
+    device = distributed.resolve_device(options.device)
+    backbones = [open_backbone(options, device)]
+    if config.beside is not None:
+        read = RunOptions()  # the options on how a file is read are of the first
+        own = replace(
+            options,
+            ckpt=config.beside,
+            arch=read.arch,
+            network=read.network,
+            heads=read.heads,
+            positions=read.positions,
+        )
+        backbones.append(open_backbone(own, device))
+    return backbones
 
 
 @contextmanager
@@ -82,8 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         RunOptions, StudioConfig, prog="python -m tasks.studio", description=SUMMARY, argv=argv
     )
     seed_everything(options.seed)
-    backbone = open_backbone(options, distributed.resolve_device(options.device))
-    with open_studio([backbone], config) as (address, _):
+    with open_studio(open_backbones(options, config), config) as (address, _):
         print(f"{address} (Ctrl-C ends it and removes its files)", flush=True)
         try:
             threading.Event().wait()

@@ -8,6 +8,7 @@ from data.clips import CLIP_SUFFIXES
 from data.files import IMAGE_SUFFIXES
 from dino_dense.arrays import Pixels
 from dino_dense.maps import LIKENESS
+from tasks.studio_page.compare_tab import compare_tab
 from tasks.studio_page.keys import keys_in_words
 from tasks.studio_page.labels_tab import labels_tab
 from tasks.studio_page.opened import OpenClip
@@ -16,6 +17,7 @@ from tasks.studio_page.parts import (
     clickable,
     clicked_by,
     close,
+    film_and_file,
     opened,
     run_buttons,
     running,
@@ -80,7 +82,7 @@ def build_page(gr: Any, studio: Studio) -> Any:
         with gr.Tab("Points"):
             spots = _points_tab(gr, studio, top)
         with gr.Tab("Match"):
-            left = _match_tab(gr, studio, top.scene)
+            left, other = _match_tab(gr, studio, top.scene)
         with gr.Tab("Labels"):
             labels_tab(gr, studio, top.scene, top.likeness)
         for name, make in (("Attention", studio.attention), ("PCA", studio.pca)):
@@ -90,7 +92,11 @@ def build_page(gr: Any, studio: Studio) -> Any:
                     show_label=False, interactive=False, format="png", elem_id=name.lower(), buttons=BUTTONS
                 )
                 button.click(showing_errors(gr, lambda clip, make=make: make(opened(clip))), top.scene, picture)
-        _frames(gr, studio, top, spots, {frame: OpenClip.seen, editor: _frame_of, left: _frame_of}, undo)
+        views = {frame: OpenClip.seen, editor: _frame_of, left: _frame_of}
+        if len(studio.backbones) > 1:
+            with gr.Tab("Compare"):
+                views[compare_tab(gr, studio, top.scene, other, top.likeness, top.every)] = _frame_of
+        _frames(gr, studio, top, spots, views, undo)
     return page
 
 
@@ -211,7 +217,7 @@ def _masks_tab(gr: Any, studio: Studio, top: Top) -> tuple[Any, Any, Any]:
     frame.select(clicked_by(gr, clicked), [top.scene, identity, top.likeness], outputs)
     paint.click(showing_errors(gr, painted), [top.scene, identity, editor], outputs)
     clear.click(showing_errors(gr, cleared), top.scene, outputs)
-    run = running(gr, studio.run, top.scene, top.every, buttons, (overlay, masks), progress)
+    run = running(gr, studio.run, top.scene, top.every, buttons, film_and_file(gr, overlay, masks), progress)
     run.then(showing_errors(gr, ran), top.scene, [top.said, frame])
     return frame, editor, undo
 
@@ -242,12 +248,16 @@ def _points_tab(gr: Any, studio: Studio, top: Top) -> Any:
     frame.select(clicked_by(gr, clicked), top.scene, [top.scene, frame])
     clear.click(showing_errors(gr, cleared), top.scene, [top.scene, frame])
     undo.click(showing_errors(gr, undone), top.scene, [top.scene, frame])
-    running(gr, studio.track, top.scene, top.every, buttons, (overlay, table), progress)
+    running(gr, studio.track, top.scene, top.every, buttons, film_and_file(gr, overlay, table), progress)
     return frame
 
 
-def _match_tab(gr: Any, studio: Studio, scene: Any) -> Any:
-    """The tab to click a point of one image and see its match in another. Returns the picture of the first image."""
+def _match_tab(gr: Any, studio: Studio, scene: Any) -> tuple[Any, Any]:
+    """The tab to click a point of one image and see its match in another.
+
+    Returns:
+        The picture of the first image, and the state of the other.
+    """
     other = gr.State(None, delete_callback=close)
     source = gr.File(label="The other image", file_types=ENDINGS, type="filepath", elem_id="other")
     with gr.Row():
@@ -271,4 +281,4 @@ def _match_tab(gr: Any, studio: Studio, scene: Any) -> Any:
     for picture, clicked in ((left, left_clicked), (right, right_clicked)):
         picture.select(clicked_by(gr, clicked), [scene, other], [left, right, said])
     source.change(showing_errors(gr, chosen), [source, other], [other, right])
-    return left
+    return left, other

@@ -2,15 +2,14 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from tasks.studio_page.live import Live, follow
 from tasks.studio_page.opened import OpenClip
 
-Work = Callable[[OpenClip, int, Live], tuple[Path, Path]]
-"""(clip, every n-th frame, state) -> the film, and the file to download."""
+Work = Callable[[OpenClip, int, Live], Any]
+"""(clip, every n-th frame, state) -> the result."""
 BUTTONS = ["download", "fullscreen"]  # of a picture: without the button to share it
 
 
@@ -52,19 +51,37 @@ def run_buttons(gr: Any, text: str, name: str) -> tuple[Any, Any]:
     )
 
 
+class Shown(NamedTuple):
+    """Components that show the result of a run."""
+
+    components: Sequence[Any]
+    empty: Sequence[Any]
+    """Their values while a run goes on."""
+    values: Callable[[Any], Sequence[Any]]
+    """Result -> their values."""
+
+
+def film_and_file(gr: Any, film: Any, button: Any) -> Shown:
+    """A result of two paths: a film to play, and a file to download."""
+    return Shown(
+        [film, button],
+        [None, gr.DownloadButton(interactive=False)],
+        lambda made: [str(made[0]), gr.DownloadButton(value=str(made[1]), interactive=True)],
+    )
+
+
 def running(
     gr: Any,
     work: Work,
     scene: Any,
     every: Any,
     buttons: tuple[Any, Any],
-    results: tuple[Any, Any],
+    shown: Shown,
     state: tuple[Any, Any],
 ) -> Any:
     """Let a button run the work, show its frames as they are done, and let another button stop it.
 
     Args:
-        results: the film and the download.
         state: the text and the picture of `state`.
 
     Returns:
@@ -74,9 +91,8 @@ def running(
 
     def ran(clip: OpenClip | None, step: int) -> Iterator[dict[Any, Any]]:
         opened_clip = opened(clip)
-        film, download = results
         followed = follow(lambda live: work(opened_clip, int(step), live), opened_clip.live)
-        yield {said: "Started", film: None, download: gr.DownloadButton(interactive=False)}
+        yield {said: "Started", **dict(zip(shown.components, shown.empty, strict=True))}
         while True:
             try:
                 live = next(followed)
@@ -89,7 +105,7 @@ def running(
         yield {picture: gr.Image(None, visible=False)} | (
             {said: f"Canceled after {live.done} of {live.total} frames"}
             if made is None
-            else {said: "", film: str(made[0]), download: gr.DownloadButton(value=str(made[1]), interactive=True)}
+            else {said: "", **dict(zip(shown.components, shown.values(made), strict=True))}
         )
 
     def canceled(clip: OpenClip | None) -> None:
@@ -97,7 +113,7 @@ def running(
             clip.live.stop.set()
 
     start, cancel = buttons
-    outputs = [said, picture, *results]
+    outputs = [said, picture, *shown.components]
     cancel.click(showing_errors(gr, canceled), scene, None, queue=False)
     return start.click(showing_errors(gr, ran), [scene, every], outputs, concurrency_id="network", concurrency_limit=1)
 

@@ -308,6 +308,21 @@ def check_keys(page: Any) -> None:
     assert pressed("#other") == ["other" if name == "key-run" else name for name in names]
 
 
+def compare_and_find_classes(page: Any, folder: Path) -> None:
+    """One click shows both checkpoints; a reference with a clicked class gives classes to the frame on view."""
+    page.get_by_role("tab", name="Compare").click()
+    page.locator("#compare-frame img").click(position={"x": 20, "y": 48})
+    for name in ("regions", "components", "matches"):
+        page.locator(f"#compare-{name} img").wait_for()
+    page.locator("#compare-said").get_by_text("with cosine", exact=False).wait_for()
+    page.get_by_role("tab", name="Labels").click()
+    page.locator("#references input[type=file]").set_input_files(str(folder / "other.png"))
+    click_on(page, "#reference-image img", (60, 48))
+    page.locator("#label").click()
+    page.locator("#classes img").wait_for()
+    page.wait_for_function("() => !document.querySelector('#download-classes').disabled")
+
+
 def cancel_a_run(page: Any, clip: Path) -> None:
     """Start a long run, see its frames while it runs, and stop it."""
     page.get_by_role("tab", name="Masks").click()
@@ -355,7 +370,7 @@ def test_the_page(tmp_path: Path):
     big.write_bytes(bytes(2 * 2**20))
     asked: list[str] = []
     config = StudioConfig(port=0, max_size=1, resolution=96)
-    with open_studio([backbone()], config) as (address, folder), chromium() as browser:
+    with open_studio([backbone(), backbone()], config) as (address, folder), chromium() as browser:
         assert urlparse(address).hostname == HOST
         check_keys(browser.new_page())
         page = browser.new_page(viewport={"width": 1200, "height": 1600})
@@ -382,6 +397,8 @@ def test_the_page(tmp_path: Path):
                     assert (mask.mode, mask.size) == ("P", SIZE[::-1])
         page.screenshot(path=str(tmp_path / "page.png"), full_page=True)
         click_points_and_matches(page, clip, tmp_path)
+        compare_and_find_classes(page, tmp_path)
+        page.screenshot(path=str(tmp_path / "classes.png"), full_page=True)
         page.get_by_role("tab", name="PCA").click()
         page.locator("#look-pca").click()
         page.locator("#pca img").wait_for()
