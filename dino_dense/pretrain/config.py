@@ -27,7 +27,7 @@ FREE_ON_RESUME = frozenset(
         # BatchNorm, whose statistics are over a micro-batch. Pictures are compared by number and names, not by path.
         *("data", "out", "resume", "device", "deterministic", "num_workers", "accumulate"),
         *("max_steps", "log_every", "save_every", "keep"),
-        *("compile", "pack", "activation_checkpointing", "on_bad_sample", "max_bad_samples"),
+        *("compile", "pack", "skip_dropped", "activation_checkpointing", "on_bad_sample", "max_bad_samples"),
         *("watch", "watch_every", "rollback", "allow_conflicts", "tracker"),
     }
 )

@@ -128,7 +128,9 @@ class OptimizerStep:
         self.grid: tuple[int, int] | None = None
         """Patches of a global crop (h, w), if an objective needs patch tokens."""
         learner, teacher = self._build()
-        self.drop_path = DropPathKeys(learner.student, config.n_views, config.batch_size, config.seed)
+        self.drop_path = DropPathKeys(
+            learner.student, config.n_views, config.batch_size, config.seed, skip_dropped=config.skip_dropped
+        )
         if isinstance(learner.student.backbone, DinoV3):
             blocks = len(learner.student.backbone.blocks)
             learner.student.rotary = RotaryJitter(config, blocks, groups=2, seed=config.seed)

@@ -35,7 +35,7 @@ def recomputed(block: nn.Module, x: Tensor, **options: Any) -> Tensor:
     if not torch.is_grad_enabled():
         return block(x, **options)  # type: ignore[no-any-return]
     drop_paths = [module for module in block.modules() if isinstance(module, KeyedDropPath)]
-    before = [(module, module.scale) for module in drop_paths]
+    before = [(module, module.scale, module.rows) for module in drop_paths]
     contexts = functools.partial(_contexts, before, tuple(_get_current_function_mode_stack()))
     return checkpoint(block, x, use_reentrant=False, context_fn=contexts, **options)  # type: ignore[no-any-return]
 
@@ -59,7 +59,7 @@ def recompute_blocks(body: Any, name: str) -> None:
     body.blocks = RecomputedBlocks(*blocks)
 
 
-Scales = Sequence[tuple[KeyedDropPath, Tensor | None]]
+Scales = Sequence[tuple[KeyedDropPath, Tensor | None, Tensor | None]]
 
 
 def _contexts(
@@ -71,14 +71,17 @@ def _contexts(
 
 @contextmanager
 def _as_before(scales: Scales, modes: Sequence[TorchFunctionMode]) -> Iterator[None]:
-    now = [module.scale for module, _ in scales]
+    now = [(module, module.scale, module.rows) for module, _, _ in scales]
     with ExitStack() as stack:
         for mode in modes:  # they belong to a thread, and on CUDA the backward pass has one of its own
             stack.enter_context(mode)
-        for module, scale in scales:
-            module.scale = scale
+        _set(scales)
         try:
             yield
         finally:
-            for (module, _), scale in zip(scales, now, strict=True):
-                module.scale = scale
+            _set(now)
+
+
+def _set(scales: Scales) -> None:
+    for module, scale, rows in scales:
+        module.scale, module.rows = scale, rows

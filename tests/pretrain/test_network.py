@@ -114,6 +114,39 @@ def test_the_class_token_starts_as_dinos():
     assert torch.equal(student.backbone.cls_token, teacher.backbone.cls_token)
 
 
+@pytest.mark.parametrize("changes", [{}, {"positions": "rotary", "layer_scale": True}], ids=["table", "rotary"])
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_branches_of_the_kept_crops_alone_give_the_same_numbers(changes: dict[str, Any], recomputes: bool):
+    """At a rate of 0.9 some branches keep no crop at all."""
+    results, rows = [], []
+    for skip in (False, True):
+        student, _ = networks(drop_path_rate=0.9, **changes)
+        keys = DropPathKeys(student, TINY.n_views, TINY.batch_size, TINY.seed, skip_dropped=skip)
+        if recomputes:
+            student.recompute_blocks("vit_micro")
+        keys.set_masks(0, torch.arange(3), torch.device("cpu"))
+        assert any(not len(module.nonzero()) for group in keys.pending for module in group)
+        student.backbone.blocks[-1].attn.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+        features = student([crops(6, 32, 0), crops(6, 16, 1)]).cls
+        features.square().sum().backward()
+        results.append([features.detach(), *(p.grad for p in student.parameters() if p.grad is not None)])
+    assert len(results[0]) == len(results[1]) > 40
+    for whole, kept in zip(*results, strict=True):
+        torch.testing.assert_close(kept, whole, rtol=1e-4, atol=1e-5)
+    half = len(rows) // 2
+    assert rows[:half] == [6] * half
+    assert max(rows[half:]) < 6
+
+
+def test_skipping_dropped_crops_is_refused_where_it_cannot_be():
+    for other in ("compile", "pack"):
+        with pytest.raises(ValueError, match="skip_dropped is on with compile or pack"):
+            replace(TINY, skip_dropped=True, **{other: True})
+    student, _ = networks(arch="xcit_nano_12_p16_224", global_crop_size=32, local_crop_size=16)
+    with pytest.raises(ValueError, match="skip_dropped is on, but the network is no plain vision transformer"):
+        DropPathKeys(student, TINY.n_views, TINY.batch_size, TINY.seed, skip_dropped=True)
+
+
 def test_drop_path_drops_rows_at_its_rate_and_keeps_the_mean():
     module = KeyedDropPath(0.3)
     module.scale = scales([module], torch.rand(1, 20000, generator=torch.Generator().manual_seed(0)))[0]

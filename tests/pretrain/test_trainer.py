@@ -331,6 +331,14 @@ def test_parquet_files_resume_within_a_row_group(
     assert_same_state(tmp_path / "parts", tmp_path / "whole")
 
 
+def test_a_run_that_skips_dropped_crops_has_the_same_curve_and_may_begin_in_the_middle(tmp_path: Path, train: Train):
+    whole = train(tmp_path / "whole", max_steps=4)
+    train(tmp_path / "kept", max_steps=2, save_every=2)
+    kept = train(tmp_path / "kept", max_steps=4, resume=True, skip_dropped=True)
+    np.testing.assert_allclose(kept["loss"], whole["loss"], atol=1e-4)
+    np.testing.assert_allclose(kept["grad_norm"], whole["grad_norm"], rtol=1e-2)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{}, {"pack": True, "dtype": "bf16"}, {**BODIES["rotary"], "objectives": ("dino", "ibot"), "accumulate": 2}],
