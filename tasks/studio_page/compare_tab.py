@@ -27,12 +27,8 @@ def compare_tab(gr: Any, studio: Studio, scene: Any, other: Any, likeness: Any, 
     )
     frame = clickable(gr, "Frame on view: click a point", "compare-frame")
     regions, components, matches = (
-        gr.Image(label=label, interactive=False, format="png", elem_id=f"compare-{name}", buttons=BUTTONS)
-        for label, name in (
-            ("Regions (A, B)", "regions"),
-            ("Leading components (A, B)", "components"),
-            ("Matches in the other image (A, B)", "matches"),
-        )
+        gr.Image(show_label=False, interactive=False, format="png", elem_id=f"compare-{name}", buttons=BUTTONS)
+        for name in ("regions", "components", "matches")
     )
     said = gr.Markdown(elem_id="compare-said")
     with gr.Row():
@@ -51,6 +47,6 @@ def compare_tab(gr: Any, studio: Studio, scene: Any, other: Any, likeness: Any, 
         return result.regions, result.components, result.matches, result.said
 
     frame.select(clicked_by(gr, clicked), [scene, other, likeness], [regions, components, matches, said])
-    shown = Shown([*films, agreed], [None, None, ""], lambda made: [str(made[0]), str(made[1]), made[2]])
+    shown = Shown([*films, agreed], lambda: [None, None, ""], lambda made: [str(made[0]), str(made[1]), made[2]])
     running(gr, lambda clip, step, live: run_both(studio, clip, step, live), scene, every, buttons, shown, progress)
     return frame

@@ -88,14 +88,15 @@ def put_masks(references: References, masks: Sequence[str]) -> None:
 def label(studio: Studio, references: Sequence[OpenClip], query: OpenClip) -> Pixels:
     """Class ids [H, W] of the frame on view of `query`.
 
-    Pixels of the references without a class are background.
+    Pixels of a reference without a class are background. A reference without any class is not used.
 
     Raises:
         ValueError: no reference has a class.
     """
-    classes = 1 + max((int(picture.ids.max()) for picture in references), default=0)
-    if classes == 1:
+    references = [picture for picture in references if picture.ids.any()]
+    if not references:
         raise ValueError("no reference image has a class yet: click or paint one, or choose class masks")
+    classes = 1 + max(int(picture.ids.max()) for picture in references)
     patch = studio.backbones[0].patch_size
     features = [studio.features(picture) for picture in references]
     memory = torch.cat([F.normalize(rows(values), dim=1) for values in features])  # [M, D]

@@ -17,7 +17,8 @@ def labels_tab(gr: Any, studio: Studio, scene: Any, likeness: Any) -> None:
     references = gr.State(None, delete_callback=_close)
     gr.Markdown(
         "Mark classes in reference images, or choose class masks (each with the name of its image). The frame on view "
-        "gets the classes of the most similar patches. Pixels without a class are background."
+        "gets the classes of the most similar patches. In an image with a class, all other pixels are background; an "
+        "image without any class is not used."
     )
     with gr.Row():
         images = _files(gr, "Reference images", sorted(IMAGE_SUFFIXES), "references")

@@ -8,6 +8,7 @@ from data.clips import CLIP_SUFFIXES
 from data.files import IMAGE_SUFFIXES
 from dino_dense.arrays import Pixels
 from dino_dense.maps import LIKENESS
+from tasks.harness import figures
 from tasks.studio_page.compare_tab import compare_tab
 from tasks.studio_page.keys import keys_in_words
 from tasks.studio_page.labels_tab import labels_tab
@@ -38,6 +39,11 @@ a marked frame count. Each object in each frame is carried from the nearest fram
 backward; of two equally near frames, from the earlier. Where two objects meet, the one from the nearer frame is on top.
 
 **Corrections.** Run, look at a frame, correct its masks there, and run again.
+
+**Labels.** Mark classes in reference images, or choose class masks; the frame on view takes the classes of the most
+similar patches.
+
+**Compare** (with a second checkpoint, `--beside`). One click shows the results of both, side by side.
 """
 
 
@@ -92,7 +98,7 @@ def build_page(gr: Any, studio: Studio) -> Any:
                     show_label=False, interactive=False, format="png", elem_id=name.lower(), buttons=BUTTONS
                 )
                 button.click(showing_errors(gr, lambda clip, make=make: make(opened(clip))), top.scene, picture)
-        views = {frame: OpenClip.seen, editor: _frame_of, left: _frame_of}
+        views = {frame: OpenClip.seen, editor: _file_of, left: _frame_of}
         if len(studio.backbones) > 1:
             with gr.Tab("Compare"):
                 views[compare_tab(gr, studio, top.scene, other, top.likeness, top.every)] = _frame_of
@@ -102,6 +108,11 @@ def build_page(gr: Any, studio: Studio) -> Any:
 
 def _frame_of(clip: OpenClip) -> Pixels:
     return clip.frame
+
+
+def _file_of(clip: OpenClip) -> str:
+    """The frame on view as a file: from pixels, Gradio's editor would write two pictures of a slow format."""
+    return str(figures.save(clip.folder / "on-view.jpg", clip.frame))
 
 
 def _top(gr: Any, studio: Studio) -> Top:

@@ -27,8 +27,8 @@ def opened(scene: OpenClip | None) -> OpenClip:
 
 
 def clickable(gr: Any, label: str, name: str) -> Any:
-    """A picture to click."""
-    return gr.Image(label=label, interactive=False, format="png", elem_id=name, buttons=BUTTONS)
+    """A picture to click. JPEG: PNG takes a hundred times longer to write, at every change of the frame."""
+    return gr.Image(label=label, interactive=False, format="jpeg", elem_id=name, buttons=BUTTONS)
 
 
 def clicked_by(gr: Any, step: Any) -> Any:
@@ -55,8 +55,8 @@ class Shown(NamedTuple):
     """Components that show the result of a run."""
 
     components: Sequence[Any]
-    empty: Sequence[Any]
-    """Their values while a run goes on."""
+    empty: Callable[[], Sequence[Any]]
+    """Their values while a run goes on; called then, since Gradio would show a button that is made with the page."""
     values: Callable[[Any], Sequence[Any]]
     """Result -> their values."""
 
@@ -65,7 +65,7 @@ def film_and_file(gr: Any, film: Any, button: Any) -> Shown:
     """A result of two paths: a film to play, and a file to download."""
     return Shown(
         [film, button],
-        [None, gr.DownloadButton(interactive=False)],
+        lambda: [None, gr.DownloadButton(interactive=False)],
         lambda made: [str(made[0]), gr.DownloadButton(value=str(made[1]), interactive=True)],
     )
 
@@ -92,7 +92,7 @@ def running(
     def ran(clip: OpenClip | None, step: int) -> Iterator[dict[Any, Any]]:
         opened_clip = opened(clip)
         followed = follow(lambda live: work(opened_clip, int(step), live), opened_clip.live)
-        yield {said: "Started", **dict(zip(shown.components, shown.empty, strict=True))}
+        yield {said: "Started", **dict(zip(shown.components, shown.empty(), strict=True))}
         while True:
             try:
                 live = next(followed)

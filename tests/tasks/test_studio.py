@@ -352,6 +352,7 @@ def click_on(page: Any, selector: str, point: tuple[int, int]) -> None:
     """Click a pixel (x, y) of a picture of `SIZE`, and wait until the picture changes."""
     picture = page.locator(selector)
     picture.wait_for()
+    page.wait_for_function("selector => document.querySelector(selector).naturalWidth > 0", arg=selector)
     before, box = picture.get_attribute("src"), picture.bounding_box()
     x, y = box["width"] * point[0] / SIZE[1], box["height"] * point[1] / SIZE[0]
     picture.click(position={"x": x, "y": y})  # scrolls to it, and waits until it stays where it is

@@ -60,10 +60,21 @@ def test_each_region_gets_the_class_of_its_reference(tmp_path: Path, studio: Stu
     assert set(np.unique(read_ids(path))) == {0, 4, 7}
     assert seen.shape == (*SIZE, 3)
     made.pictures[1].undo()
-    assert set(np.unique(label(studio, made.pictures, query))) == {0, 4}, "blue is now a part of the background"
+    assert set(np.unique(label(studio, made.pictures, query))) == {0, 4}
     made.close()
     query.close()
     assert list(studio.folder.iterdir()) == []
+
+
+def test_a_reference_without_a_class_teaches_nothing(tmp_path: Path, studio: Studio):
+    """Else its objects that nobody marked would be background."""
+    same = [picture(tmp_path / f"{name}.png", yellow=ONE) for name in ("a", "b", "c")]
+    made = open_references(studio, same)
+    studio.paint(made.pictures[0], mask(1, ONE) > 0, 1)
+    query = studio.open(picture(tmp_path / "q.png", yellow=TWO))
+    ids = label(studio, made.pictures, query)
+    assert (ids == label(studio, made.pictures[:1], query)).all()
+    assert (ids == mask(1, TWO)).mean() > 0.95
 
 
 def test_class_masks_are_of_the_image_of_their_name(tmp_path: Path, studio: Studio):
