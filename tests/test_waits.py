@@ -32,6 +32,13 @@ LOSSES: list[dict[str, Any]] = [
     {"accumulate": 2, "clip_mode": "global"},
     {"pack": True},
     {"activation_checkpointing": True},
+    {
+        "objectives": ("dino", "gram"),
+        "gram_teacher": "run",
+        "gram_begin": 1,
+        "gram_crop_size": 64,
+        "skip_dropped": True,
+    },
     {"objectives": ("dino", "ibot", "koleo")},
     {
         "objectives": ("dino", "ibot"),

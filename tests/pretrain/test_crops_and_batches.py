@@ -22,7 +22,7 @@ from data.images import DecodedPicture, open_picture
 from data.pretraining import open_pretraining_data
 from dino_dense.arrays import Pixels
 from dino_dense.distributed import World
-from dino_dense.pretrain.batches import build_loader, pretraining_plan
+from dino_dense.pretrain.batches import CropDataset, build_loader, pretraining_plan
 from dino_dense.pretrain.crops import (
     CropBox,
     LargerCrops,
@@ -35,6 +35,7 @@ from dino_dense.pretrain.crops import (
     resize,
 )
 from dino_dense.pretrain.photometric import Photometric, apply_photometric, apply_photometric_batch
+from dino_dense.training.plan import Position
 from dino_dense.training.seeds import derive_seed
 from tests.pretrain.tiny_run import TINY
 
@@ -320,6 +321,26 @@ def test_batches_do_not_depend_on_the_number_of_workers(augment_on: str, picture
         assert [len(photometric) for photometric in a[2:4]] == ([0, 0] if augment_on == "loader" else [16, 16])
     assert [tuple(batch.larger_views.shape) for batch in runs[0]] == [(0, 3, 0, 0), (16, 3, 48, 48), (16, 3, 48, 48)]
     assert [len(batch.larger_photometric) for batch in runs[0]] == [0, *[16 * (augment_on == "device")] * 2]
+
+
+def test_a_server_that_does_not_answer_stops_the_run_and_no_other_picture_replaces_the_picture(pictures: Path):
+    files = open_pretraining_data(pictures)
+
+    class Broken:
+        fingerprint, name = "", staticmethod(files.name)
+
+        def __init__(self, error: OSError) -> None:
+            self.error = error
+
+        def __len__(self) -> int:
+            return len(files)
+
+        def __getitem__(self, index: int) -> DecodedPicture:
+            raise self.error if index == 3 else AssertionError("another picture")
+
+    for error, kind in ((ConnectionError("no answer"), ConnectionError), (OSError("damaged"), AssertionError)):
+        with pytest.raises(kind):
+            CropDataset(Broken(error), replace(TINY, on_bad_sample="skip"))[[Position(0, 0, 3, 0)]]
 
 
 def test_a_micro_batch_is_view_major_and_each_image_is_its_own_function(pictures: Path):

@@ -115,6 +115,9 @@ class Gram(Objective):
     def __init__(self, options: Any, width: int) -> None:
         super().__init__(options, width)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.count: int | None = None
+        """`steps` as a number; None: to be read. To read it in each step, the host would wait for the device."""
+        self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "count", None))
 
     def connect(self, objectives: Mapping[str, Objective], teacher: nn.Module) -> None:
         """Build the Gram teacher; ValueError if refreshes cannot replace it."""
@@ -142,8 +145,9 @@ class Gram(Objective):
 
     def after_step(self, statistics: Mapping[str, Tensor]) -> None:
         """Refresh the Gram teacher when due."""
+        self.count = (int(self.steps) if self.count is None else self.count) + 1
         self.steps += 1
-        options, done = self.options, int(self.steps) - self.options.gram_begin
+        options, done = self.options, self.count - self.options.gram_begin
         every = options.gram_refresh
         begins = options.gram_teacher == RUN and done == 0
         refreshes = every is not None and done > 0 and done % every == 0 and done // every <= options.gram_refreshes
