@@ -68,7 +68,7 @@ class RemoteShard:
     def __init__(self, url: str) -> None:
         self.url = url
         parts = urlsplit(url)
-        self.place = PurePosixPath(parts.netloc + parts.path)
+        self.place = PurePosixPath(parts.netloc.rpartition("@")[2] + parts.path)
         """HOST/PATH, which names the shard."""
         self.size, self.version = self._about()
 

@@ -55,7 +55,8 @@ class PretrainConfig(
     'shards/{000..127}.tar' or 'https://host/{000..127}.tar'; or Parquet files of a Hugging Face data set, such as
     'data/train-*.parquet'. null: the embedded sample. From a server, each image is a request for a part of a shard; the
     first run reads each shard once for its index, which the cache folder keeps. Of Parquet files, the column is image,
-    or the only column of images; row groups are shuffled, then images within 256 MiB of successive groups."""
+    or the only column of images; row groups are shuffled, then images within 256 MiB of successive groups, which each
+    loader process keeps in memory."""
     out: str = "runs/pretrain"
     """Run folder: checkpoints, config.yaml, log.csv, TensorBoard events, loss.png."""
     resume: bool | Literal["auto"] = False
