@@ -18,7 +18,9 @@ from tasks.studio_page.keys import SCRIPT
 from tasks.studio_page.page import build_page, import_gradio
 from tasks.studio_page.scene import Studio
 
-SUMMARY = "Look in the browser: click objects or points in your own video, play their masks or tracks, match images."
+SUMMARY = (
+    "Look in the browser: click objects or points in your own video, play their masks or tracks, compare networks."
+)
 HOST = "127.0.0.1"  # this machine only
 
 

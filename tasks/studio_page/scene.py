@@ -1,8 +1,8 @@
 """The operations of the page of `tasks.studio` on a clip.
 
 All files are in one temporary folder, which is removed when the page closes. Each visitor has a subfolder. It is
-removed when the visitor opens another clip, or an hour after the visitor left (until then the visitor can come back). A
-new run replaces the files of the previous run.
+removed when the visitor opens another clip, or an hour after the visitor left (until then the visitor can come back).
+The files of a run are kept until another run ends.
 """
 
 import shutil
@@ -115,8 +115,8 @@ class Studio:
         with _new_folder(scene, f"run-{number}-") as out:
             self._write_masks(clip, given, out, live or Live(), number)
             zipped = shutil.make_archive(str(out / f"{clip.name}_masks"), "zip", out / "masks")
-        if number == 0:
-            scene.masks = out / "masks"
+            if number == 0:
+                scene.masks = out / "masks"
         return out / f"{clip.name}_masks.mp4", Path(zipped)
 
     def _write_masks(self, clip: Clip, given: Mapping[int, GivenMasks], out: Path, live: Live, number: int) -> None:
@@ -218,12 +218,13 @@ def _showing(items: Iterator[Item], live: Live, draw: Callable[[Item], Pixels]) 
 
 @contextmanager
 def _new_folder(scene: OpenClip, prefix: str) -> Iterator[Path]:
-    """An empty folder for results, in place of the folders of earlier runs; it is removed if the run does not end."""
-    for before in scene.folder.glob(f"{prefix}*"):
-        shutil.rmtree(before, ignore_errors=True)
+    """An empty folder for results. If the run ends, the folders of earlier runs are removed; if not, this one is."""
+    earlier = list(scene.folder.glob(f"{prefix}*"))
     out = Path(tempfile.mkdtemp(dir=scene.folder, prefix=prefix))
     try:
         yield out
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
+    for folder in earlier:
+        shutil.rmtree(folder, ignore_errors=True)

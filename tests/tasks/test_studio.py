@@ -17,7 +17,7 @@ from data import DataError
 from dino_dense import Backbone
 from tasks.studio import HOST, StudioConfig, open_studio
 from tasks.studio_page.keys import KEYS, SCRIPT
-from tasks.studio_page.live import Live, follow
+from tasks.studio_page.live import Live, StoppedError, follow
 from tasks.studio_page.opened import MOST_UNDONE
 from tasks.studio_page.scene import Studio
 from tests.browser import chromium, needs_chromium
@@ -178,6 +178,20 @@ def test_a_correction_keeps_what_is_on_view(tmp_path: Path, studio: Studio):
     scene.go(0)
     scene.undo()
     assert (scene.index, sorted(scene.marks)) == (6, [0, 6]), "undo goes to the frame of the change"
+
+
+def test_a_stopped_run_keeps_the_result_before_it(tmp_path: Path, studio: Studio):
+    scene = studio.open(write_clip(tmp_path / "clip.mp4", size=SIZE))
+    studio.paint(scene, moving_mask(0, SIZE) > 0, 1)
+    film, _ = studio.run(scene)
+    scene.go(5)
+    before, live = scene.ids, Live()
+    assert before.any()
+    live.stop.set()
+    with pytest.raises(StoppedError):
+        studio.run(scene, 1, live)
+    assert (scene.ids == before).all()
+    assert film.is_file()
 
 
 def test_frames_are_stepped_through(tmp_path: Path, studio: Studio):
