@@ -1,9 +1,9 @@
 """Draw what a backbone represents in an image, and track an object through a clip: the script to read first.
 
-    python examples/look.py                                   # random weights, on the embedded data
+    python examples/look.py                                   # dino_dense:micro8, on the embedded data
     python examples/look.py dino_deitsmall16_pretrain.pth     # any checkpoint that --ckpt takes
 
-Random weights follow colors and edges; trained ones follow objects. Pictures go to the folder `look`.
+dino_dense:micro8 is a small network that comes with the package. Pictures go to the folder `look`.
 """
 
 import sys
@@ -49,4 +49,4 @@ def look(checkpoint: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    look(sys.argv[1] if len(sys.argv) > 1 else "random:vit_small_patch16_224", Path("look"))
+    look(sys.argv[1] if len(sys.argv) > 1 else "dino_dense:micro8", Path("look"))

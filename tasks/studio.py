@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from data.notices import say
 from dino_dense import Backbone, distributed
 from dino_dense.config import command_line
 from dino_dense.config.schema import path
@@ -22,6 +23,8 @@ SUMMARY = (
     "Look in the browser: click objects or points in your own video, play their masks or tracks, compare networks."
 )
 HOST = "127.0.0.1"  # this machine only
+SHIPPED = "dino_dense:micro8"
+"""The checkpoint of a page without --ckpt."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,15 @@ class StudioConfig:
 
 
 def open_backbones(options: RunOptions, config: StudioConfig) -> list[Backbone]:
-    """The checkpoint of the options and, if there is one, the second to compare with it.
+    """The checkpoint of the options (by default `SHIPPED`) and, if there is one, the second to compare with it.
 
     Raises:
         ValueError, OSError: a checkpoint is unusable (`load_backbone`).
     """
     device = distributed.resolve_device(options.device)
+    if options.ckpt is None:
+        say(f"no --ckpt: the page shows {SHIPPED}, a small network of this package")
+        options = replace(options, ckpt=SHIPPED)
     backbones = [open_backbone(options, device)]
     if config.beside is not None:
         read = RunOptions()  # the options on how a file is read are of the first

@@ -120,7 +120,8 @@ def find_weights(path: Path, network: str = "teacher") -> Path:
         return path
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}: no such checkpoint. Give a file or run folder, or timm:NAME, hf-hub:NAME, random:NAME."
+            f"{path}: no such checkpoint. Give a file or run folder, or timm:NAME, hf-hub:NAME, dino_dense:NAME, "
+            "random:NAME."
         )
     for name in (STATE_FILE,) if network == "student" else (TEACHER_FILE, *WEIGHT_FILES):
         if (path / name).is_file():

@@ -27,7 +27,9 @@ def why_out_of_reach(spec: str) -> str:
     """
     kind, name = split_name(spec)
     if not kind and not Path(spec).expanduser().exists():
-        raise FileNotFoundError(f"{spec}: no such file or folder. Expected a checkpoint, timm:NAME or hf-hub:NAME.")
+        raise FileNotFoundError(
+            f"{spec}: no such file or folder. Expected a checkpoint, timm:NAME, hf-hub:NAME or dino_dense:NAME."
+        )
     if kind not in HUBS:
         return ""
     repository = name.partition("@")[0] if HUBS[kind] else _repository_of_timm(name)

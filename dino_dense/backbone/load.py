@@ -1,4 +1,4 @@
-"""Open a backbone by its name or file: the only file that knows `timm:`, `hf-hub:` and `random:`."""
+"""Open a backbone by its name or file: the only file that knows `timm:`, `hf-hub:`, `random:` and `dino_dense:`."""
 
 import contextlib
 import json
@@ -34,12 +34,36 @@ OFFICIAL = "timm/"
 """Owner of the repositories that timm itself distributes."""
 HUBS = {"timm": "", "hf-hub": "hf-hub:", "hf_hub": "hf-hub:"}
 """Prefix of a name -> timm's prefix for the source of weights."""
+HUB_NAMES = {"hf_hub": "hf-hub"}
+"""Another spelling of a prefix -> its usual spelling."""
+OURS = "dino_dense"
+"""Prefix of the names of networks that this package ships."""
+WEIGHTS = Path(__file__).parents[1] / "weights"
+"""A folder of NAME.safetensors, each with a model card NAME.md."""
 
 
 def split_name(spec: str) -> tuple[str, str]:
-    """Split a network's name: ("random", "timm" or "hf-hub", NAME); ("", "") for a path."""
+    """Split a network's name: ("random", "dino_dense", "timm" or "hf-hub", NAME); ("", "") for a path."""
     kind, _, name = str(spec).partition(":")
-    return (kind.replace("_", "-"), name) if name and (kind == "random" or kind in HUBS) else ("", "")
+    if not name or kind not in ("random", OURS, *HUBS):
+        return "", ""
+    return (HUB_NAMES.get(kind, kind), name)
+
+
+def shipped_names() -> list[str]:
+    """The names of the networks that this package ships."""
+    return [f"{OURS}:{file.stem}" for file in sorted(WEIGHTS.glob("*.safetensors"))]
+
+
+def shipped_file(name: str) -> Path:
+    """The file of a network that this package ships.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if f"{OURS}:{name}" not in shipped_names():
+        raise ValueError(f"{OURS}:{name}: no such network; this package has {', '.join(shipped_names()) or 'none'}.")
+    return WEIGHTS / f"{name}.safetensors"
 
 
 def random_name(architecture: str) -> str:
@@ -59,7 +83,8 @@ def load_backbone(
     """Open a backbone.
 
     Args:
-        spec: a checkpoint file or run folder (see `checkpoint.load_file`); `timm:NAME` or `hf-hub:NAME` for
+        spec: a checkpoint file or run folder (see `checkpoint.load_file`); `dino_dense:NAME` for a network that this
+            package ships (see `shipped_names`); `timm:NAME` or `hf-hub:NAME` for
             pretrained weights, the only case that downloads; `random:NAME` for random weights.
         arch: overrides the architecture inferred from a file.
         seed: of random weights; unused otherwise.
@@ -74,6 +99,7 @@ def load_backbone(
         ValueError: unknown architecture name.
     """
     kind, name = split_name(spec)
+    weights: Path | None
     if kind == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -81,7 +107,9 @@ def load_backbone(
         backbone = _in_memory(module, _with_heads(name.partition(".")[0], heads), spec)
         backbone.metadata["timm"] = timm.__version__  # another version may draw other weights from the same seed
         return _with_positions(backbone, positions)
-    if kind:
+    if kind == OURS:
+        weights = shipped_file(name)
+    elif kind:
         if kind == "timm":
             check_timm_name(name)
         weights = transformers_weights(name) if kind == "hf-hub" else None

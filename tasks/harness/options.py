@@ -40,7 +40,8 @@ class OneCheckpoint:
     """Backbone"""
 
     ckpt: str | None = path()
-    """Checkpoint file or run folder, published .pth, timm:NAME, hf-hub:NAME (these download) or random:NAME."""
+    """Checkpoint file or run folder, published .pth, timm:NAME, hf-hub:NAME (these download),
+    dino_dense:micro8 (small, in this package) or random:NAME."""
     out: str | None = path()
     """Folder for results; default runs/TASK/CHECKPOINT-HASH. Run the same command again to continue an interrupted
     run."""

@@ -171,9 +171,7 @@ def measured(task: Task, backbone: Backbone | None, data: Any, config: Any, sess
 def check_has_checkpoint(options: RunOptions) -> None:
     """Raise ValueError if no checkpoint is given."""
     if options.ckpt is None:
-        raise ValueError(
-            "which checkpoint? Give --ckpt: a file or run folder, timm:NAME or random:vit_small_patch16_224."
-        )
+        raise ValueError("which checkpoint? Give --ckpt: a file or run folder, timm:NAME or dino_dense:micro8.")
 
 
 def open_backbone(options: RunOptions, device: torch.device) -> Backbone:

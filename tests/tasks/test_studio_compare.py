@@ -9,7 +9,7 @@ from PIL import Image
 
 from data.masks import write_mask
 from tasks import RunOptions
-from tasks.studio import StudioConfig, open_backbones
+from tasks.studio import SHIPPED, StudioConfig, open_backbones
 from tasks.studio_page.compare import agreement, compare, run_both
 from tasks.studio_page.live import Live
 from tasks.studio_page.scene import Studio
@@ -105,3 +105,9 @@ def test_options_on_a_file_are_for_the_first_checkpoint_alone():
     first, second = open_backbones(options, StudioConfig(beside=name))
     assert (first.num_heads, second.num_heads > 1) == (1, True)
     assert (first.norm, second.norm) == (False, False)
+
+
+def test_without_a_checkpoint_the_page_shows_the_network_of_the_package(caplog: pytest.LogCaptureFixture):
+    (backbone,) = open_backbones(RunOptions(), StudioConfig())
+    assert backbone.spec == SHIPPED
+    assert SHIPPED in caplog.text
