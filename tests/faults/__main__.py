@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tests.faults import disks, growing, killing, leftovers, processes
 
 PARTS: dict[str, Callable[[], list[str]]] = {
-    "killing": lambda: [killing.main()],
+    "killing": killing.main,
     "disks": disks.main,
     "processes": processes.main,
     "growing": growing.main,

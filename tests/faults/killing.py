@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,16 @@ MOMENTS: dict[str, tuple[Any, str, float]] = {
 }
 """Where a kill falls: the call it begins to count at, and the longest delay from there (seconds), about as long as
 the call takes."""
+
+ALL_OBJECTIVES: dict[str, Any] = {
+    "objectives": ("dino", "ibot", "koleo", "gram", "paka"),
+    "dino_targets": "sinkhorn",
+    "ibot_targets": "sinkhorn",
+    "ibot_out_dim": 24,
+    "gram_teacher": "start",
+    "gram_crop_size": 64,
+    "paka_teacher": "start",
+}
 
 
 @dataclass(frozen=True)
@@ -96,12 +106,12 @@ def live(argv: Sequence[str], kill: Kill | None, log: str) -> None:
 class Lives:
     """Starts processes of one run in `folder` and waits for their end."""
 
-    def __init__(self, folder: Path, epochs: int) -> None:
+    def __init__(self, folder: Path, epochs: int, changes: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["tests.faults.killing"])
         write_pictures(folder / "pictures", 26)  # 3 steps an epoch
-        config = replace(TINY, data=str(folder / "pictures"), epochs=epochs, save_every=2)
+        config = replace(TINY, data=str(folder / "pictures"), epochs=epochs, save_every=2, **(changes or {}))
         (folder / "recipe.yaml").write_text(schema.to_yaml(config))
 
     def start(self, run: Path, kill: Kill | None = None, *options: str) -> Any:
@@ -137,13 +147,15 @@ def assert_same_run(run: Path, peaceful: Path) -> None:
     assert not list(run.glob(".*")), "a killed life's half file is left"
 
 
-def kill_and_resume(folder: Path, moments: Sequence[str], seed: int, epochs: int) -> tuple[Counter[str], int]:
+def kill_and_resume(
+    folder: Path, moments: Sequence[str], seed: int, epochs: int, changes: Mapping[str, Any] | None = None
+) -> tuple[Counter[str], int]:
     """Kill training once at each of `moments`, in that order; compare every run that got to its end.
 
     Returns:
         Kills that fell, by moment, and the number of runs that were compared.
     """
-    lives, chance = Lives(folder, epochs), random.Random(seed)
+    lives, chance = Lives(folder, epochs, changes), random.Random(seed)
     lives.end(lives.start(folder / "peaceful"))
     fallen: Counter[str] = Counter()
     runs, todo = 0, list(moments)
@@ -161,15 +173,21 @@ def kill_and_resume(folder: Path, moments: Sequence[str], seed: int, epochs: int
     return fallen, runs + 1
 
 
-def main(kills: int = 50, seed: int = 0) -> str:
-    """The long form; the line it reports."""
+def report(kills: int, seed: int, epochs: int, changes: Mapping[str, Any] | None = None) -> str:
+    """Kills at random moments of one recipe, and the line that reports them."""
     chance = random.Random(seed)
     moments = [chance.choice(list(MOMENTS)) for _ in range(kills)]
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        fallen, runs = kill_and_resume(Path(folder), moments, seed, epochs=20)
+        fallen, runs = kill_and_resume(Path(folder), moments, seed, epochs, changes)
     by_moment = ", ".join(f"{count} in the {moment}" for moment, count in sorted(fallen.items()))
+    objectives = ", ".join((changes or {}).get("objectives", TINY.objectives))
     return (
-        f"{fallen.total()} kills ({by_moment}) in {runs} run(s) of 60 steps, bit-identical at the end to one in peace, "
-        f"logs without gap or repeat ({time.monotonic() - start:.0f} s)"
+        f"{objectives}: {fallen.total()} kills ({by_moment}) in {runs} run(s) of {3 * epochs} steps, bit-identical at "
+        f"the end to one in peace, logs without gap or repeat ({time.monotonic() - start:.0f} s)"
     )
+
+
+def main() -> list[str]:
+    """The long form: DINO alone, then all objectives."""
+    return [report(50, seed=0, epochs=20), report(20, seed=1, epochs=10, changes=ALL_OBJECTIVES)]

@@ -13,7 +13,7 @@ from dino_dense.pretrain.optim import build_schedules
 
 IMAGENET = 1_281_167
 RECIPES = Path(__file__).parents[2] / "configs" / "pretrain"
-IMAGES = {"quickstart": 2000, "quickstart_dense": 2000, "continue_dinov2_vits14": 20_000}
+IMAGES = {"micro8": 1191, "quickstart": 2000, "quickstart_dense": 2000, "continue_dinov2_vits14": 20_000}
 """Recipe -> the number of images that it is for; ImageNet's if not here."""
 
 
