@@ -1,12 +1,14 @@
-"""Which tasks run on which networks: `python -m benchmarks.family_tasks [--docs] [NAME ...]`.
+"""Which tasks run on which networks: `python -m benchmarks.family_tasks [--docs] [--rows FILE] [NAME ...]`.
 
 Every task runs on embedded data with a network of random weights of each family of timm. A task either gives a finite
-number, or refuses the network with a reason. With `--docs`, the table of docs/backbones.md is replaced.
+number, or refuses the network with a reason. With `--docs`, the table of docs/backbones.md is replaced. With `--rows`,
+each finished row is kept in a file of JSON lines, and not made again.
 """
 
 import atexit
 import dataclasses
 import functools
+import json
 import math
 import shutil
 import sys
@@ -27,23 +29,29 @@ from dino_dense import Backbone, load_backbone
 from tasks import Session, Task, measured
 from tasks.harness.task import no_pictures
 
+SIDE = 224
+"""Side of square images: a multiple of the patch sizes 14, 16 and 32."""
+SQUARES = {"resize": SIDE, "crop": SIDE}
 SMALL: dict[str, dict[str, Any]] = {
-    "cluster": {"size": 224, "seeds": (0,), "starts": 1},
-    "copydetect": {"max_queries": 2, "attacks": ("crop10",)},
-    "correspondence": {"image_size": 224, "max_pairs": 1},
+    "cluster": {"size": SIDE, "seeds": (0,), "starts": 1},
+    "copydetect": {"image_size": SIDE, "max_queries": 2, "attacks": ("crop10",)},
+    "correspondence": {"image_size": SIDE, "max_pairs": 1},
     "davis": {"max_frames": 3},
     "depth": {"steps": 1, "batch_size": 2},
     "discovery": {"max_images": 1},
-    "finetune": {"max_steps": 1, "batch_size": 2},
-    "incontext": {"size": 224},
+    "finetune": SQUARES | {"max_steps": 1, "batch_size": 2},
+    "incontext": {"size": SIDE},
     "inside": {"short_side": 192, "max_frames": 3, "points": 4},
     "jhmdb": {"max_videos": 1},
-    "linear": {"epochs": 1},
+    "knn": SQUARES,
+    "linear": SQUARES | {"epochs": 1},
+    "retrieval": SQUARES,
     "saliency": {"max_images": 1},
-    "segprobe": {"crop": 224, "steps": 1, "batch_size": 2},
-    "tokens": {"sizes": (224, 256), "max_images": 2},
+    "segprobe": {"crop": SIDE, "steps": 1, "batch_size": 2},
+    "tokens": {"sizes": (SIDE, 256), "max_images": 2},
     "tracking": {"grid": 4},
     "vip": {"max_videos": 1},
+    "vos": {"videos": ("late-trio",)},
 }
 """Task -> settings that make its smoke run small."""
 OF_CLASSES = ("copydetect", "finetune", "knn", "linear", "retrieval")
@@ -116,21 +124,44 @@ def with_letters(table: pd.DataFrame, networks: dict[str, str]) -> tuple[pd.Data
     return pd.DataFrame(rows), {mark: reason for reason, mark in letters.items()}
 
 
+def kept_rows(file: Path | None) -> dict[str, dict[str, str]]:
+    """Family -> its row, of a file of JSON lines that may not exist yet."""
+    if file is None or not file.is_file():
+        return {}
+    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    return {line["family"]: line for line in rows}
+
+
+def made_row(family: str, name: str, file: Path | None) -> dict[str, str]:
+    """A new row, printed, and kept in the file."""
+    begun = time.monotonic()
+    made = row(family, name)
+    refused = {task: cell for task, cell in made.items() if task != "family" and cell != RAN}
+    print(f"{family}: {time.monotonic() - begun:.0f} s", *map(": ".join, refused.items()), sep="\n  ", flush=True)
+    if file is not None:
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(made) + "\n")
+    return made
+
+
 def main() -> pd.DataFrame:
     """The table of the chosen families, or of the families with the given networks."""
     warnings.simplefilter("ignore")
-    wanted = [word for word in sys.argv[1:] if not word.startswith("--")]
-    rows = []
-    for family, name in FAMILIES.items():
-        if name in wanted or (not wanted and family in CHOSEN):
-            begun = time.monotonic()
-            rows.append(row(family, name))
-            refused = {task: cell for task, cell in rows[-1].items() if task != "family" and cell != RAN}
-            print(
-                f"{family}: {time.monotonic() - begun:.0f} s", *map(": ".join, refused.items()), sep="\n  ", flush=True
-            )
+    arguments = sys.argv[1:]
+    file = None
+    if "--rows" in arguments[:-1]:
+        place = arguments.index("--rows")
+        file = Path(arguments[place + 1])
+        del arguments[place : place + 2]
+    wanted = [word for word in arguments if not word.startswith("--")]
+    kept = kept_rows(file)
+    rows = [
+        kept.get(family) or made_row(family, name, file)
+        for family, name in FAMILIES.items()
+        if name in wanted or (not wanted and family in CHOSEN)
+    ]
     table, reasons = with_letters(pd.DataFrame(rows), FAMILIES)
-    if "--docs" in sys.argv[1:] and not wanted:
+    if "--docs" in arguments and not wanted:
         listed = "\n".join(f"- {mark}: {reason}" for mark, reason in reasons.items())
         write_between(DOCUMENT, "family tasks", f"{table.to_markdown(index=False)}\n\n{listed}")
     return table
