@@ -12,6 +12,7 @@ from tasks.harness import figures
 from tasks.studio_page.compare_tab import compare_tab
 from tasks.studio_page.keys import keys_in_words
 from tasks.studio_page.labels_tab import labels_tab
+from tasks.studio_page.marking import let_mark, marking
 from tasks.studio_page.opened import OpenClip
 from tasks.studio_page.parts import (
     BUTTONS,
@@ -192,14 +193,9 @@ def _masks_tab(gr: Any, studio: Studio, top: Top) -> tuple[Any, Any, Any]:
         The pictures of the frame on view, to click and to paint, and the button that takes a change back.
     """
     identity = gr.Slider(0, MOST_OBJECTS, 1, step=1, label="Object (0: erase)", elem_id="object")
-    frame = clickable(gr, "Frame on view: click an object", "frame")
-    with gr.Accordion("Paint instead", open=False):
-        brush = gr.Brush(colors=["#ff0000"], color_mode="fixed")
-        editor = gr.ImageEditor(label="Frame on view", type="numpy", brush=brush, elem_id="editor", layers=False)
-        paint = gr.Button("Mark what is painted")
-    with gr.Row():
-        undo = gr.Button("Undo", elem_id="undo", elem_classes="key-undo", min_width=120)
-        clear = gr.Button("Clear this frame", elem_id="clear", min_width=120)
+    names = ("frame", "editor", "undo", "clear")
+    marks = marking(gr, identity, "Frame on view", "click an object", "Clear this frame", names)
+    with marks.row:
         buttons = run_buttons(gr, "Run", "run")
     progress = state(gr, "run")
     overlay = gr.Video(label="Masks over the clip", interactive=False, elem_id="overlay")
@@ -208,29 +204,13 @@ def _masks_tab(gr: Any, studio: Studio, top: Top) -> tuple[Any, Any, Any]:
     def seen(clip: OpenClip) -> tuple[OpenClip, str, Pixels]:
         return clip, clip.said(), clip.seen()
 
-    def clicked(clip: OpenClip | None, number: int, alike: float, event: Any) -> tuple[OpenClip, str, Pixels]:
-        studio.click(opened(clip), (event.index[0], event.index[1]), int(number), alike)
-        return seen(opened(clip))
-
-    def painted(clip: OpenClip | None, number: int, drawn: dict[str, Any]) -> tuple[OpenClip, str, Pixels]:
-        for layer in drawn["layers"]:
-            studio.paint(opened(clip), layer[..., 3] > 0, int(number))
-        return seen(opened(clip))
-
-    def cleared(clip: OpenClip | None) -> tuple[OpenClip, str, Pixels]:
-        opened(clip).clear()
-        return seen(opened(clip))
-
     def ran(clip: OpenClip | None) -> tuple[str, Pixels] | None:
         return None if clip is None else (clip.said(), clip.seen())
 
-    outputs = [top.scene, top.said, frame]
-    frame.select(clicked_by(gr, clicked), [top.scene, identity, top.likeness], outputs)
-    paint.click(showing_errors(gr, painted), [top.scene, identity, editor], outputs)
-    clear.click(showing_errors(gr, cleared), top.scene, outputs)
+    let_mark(gr, studio, marks, top.scene, top.likeness, opened, seen, [top.scene, top.said, marks.picture])
     run = running(gr, studio.run, top.scene, top.every, buttons, film_and_file(gr, overlay, masks), progress)
-    run.then(showing_errors(gr, ran), top.scene, [top.said, frame])
-    return frame, editor, undo
+    run.then(showing_errors(gr, ran), top.scene, [top.said, marks.picture])
+    return marks.picture, marks.editor, marks.undo
 
 
 def _points_tab(gr: Any, studio: Studio, top: Top) -> Any:
