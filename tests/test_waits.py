@@ -17,7 +17,9 @@ from dino_dense.pretrain.batches import MicroBatch, build_loader, pretraining_pl
 from dino_dense.pretrain.guard import Guard
 from dino_dense.pretrain.optim import build_schedules
 from dino_dense.pretrain.step import OptimizerStep
+from dino_dense.probes.depth_training import DepthHead, depth_step, look_at_losses
 from dino_dense.probes.pixels import LinearHead, PixelProbe, dropped, head_step, optimizer_of
+from dino_dense.probes.protocol import DepthProbe
 from dino_dense.training.losses import PendingLosses
 from tasks import Session
 from tasks.finetuning.config import FinetuneConfig
@@ -189,6 +191,24 @@ def test_a_step_of_a_linear_layer_on_pixels_never_waits_for_the_device(void: Lit
     assert waits.seen == []
     with Waits() as waits:
         pending.take()
+    assert len(waits.seen) == 1
+
+
+@pytest.mark.usefixtures("meta")
+@pytest.mark.parametrize("changes", [{}, {"bins": 1}, {"batch_norm": False, "padding": "cut"}], ids=str)
+def test_a_step_of_a_depth_head_never_waits_for_the_device(changes: dict[str, Any]):
+    config = DepthProbe(steps=40, loss_images=2, **changes)
+    with DEVICE:
+        head = DepthHead(8, config)
+        tokens, meters = torch.zeros(5, 8, 4, 4), torch.zeros(5, 16, 16)
+    optimizer, pending = torch.optim.AdamW(head.parameters()), PendingLosses()
+    with Waits() as waits:
+        for step in (0, 20):
+            loss, groups = depth_step(head, optimizer, tokens, meters, config, 8, step)
+            pending.add(step, loss, loss / groups)
+    assert waits.seen == []
+    with Waits() as waits:
+        look_at_losses(pending, config)
     assert len(waits.seen) == 1
 
 

@@ -35,6 +35,11 @@ def sent(images: Tensor, device: torch.device, scaling: Scaling = divided) -> Te
     return there if there.is_floating_point() else scaling(there)
 
 
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device, through pinned memory, so that neither waits for the copy."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
 def statistics(mean: Sequence[float], std: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:
     """A mean and a standard deviation of pixels, [3, 1, 1] each; copied once, since each copy waits for the device."""
     return _on(tuple(mean), device), _on(tuple(std), device)

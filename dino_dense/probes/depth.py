@@ -51,20 +51,24 @@ def regressed_depth(logits: Tensor, low: float) -> Tensor:
     return logits.relu() + low
 
 
+def known_depth(truth: Tensor, max_depth: float) -> Tensor:
+    """Which pixels have a depth, bool: 0 < truth <= `max_depth`."""
+    return (truth > 0) & (truth <= max_depth)
+
+
 def sig_loss(predicted: Tensor, truth: Tensor, max_depth: float, *, warm_up: bool = False) -> Tensor:
-    """Scale-invariant loss of log depth (Eigen et al. 2014), over pixels with 0 < truth <= `max_depth`.
+    """Scale-invariant loss of log depth (Eigen et al. 2014), over pixels of `known_depth`: not a number without any.
 
-    sqrt(0.15 mean(g)^2 + var(g)), g the difference of logarithms; without the variance while `warm_up`.
-
-    Raises:
-        ValueError: no pixel has a depth.
+    sqrt(0.15 mean(g)^2 + var(g)), g the difference of logarithms; without the variance while `warm_up`. Sums over all
+    pixels, 0 where there is no depth: a selection would have a size that the host must wait for.
     """
-    valid = (truth > 0) & (truth <= max_depth)
-    if not bool(valid.any()):
-        raise ValueError(f"no pixel has a depth between 0 and {max_depth} m: check the unit of the depth maps.")
-    g = (predicted[valid] + LOG_EPS).log() - (truth[valid] + LOG_EPS).log()
-    spread = g.new_zeros(()) if warm_up else g.var()
-    return (spread + MEAN_WEIGHT * g.mean().square()).sqrt()
+    blank = ~known_depth(truth, max_depth)
+    count = (~blank).sum()
+    g = (predicted.masked_fill(blank, 1) + LOG_EPS).log() - (truth.masked_fill(blank, 1) + LOG_EPS).log()
+    mean = g.sum() / count.clamp(min=1)
+    spread = g.new_zeros(()) if warm_up else (g - mean).masked_fill(blank, 0).square().sum() / (count - 1)
+    squared = spread + MEAN_WEIGHT * mean.square()
+    return squared.masked_fill(count == 0, 1).sqrt().masked_fill(count == 0, math.nan)  # the root has no slope at 0
 
 
 def mean_of_flips(depth: Tensor, flipped: Tensor) -> Tensor:

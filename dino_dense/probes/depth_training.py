@@ -3,6 +3,7 @@
 Shapes: B images, H x W pixels, h x w patches, D channels.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,15 +21,24 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as V
 
 from dino_dense import Backbone, distributed
-from dino_dense.backbone.bytes import divided, sent
+from dino_dense.backbone.bytes import divided, moved, sent
 from dino_dense.backbone.grid import fit
 from dino_dense.checkpoint import read_tensors, write_tensors
 from dino_dense.loaders import WorkerItems, read_items
-from dino_dense.probes.depth import at_size, bin_depths, expected_depth, mean_of_flips, regressed_depth, sig_loss
+from dino_dense.probes.depth import (
+    at_size,
+    bin_depths,
+    expected_depth,
+    known_depth,
+    mean_of_flips,
+    regressed_depth,
+    sig_loss,
+)
 from dino_dense.probes.depth_schedule import lr_factor, momentum
 from dino_dense.probes.pixels import crop_draws, image_of
 from dino_dense.probes.protocol import DepthProbe, PixelProbe
 from dino_dense.progress import progress, tracked
+from dino_dense.training.losses import PendingLosses
 from dino_dense.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from dino_dense.training.seeds import derive_seed
 
@@ -232,19 +242,43 @@ def train_depth(
     done, log = _load(state, head, optimizer) if state.is_file() else (0, [])
     source = _FreshBatches if config.augment else _KeptBatches
     batches = source(backbone, config, world, seed, pairs, workers)
-    is_main, saved = world.is_main, time.monotonic()
+    is_main, saved, pending = world.is_main, time.monotonic(), PendingLosses()
     with progress(config.steps, initial=done, unit="step", desc="depth head", disable=not is_main) as bar:
         for step, (tokens, meters) in enumerate(batches(done), start=done):
-            loss = depth_step(head, optimizer, tokens, meters, config, backbone.patch_size, step)
-            if step % LOG_EVERY == 0 or step + 1 == config.steps:
-                log.append({"step": step + 1, "loss": loss.item(), "lr": optimizer.param_groups[0]["lr"]})
-                bar.set_postfix_str(f"loss {log[-1]['loss']:.3f}")
+            loss, groups = depth_step(head, optimizer, tokens, meters, config, backbone.patch_size, step)
+            pending.add(step + 1, loss, loss / groups)
+            last = step + 1 == config.steps
             bar.update()
-            if is_main and (step + 1 == config.steps or time.monotonic() - saved > SAVE_SECONDS):
+            if not (step % LOG_EVERY == 0 or last):
+                continue
+            value = look_at_losses(pending, config)
+            log.append({"step": step + 1, "loss": value, "lr": optimizer.param_groups[0]["lr"]})
+            bar.set_postfix_str(f"loss {value:.3f}")
+            if is_main and (last or time.monotonic() - saved > SAVE_SECONDS):
                 _save(state, head, optimizer, step + 1, log)
                 saved = time.monotonic()
     distributed.copy_from_main(head)
     return head.eval(), pd.DataFrame(log)
+
+
+def look_at_losses(pending: PendingLosses, config: DepthProbe) -> float:
+    """The last of the losses since the last look.
+
+    Raises:
+        ValueError: one of them is not finite, or its batch had no depth.
+    """
+    losses = pending.take()
+    for step, loss, finite in losses:
+        if math.isfinite(loss) and not finite:
+            raise ValueError(
+                f"no pixel of step {step} has a depth between 0 and {config.max_depth} m: check the unit of the depth "
+                "maps."
+            )
+        if not finite:
+            raise ValueError(
+                f"the loss of the depth head is {loss} in step {step}: check the weights, use fp32, or lower --lr"
+            )
+    return losses[-1].loss
 
 
 def depth_step(
@@ -255,31 +289,28 @@ def depth_step(
     config: DepthProbe,
     patch: int,
     step: int,
-) -> Tensor:
-    """One step on tokens [B, D, h, w] and meters [B, H, W]; the loss before it."""
+) -> tuple[Tensor, Tensor]:
+    """One step on tokens [B, D, h, w] and meters [B, H, W]; `group_loss` before it."""
     predicted = in_pixels(head(tokens), (meters.shape[-2], meters.shape[-1]), patch, config)[:, 0]
-    loss = group_loss(predicted, meters, config, warm_up=step < min(LOSS_WARM_UP, config.steps // 10))
-    if not loss.isfinite():
-        raise ValueError(f"the loss of the depth head is {loss.item()}: check the weights, use fp32, or lower --lr")
+    loss, groups = group_loss(predicted, meters, config, warm_up=step < min(LOSS_WARM_UP, config.steps // 10))
     group = optimizer.param_groups[0]
     group["lr"], group["betas"] = config.lr * lr_factor(step, config), (momentum(step, config), config.beta2)
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(head.parameters(), config.clip)
     optimizer.step()
-    return loss.detach()
+    return loss.detach(), groups
 
 
-def group_loss(predicted: Tensor, meters: Tensor, config: DepthProbe, *, warm_up: bool) -> Tensor:
-    """Mean of the losses of groups of `loss_images` images, [B, H, W] each; groups without depth do not count.
-
-    Raises:
-        ValueError: no image has a depth.
+def group_loss(predicted: Tensor, meters: Tensor, config: DepthProbe, *, warm_up: bool) -> tuple[Tensor, Tensor]:
+    """Mean of the losses of groups of `loss_images` images, [B, H, W] each, and the number of groups with depth, both
+    0-dim. Groups without depth do not count; the loss is 0 where no group has any.
     """
-    parts = list(zip(predicted.split(config.loss_images), meters.split(config.loss_images), strict=True))
-    known = [(ours, truth) for ours, truth in parts if bool(((truth > 0) & (truth <= config.max_depth)).any())]
-    losses = [sig_loss(ours, truth, config.max_depth, warm_up=warm_up) for ours, truth in known or parts[:1]]
-    return torch.stack(losses).mean()
+    pairs = list(zip(predicted.split(config.loss_images), meters.split(config.loss_images), strict=True))
+    losses = torch.stack([sig_loss(ours, truth, config.max_depth, warm_up=warm_up) for ours, truth in pairs])
+    known = torch.stack([known_depth(truth, config.max_depth).any() for _, truth in pairs])
+    groups = known.sum()
+    return losses.masked_fill(~known, 0).sum() / groups.clamp(min=1), groups
 
 
 def in_pixels(small: Tensor, size: tuple[int, int], patch: int, config: DepthProbe) -> Tensor:
@@ -343,7 +374,7 @@ class _KeptBatches(_FreshBatches):
         tokens, meters = (distributed.all_gather(column)[:count].cpu() for column in columns)
         for draw in self.draws(first_step):
             chosen = [index for _, index in draw]
-            yield tokens[chosen].to(device), meters[chosen].to(device)
+            yield moved(tokens[chosen], device), moved(meters[chosen], device)
 
 
 def training_batches(
@@ -388,7 +419,7 @@ def predict_depth(
     """
     size = (picture.height, picture.width)
     padding = padding_of(size, backbone.patch_size)
-    image = V.pil_to_tensor(picture)[None].float() / 255
+    image = sent(V.pil_to_tensor(picture)[None], backbone.device)
 
     def small(part: Tensor) -> Tensor:
         return head(tokens_of(backbone, F.pad(part, padding), config))

@@ -22,7 +22,7 @@ from torchvision.transforms import RandomResizedCrop, v2
 
 from dino_dense import Backbone, distributed
 from dino_dense.backbone.backbone import Triple
-from dino_dense.backbone.bytes import sent, statistics
+from dino_dense.backbone.bytes import moved, sent, statistics
 from dino_dense.backbone.grid import fit
 from dino_dense.checkpoint import read_tensors, write_tensors
 from dino_dense.loaders import WorkerItems, read_items
@@ -442,7 +442,7 @@ class _KeptBatches(_FreshBatches):
         tokens, ids = (distributed.all_gather(column)[:count].cpu() for column in columns)
         for draw in crop_draws(count, self.config, self.seed, first_step):
             chosen = [index for _, index in draw]
-            yield tokens[chosen].to(device), ids[chosen].to(device).long()
+            yield moved(tokens[chosen], device), moved(ids[chosen], device).long()
 
 
 class _Training:

@@ -24,6 +24,7 @@ from dino_dense.probes.depth_training import (
     group_loss,
     in_pixels,
     layers_of,
+    look_at_losses,
     padding_of,
     predict_depth,
     recolored,
@@ -31,6 +32,7 @@ from dino_dense.probes.depth_training import (
     train_depth,
 )
 from dino_dense.probes.protocol import DepthProbe
+from dino_dense.training.losses import PendingLosses
 from tasks import RunOptions, get, run_one
 from tasks.depth import DepthConfig, open_data
 from tasks.scores.depth import garg_mask
@@ -233,11 +235,35 @@ def test_a_loss_is_of_the_images_of_a_group_and_blank_maps_count_not():
     ours, truth = 1 + torch.rand(6, 4, 5), 1 + torch.rand(6, 4, 5)
     config = DepthProbe(loss_images=2)
     parts = [sig_loss(ours[i : i + 2], truth[i : i + 2], 10.0) for i in (0, 2, 4)]
-    assert group_loss(ours, truth, config, warm_up=False) == pytest.approx(sum(parts).item() / 3)
+    loss, groups = group_loss(ours, truth, config, warm_up=False)
+    assert (loss, groups) == (pytest.approx(sum(parts).item() / 3), 3)
     truth[2:4] = 0
-    assert group_loss(ours, truth, config, warm_up=False) == pytest.approx((parts[0] + parts[2]).item() / 2)
-    with pytest.raises(ValueError, match="check the unit"):
-        group_loss(ours, torch.zeros_like(truth), config, warm_up=False)
+    loss, groups = group_loss(ours.requires_grad_(), truth, config, warm_up=False)
+    assert (loss.item(), groups) == (pytest.approx((parts[0] + parts[2]).item() / 2), 2)
+    loss.backward()
+    assert ours.grad is not None
+    assert ours.grad[0].all()
+    assert not ours.grad[2:4].any()
+    assert group_loss(ours, torch.zeros_like(truth), config, warm_up=False) == (0, 0)
+
+
+@pytest.mark.parametrize("warm_up", [True, False])
+def test_a_loss_by_sums_is_that_of_the_pixels_with_a_depth(warm_up: bool):
+    """Value and slope, also where pixels without depth have predictions whose logarithm is no number."""
+    generator = torch.Generator().manual_seed(0)
+    ours, truth = torch.rand(3, 20, 30, generator=generator) * 9, torch.rand(3, 20, 30, generator=generator) * 12
+    truth[truth < 3] = 0
+    valid = (truth > 0) & (truth <= 10)
+    ours[~valid] = torch.tensor([-1.0, -1e-3, 0.0, torch.nan]).repeat(1 + int((~valid).sum()) // 4)[: (~valid).sum()]
+    chosen = ours[valid].clone().requires_grad_()
+    g = (chosen + 1e-3).log() - (truth[valid] + 1e-3).log()
+    expected = ((0 if warm_up else g.var()) + 0.15 * g.mean().square()).sqrt()
+    loss = sig_loss(ours.requires_grad_(), truth, 10.0, warm_up=warm_up)
+    torch.testing.assert_close(loss, expected)
+    (slope,) = torch.autograd.grad(loss, ours)
+    torch.testing.assert_close(slope[valid], torch.autograd.grad(expected, chosen)[0])
+    assert not slope[~valid].any()
+    assert sig_loss(ours, torch.zeros_like(truth), 10.0).isnan()
 
 
 def test_the_exponent_is_of_colors_up_to_255():
@@ -271,14 +297,25 @@ def test_boxes_and_regions():
     assert (np.flatnonzero(mask.any(0))[[0, -1]] == [43, 1171]).all()
 
 
-def test_tokens_that_are_no_numbers_stop_the_training():
-    config = DepthProbe()
+@pytest.mark.parametrize(
+    ("tokens", "meters", "message"),
+    [
+        (torch.nan, 1.0, "loss of the depth head is nan in step 2:"),
+        (0.5, 0.0, "no pixel of step 2 has a depth between 0 and 10.0 m: check the unit"),
+    ],
+)
+def test_tokens_that_are_no_numbers_and_maps_without_depth_stop_the_training(
+    tokens: float, meters: float, message: str
+):
+    config, pending = DepthProbe(), PendingLosses()
     head = DepthHead(4, config)
     optimizer = torch.optim.AdamW(head.parameters())
-    with pytest.raises(ValueError, match="loss of the depth head is nan"):
-        depth_step(head, optimizer, torch.full((2, 4, 2, 2), torch.nan), torch.ones(2, 16, 16), config, 8, 0)
-    with pytest.raises(ValueError, match="check the unit"):
-        depth_step(head, optimizer, torch.rand(2, 4, 2, 2), torch.zeros(2, 16, 16), config, 8, 0)
+    for step, (value, depth) in enumerate([(0.5, 1.0), (tokens, meters), (0.5, 1.0)], start=1):
+        given = torch.full((2, 4, 2, 2), value), torch.full((2, 16, 16), depth)
+        loss, groups = depth_step(head, optimizer, *given, config, 8, 0)
+        pending.add(step, loss, loss / groups)
+    with pytest.raises(ValueError, match=message):
+        look_at_losses(pending, config)
 
 
 def test_a_stopped_run_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
