@@ -1,4 +1,4 @@
-"""Track objects or points through your own video: masks or points of the first frame in, those of all frames out."""
+"""Track objects or points through your own video: masks or points of some frames in, those of all frames out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dino_dense import Backbone
     from dino_dense.arrays import Floats
 
-SUMMARY = "Track objects or points through your own video: those of the first frame in, of all frames and a video out."
+SUMMARY = "Track objects or points through your own video: those of some frames in, of all frames and a video out."
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ class TrackConfig(PropagationProtocol):
     their frames (for a video file numbers: 00000.png). Ids, gray levels, colors, transparency, or JSON of labelme or
     COCO; the report says how it was read."""
     points: str | None = selects(None)
-    """In place of a mask: points of the first frame in pixels, --points "x,y;x,y". Writes NAME_tracks.csv, and an
-    overlay NAME_tracks.mp4. Of the protocol only the short side is used."""
+    """In place of a mask: points of the first frame in pixels, --points "x,y;x,y", or of another, "x,y@12". Each is
+    followed to all earlier and later frames. Writes NAME_tracks.csv, and an overlay NAME_tracks.mp4. Of the protocol
+    only the short side is used."""
     direction: Literal["forward", "both"] = selects("forward")
     """forward: masks go to later frames. both: each object in each frame comes from the nearest frame with a mask of
     it, earlier or later (of two equally near, the earlier); the first frame needs no mask. Up to twice as long."""
@@ -75,12 +76,12 @@ class TrackConfig(PropagationProtocol):
 
 @dataclass(frozen=True)
 class OwnClip:
-    """A user's clip, and the masks of its frames or the points of its first frame."""
+    """A user's clip, and masks or points of its frames."""
 
     clip: Clip
     masks: OwnMasks | None
     points: Floats | None
-    """[P, 2]: x, y in pixels."""
+    """[P, 3]: frame, x, y in pixels."""
     facts: DataFacts
 
 

@@ -73,18 +73,30 @@ def cycle_distance(features: Tensor, points: Tensor, tracks: Tensor, size: tuple
         tracks: [Q, T, 2] of `track_points`.
         size: (H, W) of the frames, pixels.
     """
-    height, width = features.shape[-2:]
-    scale = torch.tensor([size[1] / width, size[0] / height], dtype=features.dtype, device=features.device)
-    cells = (tracks.to(features) / scale).long()  # [Q, T, 2]
-    starts = points[:, [2, 1]].to(features)
     result = features.new_empty(tracks.shape[:2])
     frames = points[:, 0].round().long()
     for frame in frames.unique().tolist():
-        rows = (frames == frame).nonzero()[:, 0].to(features.device)
-        home = F.normalize(features[frame].flatten(1), dim=0)  # [D, h*w]
-        for later, map_ in enumerate(features):
-            column, row = cells[rows, later].T
-            best = (F.normalize(map_[:, row, column], dim=0).T @ home).argmax(dim=1)
-            back = (torch.stack([best % width, best // width], dim=1) + 0.5) * scale
-            result[rows, later] = (back - starts[rows]).norm(dim=1)
+        rows = (frames == frame).nonzero()[:, 0].cpu()
+        result[rows] = way_back(features[frame], points[rows][:, [2, 1]], features, tracks[rows], size)
+    return result
+
+
+def way_back(home: Tensor, starts: Tensor, features: Tensor, tracks: Tensor, size: tuple[int, int]) -> Tensor:
+    """`cycle_distance` of the queries of one frame, pixels [Q, T].
+
+    Args:
+        home: [D, h, w] of the queries' frame.
+        starts: [Q, 2]: the queries, x and y.
+        features, tracks, size: as there.
+    """
+    height, width = features.shape[-2:]
+    scale = torch.tensor([size[1] / width, size[0] / height], dtype=features.dtype, device=features.device)
+    cells = (tracks.to(features) / scale).long()  # [Q, T, 2]
+    unit = F.normalize(home.flatten(1), dim=0)  # [D, h*w]
+    result = features.new_empty(tracks.shape[:2])
+    for time, frame in enumerate(features):
+        column, row = cells[:, time].T
+        best = (F.normalize(frame[:, row, column], dim=0).T @ unit).argmax(dim=1)
+        back = (torch.stack([best % width, best // width], dim=1) + 0.5) * scale
+        result[:, time] = (back - starts.to(features)).norm(dim=1)
     return result

@@ -1,7 +1,7 @@
 """A visitor's clip: the frame on view, the marks on any frame, and the points to track."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,8 +26,6 @@ class OpenClip:
     folder: Path
     """Folder of the clip and the results of the last run."""
     clip: Clip
-    first: Pixels
-    """[H, W, 3], the first frame."""
     frame: Pixels
     """[H, W, 3], the frame on view."""
     index: int = 0
@@ -36,8 +34,8 @@ class OpenClip:
     """Masks of the marked frames, by number."""
     masks: Path | None = None
     """Folder of the masks of the last run."""
-    points: list[tuple[int, int]] = field(default_factory=list)
-    """(x, y) of the points to track, pixels of the first frame."""
+    points: list[tuple[int, int, int]] = field(default_factory=list)
+    """(frame, x, y) of the points to track; pixels."""
     before: list[tuple[int, dict[int, GivenMasks]]] = field(default_factory=list)
     """Frame on view and `marks` before each of the last changes, the latest last."""
     features: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
@@ -109,11 +107,24 @@ class OpenClip:
     def said(self) -> str:
         """Frame on view, and the marked frames."""
         marked = ", ".join(str(index) for index in sorted(self.marks)) or "none"
-        return f"Frame {self.index}, the last is {self.length - 1}. Marked frames: {marked}."
+        said = f"Frame {self.index}, the last is {self.length - 1}. Marked frames: {marked}."
+        spotted = ", ".join(str(index) for index in sorted({index for index, *_ in self.points}))
+        return f"{said} Frames with points: {spotted}." if spotted else said
+
+    def spot(self, x: int, y: int) -> None:
+        """Put a point to track on the frame on view."""
+        self.points.append((self.index, x, y))
+
+    def undo_point(self) -> None:
+        """Take the last point away, and view its frame; does nothing if there is none."""
+        if self.points:
+            self.go(self.points.pop()[0])
 
     def seen_points(self) -> Pixels:
-        """The first frame with the points to track."""
-        return points_over(self.first, np.array(self.points, np.float64), np.zeros(len(self.points), bool))
+        """The frame on view with its points to track."""
+        here = np.array([point for point in self.points if point[0] == self.index], np.float64).reshape(-1, 3)
+        numbers = [number for number, point in enumerate(self.points) if point[0] == self.index]
+        return points_over(self.frame, here[:, 1:], np.zeros(len(here), bool), numbers)
 
     def close(self) -> None:
         """Stop its run, and remove its files."""
@@ -121,7 +132,9 @@ class OpenClip:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def points_over(frame: Pixels, points: npt.NDArray, hidden: npt.NDArray) -> Pixels:
-    """A frame with points [P, 2]; hidden ones [P] are rings."""
-    colors = [figures.point_color(number) for number in range(len(points))]
+def points_over(
+    frame: Pixels, points: npt.NDArray, hidden: npt.NDArray, numbers: Sequence[int] | None = None
+) -> Pixels:
+    """A frame with points [P, 2]; hidden ones [P] are rings. A point's number (default its row) gives its color."""
+    colors = [figures.point_color(number) for number in (range(len(points)) if numbers is None else numbers)]
     return figures.tracks_over(frame, points.reshape(-1, 1, 2), colors, hidden)

@@ -33,11 +33,14 @@ HELP = f"""
 **Keys** ({keys_in_words()}). They rest while you type in a box.
 
 **Frames.** Choose any frame of the clip with the slider or the arrow keys. Marks, matches, attention and PCA are of the
-frame on view; points to track are of the first frame.
+frame on view.
 
 **Masks.** A click or a stroke marks the frame on view for the chosen object; object 0 erases. All masks that you see on
 a marked frame count. Each object in each frame is carried from the nearest frame that is marked with it, forward or
 backward; of two equally near frames, from the earlier. Where two objects meet, the one from the nearer frame is on top.
+
+**Points.** A click puts a point on the frame on view. Each point is followed from its frame to all earlier and later
+frames.
 
 **Corrections.** Run, look at a frame, correct its masks there, and run again.
 
@@ -87,7 +90,7 @@ def build_page(gr: Any, studio: Studio) -> Any:
         with gr.Tab("Masks"):
             frame, editor, undo = _masks_tab(gr, studio, top)
         with gr.Tab("Points"):
-            spots = _points_tab(gr, studio, top)
+            spots, undo_point = _points_tab(gr, studio, top)
         with gr.Tab("Match"):
             left, other = _match_tab(gr, studio, top.scene)
         with gr.Tab("Labels"):
@@ -99,11 +102,11 @@ def build_page(gr: Any, studio: Studio) -> Any:
                     show_label=False, interactive=False, format="png", elem_id=name.lower(), buttons=BUTTONS
                 )
                 button.click(showing_errors(gr, lambda clip, make=make: make(opened(clip))), top.scene, picture)
-        views = {frame: OpenClip.seen, editor: _file_of, left: _frame_of}
+        views = {frame: OpenClip.seen, editor: _file_of, spots: OpenClip.seen_points, left: _frame_of}
         if len(studio.backbones) > 1:
             with gr.Tab("Compare"):
                 views[compare_tab(gr, studio, top.scene, other, top.likeness, top.every)] = _frame_of
-        _frames(gr, studio, top, spots, views, undo)
+        _frames(gr, studio, top, views, {undo: OpenClip.undo, undo_point: OpenClip.undo_point})
     return page
 
 
@@ -137,13 +140,12 @@ def _top(gr: Any, studio: Studio) -> Top:
     return Top(scene, source, place, (steps[0], steps[1]), said, likeness, every)
 
 
-def _frames(gr: Any, studio: Studio, top: Top, spots: Any, views: dict[Any, Any], undo: Any) -> None:
+def _frames(gr: Any, studio: Studio, top: Top, views: dict[Any, Any], undos: dict[Any, Any]) -> None:
     """Let the clip and its frames be chosen.
 
     Args:
-        spots: shows the first frame with the points to track.
         views: pictures of the frame on view -> how they show a clip.
-        undo: button that takes a change back, and goes to its frame.
+        undos: buttons -> how they take a change back, and go to its frame.
     """
 
     def seen(clip: OpenClip) -> dict[Any, Any]:
@@ -153,10 +155,10 @@ def _frames(gr: Any, studio: Studio, top: Top, spots: Any, views: dict[Any, Any]
         close(before)
         if path is None:
             slider = gr.Slider(value=0, interactive=False)
-            return {top.scene: None, top.place: slider, top.said: "", spots: None, **dict.fromkeys(views)}
+            return {top.scene: None, top.place: slider, top.said: "", **dict.fromkeys(views)}
         clip = studio.open(path)
         slider = gr.Slider(maximum=max(1, clip.length - 1), value=0, interactive=clip.length > 1)
-        return {top.scene: clip, top.place: slider, spots: clip.seen_points(), **seen(clip)}
+        return {top.scene: clip, top.place: slider, **seen(clip)}
 
     def went(clip: OpenClip | None, index: float) -> dict[Any, Any]:
         opened(clip).go(int(index))
@@ -166,17 +168,19 @@ def _frames(gr: Any, studio: Studio, top: Top, spots: Any, views: dict[Any, Any]
         opened(clip).step(int(every), by)
         return {top.place: opened(clip).index, **seen(opened(clip))}
 
-    def undone(clip: OpenClip | None) -> dict[Any, Any]:
+    def undone(clip: OpenClip | None, undo: Any) -> dict[Any, Any]:
         index = opened(clip).index
-        opened(clip).undo()
+        undo(opened(clip))
         if opened(clip).index != index:
             return {top.place: opened(clip).index, **seen(opened(clip))}
-        marked = {view: draw(opened(clip)) for view, draw in views.items() if draw is OpenClip.seen}
+        marked = {view: draw(opened(clip)) for view, draw in views.items() if draw not in (_file_of, _frame_of)}
         return {top.said: opened(clip).said(), **marked}  # the other views keep their frame, and strokes on it
 
     outputs = [top.said, *views]
-    undo.click(showing_errors(gr, undone), top.scene, [top.place, *outputs])
-    top.source.change(showing_errors(gr, chosen), [top.source, top.scene], [top.scene, top.place, spots, *outputs])
+    for button, undo in undos.items():
+        step = showing_errors(gr, lambda clip, undo=undo: undone(clip, undo))
+        button.click(step, top.scene, [top.place, *outputs])
+    top.source.change(showing_errors(gr, chosen), [top.source, top.scene], [top.scene, top.place, *outputs])
     top.place.input(showing_errors(gr, went), [top.scene, top.place], outputs, trigger_mode="always_last")
     for button, by in zip(top.steps, (-1, 1), strict=True):
         button.click(
@@ -213,34 +217,37 @@ def _masks_tab(gr: Any, studio: Studio, top: Top) -> tuple[Any, Any, Any]:
     return marks.picture, marks.editor, marks.undo
 
 
-def _points_tab(gr: Any, studio: Studio, top: Top) -> Any:
-    """The tab to click points, track them, play and download. Returns the picture that shows a new clip."""
-    frame = clickable(gr, "First frame: click points", "points-frame")
+def _points_tab(gr: Any, studio: Studio, top: Top) -> tuple[Any, Any]:
+    """The tab to click points, track them, play and download.
+
+    Returns:
+        The picture of the frame on view, and the button that takes the last point away.
+    """
+    frame = clickable(gr, "Frame on view: click points", "points-frame")
     with gr.Row():
         undo = gr.Button("Undo", elem_id="undo-point", elem_classes="key-undo", min_width=120)
-        clear = gr.Button("Clear", min_width=120)
+        clear = gr.Button("Clear all points", min_width=120)
         buttons = run_buttons(gr, "Track", "track")
     progress = state(gr, "track")
     overlay = gr.Video(label="Tracks over the clip (rings: hidden)", interactive=False, elem_id="tracks-overlay")
     table = gr.DownloadButton("Download the tracks", elem_id="tracks", interactive=False)
 
-    def clicked(clip: OpenClip | None, event: Any) -> tuple[OpenClip, Pixels]:
-        opened(clip).points.append((event.index[0], event.index[1]))
-        return opened(clip), opened(clip).seen_points()
+    def seen(clip: OpenClip) -> tuple[OpenClip, str, Pixels]:
+        return clip, clip.said(), clip.seen_points()
 
-    def cleared(clip: OpenClip | None) -> tuple[OpenClip, Pixels]:
+    def clicked(clip: OpenClip | None, event: Any) -> tuple[OpenClip, str, Pixels]:
+        opened(clip).spot(event.index[0], event.index[1])
+        return seen(opened(clip))
+
+    def cleared(clip: OpenClip | None) -> tuple[OpenClip, str, Pixels]:
         opened(clip).points.clear()
-        return opened(clip), opened(clip).seen_points()
+        return seen(opened(clip))
 
-    def undone(clip: OpenClip | None) -> tuple[OpenClip, Pixels]:
-        del opened(clip).points[-1:]
-        return opened(clip), opened(clip).seen_points()
-
-    frame.select(clicked_by(gr, clicked), top.scene, [top.scene, frame])
-    clear.click(showing_errors(gr, cleared), top.scene, [top.scene, frame])
-    undo.click(showing_errors(gr, undone), top.scene, [top.scene, frame])
+    outputs = [top.scene, top.said, frame]
+    frame.select(clicked_by(gr, clicked), top.scene, outputs)
+    clear.click(showing_errors(gr, cleared), top.scene, outputs)
     running(gr, studio.track, top.scene, top.every, buttons, film_and_file(gr, overlay, table), progress)
-    return frame
+    return frame, undo
 
 
 def _match_tab(gr: Any, studio: Studio, scene: Any) -> tuple[Any, Any]:

@@ -71,7 +71,7 @@ class Studio:
                 shutil.copy(path, frames / f"00000{path.suffix.lower()}")
                 clip = open_clip(frames)
             frame = next(iter(clip)).rgb
-            scene = OpenClip(folder, clip, frame, frame)
+            scene = OpenClip(folder, clip, frame)
             self.features(scene)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -136,7 +136,9 @@ class Studio:
             write_masks(shown, clip, out / "masks", out, tell=lambda done, total: live.tell(back + done, back + total))
 
     def track(self, scene: OpenClip, every: int = 1, live: Live | None = None) -> tuple[Path, Path]:
-        """Track the clicked points. Returns the paths of the overlay (mp4) and the table of the tracks (CSV).
+        """Track the clicked points of all frames. Returns the paths of the overlay (mp4) and the table (CSV).
+
+        Each point is followed to all earlier and later frames.
 
         Args:
             live: as for `run`.
@@ -146,7 +148,7 @@ class Studio:
             StoppedError: by `live`.
         """
         if not scene.points:
-            raise ValueError("there is no point yet: click some on the first frame")
+            raise ValueError("there is no point yet: click some on a frame")
         live = live or Live()
         clip = open_clip(scene.clip.path, every=every)
         with _new_folder(scene, "tracks-") as out:

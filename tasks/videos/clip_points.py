@@ -1,7 +1,8 @@
-"""Track points of the first frame through a user's clip, and write the tracks with an overlay video.
+"""Track points through a user's clip, and write the tracks with an overlay video.
 
-Each point goes to the most similar patch of each frame (`dino_dense.matching.tracks`). Memory does not grow with the
-length of the clip: frames are streamed.
+Each point is given on a frame of its own. It goes to the most similar patch of each frame, earlier or later
+(`dino_dense.matching.tracks`). Memory does not grow with the length of the clip: frames are streamed. It grows with the
+number of frames that have points: their features are kept.
 
 Shapes: P points (x, y) in pixels of the frames, H x W pixels.
 """
@@ -9,12 +10,16 @@ Shapes: P points (x, y) in pixels of the frames, H x W pixels.
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
+from torch import Tensor
 
 from data import DataError
 from data.clips import Clip, ClipFrame
@@ -24,7 +29,7 @@ from dino_dense.arrays import Floats, Mask, Pixels
 from dino_dense.files import write_text
 from dino_dense.maps import to_input
 from dino_dense.matching.track_protocol import SIDE, TrackingProtocol
-from dino_dense.matching.tracks import cycle_distance, query_features, track_points
+from dino_dense.matching.tracks import query_features, track_points, way_back
 from dino_dense.objects.maps_ahead import default_batch
 from dino_dense.pipeline import drawn_ahead, in_batches
 from dino_dense.progress import progress
@@ -42,41 +47,48 @@ class TrackedFrame(NamedTuple):
 
     frame: ClipFrame
     points: Floats
-    """[P, 2]: centers of patches; in the first frame the points as given."""
+    """[P, 2]: centers of patches; in its own frame a point as given."""
     cosine: Floats
-    """[P], with the point's feature in the first frame."""
+    """[P], with the point's feature in its own frame."""
     hidden: Mask
     """[P]"""
 
 
 def read_points(text: str, clip: Clip) -> Floats:
-    """Points [P, 2] of the first frame from a text "x,y;x,y", in pixels of the frame.
+    """Points [P, 3] (frame, x, y) from a text "x,y;x,y@FRAME": pixels, and a frame's number in the source (default 0).
 
     Raises:
         ValueError: the text has no such form, or a number is not finite.
-        DataError: a point lies outside the frame.
+        DataError: a point lies outside the frame, or there is no such frame.
     """
     points = []
     for part in text.split(";"):
+        spot, at, frame = part.partition("@")
         try:
-            x, y = map(float, part.split(","))
+            x, y = map(float, spot.split(","))
+            index = int(frame) if at else 0
         except ValueError:
-            raise ValueError(f"points are {text!r}: expected x,y;x,y (two numbers a point), found {part!r}") from None
+            raise ValueError(
+                f"points are {text!r}: expected x,y;x,y (two numbers a point; x,y@12 for frame 12), found {part!r}"
+            ) from None
         if not (math.isfinite(x) and math.isfinite(y)):
             raise ValueError(f"points are {text!r}: {part!r} is no place in a picture")
-        points.append((x, y))
+        points.append((index, x, y))
     check_points(points, clip)
     return np.array(points, np.float64)
 
 
-def check_points(points: Sequence[tuple[float, float]], clip: Clip) -> None:
-    """DataError for a point outside the frames of a clip."""
+def check_points(points: Sequence[tuple[int, float, float]], clip: Clip) -> None:
+    """DataError for a point (frame, x, y) outside the frames of a clip's source."""
     height, width = clip.size
-    for x, y in points:
+    last = len(clip.source.seconds) - 1
+    for frame, x, y in points:
         if not (0 <= x < width and 0 <= y < height):
             raise DataError(
                 f"{clip.path}: point ({x:g}, {y:g}) is outside the frames of {width}x{height} pixels (width x height)."
             )
+        if not 0 <= frame <= last:
+            raise DataError(f"{clip.path}: a point of frame {frame}; the frames are 0 to {last}.")
 
 
 def carry_points(
@@ -85,7 +97,7 @@ def carry_points(
     """Yield every frame of a clip with the points.
 
     Args:
-        points: [P, 2] of the first frame, inside it.
+        points: [P, 3]: frame (its number in the source), x, y inside it. The frame need not be in the clip's selection.
         resolution: short side of the network's input, pixels; None: the clip's own.
         batch_size: frames whose features are computed at once; default: 1 on a CPU, 8 on a GPU.
 
@@ -93,31 +105,55 @@ def carry_points(
         DataError: a frame is unusable.
         ValueError: the features are not finite.
     """
-    side, most = resolution or min(clip.size), batch_size or default_batch(backbone)
-    starts = torch.from_numpy(np.concatenate([np.zeros((len(points), 1)), points[:, ::-1]], axis=1)).float()
-    first = queries = None
+    most = batch_size or default_batch(backbone)
+    read = partial(_maps, backbone, resolution or min(clip.size))
+    sought = _Sought.of(points, clip, read)
+    indices = iter(clip.indices)
     with closing(drawn_ahead(clip, ahead=2 * most)) as frames:
         for batch in in_batches(frames, lambda frame: frame.rgb.shape, most):
-            maps = backbone.extract(torch.cat([to_input(backbone, frame.rgb, side) for frame in batch])).patches
-            if not bool(maps.isfinite().all()):
-                raise ValueError(
-                    "the backbone gave features that are not finite numbers: check its weights, or use fp32"
-                )
-            begins = first is None
-            if first is None or queries is None:
-                first, queries = maps[:1], query_features(maps[:1], starts, clip.size)
-            tracks, cosine = track_points(maps, queries, clip.size)
-            cycle = cycle_distance(
-                torch.cat([first, maps]), starts, torch.cat([tracks[:, :1], tracks], dim=1), clip.size
-            )
-            places, alike = tracks.double().cpu().numpy(), cosine.double().cpu().numpy()
-            hidden = (cycle[:, 1:] > HIDDEN_SHARE * min(clip.size)).cpu().numpy()
-            if begins:
-                places[:, 0], hidden[:, 0] = points, False
-            yield from (
-                TrackedFrame(frame, places[:, index], alike[index], hidden[:, index])
-                for index, frame in enumerate(batch)
-            )
+            tracks, alike, hidden = sought.find(read(batch), clip.size)
+            for number, (index, frame) in enumerate(zip(islice(indices, len(batch)), batch, strict=True)):
+                given = points[:, 0] == index
+                there = np.where(given[:, None], points[:, 1:], tracks[:, number])
+                yield TrackedFrame(frame, there, alike[number], hidden[:, number] & ~given)
+
+
+def _maps(backbone: Backbone, side: int, frames: Sequence[ClipFrame]) -> Tensor:
+    """Features [T, D, h, w] of frames of one size."""
+    maps = backbone.extract(torch.cat([to_input(backbone, frame.rgb, side) for frame in frames])).patches
+    if not bool(maps.isfinite().all()):
+        raise ValueError("the backbone gave features that are not finite numbers: check its weights, or use fp32")
+    return maps
+
+
+class _Sought(NamedTuple):
+    """The points, with the features of the frames on which they are given."""
+
+    homes: Tensor
+    """[K, D, h, w]"""
+    queries: Tensor
+    """[P, D]"""
+    starts: Tensor
+    """[P, 2]: x, y."""
+    at: npt.NDArray[np.int64]
+    """[P]: their number among the homes."""
+
+    @classmethod
+    def of(cls, points: Floats, clip: Clip, read: Callable[[Sequence[ClipFrame]], Tensor]) -> "_Sought":
+        given, at = np.unique(points[:, 0].astype(np.int64), return_inverse=True)
+        homes = torch.cat([read(list(clip.frames(range(index, index + 1)))) for index in given.tolist()])
+        queries = query_features(homes, torch.from_numpy(np.column_stack([at, points[:, [2, 1]]])).float(), clip.size)
+        return cls(homes, queries, torch.from_numpy(points[:, 1:]).float(), at)
+
+    def find(self, maps: Tensor, size: tuple[int, int]) -> tuple[Floats, Floats, Mask]:
+        """Positions [P, T, 2] in features [T, D, h, w] of frames of `size`, cosines [T, P], hidden ones [P, T]."""
+        tracks, cosine = track_points(maps, self.queries, size)
+        back = tracks.new_empty(tracks.shape[:2])
+        for number, home in enumerate(self.homes):
+            rows = torch.from_numpy(np.flatnonzero(self.at == number))
+            back[rows] = way_back(home, self.starts[rows], maps, tracks[rows], size)
+        hidden = back > HIDDEN_SHARE * min(size)
+        return tracks.double().cpu().numpy(), cosine.double().cpu().numpy(), hidden.cpu().numpy()
 
 
 def write_tracks(carried: Iterator[TrackedFrame], clip: Clip, out: Path, *, tell: Tell | None = None) -> str:

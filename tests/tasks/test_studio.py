@@ -74,7 +74,7 @@ def result_of(running: Generator[Live, None, Any]) -> Any:
 def test_a_stopped_run_leaves_nothing_and_can_run_again(tmp_path: Path, studio: Studio, name: str):
     scene = studio.open(write_clip(tmp_path / "clip.mp4", size=SIZE))
     studio.click(scene, (20, 48), 3)
-    scene.points.append((20, 48))
+    scene.spot(20, 48)
     before = sorted(scene.folder.iterdir())
 
     def work(live: Live) -> tuple[Path, Path]:
@@ -222,7 +222,8 @@ def test_clicked_points_are_tracked(tmp_path: Path, studio: Studio):
     scene = studio.open(write_clip(tmp_path / "clip.mp4", size=SIZE))
     with pytest.raises(ValueError, match="there is no point yet"):
         studio.track(scene)
-    scene.points += [(20, 48), (100, 10)]
+    scene.spot(20, 48)
+    scene.spot(100, 10)
     assert (scene.seen_points() != scene.frame).any()
     film, table = studio.track(scene, 2)
     assert film.is_file()
@@ -232,6 +233,31 @@ def test_clicked_points_are_tracked(tmp_path: Path, studio: Studio):
     assert moving_mask(6, SIZE)[int(last["y"]), int(last["x"])] == 1
     studio.track(scene)
     assert not film.exists()
+
+
+def test_points_of_any_frame_are_followed_to_all_frames(tmp_path: Path, studio: Studio):
+    scene = studio.open(write_clip(tmp_path / "clip.mp4", size=SIZE))
+    for index in (6, 3):
+        scene.go(index)
+        rows, columns = np.nonzero(moving_mask(index, SIZE))
+        scene.spot(int(columns.mean()), int(rows.mean()))
+    scene.spot(100, 10)
+    assert scene.said() == "Frame 3, the last is 7. Marked frames: none. Frames with points: 3, 6."
+    shown = (scene.seen_points() != scene.frame).any(axis=2)
+    assert shown[10, 100]
+    assert not shown[:, :5].any()
+    scene.go(0)
+    assert (scene.seen_points() == scene.frame).all()
+    rows = pd.read_csv(studio.track(scene)[1])
+    for point, own in ((1, 6), (2, 3)):
+        track = rows[rows["point"] == point].reset_index()
+        assert all(moving_mask(row.Index, SIZE)[int(row.y), int(row.x)] for row in track.itertuples())
+        assert (track["x"][own], track["y"][own]) == scene.points[point - 1][1:]
+    assert rows[rows["frame"] == 0]["frame"].size == 3
+    assert pd.read_csv(studio.track(scene, 4)[1])["frame"].unique().tolist() == [0, 4], "no point's own frame is used"
+    scene.undo_point()
+    scene.undo_point()
+    assert (scene.index, [index for index, *_ in scene.points]) == (3, [6])
 
 
 def test_a_click_shows_the_match_in_another_image(tmp_path: Path, studio: Studio):
@@ -270,12 +296,16 @@ def click_points_and_matches(page: Any, clip: Path, folder: Path) -> None:
     click_on(page, "#points-frame img", (90, 20))
     undo(page, "#undo-point", "#points-frame img")
     click_on(page, "#points-frame img", (20, 48))
+    page.keyboard.press("ArrowRight")
+    page.locator("#said-frame").get_by_text("Frame 2", exact=False).wait_for()
+    click_on(page, "#points-frame img", (22, 48))
+    page.locator("#said-frame").get_by_text("Frames with points: 1, 2.").wait_for()
     page.locator("#track").click()
     page.wait_for_function("() => (document.querySelector('#tracks-overlay video') || {}).duration > 0")
     page.wait_for_function("() => !document.querySelector('#tracks').disabled")
     with page.expect_download() as download:
         page.locator("#tracks").click()
-    assert len(pd.read_csv(download.value.path())) == 8
+    assert len(pd.read_csv(download.value.path())) == 16
     Image.fromarray(moving_disc(20, SIZE)).save(folder / "other.png")
     page.get_by_role("tab", name="Match").click()
     page.locator("#other input[type=file]").set_input_files(str(folder / "other.png"))

@@ -294,20 +294,22 @@ def test_points_follow_the_square(tmp_path: Path, clip_file: Path, capsys: pytes
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_points_are_where_the_whole_clip_at_once_has_them(clip_file: Path, batch_size: int):
-    """Frames are streamed; TAP-Vid's functions take all features at once."""
+    """Frames are streamed; TAP-Vid's functions take all features at once. Points are of three frames, in no order."""
     clip, backbone = open_clip(clip_file), color_backbone()
-    points = np.array([[12.0, 24.0], [50.0, 40.0]])
+    points = np.array([[0, 12.0, 24.0], [5, 50.0, 40.0], [2, 3.0, 4.0], [5, 30.0, 24.0]])
     tracked = list(carry_points(backbone, clip, points, None, batch_size=batch_size))
     frames = [torch.from_numpy(frame.rgb.copy()).permute(2, 0, 1).float() / 255 for frame in clip]
     maps = backbone.extract(torch.stack(frames)).patches
-    queries = torch.tensor([[0, 24.0, 12.0], [0, 40.0, 50.0]])
+    queries = torch.from_numpy(points[:, [0, 2, 1]]).float()
     tracks, cosine = track_points(maps, query_features(maps, queries, SIZE), SIZE)
     away = cycle_distance(maps, queries, tracks, SIZE) > HIDDEN_SHARE * min(SIZE)
-    assert (tracked[0].points == points).all()
-    for index, frame in enumerate(tracked[1:], 1):
-        np.testing.assert_allclose(frame.points, tracks[:, index])
+    for index, frame in enumerate(tracked):
+        given = points[:, 0] == index
+        assert (frame.points[given] == points[given, 1:]).all()
+        assert not frame.hidden[given].any()
+        np.testing.assert_allclose(frame.points[~given], tracks[~given, index])
         np.testing.assert_allclose(frame.cosine, cosine[index], atol=1e-6)
-        np.testing.assert_array_equal(frame.hidden, away[:, index])
+        np.testing.assert_array_equal(frame.hidden[~given], away[~given, index])
     inside = [moving_mask(index, SIZE)[tuple(tracked[index].points[0].astype(int)[::-1])] for index in range(8)]
     assert sum(inside) >= 6
 
@@ -321,6 +323,9 @@ def test_points_are_where_the_whole_clip_at_once_has_them(clip_file: Path, batch
         (["--points", "1,2,3"], "found '1,2,3'"),
         (["--points", "1,2;"], "found ''"),
         (["--points", "nan,2"], "'nan,2' is no place"),
+        (["--points", "1,2@x"], "found '1,2@x'"),
+        (["--points", "1,2;1,2@8"], "a point of frame 8; the frames are 0 to 7"),
+        (["--points", "1,2@-1"], "a point of frame -1"),
     ],
 )
 def test_bad_points_are_refused(tmp_path: Path, clip_file: Path, options: list[str], message: str):
