@@ -319,7 +319,7 @@ def test_points_are_where_the_whole_clip_at_once_has_them(clip_file: Path, batch
     [
         (["--points", "64,3"], r"point \(64, 3\) is outside the frames of 64x48 pixels"),
         (["--points", "3,3;-1,3"], r"point \(-1, 3\) is outside"),
-        (["--points", "a,b"], r"expected x,y;x,y \(two numbers a point\), found 'a,b'"),
+        (["--points", "a,b"], r"expected x,y;x,y \(two numbers a point; x,y@12 for frame 12\), found 'a,b'"),
         (["--points", "1,2,3"], "found '1,2,3'"),
         (["--points", "1,2;"], "found ''"),
         (["--points", "nan,2"], "'nan,2' is no place"),
