@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from benchmarks import bench, crops, pictures, results, training_step
+from benchmarks import bench, crops, dinov2_step, pictures, results, training_step
 from benchmarks.__main__ import main, names
 from benchmarks.bench import Row
 from data.sample import sample_data
@@ -43,6 +43,9 @@ def test_the_plain_loop_and_the_trainer_take_the_same_steps():
     # One temperature, as the plain loop has it; past the frozen last layer.
     config = replace(TINY, warmup_teacher_temp=TINY.teacher_temp, drop_path_rate=0.0, epochs=30, batch_size=4)
     assert training_step.curves("fp32", config, steps=5) <= training_step.SAME_LOSS["fp32"]
+    dense = replace(config, **dinov2_step.DINOV2, ibot_center_momentum=0.5)
+    dense = replace(dense, ibot_out_dim=48)
+    assert dinov2_step.curves("fp32", dense, steps=5) <= training_step.SAME_LOSS["fp32"]
 
 
 def test_the_crops_benchmark_reads_pictures_as_pretraining_does(tmp_path: Path):

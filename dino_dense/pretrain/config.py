@@ -27,7 +27,7 @@ FREE_ON_RESUME = frozenset(
         # BatchNorm, whose statistics are over a micro-batch. Pictures are compared by number and names, not by path.
         *("data", "out", "resume", "device", "deterministic", "num_workers", "accumulate"),
         *("max_steps", "log_every", "save_every", "keep"),
-        *("compile", "pack", "skip_dropped", "activation_checkpointing", "on_bad_sample", "max_bad_samples"),
+        *("compile", "pack", "skip_dropped", "activation_checkpointing", "shard", "on_bad_sample", "max_bad_samples"),
         *("watch", "watch_every", "rollback", "allow_conflicts", "tracker"),
     }
 )
@@ -104,6 +104,11 @@ class PretrainConfig(
             objectives.get(name)
         if not self.objectives or len(set(self.objectives)) < len(self.objectives):
             raise ValueError(f"objectives is {self.objectives}, expected one or more, each once")
+        if self.shard and (self.optimizer != "adamw" or self.dtype == "fp16"):
+            raise ValueError(
+                f"shard is on with --optimizer {self.optimizer} and --dtype {self.dtype}: it works with adamw, and "
+                "with any dtype except fp16, whose loss scaling needs whole gradients"
+            )
         if self.larger_crops and self.larger_crops.size < self.global_crop_size:
             raise ValueError(
                 f"gram_crop_size is {self.gram_crop_size}, smaller than global_crop_size {self.global_crop_size}: set "

@@ -20,6 +20,7 @@ from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.step import Measured, OptimizerStep
 from dino_dense.training.gradients import DivergedError
 from dino_dense.training.plan import Plan
+from dino_dense.training.sharding import own_part
 
 DUMP_FILE = "not_finite.safetensors"
 """The training state when a non-finite step is noticed, which may be some steps later."""
@@ -129,8 +130,10 @@ class Guard:
         """Names of weights with a value that is not finite."""
         learner, teacher = self.stepper.state[:2]
         weights = [*learner.named_parameters(), *((f"teacher.{name}", w) for name, w in teacher.named_parameters())]
-        finite = torch.stack([weight.isfinite().all() for _, weight in weights]).tolist()
-        return [name for (name, _), fine in zip(weights, finite, strict=True) if not fine]
+        wrong = torch.stack([(~own_part(weight).isfinite()).sum() for _, weight in weights])
+        if self.config.shard:
+            wrong = distributed.all_reduce_sum(wrong)
+        return [name for (name, _), count in zip(weights, wrong.tolist(), strict=True) if count]
 
     def _report(self, step: int, losses: list[float]) -> Path:
         """Write RUN/not_finite-STEP.json with the step's values and files, and the training state."""
@@ -147,9 +150,10 @@ class Guard:
             "scale": self.stepper.state.scaler.get_scale(),
             "not_finite_weights": self._not_finite_weights(),
         }
+        snapshot = run_folder.snapshot(self.stepper.state)
         if self.world.is_main:
             write_text(path, json.dumps(content, indent=1) + "\n")
-            run_folder.dump_state(self.run / DUMP_FILE, self.stepper.state, self.step)
+            run_folder.dump_state(self.run / DUMP_FILE, snapshot, self.step)
         return path
 
     def _stop(self, step: int, losses: list[float], subject: str) -> NoReturn:

@@ -50,6 +50,11 @@ class NetworkOptions(BodyOptions):
     """For ViTs: keep only the input of each block for the backward pass, and compute the block again there. Equal
     numbers, less memory, slower steps. (not in main_dino)"""
 
+    shard: bool = False
+    """For ViTs on several processes: each keeps a part of every weight, gradient and optimizer state, and a block has
+    whole weights only while it computes (FSDP2). For networks that do not fit one device; others are faster without.
+    Equal numbers up to rounding, and the same files. Only with adamw. (not in main_dino)"""
+
     RANGES: ClassVar[Ranges] = {"drop_path_rate": (0, 0.99)}
 
     def check(self) -> None:
@@ -155,6 +160,17 @@ class MultiCropNetwork(nn.Module):
         patches = vit.norm(by_crop[0][:, vit.num_prefix_tokens :]) if self.needs_patches else None
         cls = vit.norm(torch.cat([part[:, 0] for part in by_crop]))
         return Views(cls, patches, masks, groups[0] if self.needs_patches else None)
+
+
+def shared_units(network: MultiCropNetwork, arch: str) -> list[nn.Module]:
+    """The parts of a network that gather their weights by themselves (`training.sharding`): each block, then the rest.
+
+    Raises:
+        ValueError: the network has no blocks.
+    """
+    if not hasattr(network.backbone, "blocks"):
+        raise ValueError(f"shard is on, but {arch} is no vision transformer: leave it off")
+    return [*network.backbone.blocks, network]
 
 
 class PackedAttention(TorchFunctionMode):

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from dino_dense.pretrain.options import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Options, Ranges
 from dino_dense.training.lars import Lars
 from dino_dense.training.schedules import Schedule, cosine_schedule
+from dino_dense.training.sharding import own_part
 
 OptimizerName = Literal["adamw", "sgd", "lars"]
 
@@ -159,6 +160,6 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
 
     Buffers are unchanged: the teacher keeps its own BatchNorm statistics.
     """
-    targets: list[Tensor] = list(teacher.parameters())
-    sources: list[Tensor] = list(student.parameters())
+    targets = [own_part(weight) for weight in teacher.parameters()]
+    sources = [own_part(weight) for weight in student.parameters()]
     torch._foreach_lerp_(targets, sources, 1.0 - momentum)

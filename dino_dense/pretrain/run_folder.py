@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from dino_dense.backbone.checkpoints import save_backbone
 from dino_dense.backbone.dino_vit import describe
 from dino_dense.checkpoint import STATE_FILE, TEACHER_FILE, CheckpointError, Weights, read_tensors, write_tensors
 from dino_dense.config import schema
@@ -15,6 +14,7 @@ from dino_dense.files import clear_unfinished, write_text
 from dino_dense.pretrain.config import FREE_ON_RESUME, PretrainConfig
 from dino_dense.pretrain.step import Learner, TrainingState
 from dino_dense.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
+from dino_dense.training.sharding import stored_as_in, whole
 
 CONFIG_FILE = "config.yaml"
 EARLIER_FILE = "earlier-{}.safetensors"
@@ -88,8 +88,32 @@ def open_folder(run: Path, config: PretrainConfig, damaged: tuple[CheckpointErro
         path.replace(path.with_suffix(DAMAGED))
 
 
+class Snapshot(NamedTuple):
+    """A training state with whole weights, to be written."""
+
+    state: TrainingState
+    tensors: Weights
+    """Of the main process; empty in others if the processes share out the weights."""
+
+
+def snapshot(state: TrainingState) -> Snapshot:
+    """The state as it is to be written. All processes call it together."""
+    tensors = {
+        **state.learner.state_dict(),  # student.backbone.*, objectives.NAME.*
+        **{f"teacher.{name}": weight for name, weight in state.teacher.state_dict().items()},
+        **{f"optimizer.{name}": value for name, value in optimizer_tensors(state.optimizer, state.learner).items()},
+    }
+    return Snapshot(state, whole(tensors))
+
+
+def save_teacher(path: Path, taken: Snapshot, about: Mapping[str, Any]) -> None:
+    """Write the teacher's backbone as one file for the tasks."""
+    described = {"architecture": describe(taken.state.teacher.backbone), **about}
+    write_tensors(path, _under(taken.tensors, "teacher.backbone."), described)
+
+
 def save_state(
-    run: Path, state: TrainingState, step: int, config: PretrainConfig, fingerprint: str, world_size: int
+    run: Path, taken: Snapshot, step: int, config: PretrainConfig, fingerprint: str, world_size: int
 ) -> None:
     """Write RUN/teacher.safetensors (for tasks) and RUN/last.safetensors (the full state, for an exact resume).
 
@@ -97,25 +121,26 @@ def save_state(
     since the last state, and makes the same teacher again. Older states stay as RUN/earlier-N.safetensors.
     """
     about = _about(step, config, fingerprint)
-    save_backbone(run / TEACHER_FILE, state.teacher.backbone, extra=about)
+    save_teacher(run / TEACHER_FILE, taken, about)
     fresh = run / EARLIER_FILE.format(0)
-    _write_state(fresh, state, about, config, world_size)
+    _write_state(fresh, taken, about, config, world_size)
     _rotate(run, config.keep)
     fresh.replace(run / STATE_FILE)
 
 
-def save_best(
-    run: Path, state: TrainingState, step: int, config: PretrainConfig, fingerprint: str, world_size: int
-) -> None:
+def save_best(run: Path, taken: Snapshot, step: int, config: PretrainConfig, fingerprint: str, world_size: int) -> None:
     """Write RUN/best.safetensors, the full state, beside the states that `save_state` rotates."""
-    _write_state(run / BEST_FILE, state, _about(step, config, fingerprint), config, world_size)
+    _write_state(run / BEST_FILE, taken, _about(step, config, fingerprint), config, world_size)
 
 
-def load_best(run: Path, state: TrainingState) -> int:
-    """Load RUN/best.safetensors into the state. Returns its step."""
+def restore_best(run: Path, state: TrainingState, config: PretrainConfig, fingerprint: str, world_size: int) -> int:
+    """Write the state of RUN/best.safetensors as `save_state` does. Returns its step.
+
+    The weights in memory stay as they are; the scale of the losses becomes the file's.
+    """
     tensors, metadata = read_tensors(run / BEST_FILE)
-    _put_in_place(tensors, state)
     state.scaler.load_state_dict(metadata["scaler"])
+    save_state(run, Snapshot(state, tensors), int(metadata["step"]), config, fingerprint, world_size)
     return int(metadata["step"])
 
 
@@ -124,28 +149,21 @@ def _about(step: int, config: PretrainConfig, fingerprint: str) -> dict[str, Any
 
 
 def _write_state(
-    path: Path, state: TrainingState, about: Mapping[str, Any], config: PretrainConfig, world_size: int
+    path: Path, taken: Snapshot, about: Mapping[str, Any], config: PretrainConfig, world_size: int
 ) -> None:
+    state = taken.state
     extra = {
         "architecture": describe(state.teacher.backbone),
         "scaler": state.scaler.state_dict(),
         "world_size": world_size,
         "statistics_over": _statistics_over(state.learner, config, world_size),
     }
-    write_tensors(path, _tensors(state), {**about, **extra})
+    write_tensors(path, taken.tensors, {**about, **extra})
 
 
-def dump_state(path: Path, state: TrainingState, step: int) -> None:
+def dump_state(path: Path, taken: Snapshot, step: int) -> None:
     """Write all tensors of a state for inspection, not for a resume."""
-    write_tensors(path, _tensors(state), {"step": step})
-
-
-def _tensors(state: TrainingState) -> Weights:
-    return {
-        **state.learner.state_dict(),  # student.backbone.*, objectives.NAME.*
-        **{f"teacher.{name}": weight for name, weight in state.teacher.state_dict().items()},
-        **{f"optimizer.{name}": value for name, value in optimizer_tensors(state.optimizer, state.learner).items()},
-    }
+    write_tensors(path, taken.tensors, {"step": step})
 
 
 def _rotate(run: Path, keep: int) -> None:
@@ -205,8 +223,9 @@ def _put_in_place(tensors: Weights, state: TrainingState) -> None:
     if "loss.center" in tensors:
         tensors = {_name_now(name): tensor for name, tensor in tensors.items()}
     others = ("teacher.", "optimizer.")
-    state.learner.load_state_dict({name: value for name, value in tensors.items() if not name.startswith(others)})
-    state.teacher.load_state_dict(_under(tensors, "teacher."))
+    learner = {name: value for name, value in tensors.items() if not name.startswith(others)}
+    state.learner.load_state_dict(stored_as_in(state.learner, learner))
+    state.teacher.load_state_dict(stored_as_in(state.teacher, _under(tensors, "teacher.")))
     load_optimizer_tensors(state.optimizer, state.learner, _under(tensors, "optimizer."))
 
 

@@ -19,10 +19,18 @@ from dino_dense.backbone.dinov3 import DinoV3
 from dino_dense.backbone.grid import check_whole
 from dino_dense.distributed import World
 from dino_dense.pretrain import objectives, optim
+from dino_dense.pretrain.anchor import Anchor
 from dino_dense.pretrain.batches import MicroBatch
 from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.crops import prepare
-from dino_dense.pretrain.network import DropPathKeys, MultiCropNetwork, build_network, compile_blocks, teacher_of
+from dino_dense.pretrain.network import (
+    DropPathKeys,
+    MultiCropNetwork,
+    build_network,
+    compile_blocks,
+    shared_units,
+    teacher_of,
+)
 from dino_dense.pretrain.objective import Objective, Step, Terms, Views
 from dino_dense.pretrain.optim import Schedules
 from dino_dense.pretrain.rotary import RotaryJitter
@@ -30,6 +38,7 @@ from dino_dense.pretrain.start import HeadsFirst, freeze, load_heads, open_start
 from dino_dense.training.batchnorm import synchronized
 from dino_dense.training.gradients import clip_gradients, gradients_in_step
 from dino_dense.training.precision import autocast, autocast_dtype, grad_scaler
+from dino_dense.training.sharding import shard
 
 Means = Mapping[str, Mapping[str, Tensor]]
 """Objective -> statistic -> its mean over the micro-batches of this process."""
@@ -142,13 +151,24 @@ class OptimizerStep:
             self.drop_path.make_blocks_alike(learner.student)
             compile_blocks(learner.student)
             compile_blocks(teacher)
+        if config.shard and world.size > 1:
+            shard(self._shared_units(learner, teacher), device)
         learner, teacher = learner.to(device), teacher.to(device)
         optimizer = optim.build_optimizer(config.optimizer, learner, self._lr_of(learner))
         self.state = TrainingState(learner, teacher, optimizer, grad_scaler(device, config.dtype))
         self.followers, self.leaders = self.state.averaged()
         self.forward: nn.Module = learner
-        if world.size > 1:
+        if world.size > 1 and not config.shard:
             self.forward = DistributedDataParallel(learner, gradient_as_bucket_view=True)
+
+    def _shared_units(self, learner: Learner, teacher: MultiCropNetwork) -> list[nn.Module]:
+        """All parts whose weights the processes share out, inner ones first."""
+        arch = self.config.arch
+        heads = [head for part in learner.parts().values() for head in (part.student_head, part.teacher_head) if head]
+        anchors = [module for module in learner.objectives.modules() if isinstance(module, Anchor)]
+        frozen = [block for anchor in anchors for block in getattr(anchor.backbone, "blocks", ())]
+        parts = [*shared_units(learner.student, arch), *shared_units(teacher, arch), *heads, *frozen]
+        return [*dict.fromkeys(parts), learner]  # a head that two objectives share is one part
 
     def _lr_of(self, learner: Learner) -> Callable[[str], float]:
         """Name of a parameter -> factor on its learning rate."""

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from dino_dense import distributed
-from dino_dense.backbone.checkpoints import save_backbone
 from dino_dense.checkpoint import STATE_FILE, TEACHER_FILE
 from dino_dense.config import schema
 from dino_dense.distributed import World
@@ -22,7 +21,7 @@ from dino_dense.pretrain.conflicts import RunSize, check_conflicts
 from dino_dense.pretrain.guard import Guard
 from dino_dense.pretrain.monitor import Monitor, feature_spectrum
 from dino_dense.pretrain.optim import build_schedules
-from dino_dense.pretrain.run_folder import ResumePoint
+from dino_dense.pretrain.run_folder import ResumePoint, Snapshot
 from dino_dense.pretrain.step import Measured, OptimizerStep
 from dino_dense.pretrain.trackers import check_tracker, open_tracker
 from dino_dense.pretrain.watch import (
@@ -165,11 +164,12 @@ class Trainer:
 
     def _watch(self, watcher: Watcher) -> None:
         """Measure the teacher in the main process; the others wait, and raise what it raises."""
+        taken = run_folder.snapshot(self.stepper.state)
         if self.world.size == 1:
-            self._measure(watcher)
+            self._measure(watcher, taken)
             return
         with ThreadPoolExecutor(1) as pool:
-            work = [pool.submit(self._measure, watcher)] if self.world.is_main else []
+            work = [pool.submit(self._measure, watcher, taken)] if self.world.is_main else []
             # A collective call may not wait longer than half an hour, and a measurement may take hours.
             while distributed.any_true(bool(wait(work, HEARTBEAT).not_done)):
                 pass
@@ -177,10 +177,10 @@ class Trainer:
         for problem in distributed.gather_objects(errors):
             raise problem
 
-    def _measure(self, watcher: Watcher) -> None:
-        state, fingerprint, world = self.stepper.state, self.images.fingerprint, self.world.size
+    def _measure(self, watcher: Watcher, taken: Snapshot) -> None:
+        fingerprint, world = self.images.fingerprint, self.world.size
         checkpoint = watcher.folder / CHECKPOINT_FILE
-        save_backbone(checkpoint, state.teacher.backbone, extra={"step": self.step})
+        run_folder.save_teacher(checkpoint, taken, {"step": self.step})
         rows = watcher.measured(self.step, checkpoint)
         if rows is None:  # stopped by a signal
             return
@@ -194,10 +194,9 @@ class Trainer:
         worse = rows[rows["verdict"] == WORSE]
         if not len(worse):
             if watcher.is_best(self.step):
-                run_folder.save_best(self.run, state, self.step, self.config, fingerprint, world)
+                run_folder.save_best(self.run, taken, self.step, self.config, fingerprint, world)
             return
-        best = run_folder.load_best(self.run, state)
-        run_folder.save_state(self.run, state, best, self.config, fingerprint, world)
+        best = run_folder.restore_best(self.run, taken.state, self.config, fingerprint, world)
         raise WorseError(
             f"{self.run}: stopped at step {self.step}, worse than at the start: {'; '.join(lines_of(worse))}. The best "
             f"state, of step {best}, is restored as {STATE_FILE} and {TEACHER_FILE}. Try a lower "
@@ -260,10 +259,10 @@ class Trainer:
         self.monitor.log(self.step, row)
 
     def _save(self) -> None:
+        taken = run_folder.snapshot(self.stepper.state)
         if self.monitor:
             self.monitor.sync()  # the log reaches the disk before the state, which may be resumed from
-            state, fingerprint = self.stepper.state, self.images.fingerprint
-            run_folder.save_state(self.run, state, self.step, self.config, fingerprint, self.world.size)
+            run_folder.save_state(self.run, taken, self.step, self.config, self.images.fingerprint, self.world.size)
 
     def _say_where_it_begins(self) -> None:
         if not self.resume_point:

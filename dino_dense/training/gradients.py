@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dino_dense import distributed
+from dino_dense.training.sharding import is_shared, own_part
+
 ClipMode = Literal["tensor", "global"]
 
 CLIP_EPS = 1e-6
@@ -25,10 +28,13 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, mode: Cl
     """Scale gradients down to `max_norm` (0 = no clipping). Returns the global L2 norm before clipping.
 
     mode "tensor" limits each tensor's norm, as DINO's published script does; "global" limits the joint norm. Does not
-    wait for the device.
+    wait for the device. Gradients of weights that processes share out (`sharding`) are normed over all processes.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    shared = [p.grad for p in parameters if p.grad is not None]
+    gradients = [own_part(gradient) for gradient in shared]
     norms = torch.stack(list(torch._foreach_norm(gradients)))
+    if any(is_shared(gradient) for gradient in shared):  # then all are
+        norms = distributed.all_reduce_sum(norms.square()).sqrt()
     total = torch.linalg.vector_norm(norms)
     if max_norm > 0:
         limited = norms if mode == "tensor" else total.expand_as(norms)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dino_dense.training.sharding import stored_as
+
 
 def optimizer_tensors(optimizer: Optimizer, module: nn.Module) -> dict[str, Tensor]:
     """PARAMETER.KEY -> value, for every parameter of `module` that the optimizer has updated."""
@@ -46,4 +48,5 @@ def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
     """The value in the parameter's memory format: fused steps walk through both in the order of memory."""
     if value.shape != parameter.shape:
         return value
+    value = stored_as(parameter, value)
     return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
