@@ -27,7 +27,7 @@ _FLAT = 1e-12  # variance; below it there is nothing to show
 
 
 def to_input(backbone: Backbone, rgb: Pixels, resolution: int = RESOLUTION) -> Tensor:
-    """An image as the backbone takes it, [1, 3, H', W'] in [0, 1]: short side about `resolution` pixels.
+    """An image as the backbone takes it, uint8 [1, 3, H', W']: short side about `resolution` pixels.
 
     Each side is rounded to a multiple of the patch size, so the aspect ratio changes by half a patch at most.
     """

@@ -238,7 +238,7 @@ def _features(
     ahead = maps_ahead(
         files,
         read,
-        lambda square: torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255,
+        lambda square: torch.from_numpy(np.array(square)).permute(2, 0, 1),
         lambda batch: backbone.extract(batch).patches,
         config.batch_size or default_batch(backbone),
     )

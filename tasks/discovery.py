@@ -133,9 +133,11 @@ def measure(backbone: Backbone, images: BoxedImages, config: DiscoveryConfig, se
     maps = maps_ahead(
         own_share,
         lambda item: np.asarray(read_rgb(item[1].image)),
-        lambda rgb: padded(rgb, backbone, config),
+        lambda rgb: resized(rgb, config),
         lambda batch: _segments(compared_maps(backbone, batch, config, config.method), config),
         config.batch_size or default_batch(backbone),
+        size=lambda image: _whole(image, backbone),
+        join=lambda images: padded(images, backbone),
     )
     shown = session.progress(maps, config.method, total=len(own_share))
     measured = session.collect(
@@ -193,8 +195,8 @@ def find_objects(backbone: Backbone, rgb: Pixels, config: DiscoveryProtocol) -> 
     """Objects in an image RGB [H, W, 3]; one, except with maskcut."""
     from dino_dense.objects.segment import compared_maps
 
-    image = padded(rgb, backbone, config)
-    (segments,) = _segments(compared_maps(backbone, image[None], config, config.method), config)
+    image = padded([resized(rgb, config)], backbone)
+    (segments,) = _segments(compared_maps(backbone, image, config, config.method), config)
     return objects_from(segments, rgb, backbone.patch_size, config)
 
 
@@ -255,20 +257,32 @@ def _segments(compared: Tensor, config: DiscoveryProtocol) -> list[list[Segment]
     return [[segment] for segment in tokencuts(compared, config.tau, config.eps)]
 
 
-def padded(rgb: Pixels, backbone: Backbone, config: DiscoveryProtocol) -> Tensor:
-    """RGB [H, W, 3] -> image [3, h, w] in [0, 1] at the working size, padded to multiples of the patch size.
+def resized(rgb: Pixels, config: DiscoveryProtocol) -> Tensor:
+    """RGB [H, W, 3] -> image uint8 [3, h, w] at the working size."""
+    from dino_dense.objects.segment import to_tensor, working_size
 
-    The padding is below and right, and 0 after normalization.
+    return to_tensor(rgb, working_size((rgb.shape[0], rgb.shape[1]), config))
+
+
+def padded(images: Sequence[Tensor], backbone: Backbone) -> Tensor:
+    """Images uint8 [3, h, w] -> float [B, 3, H, W] in [0, 1] on the device, H and W multiples of the patch size.
+
+    The padding is below and right, and 0 after normalization. All images become one size.
     """
     import torch
 
-    from dino_dense.objects.segment import to_tensor, working_size
+    from dino_dense.backbone.bytes import filled
 
-    image = to_tensor(rgb, working_size((rgb.shape[0], rgb.shape[1]), config))
-    size = fit((image.shape[1], image.shape[2]), backbone.patch_size, "ceil").size
-    whole = torch.tensor(backbone.mean).view(3, 1, 1).repeat(1, *size)
-    whole[:, : image.shape[1], : image.shape[2]] = image
-    return whole
+    whole = torch.zeros(len(images), 3, *_whole(images[0], backbone), dtype=torch.uint8)
+    for padded_image, image in zip(whole, images, strict=True):
+        padded_image[:, : image.shape[1], : image.shape[2]] = image
+    sizes = torch.tensor([image.shape[1:] for image in images])
+    return filled(whole, sizes, backbone.mean, backbone.device)
+
+
+def _whole(image: Tensor, backbone: Backbone) -> tuple[int, int]:
+    """The size (H, W) of an image [3, h, w] with its padding."""
+    return fit((image.shape[1], image.shape[2]), backbone.patch_size, "ceil").size
 
 
 def _measure(

@@ -229,7 +229,7 @@ def predict_picture(builder: Builder, memory: Memory, choice: Choice, picture: I
 
     size = [builder.size, builder.size]
     square = v2.functional.resize(v2.functional.pil_to_tensor(picture), size, MODES[builder.config.interpolation])
-    patches = builder.backbone.extract(square[None].float() / 255).patches
+    patches = builder.backbone.extract(square[None]).patches
     ids = predict_squares(memory, patches, builder.config, *choice)
     large = torch.nn.functional.interpolate(ids[None].float(), (picture.height, picture.width), mode="nearest")
     return large[0, 0].to(torch.uint8).numpy()

@@ -188,7 +188,7 @@ def saliency_maps(
 
 
 def fitted(rgb: Pixels, patch: int, config: SaliencyProtocol) -> Tensor:
-    """RGB [H, W, 3] -> image [3, h, w] in [0, 1] at the working size, rounded to the patch size."""
+    """RGB [H, W, 3] -> image uint8 [3, h, w] at the working size, rounded to the patch size."""
     from dino_dense.objects.segment import to_tensor, working_size
 
     return to_tensor(rgb, fit(working_size((rgb.shape[0], rgb.shape[1]), config), patch, "even").size)

@@ -234,7 +234,7 @@ def _square(rgb: Pixels, side: int) -> Pixels:
 def _tensor(squares: Sequence[Pixels]) -> Tensor:
     import torch
 
-    return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)
 
 
 # --- All images --------------------------------------------------------------------------------------------

@@ -147,19 +147,20 @@ def _features(backbone: Backbone, video: TrackedVideo, config: TrackingConfig) -
     import torch
     import torch.nn.functional as F
 
+    from dino_dense.backbone.bytes import sent
     from dino_dense.objects.maps_ahead import default_batch, maps_ahead
 
     side = config.grid * backbone.patch_size
 
-    def enlarged(rgb: Any) -> Tensor:
-        pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None].float() / 255
-        return F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False)[0]
+    def patches(frames: Tensor) -> Tensor:
+        pixels = sent(frames, backbone.device)
+        return backbone.extract(F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False)).patches
 
     frames = maps_ahead(
         range(len(video)),
         lambda index: video.read(index, SIDE),
-        enlarged,
-        lambda batch: backbone.extract(batch).patches,
+        lambda rgb: torch.from_numpy(np.array(rgb)).permute(2, 0, 1),
+        patches,
         config.batch_size or default_batch(backbone),
     )
     return torch.stack([features for _, _, features in frames])

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 import tasks
 from data.sample import cache_folder, sample_data
 from dino_dense import Backbone, Report, load_backbone
+from dino_dense.backbone import bytes as pixels
+from dino_dense.backbone.backbone import Features
 from dino_dense.config import schema
 from dino_dense.distributed import World
 from dino_dense.report.samples import clusters_of, metric_terms, score_samples
@@ -42,6 +45,8 @@ LIGHTER: dict[str, dict[str, Any]] = {
 }
 """Task -> settings for runs whose numbers need not be good; a task that is not named is light enough."""
 FEW_IMAGES = ("finetune", "knn", "linear")
+SEVERAL_READINGS = ("copydetect", "retrieval", "segprobe")
+"""Tasks that send an image once and read it at several sizes, or window by window."""
 WELL_BELOW = 25.0  # percentage points between truth and noise
 
 
@@ -185,7 +190,35 @@ def check_samples(task: Task, outcome: Outcome) -> None:
             assert score.n == again.n
 
 
-def test_smoke_run_gives_the_declared_metrics_twice_the_same_and_leaves_the_weights(task: Task, tmp_path: Path):
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts the images that are sent to the device as bytes, and those that backbones get as floats."""
+    count: Counter[str] = Counter()
+    moved, extract = pixels.moved, Backbone.extract
+
+    def moving(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        count["bytes"] += len(tensor) * (tensor.ndim == 4 and tensor.dtype == torch.uint8)
+        return moved(tensor, device)
+
+    def extracting(backbone: Backbone, images: torch.Tensor, *arguments: Any, **options: Any) -> Features:
+        count["floats"] += len(images) * images.is_floating_point()
+        return extract(backbone, images, *arguments, **options)
+
+    monkeypatch.setattr(pixels, "moved", moving)
+    monkeypatch.setattr(Backbone, "extract", extracting)
+    return count
+
+
+def test_smoke_run_gives_the_declared_metrics_twice_the_same_and_leaves_the_weights(
+    task: Task, tmp_path: Path, sent: Counter[str]
+):
+    """Images become floats on the device: a float is four times as long to send."""
+    check_smoke_runs(task, tmp_path)
+    assert sent["bytes"]
+    assert sent["floats"] <= sent["bytes"] or task.name in SEVERAL_READINGS
+
+
+def check_smoke_runs(task: Task, tmp_path: Path) -> None:
     task, backbone = lighter(task), load_backbone(RANDOM).to(chosen())
     before = {name: value.clone() for name, value in backbone.module.state_dict().items()}
     outcomes = []
@@ -267,7 +300,7 @@ def test_the_contract_catches_a_task_that_does_not_look_at_the_features(oracle: 
 
     careless = dataclasses.replace(tasks.get("knn"), measure=training)
     with pytest.raises(AssertionError):
-        test_smoke_run_gives_the_declared_metrics_twice_the_same_and_leaves_the_weights(careless, tmp_path)
+        check_smoke_runs(careless, tmp_path)
 
 
 def with_scores(outcome: Outcome) -> Outcome:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dino_dense.backbone.bytes import statistics
+from dino_dense.backbone.bytes import sent, statistics
 from dino_dense.backbone.cpu_attention import fast_attention
 from dino_dense.backbone.dino_vit import IMAGENET_MEAN, IMAGENET_STD
 from dino_dense.backbone.families import reader_of
@@ -179,7 +179,8 @@ class Backbone:
         """Features of a batch.
 
         Args:
-            images: [B, 3, H, W], float RGB in [0, 1]; H and W multiples of `patch_size`. Normalized here.
+            images: RGB [B, 3, H, W]; H and W multiples of `patch_size`. uint8 is sent to the device as it is, and
+                divided by 255 there (`bytes.sent`); float is in [0, 1]. Normalized here.
             want: any of `provides`; see `Features` for each.
             layers: layers to return, joined along dimension 1 (-1 is the last); default `self.layers`.
             norm: whether patches and class tokens of each layer go through the final norm; default `self.norm`.
@@ -194,7 +195,7 @@ class Backbone:
         norm = self.norm if norm is None else norm
         self._check(images, want)
         self._check_layers(layers)
-        x = images.to(self.device, torch.float32, non_blocking=True)
+        x = sent(images, self.device).float()
         mean, std = statistics(self.mean, self.std, x.device)
         x = (x - mean) / std
         reduced = self.dtype != torch.float32
@@ -203,8 +204,9 @@ class Backbone:
         return Features({kind: value.float() for kind, value in by_kind.items()})
 
     def _check(self, images: Tensor, want: frozenset[str]) -> None:
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise ValueError(f"images must be float [B, 3, H, W], got {images.dtype} {tuple(images.shape)}.")
+        right = images.is_floating_point() or images.dtype == torch.uint8
+        if images.ndim != 4 or images.shape[1] != 3 or not right:
+            raise ValueError(f"images must be uint8 or float [B, 3, H, W], got {images.dtype} {tuple(images.shape)}.")
         height, width = images.shape[-2:]
         if height % self.input_patch or width % self.input_patch or not height * width:
             raise ValueError(

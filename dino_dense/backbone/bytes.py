@@ -26,18 +26,31 @@ def divided(pixels: Tensor) -> Tensor:
     return pixels.float().div_(torch.full((), 255.0, device=pixels.device))
 
 
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the device; a GPU copies it from pinned memory, so that the host does not wait for the copy."""
+    pinned = tensor.pin_memory() if (tensor.device.type, device.type) == ("cpu", "cuda") else tensor
+    return pinned.to(device, non_blocking=True)
+
+
 def sent(images: Tensor, device: torch.device, scaling: Scaling = divided) -> Tensor:
     """uint8 images [B, 3, H, W] -> float32 in [0, 1] on the device; float images are only moved.
 
-    The host does not wait for the copy. From pinned memory (`pin_memory` of a loader) the device does not wait either.
+    The host does not wait for the copy.
     """
-    there = images.to(device, non_blocking=True)
+    there = moved(images, device)
     return there if there.is_floating_point() else scaling(there)
 
 
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on the device, through pinned memory, so that neither waits for the copy."""
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+def filled(images: Tensor, sizes: Tensor, mean: Sequence[float], device: torch.device) -> Tensor:
+    """uint8 [B, 3, H, W] -> float32 in [0, 1] on the device, with the mean color below and right of each image.
+
+    Args:
+        sizes: height and width of each image [B, 2]; it begins at the top left.
+    """
+    pixels, sizes = sent(images, device), moved(sizes, device)
+    rows, columns = (torch.arange(pixels.shape[axis], device=device) for axis in (-2, -1))
+    inside = (rows < sizes[:, :1])[:, None, :, None] & (columns < sizes[:, 1:])[:, None, None]
+    return torch.where(inside, pixels, statistics(mean, mean, device)[0])
 
 
 def statistics(mean: Sequence[float], std: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:

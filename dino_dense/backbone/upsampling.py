@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dino_dense.backbone.backbone import Backbone, Features
+from dino_dense.backbone.bytes import sent
 
 BILINEAR = "bilinear"
 UPSAMPLED = frozenset({"patches", "cls"})  # what a request may name; a class token has no grid
@@ -138,6 +139,7 @@ class UpsampledBackbone(Backbone):
         want = frozenset(want)
         if not want <= UPSAMPLED:
             raise ValueError(f"{', '.join(sorted(want - UPSAMPLED))}: only patch tokens are upsampled.")
+        images = sent(images, self.device)
         size = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
         whole = [max(1, round(side / self.input_patch)) * self.input_patch for side in images.shape[-2:]]
         if list(images.shape[-2:]) != whole:

@@ -20,21 +20,31 @@ GPU_BATCH = 8  # images of one size extracted at once
 READERS = 2  # threads that read images
 
 
+def _shape(image: Tensor) -> object:
+    return image.shape
+
+
 def maps_ahead(
     items: Iterable[Item],
     read: Callable[[Item], Given],
     prepare: Callable[[Given], Tensor],
     extract: Callable[[Tensor], Iterable[Maps]],
     batch_size: int,
+    *,
+    size: Callable[[Tensor], object] = _shape,
+    join: Callable[[list[Tensor]], Tensor] = torch.stack,
 ) -> Iterator[tuple[Item, Given, Maps]]:
     """Yield (item, content, maps) in order: read ahead in threads, extracted in batches of one size.
 
     Args:
         read: item -> content of its files. Runs in worker threads: avoid torch here, it would start its own thread
             pool.
-        prepare: content -> image [3, H, W].
-        extract: images [B, 3, H, W] -> maps [B, ...], or what is computed from them for each image.
+        prepare: content -> image uint8 [3, H, W].
+        extract: images [B, 3, H, W], uint8 unless `join` changes them -> maps [B, ...], or what is computed from
+            them for each image.
         batch_size: largest number of images extracted at once; a batch has consecutive images of equal size.
+        size: what the images of a batch have in common.
+        join: images of a batch -> one tensor.
     """
 
     def read_one(item: Item) -> tuple[Item, Given]:
@@ -42,8 +52,8 @@ def maps_ahead(
 
     with closing(read_ahead(read_one, items, ahead=2 * batch_size, workers=READERS)) as contents:
         prepared = ((item, content, prepare(content)) for item, content in contents)
-        for batch in in_batches(prepared, lambda entry: entry[2].shape, batch_size):
-            maps = extract(torch.stack([image for _, _, image in batch]))
+        for batch in in_batches(prepared, lambda entry: size(entry[2]), batch_size):
+            maps = extract(join([image for _, _, image in batch]))
             yield from ((item, content, image_maps) for (item, content, _), image_maps in zip(batch, maps, strict=True))
 
 

@@ -43,7 +43,7 @@ class Segment(NamedTuple):
 
 
 def patch_features(backbone: Backbone, images: Tensor, protocol: SegmentProtocol) -> Tensor:
-    """The features that TokenCut, LOST and MaskCut compare, [B, C, h, w], of images [B, 3, H, W] in [0, 1].
+    """The features that TokenCut, LOST and MaskCut compare, [B, C, h, w], of images [B, 3, H, W].
 
     A last map without negative values (it ends with a ReLU) is layer-normalized over all its values, as in LOST for
     ResNets: otherwise every product would be positive.
@@ -83,7 +83,7 @@ def feature_note(backbone: Backbone, protocol: SegmentProtocol) -> str:
 
 
 def attention_of(backbone: Backbone, images: Tensor) -> Tensor:
-    """The class token's attention [B, heads, h, w] to images [B, 3, H, W] in [0, 1]; ValueError if it has none."""
+    """The class token's attention [B, heads, h, w] to images [B, 3, H, W]; ValueError if it has none."""
     return backbone.extract(images, {"attention"}).attention
 
 
@@ -132,10 +132,10 @@ def working_size(size: tuple[int, int], protocol: SegmentProtocol) -> tuple[int,
 
 
 def to_tensor(rgb: npt.NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
-    """RGB [H, W, 3] -> float [3, *size] in [0, 1], resized to `size` (h, w) with Pillow's LANCZOS if needed."""
+    """RGB [H, W, 3] -> uint8 [3, *size], resized to `size` (h, w) with Pillow's LANCZOS if needed."""
     if rgb.shape[:2] != size:
         rgb = np.asarray(Image.fromarray(rgb).resize(size[::-1], Image.Resampling.LANCZOS))
-    return torch.from_numpy(rgb.copy()).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(rgb.copy()).permute(2, 0, 1)
 
 
 def check_finite(values: Tensor) -> None:

@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as V
 
 from dino_dense import Backbone, distributed
-from dino_dense.backbone.bytes import divided, moved, sent
+from dino_dense.backbone.bytes import divided, moved
 from dino_dense.backbone.grid import fit
 from dino_dense.checkpoint import read_tensors, write_tensors
 from dino_dense.loaders import WorkerItems, read_items
@@ -141,9 +141,7 @@ def channels_of(backbone: Backbone, config: DepthProbe) -> int:
 def tokens_of(backbone: Backbone, images: Tensor, config: DepthProbe) -> Tensor:
     """Images [B, 3, H, W] of whole patches -> tokens [B, D, h, w], with the class token where the config says so."""
     want = {"patches", "cls"} if config.class_token else {"patches"}
-    features = backbone.extract(
-        images.to(backbone.device), want, layers_of(backbone, config), norm=config.final_norm and backbone.norm
-    )
+    features = backbone.extract(images, want, layers_of(backbone, config), norm=config.final_norm and backbone.norm)
     if not config.class_token:
         return features.patches
     everywhere = features.cls[..., None, None].expand(-1, -1, *features.patches.shape[-2:])
@@ -360,7 +358,7 @@ class _FreshBatches:
         loaded = read_items(crops, worker_items, index=image_of, pin_memory=not backbone.on_cpu, **order)
         for images, meters in loaded:
             padding = padding_of((images.shape[-2], images.shape[-1]), backbone.patch_size)
-            tokens = tokens_of(backbone, F.pad(sent(images, backbone.device), padding), self.config)
+            tokens = tokens_of(backbone, F.pad(images, padding), self.config)
             yield tokens, meters.to(tokens.device, non_blocking=True)
 
 
@@ -419,7 +417,7 @@ def predict_depth(
     """
     size = (picture.height, picture.width)
     padding = padding_of(size, backbone.patch_size)
-    image = sent(V.pil_to_tensor(picture)[None], backbone.device)
+    image = V.pil_to_tensor(picture)[None]
 
     def small(part: Tensor) -> Tensor:
         return head(tokens_of(backbone, F.pad(part, padding), config))

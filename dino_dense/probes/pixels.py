@@ -21,8 +21,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import RandomResizedCrop, v2
 
 from dino_dense import Backbone, distributed
-from dino_dense.backbone.backbone import Triple
-from dino_dense.backbone.bytes import moved, sent, statistics
+from dino_dense.backbone.bytes import filled, moved, sent
 from dino_dense.backbone.grid import fit
 from dino_dense.checkpoint import read_tensors, write_tensors
 from dino_dense.loaders import WorkerItems, read_items
@@ -76,15 +75,6 @@ class Crop(NamedTuple):
     """Class ids uint8 [S, S], or of the side at which the loss is; `VOID` beside the image."""
     size: Tensor
     """Height and width of the image in the crop [2]: it begins at the top left."""
-
-
-def filled(crops: Crop, mean: Triple, device: torch.device) -> Tensor:
-    """Crops [B, ...] -> images [B, 3, S, S] in [0, 1] on the device, with the mean color beside each image."""
-    images = sent(crops.image, device)
-    sizes = crops.size.to(device, non_blocking=True)
-    rows, columns = (torch.arange(images.shape[axis], device=device) for axis in (-2, -1))
-    inside = (rows < sizes[:, :1])[:, None, :, None] & (columns < sizes[:, 1:])[:, None, None]
-    return torch.where(inside, images, statistics(mean, mean, device)[0])
 
 
 class LinearHead(nn.Sequential):
@@ -426,7 +416,7 @@ class _FreshBatches:
         worker_items = WorkerItems(self.workers, lambda image: self.pairs[image].name)
         loaded = read_items(crops, worker_items, index=image_of, pin_memory=not backbone.on_cpu, **order)
         for batch in loaded:
-            tokens = backbone.extract(filled(batch, backbone.mean, backbone.device)).patches
+            tokens = backbone.extract(filled(batch.image, batch.size, backbone.mean, backbone.device)).patches
             yield tokens, batch.ids.to(tokens.device, non_blocking=True)
 
 
@@ -497,7 +487,7 @@ def predict(backbone: Backbone, head: nn.Module, picture: Image.Image, config: P
     if config.window == "square":
         height = width = config.crop
     scaled = v2.functional.resize(picture, [height, width], v2.InterpolationMode.BILINEAR)
-    image = v2.functional.pil_to_tensor(scaled)[None].float() / 255
+    image = sent(v2.functional.pil_to_tensor(scaled)[None], backbone.device)
     logits = (
         slide_logits(
             lambda part: _logits(backbone, head, part, part.shape[-2:]), image, config.crop, config.window_stride
@@ -512,5 +502,5 @@ def predict(backbone: Backbone, head: nn.Module, picture: Image.Image, config: P
 
 def _logits(backbone: Backbone, head: nn.Module, image: Tensor, size: Sequence[int] | None) -> Tensor:
     """[1, 3, H, W] -> [1, K, *size], or of the grid."""
-    logits: Tensor = head(backbone.extract(image.to(backbone.device)).patches)
+    logits: Tensor = head(backbone.extract(image).patches)
     return logits if size is None else F.interpolate(logits, tuple(size), mode="bilinear", align_corners=False)

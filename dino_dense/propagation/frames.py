@@ -6,9 +6,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from torch import Tensor
 
-from dino_dense.backbone.bytes import divided
 from dino_dense.backbone.grid import fit
 from dino_dense.propagation.protocol import Interpolation, Rounding, check_choice
 
@@ -62,8 +60,3 @@ def resize_frame(
     if interpolation == "bilinear":
         return np.asarray(cv2.resize(frame, width_height, interpolation=cv2.INTER_LINEAR), np.uint8)
     return np.array(Image.fromarray(frame).resize(width_height, Image.Resampling.BICUBIC))
-
-
-def to_float(frames: Tensor) -> Tensor:
-    """Frames uint8 [..., H, W, 3] as float32 [..., 3, H, W] in [0, 1]."""
-    return divided(frames.movedim(-1, -3))

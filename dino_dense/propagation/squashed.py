@@ -15,7 +15,7 @@ from dino_dense.arrays import Pixels
 from dino_dense.backbone import Backbone
 from dino_dense.backbone.grid import fit
 from dino_dense.pipeline import drawn_ahead
-from dino_dense.propagation.frames import resize_frame, to_float
+from dino_dense.propagation.frames import resize_frame
 from dino_dense.propagation.protocol import SquashedProtocol
 from dino_dense.propagation.stream import LabelPropagator
 from dino_dense.propagation.video import GPU_BATCH, pixel_statistics
@@ -51,7 +51,6 @@ def propagate(
     squashed = (resize_frame(frame, size) for frame in frames)
     with closing(drawn_ahead(squashed, ahead=2 * count)) as drawn:
         while batch := list(islice(drawn, count)):
-            pixels = torch.from_numpy(np.stack(batch)).to(backbone.device, non_blocking=True)
-            for features in network.extract(to_float(pixels)).patches:
+            for features in network.extract(torch.from_numpy(np.stack(batch)).movedim(-1, -3)).patches:
                 yield propagator.step(features, given)
                 given = None

@@ -21,7 +21,7 @@ from dino_dense.arrays import Pixels
 from dino_dense.backbone import Backbone
 from dino_dense.backbone.dino_vit import IMAGENET_MEAN, IMAGENET_STD
 from dino_dense.pipeline import computed_ahead, drawn_ahead, read_ahead
-from dino_dense.propagation.frames import frame_size, resize_frame, to_float
+from dino_dense.propagation.frames import frame_size, resize_frame
 from dino_dense.propagation.labels import decode_labels, encode_labels
 from dino_dense.propagation.protocol import PropagationProtocol
 from dino_dense.propagation.stream import DEFAULT_MAX_BYTES, LabelPropagator, PropagationMemory, plan_memory
@@ -137,8 +137,8 @@ class VideoPropagator:
 
     def _measured(self, batch: Sequence[tuple[AnyFrame, Pixels]]) -> list[tuple[AnyFrame, Tensor]]:
         """Frames of one batch with their patch features [D, h, w]."""
-        pixels = torch.from_numpy(np.stack([small for _, small in batch])).to(self.backbone.device, non_blocking=True)
-        patches = self.backbone.extract(to_float(pixels)).patches  # [B, D, h, w]
+        pixels = torch.from_numpy(np.stack([small for _, small in batch]))
+        patches = self.backbone.extract(pixels.movedim(-1, -3)).patches  # [B, D, h, w]
         return list(zip((frame for frame, _ in batch), patches, strict=True))
 
     def _resize(self, frame: Frame) -> Pixels:

@@ -15,7 +15,6 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from data.segmentation import LabeledPixels
-from dino_dense.backbone.bytes import sent
 from dino_dense.backbone.grid import fit
 from dino_dense.loaders import WorkerItems, read_items
 from dino_dense.training.seeds import derive_seed
@@ -111,7 +110,7 @@ def labeled_batches(
     )
     for start, (images, ids) in zip(range(0, len(keys), batch_size), loaded, strict=True):
         positions = [position for position, _ in keys[start : start + batch_size]]
-        yield LabeledBatch(positions, backbone.extract(sent(images, backbone.device)).patches, ids)
+        yield LabeledBatch(positions, backbone.extract(images).patches, ids)
 
 
 def shared_keys(session: Session, images: Sequence[int], *key: int) -> list[tuple[int, Key]]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dino_dense.config import presets, schema
-from dino_dense.propagation.frames import frame_size, resize_frame, to_float
+from dino_dense.propagation.frames import frame_size, resize_frame
 from dino_dense.propagation.labels import decode_labels, encode_labels
 from dino_dense.propagation.protocol import PropagationProtocol
 from dino_dense.propagation.search import Neighborhood
@@ -288,13 +288,13 @@ def test_a_frame_without_a_single_patch_is_refused() -> None:
         frame_size(40, 30, short_side=None, rounding="floor64", patch_size=16)
 
 
-def test_frames_become_float_rgb_in_the_unit_range() -> None:
+def test_a_frame_of_the_right_size_stays_as_it_is_and_one_color_stays_one_color() -> None:
     frame = np.random.default_rng(0).integers(0, 256, (9, 14, 3)).astype(np.uint8)
     for interpolation in ("bilinear", "bicubic"):
-        same = to_float(torch.from_numpy(resize_frame(frame, (9, 14), interpolation)))  # type: ignore[arg-type]
-        np.testing.assert_allclose(same.permute(1, 2, 0).numpy(), frame / 255, atol=1e-7)
+        same = resize_frame(frame, (9, 14), interpolation)  # type: ignore[arg-type]
+        assert np.array_equal(same, frame)
         resized = resize_frame(np.full_like(frame, 51), (5, 6), interpolation)  # type: ignore[arg-type]
-        torch.testing.assert_close(to_float(torch.from_numpy(resized)), torch.full((3, 5, 6), 0.2))
+        assert np.array_equal(resized, np.full((5, 6, 3), 51, np.uint8))
 
 
 @pytest.mark.parametrize("method", ["nearest", "nearest-exact", "bilinear"])

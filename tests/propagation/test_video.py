@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from dino_dense.pipeline import MOST_AT_ONCE
-from dino_dense.propagation.frames import to_float
 from dino_dense.propagation.labels import decode_labels, encode_labels
 from dino_dense.propagation.stream import LabelPropagator
 from dino_dense.propagation.video import Frame, VideoPropagator
@@ -42,7 +41,7 @@ def test_it_is_features_then_labels_then_masks(changes: dict):
     propagator = LabelPropagator(protocol)
     for index, ids in enumerate(carry(**changes)):
         rgb = torch.from_numpy(moving_disc(index, SIZE)[None])
-        features = backbone.extract(to_float(rgb)).patches
+        features = backbone.extract(rgb.movedim(-1, -3)).patches
         given = encode_labels(moving_mask(0, SIZE), (6, 8), 1, protocol.label_encoding) if index == 0 else None
         soft = propagator.step(features[0], given)
         expected = decode_labels(soft, 8, SIZE, protocol.upsample, protocol.normalize, protocol.upsample_to)
