@@ -46,6 +46,8 @@ PUBLISHED = {
     ("kitti", "test"): (652, 697),
 }
 """Images of BTS's lists: of KITTI those with depth, and Eigen's whole split."""
+KB_FRAME = (352, 1216)
+"""Lowest rows and middle columns of an image of KITTI that are used (KBCrop; KITTI's own benchmark has this size)."""
 LOOKED_AT = 8
 """Maps of a split whose median says whether the unit can be right."""
 LEAST_MEDIAN = 0.05
@@ -62,16 +64,28 @@ class DepthPair:
     depth: Path
     unit: float | None
     """Values of the file that make a meter; None: 1000 of whole numbers, 1 of floats."""
+    frame: tuple[int, int] | None = None
+    """The part that `read` returns: so many of the lowest rows, and of the middle columns; None: all."""
 
     def read(self) -> tuple[Image.Image, Depth]:
-        """RGB picture and meters; DataError where the sizes differ."""
+        """RGB picture and meters; DataError where the sizes differ, or are smaller than the frame."""
         picture, depth = read_rgb(self.image), self.read_depth()
         if depth.shape != picture.size[::-1]:
             raise DataError(
                 f"{self.depth}: {depth.shape[0]}x{depth.shape[1]} values (height x width), but {self.image} has "
                 f"{picture.height}x{picture.width}; a depth map must have the size of its image"
             )
-        return picture, depth
+        return (picture, depth) if self.frame is None else self._framed(picture, depth, self.frame)
+
+    def _framed(self, picture: Image.Image, depth: Depth, frame: tuple[int, int]) -> tuple[Image.Image, Depth]:
+        top, left = depth.shape[0] - frame[0], (depth.shape[1] - frame[1]) // 2
+        if min(top, left) < 0:
+            raise DataError(
+                f"{self.image}: {picture.height}x{picture.width} pixels (height x width); expected at least "
+                f"{frame[0]}x{frame[1]}, as images of KITTI have. Use --frame whole"
+            )
+        right, bottom = left + frame[1], depth.shape[0]
+        return picture.crop((left, top, right, bottom)), depth[top:, left:right]
 
     def read_depth(self) -> Depth:
         """Meters; DataError for a file that is missing, damaged, or no map of numbers from 0 up."""
@@ -113,6 +127,14 @@ def layout_of(root: Path) -> Layout:
         if any((root / pattern.format(split)).is_file() for pattern in LISTS[name] for split in ("train", "test")):
             return name  # type: ignore[return-value]
     return "folder"
+
+
+def depth_set(layout: str, train: Sequence[DepthPair], test: Sequence[DepthPair]) -> str | None:
+    """The published set that these splits are, by counts; None for any other."""
+    counts = (len(train), len(test))
+    if layout == "nyu" and counts == (24_231, 654):
+        return "NYUv2"
+    return "KITTI Eigen" if layout == "kitti" and counts == (23_158, 652) else None
 
 
 def check_unit(pairs: Sequence[DepthPair], highest: float) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.depth import Depth, DepthPair, Layout, check_unit, layout_of, open_depth
+from data.depth import KB_FRAME, Depth, DepthPair, Layout, check_unit, depth_set, layout_of, open_depth
 from data.sample.depth import depth_root
 from dino_dense import Metric, Picture
 from dino_dense.arrays import Mask
@@ -82,6 +82,8 @@ def open_data(config: DepthConfig) -> DepthSplits:
     train, val = (open_depth(root, name, layout, config.unit) for name in (config.train_split, split))
     for pairs in (train, val):
         check_unit(pairs, config.max_depth)
+    if config.frame == "kb":
+        train, val = ([replace(pair, frame=KB_FRAME) for pair in pairs] for pairs in (train, val))
     files = [file for pair in (*train, *val) for file in (pair.image, pair.depth)]
     facts = DataFacts(
         name=f"{root.resolve().name} {split}" if config.data else "embedded rooms",
@@ -89,6 +91,7 @@ def open_data(config: DepthConfig) -> DepthSplits:
         n=len(val),
         unit="images",
         sha256=file_list_hash(root, files),
+        dataset=depth_set(layout, train, val),
     )
     return DepthSplits(train, val, facts)
 

@@ -148,6 +148,9 @@ class DepthProbe:
     """Meters; truth at or below it is not scored."""
     max_depth: float = 10.0
     """Meters; truth at or above it is not scored (KITTI: 80)."""
+    frame: Literal["whole", "kb"] = "whole"
+    """Part of every image that is used, in training and in the score. kb: its lowest 352 rows and middle 1216 columns
+    (KITTI)."""
     crop: tuple[int, int] = (416, 544)
     """Height and width of training crops, pixels."""
     border: tuple[int, int, int, int] = (43, 45, 608, 472)

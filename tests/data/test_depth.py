@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from data import DataError, notices
-from data.depth import check_unit, layout_of, open_depth
+from data.depth import KB_FRAME, DepthPair, check_unit, depth_set, layout_of, open_depth
 from data.sample.depth import SIZE, TRAIN, VAL, depth_pair, depth_root
 
 
@@ -64,6 +64,28 @@ def test_kitti(tmp_path: Path):
         (pair,) = open_depth(tmp_path, "test")
     assert pair.read()[1].max() == 20.0
     assert any("1 images without depth are left out" in line for line in lines)
+    assert depth_set("kitti", 23_158 * [pair], 652 * [pair]) == "KITTI Eigen"
+    assert depth_set("kitti", 23_158 * [pair], 697 * [pair]) is None
+    assert depth_set("nyu", 24_231 * [pair], 654 * [pair]) == "NYUv2"
+    assert depth_set("folder", 24_231 * [pair], 654 * [pair]) is None
+
+
+def test_the_frame_of_kitti_is_the_lowest_rows_and_middle_columns(tmp_path: Path):
+    size = (1241, 376)
+    picture, depth = np.zeros((*size[::-1], 3), np.uint8), np.zeros(size[::-1], np.uint16)
+    picture[24:, 12:1228] = 200
+    depth[24:, 12:1228] = np.arange(1216) + 256
+    Image.fromarray(picture).save(tmp_path / "1.png")
+    Image.fromarray(depth).save(tmp_path / "d.png")
+    pair = DepthPair("1", tmp_path / "1.png", tmp_path / "d.png", 256.0, KB_FRAME)
+    framed, meters = pair.read()
+    assert (framed.size, meters.shape) == ((1216, 352), (352, 1216))
+    assert np.asarray(framed).min() == 200
+    np.testing.assert_array_equal(meters, np.broadcast_to((np.arange(1216) + 256) / np.float32(256), (352, 1216)))
+    image(tmp_path / "1.png", (1215, 376))
+    stored(tmp_path / "d.png", 512, (1215, 376))
+    with pytest.raises(DataError, match=r"376x1215 pixels .*; expected at least 352x1216"):
+        pair.read()
 
 
 @pytest.mark.parametrize("ending", [".png", ".npy", ".tif"])

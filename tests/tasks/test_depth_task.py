@@ -12,6 +12,8 @@ from torch import nn
 
 from data import DataError
 from dino_dense import Backbone, load_backbone
+from dino_dense.config import command_line
+from dino_dense.config.presets import load_protocol
 from dino_dense.distributed import World
 from dino_dense.probes.depth import sig_loss
 from dino_dense.probes.depth_memory import DepthMemory, patch_depths
@@ -34,7 +36,7 @@ from dino_dense.probes.depth_training import (
 from dino_dense.probes.protocol import DepthProbe
 from dino_dense.training.losses import PendingLosses
 from tasks import RunOptions, get, run_one
-from tasks.depth import DepthConfig, open_data
+from tasks.depth import DepthConfig, open_data, region
 from tasks.scores.depth import garg_mask
 from tests.color_backbone import ColorReader
 from tests.data.test_depth import nyu
@@ -112,6 +114,43 @@ def test_gray_levels_are_depths(tmp_path: Path, changes: dict):
     assert 0 <= scores["delta1"] <= scores["delta2"] <= scores["delta3"] <= 100
     curve = pd.read_csv(tmp_path / "out" / "curve.csv")
     assert curve["lr"].max() <= SMALL["lr"]
+
+
+def kitti(root: Path) -> Path:
+    """KITTI as BTS prepares it: 8 m on black, 40 m on white, and lies where no published number looks."""
+    for split, count in (("train", 4), ("test", 2)):
+        lines = []
+        for index in range(count):
+            gray, depth = np.zeros((370, 1226), np.uint8), np.full((370, 1226), 8 * 256, np.uint16)
+            gray[:, 613:], depth[:, 613:] = 255, 40 * 256
+            depth[::2] = 0
+            depth[:18], depth[-1:], depth[:, :5] = 70 * 256, 255 * 256, 70 * 256
+            image = f"2011_09_26/2011_09_26_drive_0001_sync/image_02/data/{split}{index}.png"
+            truth = f"2011_09_26_drive_0001_sync/proj_depth/groundtruth/image_02/{split}{index}.png"
+            for path, values in ((root / "input" / image, gray), (root / "gt_depth" / truth, depth)):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(values).save(path)
+            lines += [f"{image} {truth} 721.5377", f"{image.replace('.png', 'x.png')} None 721.5377"]
+        (root / f"kitti_eigen_{split}.txt").write_text("\n".join(lines))
+    return root
+
+
+def test_the_protocol_of_kitti(tmp_path: Path):
+    """A tree as it ships is cut to KITTI's frame, trains to 80 m, and is scored in Garg's crop of the frame."""
+    preset = load_protocol("depth", "dinov2_kitti_lin1")
+    constants = {**preset, "steps": 100, "lr": 0.3, "batch_size": 2, "augment": False, "upsample": 1}
+    config = command_line.from_recipe(DepthConfig, {**constants, "data": str(kitti(tmp_path / "kitti"))})
+    splits = open_data(config)
+    assert (len(splits.train), len(splits.val), splits.facts.dataset) == (4, 2, None)
+    picture, truth = splits.val[0].read()
+    assert (picture.size, truth.shape) == ((1216, 352), (352, 1216))
+    scored = truth[region(config, truth.shape) & (truth > 0)]  # type: ignore[arg-type]
+    assert set(np.unique(scored)) == {8.0, 40.0}
+    options = RunOptions(ckpt="gray", out=str(tmp_path / "out"), device=chosen_name())
+    report = run_one(get("depth"), options, config, backbone=gray_backbone())
+    scores = {score.metric: score.value for score in report.scores}
+    assert scores["RMSE"] < 8.0, "half of that of the best constant, 16 m"
+    assert "dinov2_kitti_lin1" not in report.presets
 
 
 def test_gray_levels_are_depths_of_their_neighbors(tmp_path: Path):
