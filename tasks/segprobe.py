@@ -41,11 +41,11 @@ def open_data(config: SegprobeConfig) -> LabeledSplits:
 def measure(backbone: Backbone, splits: LabeledSplits, config: SegprobeConfig, session: Session) -> Outcome:
     """Train the layer, predict every image of the split, and score."""
     from dino_dense.backbone.remembering import RememberingBackbone
-    from dino_dense.probes.pixels import predict, train_head
+    from dino_dense.probes.pixels import joined, predict, train_head
     from dino_dense.report.samples import score_samples
 
     check_whole("crop", config.crop, backbone.patch_size, backbone.name)
-    config = config.with_steps(len(splits.train))
+    config, backbone = config.with_steps(len(splits.train)), joined(backbone, config)
     looking = RememberingBackbone(backbone) if config.evaluations > 1 else backbone
 
     def looked_at(head: LinearHead) -> tuple[Counts, pd.DataFrame]:

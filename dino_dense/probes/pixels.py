@@ -3,6 +3,8 @@
 Shapes: B images, h x w patches, D channels, K classes, S side of a crop in pixels.
 """
 
+import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +28,7 @@ from dino_dense.backbone.grid import fit
 from dino_dense.checkpoint import read_tensors, write_tensors
 from dino_dense.loaders import WorkerItems, read_items
 from dino_dense.probes.protocol import PixelProbe
-from dino_dense.probes.readout import nearest_labels, slide_logits
+from dino_dense.probes.readout import class_shares, nearest_labels, slide_logits
 from dino_dense.progress import progress, tracked
 from dino_dense.training.losses import PendingLosses
 from dino_dense.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
@@ -480,14 +482,48 @@ class _Training:
 
 @torch.no_grad()
 def predict(backbone: Backbone, head: nn.Module, picture: Image.Image, config: PixelProbe) -> np.ndarray:
-    """Class ids uint8 [H, W] of a picture of any size; [side, side] where the protocol has one."""
-    height, width = size_at(picture.height, picture.width, config.crop)
+    """Class ids uint8 [H, W] of a picture of any size; [side, side] where the protocol has one.
+
+    Of several sizes and mirror images, the softmax at the size of the result is averaged (mmseg, `aug_test`).
+    """
+    size = (picture.height, picture.width) if config.side is None else (config.side, config.side)
+    views = list(itertools.product(config.test_scales, (False, True) if config.test_flip else (False,)))
+    parts = (_view_logits(backbone, head, picture, config, *view) for view in views)
+    if len(views) == 1:
+        scores = F.interpolate(next(parts), size, mode="bilinear", align_corners=False)
+    else:
+        scores = functools.reduce(torch.add, (class_shares(part, size) for part in parts))
+    return scores[0].argmax(0).to(torch.uint8).cpu().numpy()
+
+
+def joined(backbone: Backbone, config: PixelProbe) -> Backbone:
+    """The same weights with the last `blocks` layers joined as its default.
+
+    Raises:
+        ValueError: the network has fewer layers, or other layers are asked for too.
+    """
+    if config.blocks == 1:
+        return backbone
+    if tuple(backbone.layers) != (-1,):
+        raise ValueError(
+            f"layers is {tuple(backbone.layers)}, and the head joins {config.blocks} blocks: give one of both"
+        )
+    return backbone.with_layers(range(-config.blocks, 0), backbone.norm)
+
+
+def _view_logits(
+    backbone: Backbone, head: nn.Module, picture: Image.Image, config: PixelProbe, scale: float, mirrored: bool
+) -> Tensor:
+    """Logits [1, K, h, w] of a picture whose short side becomes `crop` times `scale`, on any grid."""
+    height, width = size_at(picture.height, picture.width, int(config.crop * scale))
     if config.window == "whole":
         height, width = fit((height, width), backbone.patch_size, "even").size
     if config.window == "square":
         height = width = config.crop
     scaled = v2.functional.resize(picture, [height, width], v2.InterpolationMode.BILINEAR)
     image = sent(v2.functional.pil_to_tensor(scaled)[None], backbone.device)
+    if mirrored:
+        image = image.flip(-1)
     logits = (
         slide_logits(
             lambda part: _logits(backbone, head, part, part.shape[-2:]), image, config.crop, config.window_stride
@@ -495,9 +531,7 @@ def predict(backbone: Backbone, head: nn.Module, picture: Image.Image, config: P
         if config.window == "slide"
         else _logits(backbone, head, image, None if config.side else (height, width))
     )
-    size = (picture.height, picture.width) if config.side is None else (config.side, config.side)
-    logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
-    return logits[0].argmax(0).to(torch.uint8).cpu().numpy()
+    return logits.flip(-1) if mirrored else logits
 
 
 def _logits(backbone: Backbone, head: nn.Module, image: Tensor, size: Sequence[int] | None) -> Tensor:

@@ -33,6 +33,8 @@ class PixelProbe:
     init: Literal["normal", "uniform"] = "normal"
     """First weights of the layer: normal with a standard deviation of 0.01 and no bias (DINOv2, DINOv3), or uniform as
     PyTorch draws them (NeCo)."""
+    blocks: int = 1
+    """Last layers whose patch tokens are joined, each after the final norm (DINOv2's +ms: 4)."""
     void: Literal["counted", "left out"] = "counted"
     """Whether pixels without a class count in the mean of the loss, as 0 (DINOv2, DINOv3)."""
     side: int | None = None
@@ -62,6 +64,11 @@ class PixelProbe:
     image is stretched to a square of side `crop` (NeCo)."""
     stride: int | None = None
     """Distance between two windows, pixels; null: two thirds of the crop, rounded down (DINOv3: 341 of 512)."""
+    test_scales: tuple[float, ...] = (1.0,)
+    """Sizes at which an image is predicted, as multiples of `crop`, from 1 up; the shares of the classes are averaged
+    (DINOv2's +ms)."""
+    test_flip: bool = False
+    """Whether each size is predicted for the mirrored image too, and averaged (DINOv2's +ms)."""
     evaluations: int = 8
     """Number of evaluations on the images of --split during the training. The best is reported, as in dinov3 (train.py:
     every 5000 of 40,000 steps) and NeCo (25), so that the result is slightly too high. 1: only the final layer is
@@ -70,7 +77,11 @@ class PixelProbe:
     """Whether a class that is neither there nor predicted counts not at all in the mean, or as IoU 0 (NeCo)."""
 
     def __post_init__(self) -> None:
-        check_counts(self, "steps", "epochs", "batch_size", "crop", "stride", "evaluations", "side")
+        check_counts(self, "steps", "epochs", "batch_size", "blocks", "crop", "stride", "evaluations", "side")
+        if not self.test_scales or min(self.test_scales) < 1:
+            raise ValueError(f"test_scales is {self.test_scales}: expected multiples of the crop, 1 or more")
+        if self.window == "square" and self.test_scales != (1.0,):
+            raise ValueError(f"test_scales is {self.test_scales}, and window square: squares have one size")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"scale is {self.scale}: expected a range (low, high) with 0 < low <= high")
         if not 0 <= self.dropout < 1 or not 0 < self.class_share <= 1:

@@ -9,10 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import pil_to_tensor, resize
 
 from data import DataError
 from dino_dense import Backbone, Report, load_backbone
@@ -25,6 +28,7 @@ from dino_dense.probes.pixels import (
     distorted,
     dropped,
     head_step,
+    joined,
     look_at_losses,
     lr_factor,
     mixed_corner,
@@ -33,7 +37,7 @@ from dino_dense.probes.pixels import (
     squared,
     train_head,
 )
-from dino_dense.probes.readout import window_starts
+from dino_dense.probes.readout import slide_logits, window_starts
 from dino_dense.training.losses import PendingLosses
 from tasks import RunOptions, get, run_one
 from tasks.scores.segmentation import class_iou, confusion, mean_iou, pixel_accuracy
@@ -112,6 +116,54 @@ def test_windows_are_averaged_where_they_overlap():
     whole = predict(backbone, head, Image.new("RGB", (64, 64), (90, 30, 200)), config)
     assert predict(backbone, head, picture, config).shape == (64, 200)
     assert set(np.unique(predict(backbone, head, picture, config))) <= set(np.unique(whole))
+
+
+def test_sizes_and_mirror_images_are_averaged_as_softmax():
+    """Against a loop over the views; and with the mirror image, a mirrored picture has the mirrored answer."""
+    torch.manual_seed(0)
+    backbone, head = load_backbone(RANDOM), LinearHead(128, 5).eval()
+    nn.init.normal_(head[1].weight, std=3.0)
+    pixels = np.random.default_rng(0).integers(0, 255, (72, 96, 3), np.uint8)
+    picture, mirrored = Image.fromarray(pixels), Image.fromarray(pixels[:, ::-1].copy())
+    plain = PixelProbe(crop=64, stride=40)
+    config = replace(plain, test_scales=(1.0, 1.32), test_flip=True)
+    total = np.zeros((5, 72, 96))
+    for scale in config.test_scales:
+        size = list(size_at(72, 96, int(64 * scale)))
+        for flipped in (False, True):
+            image = pil_to_tensor(resize(mirrored if flipped else picture, size, InterpolationMode.BILINEAR))[None]
+            with torch.no_grad():
+                logits = slide_logits(
+                    lambda part: F.interpolate(head(backbone.extract(part).patches), part.shape[-2:], mode="bilinear"),
+                    image / 255,
+                    64,
+                    40,
+                )
+            shares = F.interpolate(logits, (72, 96), mode="bilinear")[0].softmax(0).numpy()
+            total += shares[..., ::-1] if flipped else shares
+    answer = predict(backbone, head, picture, config)
+    assert (answer == total.argmax(0)).mean() > 0.99
+    assert (answer[:, ::-1] == predict(backbone, head, mirrored, config)).mean() > 0.99
+    assert (answer != predict(backbone, head, picture, plain)).mean() > 0.02
+    assert (predict(backbone, head, picture, plain)[:, ::-1] != predict(backbone, head, mirrored, plain)).mean() > 0.02
+
+
+def test_the_last_layers_are_joined():
+    backbone = load_backbone(RANDOM)
+    assert joined(backbone, PixelProbe()) is backbone
+    several = joined(backbone, PixelProbe(blocks=3))
+    images = torch.rand(1, 3, 64, 64)
+    assert several.embed_dim == 3 * 128
+    expected = backbone.extract(images, layers=(-3, -2, -1)).patches
+    torch.testing.assert_close(several.extract(images).patches, expected)
+    with pytest.raises(ValueError, match="give one of both"):
+        joined(several, PixelProbe(blocks=2))
+    with pytest.raises(ValueError, match="numbered 0"):
+        joined(backbone, PixelProbe(blocks=99))
+    with pytest.raises(ValueError, match="1 or more"):
+        PixelProbe(test_scales=(0.5, 1.0))
+    with pytest.raises(ValueError, match="squares have one size"):
+        PixelProbe(window="square", test_scales=(1.0, 1.5))
 
 
 def test_draws_take_every_image_once_a_turn_and_do_not_depend_on_where_one_starts():
