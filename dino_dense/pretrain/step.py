@@ -153,6 +153,8 @@ class OptimizerStep:
             compile_blocks(teacher)
         if config.shard and world.size > 1:
             shard(self._shared_units(learner, teacher), device)
+        elif config.shard:
+            self.begins_with.append("shard has no effect on one process, which holds all weights")
         learner, teacher = learner.to(device), teacher.to(device)
         optimizer = optim.build_optimizer(config.optimizer, learner, self._lr_of(learner))
         self.state = TrainingState(learner, teacher, optimizer, grad_scaler(device, config.dtype))
