@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import shutil
 import sys
 import tempfile
@@ -56,6 +57,8 @@ SMALL: dict[str, dict[str, Any]] = {
 """Task -> settings that make its smoke run small."""
 OF_CLASSES = ("copydetect", "finetune", "knn", "linear", "retrieval")
 """Tasks on folders of classes, which get a few images of each."""
+OF_AN_IMAGE = re.compile(", and this one is [0-9]+x[0-9]+")
+"""A part of a reason that another image would change."""
 A_CLASS = {"train": 4, "val": 2}
 """Images of a class in each split."""
 RAN = "yes"
@@ -111,7 +114,7 @@ def with_letters(table: pd.DataFrame, networks: dict[str, str]) -> tuple[pd.Data
     def letter(cell: str, network: str) -> str:
         if cell == RAN:
             return cell
-        reason = cell.replace(network, "NETWORK")
+        reason = OF_AN_IMAGE.sub("", cell.replace(network, "NETWORK"))
         return letters.setdefault(reason, chr(ord("a") + len(letters)))
 
     rows = [

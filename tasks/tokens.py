@@ -31,10 +31,11 @@ if TYPE_CHECKING:
     from dino_dense.arrays import Pixels
 
 Arrays = npt.NDArray[np.float32]
+COSINE = "CLS-patch cosine"
 METRICS = (
     Metric("stability", low=-100.0),
     Metric("outliers", higher_is_better=False),
-    Metric("CLS-patch cosine", higher_is_better=False, low=-100.0),
+    Metric(COSINE, higher_is_better=False, low=-100.0),
     Metric("RankMe", unit="", high=1e6),
     Metric("LiDAR", unit="", high=1e6),
     Metric("position", higher_is_better=False),
@@ -46,7 +47,7 @@ DINOV2_CUTOFF = 150.0  # Darcet et al., arXiv 2309.16588, for DINOv2 ViT-g alone
 DEFINITIONS = (
     ("stability", "%", "mean cosine of a patch token with the token at its place when the image is larger", "ours"),
     ("outliers", "%", "tokens whose log-norm, before the final norm, is 5 robust deviations above the median", "ours"),
-    ("CLS-patch cosine", "%", "mean cosine of class token and patch token", "DINOv3, arXiv 2508.10104, sec. 4.1"),
+    (COSINE, "%", "mean cosine of class token and patch token", "DINOv3, arXiv 2508.10104, sec. 4.1"),
     ("RankMe", "", "exp of the entropy of the singular values of patch tokens", "arXiv 2210.02885"),
     ("LiDAR", "", "effective rank of class tokens between images, whitened by that within views", "arXiv 2312.04000"),
     ("position", "%", "variance of the mean token at each position over the total variance", "ours"),
@@ -104,8 +105,8 @@ class _Looked(NamedTuple):
     """[D, h, w] at the first size, after the final norm."""
     norms: Arrays
     """[L, h, w] of all layers, before the final norm."""
-    cls_cosine: Arrays
-    """[h, w] of the class token with each patch."""
+    cls_cosine: Arrays | None
+    """[h, w] of the class token with each patch; None where they have different numbers of channels."""
     stability: list[float]
     """Mean cosine with the tokens at each further size."""
     views: Arrays
@@ -192,11 +193,20 @@ def _look(backbone: Backbone, file: Path, index: int, config: TokensConfig, seed
     return _Looked(
         patches=patches.cpu().numpy(),
         norms=_norms(backbone, _square(rgb, sides[0])),
-        cls_cosine=(F.normalize(cls, dim=0) @ unit.flatten(1)).view(unit.shape[1:]).cpu().numpy(),
+        cls_cosine=_cosine(cls, unit),
         stability=stability,
         views=_class_tokens(backbone, views, config),
         noise=backbone.extract(_tensor([noise])).patches[0].cpu().numpy(),
     )
+
+
+def _cosine(cls: Tensor, unit: Tensor) -> Arrays | None:
+    """Of a feature [D] with normalized patches [C, h, w]; None unless D = C (some conv nets widen the pooled one)."""
+    import torch.nn.functional as F
+
+    if len(cls) != len(unit):
+        return None
+    return (F.normalize(cls, dim=0) @ unit.flatten(1)).view(unit.shape[1:]).cpu().numpy()
 
 
 def _norms(backbone: Backbone, square: Pixels) -> Arrays:
@@ -254,14 +264,15 @@ def _patch_rank(patches: Tensor, seed: int) -> float:
 def _samples(images: Images, looked: Sequence[_Looked], outliers: npt.NDArray[np.bool_]) -> pd.DataFrame:
     import pandas as pd
 
-    return pd.DataFrame(
+    samples = pd.DataFrame(
         {
             "sample": [file.relative_to(images.root).as_posix() for file in images.items],
             "stability": [100 * float(np.mean(one.stability)) for one in looked],
             "outliers": 100 * outliers.mean((1, 2)),
-            "CLS-patch cosine": [100 * float(one.cls_cosine.mean()) for one in looked],
         }
     )
+    cosines = [one.cls_cosine for one in looked if one.cls_cosine is not None]
+    return samples.assign(**{COSINE: [100 * float(one.mean()) for one in cosines]}) if cosines else samples
 
 
 def _scores(samples: pd.DataFrame, further: dict[str, float]) -> tuple[Score, ...]:
@@ -272,6 +283,7 @@ def _scores(samples: pd.DataFrame, further: dict[str, float]) -> tuple[Score, ..
         if metric.name in further
         else score_samples(samples, metric.name)
         for metric in METRICS
+        if metric.name in further or metric.name in samples
     )
 
 
@@ -318,12 +330,17 @@ def _definitions() -> pd.DataFrame:
 
 def _note(backbone: Backbone, config: TokensConfig, patches: Tensor, looked: Sequence[_Looked]) -> str:
     count, _, height, width = patches.shape
-    spread = 100 * float(np.stack([one.cls_cosine for one in looked]).std())
+    cosines = [one.cls_cosine for one in looked if one.cls_cosine is not None]
+    spread = (
+        f"{COSINE} has standard deviation {100 * float(np.stack(cosines).std()):.1f}"
+        if cosines
+        else f"No {COSINE}: the pooled feature and the patches have different numbers of channels"
+    )
     few = " Position and LiDAR want 100 images or more." if count < 100 else ""
     return (
         f"{height}x{width} patches of {count} images; RankMe on {min(RANK_TOKENS, count * height * width)} patch "
-        f"tokens, LiDAR on class tokens of {config.views} views an image. CLS-patch cosine has standard deviation "
-        f"{spread:.1f}. definitions.csv says what each is and where it is from.{few}"
+        f"tokens, LiDAR on class tokens of {config.views} views an image. {spread}. "
+        f"definitions.csv says what each is and where it is from.{few}"
     )
 
 

@@ -64,6 +64,25 @@ def test_tokens_that_are_positions(pictures: str, tmp_path: Path):
     assert (where[0, -1], where.sum()) == (1, 1)
 
 
+class WidePooledReader(NoiseReader):
+    """A pooled feature with more channels than the patches, as MobileNet V4 has."""
+
+    def read(self, x: Tensor, want: frozenset[str], layers, norm: bool = True) -> dict[str, Tensor]:
+        features = super().read(x, want, layers, norm)
+        return features | ({"cls": torch.cat([features["cls"]] * 2, dim=1)} if "cls" in want else {})
+
+
+def test_a_pooled_feature_of_another_width_is_not_compared_with_patches(pictures: str, tmp_path: Path):
+    config = TokensConfig(data=pictures, sizes=(64, 96), views=3)
+    session = Session(out=tmp_path, device=torch.device("cpu"))
+    wide, alike = (stub_backbone("noise", reader()) for reader in (WidePooledReader, NoiseReader))
+    outcome, other = (measured(get("tokens"), body, open_images(config), config, session) for body in (wide, alike))
+    metrics = [[score.metric for score in each.scores] for each in (outcome, other)]
+    assert set(metrics[1]) - set(metrics[0]) == {"CLS-patch cosine"}
+    assert "No CLS-patch cosine: the pooled feature and the patches have different numbers" in outcome.note
+    assert np.isfinite([score.value for score in outcome.scores]).all()
+
+
 def test_noise_is_neither_stable_nor_tied_to_its_place(pictures: str, tmp_path: Path):
     config = TokensConfig(data=pictures, sizes=(64, 96), views=3)
     backbone = stub_backbone("noise", NoiseReader())
