@@ -195,10 +195,7 @@ def real_training(where: Machine) -> Iterator[Line]:
 
 def compilations(where: Machine) -> Iterator[Line]:
     """Pretraining with --compile: how often a block is compiled again, and images a second."""
-    if where.device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        raise SkippedError("needs Triton")
-    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
-        raise SkippedError("needs a C compiler")
+    needs_compiler(where)
     out = where.folder / "compiled"
     full = (
         "--batch-size",
@@ -218,6 +215,16 @@ def compilations(where: Machine) -> Iterator[Line]:
     yield Line("compilations after the first, 2 sizes and the teacher", "<= 2", str(again), verdict(again <= 2))
     rate = pd.read_csv(out / "log.csv")["images_per_s"].iloc[-1]
     yield Line("images/s compiled", "2000 (estimate)", f"{rate:.0f}")
+
+
+def packed_attention(where: Machine) -> Iterator[Line]:
+    """Flex attention and nested tensors in place of the attention of --pack: equal results, and which is faster."""
+    needs_compiler(where)
+    from benchmarks import packing
+
+    for row in packing.rows(*where.size((packing.IMAGES, packing.BLOCKS, 5), (1, 1, 1))):
+        found = f"{row.check}; {row.ratio:.2f} times as fast"
+        yield Line(row.work, f"<= {packing.SAME:g}", found, verdict(row.agrees))
 
 
 def exactness(where: Machine) -> Iterator[Line]:
@@ -322,6 +329,14 @@ def split_of(root: Path, year: int, name: str) -> str:
     """A split with this sequence."""
     lists = sorted((root / "ImageSets" / str(year)).glob("*.txt"), reverse=True)
     return next(file.stem for file in lists if name in file.read_text().split())
+
+
+def needs_compiler(where: Machine) -> None:
+    """Raises SkippedError where `torch.compile` lacks something."""
+    if where.device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise SkippedError("needs Triton")
+    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        raise SkippedError("needs a C compiler")
 
 
 def last(text: str) -> str:
@@ -431,6 +446,7 @@ CHECKS = {
     "waits": Check(waits, 0.7),
     "training": Check(real_training, 2.0),
     "compile": Check(compilations, 2.5),
+    "packing": Check(packed_attention, 0.5),
     "exact": Check(exactness, 2.0),
     "nccl": Check(one_process, 0.7),
     "features": Check(feature_rate, 0.3),

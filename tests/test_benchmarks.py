@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
-from benchmarks import bench, crops, dinov2_step, pictures, results, training_step
+from benchmarks import bench, crops, dinov2_step, packing, pictures, results, training_step
 from benchmarks.__main__ import main, names
 from benchmarks.bench import Row
 from data.sample import sample_data
 from dino_dense import load_backbone
+from dino_dense.backbone.dino_vit import build_module
 from tests.pretrain.tiny_run import TINY, write_pictures
 
 
@@ -46,6 +48,27 @@ def test_the_plain_loop_and_the_trainer_take_the_same_steps():
     dense = replace(config, **dinov2_step.DINOV2, ibot_center_momentum=0.5)
     dense = replace(dense, ibot_out_dim=48)
     assert dinov2_step.curves("fp32", dense, steps=5) <= training_step.SAME_LOSS["fp32"]
+
+
+@pytest.mark.parametrize("way", ["by_flex", "by_nesting"])
+def test_both_ways_of_packed_attention_are_that_of_the_trainer(way: str, monkeypatch: pytest.MonkeyPatch):
+    compiled = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: compiled(function, **{"backend": "eager", **options})
+    )
+    monkeypatch.setattr(packing, "DEVICE", torch.device("cpu"))
+    sizes = [torch.Size((2, 5)), torch.Size((3, 2))]
+    blocks = build_module("vit_tiny_patch16_224").blocks[:1]  # type: ignore[index, union-attr]
+    tokens, attention = torch.randn(1, 16, 192), getattr(packing, way)(sizes)
+    backward = way == "by_nesting"
+    passes = [
+        packing.passing(blocks, tokens, mode, backward=backward)
+        for mode in (packing.PackedAttention(sizes), packing.Instead(attention))
+    ]
+    assert packing.difference(*passes) < 1e-5
+    assert (passes[1].slope is not None) == backward
+    mixed = packing.Instead(torch.nn.functional.scaled_dot_product_attention)
+    assert packing.difference(passes[0], packing.passing(blocks, tokens, mixed, backward=backward)) > 1e-3
 
 
 def test_the_crops_benchmark_reads_pictures_as_pretraining_does(tmp_path: Path):
