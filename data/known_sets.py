@@ -86,6 +86,14 @@ DISCOVERY_SETS = {
 }
 ADE20K_VAL, CITYSCAPES_VAL, VOC12_TRAINAUG = 2000, 500, 10_582
 """Images."""
+LISTED_PARTS = {
+    "VOC12 segmentation val, trainaug": {1320: 8, 160: 64, 80: 128},
+    "ADE20K val": {2550: 8, 300: 64, 150: 128},
+}
+"""Data set -> training images in a published list of a part -> the part: 8 for an eighth (open-hummingbird-eval,
+file_sets/)."""
+PART_LISTS = 5
+"""Lists of each part."""
 ADE20K_NAME, CITYSCAPES_NAME = r"ADE_val_\d{8}", r"[a-z-]+_\d{6}_\d{6}(_leftImg8bit)?"
 CITYSCAPES_SIZE = (1024, 2048)
 """Height and width of every image."""
@@ -163,6 +171,25 @@ def pixel_set(val: Sequence[Path], train: Sequence[Path] | None = None) -> str |
     if count == CITYSCAPES_VAL and are_named(val, CITYSCAPES_NAME) and _sizes(val) == {CITYSCAPES_SIZE}:
         return "Cityscapes val"
     return None
+
+
+def part_set(dataset: str | None, sizes: Sequence[int]) -> str | None:
+    """The published set of which only lists of training images are used, by how many lists of how many images; None for
+    any other.
+
+    Args:
+        dataset: the published set with all its training images.
+        sizes: training images of each list.
+    """
+    parts = LISTED_PARTS.get(dataset or "", {})
+    if len(sizes) != PART_LISTS or len(set(sizes)) > 1 or sizes[0] not in parts:
+        return None
+    return part_name(dataset, parts[sizes[0]])
+
+
+def part_name(dataset: str | None, part: int) -> str | None:
+    """Name of a published set with a part of its training images, 8 for an eighth; the set's own for other parts."""
+    return f"{dataset}, 1/{part}" if part in LISTED_PARTS.get(dataset or "", {}).values() else dataset
 
 
 def keypoint_set(pairs: Sequence[KeypointPair]) -> str | None:

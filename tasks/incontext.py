@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data import DataError
+from data.known_sets import part_name, part_set
 from data.lists import read_list
 from data.segmentation import VOID
 from dino_dense import Metric, Picture, Score
@@ -84,7 +85,8 @@ def open_data(config: IncontextConfig) -> IncontextData:
     if config.lists:
         subsets = tuple(_listed(Path(file), splits) for file in config.lists)
         digest = hashlib.sha256(f"{splits.facts.sha256} {subsets}".encode()).hexdigest()
-        return IncontextData(splits, subsets, replace(splits.facts, sha256=digest))
+        dataset = part_set(splits.facts.dataset, [len(subset) for subset in subsets])
+        return IncontextData(splits, subsets, replace(splits.facts, sha256=digest, dataset=dataset))
     count = len(splits.train) // config.fraction
     if count < 1:
         raise DataError(
@@ -94,7 +96,8 @@ def open_data(config: IncontextConfig) -> IncontextData:
     if config.fraction == 1:
         return IncontextData(splits, (tuple(range(count)),) * len(config.draws), splits.facts)
     orders = [np.random.default_rng(draw).permutation(len(splits.train))[:count] for draw in config.draws]
-    return IncontextData(splits, tuple(tuple(sorted(order.tolist())) for order in orders), splits.facts)
+    facts = replace(splits.facts, dataset=part_name(splits.facts.dataset, config.fraction))
+    return IncontextData(splits, tuple(tuple(sorted(order.tolist())) for order in orders), facts)
 
 
 def _listed(file: Path, splits: LabeledSplits) -> tuple[int, ...]:

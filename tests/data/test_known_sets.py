@@ -17,6 +17,8 @@ from data.known_sets import (
     classification_set,
     discovery_set,
     keypoint_set,
+    part_name,
+    part_set,
     parts_set,
     pixel_set,
     pose_set,
@@ -155,6 +157,17 @@ def test_classes_of_pixels_by_names_and_sizes(tmp_path: Path):
     assert pixel_set(linked([f"ADE_val_{k:08d}" for k in range(2000)], some)) == "ADE20K val"
     assert sizes_vary([first, second])
     assert not sizes_vary([first, first])
+
+
+def test_published_lists_are_known_by_their_number_and_length():
+    voc = "VOC12 segmentation val, trainaug"
+    assert part_set(voc, [80] * 5) == f"{voc}, 1/128"
+    assert part_set("ADE20K val", [2550] * 5) == "ADE20K val, 1/8"
+    for dataset, sizes in ((voc, [80] * 4), (voc, [80] * 4 + [160]), (voc, [150] * 5), (None, [80] * 5), (voc, [])):
+        assert part_set(dataset, sizes) is None
+    assert part_name(voc, 64) == f"{voc}, 1/64"
+    assert part_name(voc, 2) == voc
+    assert part_name(None, 8) is None
 
 
 def test_davis_of_half_the_frames_or_the_pixels_is_not_davis(tmp_path: Path):

@@ -147,6 +147,38 @@ def test_votes_choose_neighbors_on_held_out_images(tmp_path: Path):
         run(tree(tmp_path / "small"), tmp_path / "other", **votes)
 
 
+def test_a_part_of_a_published_set_is_a_set_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Numbers of a part stand beside published ones of the part, never beside those of all training images."""
+    monkeypatch.setattr("tasks.semantic.splits.pixel_set", lambda val, train: "ADE20K val")
+    monkeypatch.setattr("data.known_sets.LISTED_PARTS", {"ADE20K val": {2: 2}})
+    root = tree(tmp_path / "voc")
+    listed = tmp_path / "part.txt"
+    listed.write_text("t3\nt1\n")
+    named = {
+        "all": IncontextConfig(data=str(root)),
+        "half": IncontextConfig(data=str(root), fraction=2, draws=(0, 1)),
+        "five": IncontextConfig(data=str(root), lists=(str(listed),) * 5),
+        "own": IncontextConfig(data=str(root), lists=(str(listed),)),
+    }
+    datasets = {name: open_data(config).facts.dataset for name, config in named.items()}
+    assert datasets == {"all": "ADE20K val", "half": "ADE20K val, 1/2", "five": "ADE20K val, 1/2", "own": None}
+
+
+@pytest.mark.parametrize(("part", "number"), [("", 39.3), (", 1/8", 33.2), (", 1/128", 22.6)])
+def test_published_numbers_of_parts(part: str, number: float):
+    report = Report(
+        task="incontext",
+        status="ok",
+        checkpoint={"official": True, "name": "vit_small_patch14_reg4_dinov2.lvd142m"},
+        data={"dataset": f"ADE20K val{part}"},
+        presets=("dip",),
+    )
+    known = report.published("mIoU")
+    assert known is not None
+    assert known.value == number
+    assert report.differences(known) == (known.differs,)
+
+
 def test_fractions_and_lists(tmp_path: Path):
     root = tree(tmp_path / "voc")
     half = open_data(IncontextConfig(data=str(root), fraction=2, draws=(0, 1, 2)))

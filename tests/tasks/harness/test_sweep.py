@@ -1,5 +1,8 @@
 """Sweeps over layers and sizes: the numbers of single runs, one pass over the images, resumed, or refused."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -217,3 +220,21 @@ def test_layers_are_numbers_or_all(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         parsed("--layers", "every")
     assert "layers" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_table_of_one(tmp_path: Path):
+    """The processes share the images of each point; each keeps the features of later layers of its own images."""
+    probe = ["--steps", "3", "--batch-size", "2", "--augment", "false", "--evaluations", "1", "--window", "whole"]
+    words = ["-m", "tasks.segprobe", *probe, "--ckpt", RANDOM, "--device", "cpu", "--layers", "all", "--sizes", "32,48"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    tables = []
+    for name, launcher in (("one", []), ("two", torchrun)):
+        command = [sys.executable, *launcher, *words, "--out", str(tmp_path / name)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        tables.append(pd.read_csv(tmp_path / name / "sweep.csv").drop(columns="seconds"))
+    assert len(tables[0]) == 8
+    assert done.stdout.count("by layer and size") == 1, "one process speaks"
+    pd.testing.assert_frame_equal(*tables, rtol=1e-6)
