@@ -117,7 +117,11 @@ def _listed(file: Path, splits: LabeledSplits) -> tuple[int, ...]:
 
 def measure(backbone: Backbone, data: IncontextData, config: IncontextConfig, session: Session) -> Outcome:
     """Fill a memory for each run, label every image to score, and read the confusion matrices."""
+    from dino_dense.backbone.remembering import RememberingBackbone
+
     builder = builder_of(backbone, data.splits, config, session)
+    if len(data.subsets) > 1:
+        builder = replace(builder, remembering=RememberingBackbone(builder.backbone))
     runs, memory = [], None
     for number, images in enumerate(data.subsets):
         name = Path(config.lists[number]).stem if config.lists else f"draw {config.draws[number]}"
@@ -211,7 +215,7 @@ def label_images(builder: Builder, memory: Memory, choice: Choice, part: str, im
     results: list[tuple[int, Counts]] = []
     with builder.session.bar(len(keys), "labeling", leave=part == "val") as bar:
         for batch in labeled_batches(
-            builder.backbone, squares, keys, batch_size=builder.batch_size, workers=builder.workers
+            builder.looking(augment=False), squares, keys, batch_size=builder.batch_size, workers=builder.workers
         ):
             predicted = predict_squares(memory, batch.patches, config, *choice).numpy()
             predicted = np.where(predicted == VOID, classes - 1, predicted)

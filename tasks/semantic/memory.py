@@ -75,6 +75,12 @@ class Builder:
     """S, pixels."""
     batch_size: int
     workers: int | None
+    remembering: Backbone | None = None
+    """The same backbone, for images that are seen again unchanged: a run for each draw looks at them."""
+
+    def looking(self, *, augment: bool) -> Backbone:
+        """The backbone for images that are changed at random, or not."""
+        return self.backbone if augment or self.remembering is None else self.remembering
 
     def read(self, images: Sequence[int], seed: int, scaling: Scaling | None = None) -> Memory:
         """The memory of these training images, standardized with `scaling` where the protocol does; else with its own.
@@ -89,7 +95,11 @@ class Builder:
         rows: list[tuple[int, tuple[Tensor, Tensor]]] = []
         with self.session.bar(len(keys), "memory", leave=False) as bar:
             for batch in labeled_batches(
-                self.backbone, squares, keys, batch_size=self.batch_size, workers=self.workers
+                self.looking(augment=self.config.augment),
+                squares,
+                keys,
+                batch_size=self.batch_size,
+                workers=self.workers,
             ):
                 rows += self._rows(batch, count, seed)
                 bar.update(len(batch.positions))

@@ -179,6 +179,24 @@ def test_published_numbers_of_parts(part: str, number: float):
     assert report.differences(known) == (known.differs,)
 
 
+@pytest.mark.parametrize(("augment", "images"), [(False, 4 + 2), (True, 3 * 4 + 2)])
+def test_draws_compute_an_unchanged_image_once(
+    augment: bool, images: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen, extract = [], Backbone.extract
+
+    def counted(self: Backbone, batch: torch.Tensor, *others: object, **named: object):
+        seen.append(len(batch))
+        return extract(self, batch, *others, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Backbone, "extract", counted)
+    changes = {"augment": augment, "memory_size": 8}
+    together = run(tree(tmp_path / "data"), tmp_path / "together", draws=(0, 1, 2), **changes)
+    assert sum(seen) == images + 2, "and the two pictures"
+    alone = [run(tmp_path / "data", tmp_path / f"{draw}", draws=(draw,), **changes) for draw in range(3)]
+    assert scores(together)["mIoU"] == pytest.approx(np.mean([scores(one)["mIoU"] for one in alone]))
+
+
 def test_fractions_and_lists(tmp_path: Path):
     root = tree(tmp_path / "voc")
     half = open_data(IncontextConfig(data=str(root), fraction=2, draws=(0, 1, 2)))
