@@ -95,8 +95,9 @@ def test_impossible_wishes_say_what_there_is(backbone: Backbone):
         backbone.extract(image, {"colors"})
     with pytest.raises(ValueError, match="has 4"):
         backbone.extract(image, layers=(4,))
-    with pytest.raises(ValueError, match=r"float \[B, 3, H, W\], got torch.uint8"):
-        backbone.extract(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    for dtype in (torch.int64, torch.bool):
+        with pytest.raises(ValueError, match=rf"uint8 or float \[B, 3, H, W\], got {dtype}"):
+            backbone.extract(torch.zeros(1, 3, 64, 64, dtype=dtype))
     with pytest.raises(ValueError, match=r"resnet18 has no attention; it has cls, patches"):
         load_backbone("random:resnet18").extract(image, {"attention"})
 
