@@ -20,6 +20,7 @@ from dino_dense.pretrain.batches import MicroBatch
 from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.crops import prepare
 from dino_dense.pretrain.optim import param_groups
+from dino_dense.pretrain.step import TrainingState
 from dino_dense.pretrain.trainer import Trainer
 
 DEVICE = device()
@@ -83,15 +84,20 @@ class PlainLoop:
 
     def __init__(self, trainer: Trainer, dtype: torch.dtype | None = None) -> None:
         self.config, self.trainer, self.dtype = trainer.config, trainer, dtype
-        state = copy.deepcopy(trainer.stepper.state)
-        dino = state.learner.parts()["dino"]
-        self.student = nn.Sequential(state.learner.student.backbone, dino.student_head)
-        self.teacher = nn.Sequential(state.teacher.backbone, dino.teacher_head)
+        self.student, self.teacher = self.networks(copy.deepcopy(trainer.stepper.state))
         for module in [*self.student.modules(), *self.teacher.modules()]:
             if hasattr(module, "fused_attn"):
                 module.fused_attn = False
         self.center = torch.zeros(1, self.config.out_dim, device=DEVICE)
         self.optimizer = AdamW(param_groups(self.student))
+
+    def networks(self, state: TrainingState) -> tuple[nn.ModuleList, nn.ModuleList]:
+        """Student and teacher, each with its heads, from a copy of the trainer's state."""
+        dino = state.learner.parts()["dino"]
+        return (
+            nn.ModuleList([state.learner.student.backbone, dino.student_head]),
+            nn.ModuleList([state.teacher.backbone, dino.teacher_head]),
+        )
 
     def step(self, batch: MicroBatch, step: int) -> float:
         config, trainer = self.config, self.trainer
@@ -103,10 +109,7 @@ class PlainLoop:
             prepare(views.to(DEVICE), batch.global_photometric) for views in (batch.global_views, batch.local_views)
         ]
         with torch.autocast(DEVICE.type, self.dtype, enabled=self.dtype is not None):
-            with torch.no_grad():
-                teacher = self._forward(self.teacher, crops[:1])
-            student = self._forward(self.student, crops)
-            loss = self._loss(student.float(), teacher.float())
+            loss = self.loss(crops, batch, step)
         self.optimizer.zero_grad()
         loss.backward()
         for parameter in self.student.parameters():
@@ -116,17 +119,25 @@ class PlainLoop:
                     parameter.grad.mul_(factor)
         self.optimizer.step()
         with torch.no_grad():
-            self.center = config.center_momentum * self.center + (1 - config.center_momentum) * teacher.mean(0, True)
             momentum = float(trainer.stepper.schedules.momentum[step])
             for ours, theirs in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
                 ours.mul_(momentum).add_(theirs, alpha=1 - momentum)
         return float(loss.detach())
 
-    def _forward(self, network: nn.Sequential, crops: list[Tensor]) -> Tensor:
+    def loss(self, crops: list[Tensor], batch: MicroBatch, step: int) -> Tensor:
+        """The loss of global and local crops; also moves the centers."""
+        with torch.no_grad():
+            teacher = self._forward(self.teacher, crops[:1]).float()
+        loss = self.dino(self._forward(self.student, crops).float(), teacher)
+        self.center = moved(self.center, teacher, self.config.center_momentum)
+        return loss
+
+    def _forward(self, network: nn.ModuleList, crops: list[Tensor]) -> Tensor:
         backbone, head = network
         return head(torch.cat([backbone(group) for group in crops]))
 
-    def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def dino(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """DINO's loss of raw scores, student [V*b, K] and teacher [2*b, K] (arXiv 2104.14294, Alg. 1)."""
         config = self.config
         targets = F.softmax((teacher - self.center) / config.teacher_temp, dim=-1).chunk(2)
         scores = (student / config.student_temp).chunk(config.n_views)
@@ -139,6 +150,11 @@ class PlainLoop:
         return torch.stack(pairs).mean()
 
 
+def moved(center: Tensor, scores: Tensor, momentum: float) -> Tensor:
+    """The moving mean [1, K] of the teacher's scores [M, K]."""
+    return momentum * center + (1 - momentum) * scores.mean(0, keepdim=True)
+
+
 # --- Measuring ----------------------------------------------------------------------------------------------
 
 
@@ -146,10 +162,12 @@ def step_of(trainer: Trainer, batch: MicroBatch, step: int) -> float:
     return float(trainer.stepper.run(step, [batch]).loss)
 
 
-def curves(dtype: str, config: PretrainConfig = CURVE, steps: int = CURVE_STEPS) -> float:
+def curves(
+    dtype: str, config: PretrainConfig = CURVE, steps: int = CURVE_STEPS, loop: type[PlainLoop] = PlainLoop
+) -> float:
     """Largest difference of the loss over the steps, with the plain loop in float32."""
     trainer = make_trainer(config, dtype)
-    plain = PlainLoop(trainer)
+    plain = loop(trainer)
     batches = [make_batch(config, seed) for seed in range(2)]
     differences = []
     for number in range(steps):
