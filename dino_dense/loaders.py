@@ -1,7 +1,8 @@
 """Worker processes that read items, for every loop over pictures; a worker's death is explained.
 
 torch's loader buries the message of a bad picture in the worker's traceback. It reports a dead worker in many ways: a
-RuntimeError from a signal handler, anywhere in the main thread, or an error from reading a half-delivered tensor
+RuntimeError from a signal handler, at any line of the main thread (which `_deaths_found_when_reading` prevents), a
+RuntimeError within five seconds of the next read, or an error from reading a half-delivered tensor
 (ConnectionResetError, EOFError, FileNotFoundError, ...).
 
 PyTorch is imported when something is loaded: a command that loads nothing may never need it.
@@ -15,8 +16,8 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
@@ -83,12 +84,10 @@ class WorkerItems:
         self.option = option
         self.processes: dict[int, BaseProcess] = {}
         """The workers by process id while the loader is open; in the main process only."""
-        self.exit_codes: dict[int, int | None] = {}
-        """Exit codes of the workers by process id, once the loader is closed."""
         self._name: Callable[[int], str] | None = name
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"table": self.table, "option": self.option, "processes": {}, "exit_codes": {}, "_name": None}
+        return {"table": self.table, "option": self.option, "processes": {}, "_name": None}
 
     @contextmanager
     def reading(self, item: int) -> Iterator[None]:
@@ -110,34 +109,25 @@ class WorkerItems:
         assert self._name is not None
         return [f"{words[state]} {self._name(item)}" for pid, item, state in self.table.tolist() if pid in pids]
 
-    def exit_code(self, pid: int) -> int | None:
-        """The exit code of a worker that has ended; None for a running worker or another process."""
-        return self.processes[pid].exitcode if pid in self.processes else self.exit_codes.get(pid)
-
     def close(self) -> None:
-        """End the remaining workers, and keep what messages need without open files."""
+        """End the remaining workers, and free the shared memory."""
         for child in self.processes.values():
             if child.is_alive():  # workers ignore torch's SIGTERM (`leave_signals_to_parent`)
                 child.kill()
             child.join()
-        self.exit_codes = {pid: child.exitcode for pid, child in self.processes.items()}
         self.processes = {}
-        self.table = self.table.clone()  # not in shared memory
+        self.table = self.table.clone()
 
 
 _OPEN: list[WorkerItems] = []
 """The tables of all open loaders."""
-_CLOSED_EARLY: deque[WorkerItems] = deque(maxlen=8)
-"""The tables of loaders that were closed early: the signal of a worker's death may come after its loader is closed."""
 
 
 @atexit.register
 def _end_workers() -> None:
     """End the workers that a traceback keeps open at exit: torch would send SIGTERM, which they ignore, and wait."""
-    if alive := [child for worker_items in _OPEN for child in worker_items.processes.values() if child.is_alive()]:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise
-        for child in alive:
-            child.kill()
+    for child in [child for worker_items in _OPEN for child in worker_items.processes.values()]:
+        child.kill()
 
 
 class _ErrorsAsValues:
@@ -216,36 +206,46 @@ def read_items(
             if isinstance(batch, Exception):
                 raise batch
             yield batch
-    except BaseException:
-        _CLOSED_EARLY.append(worker_items)
-        raise
     finally:
         worker_items.close()
         _OPEN.remove(worker_items)
 
 
 def _batches(loader: DataLoader[Any], worker_items: WorkerItems) -> Generator[Any]:
-    """The loader's batches; a worker that dies while one is read raises LostWorkerError."""
+    """The loader's batches; a worker that dies raises LostWorkerError when a batch is read, and nowhere else."""
     others = set(multiprocessing.active_children())
-    with _garbage_left_to_parent():
-        batches = iter(loader)
-    worker_items.processes = {
-        child.pid or 0: child for child in multiprocessing.active_children() if child not in others
-    }
+    batches: Iterator[Any] | None = None
     try:
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except Exception as error:
-                _explain(error, DEATH_SECONDS)
-                raise
-            yield batch
+        with _deaths_found_when_reading(), _garbage_left_to_parent():
+            batches = iter(loader)
+        worker_items.processes = {
+            child.pid or 0: child for child in multiprocessing.active_children() if child not in others
+        }
+        yield from batches
+    except Exception as error:
+        _explain(error)
+        raise
     finally:
         # torch ends its workers when the iterator is freed, and a traceback may keep the iterator alive.
         if shut_down := getattr(batches, "_shutdown_workers", None):
             shut_down()
+
+
+@contextmanager
+def _deaths_found_when_reading() -> Iterator[None]:
+    """Take away the signal handler that torch sets when a loader starts in the block.
+
+    It raises when a worker dies, at any line of the main thread: in the middle of a training step, or in the lines that
+    explain an earlier death. Without it torch finds the death when it next waits for a batch.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    if (getattr(before, "__module__", None) or "").startswith("torch."):  # of another loader in this process
+        before = signal.SIG_DFL
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, before)
 
 
 @contextmanager
@@ -264,46 +264,32 @@ def _garbage_left_to_parent() -> Iterator[None]:
 
 @contextmanager
 def lost_workers_explained(where: str = "", then: str = "") -> Iterator[None]:
-    """Turn any error that torch raises in the block because a loader process died into a LostWorkerError.
-
-    torch raises it in the main thread, at any line. `where` (the run's folder) begins the message and `then` (how to
-    go on) ends it.
-    """
+    """Begin the message of a LostWorkerError with `where` (the run's folder) and end it with `then` (how to go on)."""
     try:
         yield
     except LostWorkerError as error:
-        raise LostWorkerError(_join(where, str(error), then)) from error.__cause__
-    except RuntimeError as error:
-        try:
-            _explain(error, 0.0)
-        except LostWorkerError as lost:
-            raise LostWorkerError(_join(where, str(lost), then)) from error
-        raise
+        parts = (where and f"{where}:", str(error), then)
+        raise LostWorkerError(" ".join(filter(None, parts))) from error.__cause__
 
 
-def _join(where: str, message: str, then: str) -> str:
-    return (f"{where}: " if where else "") + message + (f" {then}" if then else "")
-
-
-def _explain(error: Exception, wait: float) -> None:
-    """Raise LostWorkerError if the error names a dead worker, or if a worker is seen dead within `wait` seconds."""
+def _explain(error: Exception) -> None:
+    """Raise LostWorkerError if the error names a dead worker, or if one is seen dead within `DEATH_SECONDS`."""
     if _RAISED_IN_WORKER.match(str(error)):
         return
     lost = _dead_workers(error)
-    until = time.monotonic() + wait
+    until = time.monotonic() + DEATH_SECONDS
     while not lost and time.monotonic() < until:
-        try:
-            time.sleep(_POLL_SECONDS)
-            lost = {pid for worker_items in _OPEN for pid, child in worker_items.processes.items() if child.exitcode}
-        except RuntimeError as signaled:  # the signal of the death comes now
-            lost = _dead_workers(signaled)
+        time.sleep(_POLL_SECONDS)
+        lost = {pid for worker_items in _OPEN for pid, child in worker_items.processes.items() if child.exitcode}
     if not lost:
         return
-    loaders = [*reversed(_OPEN), *reversed(_CLOSED_EARLY)]
-    phrases = [phrase for worker_items in loaders for phrase in worker_items.of(lost)]
-    signals = [-code for worker_items in loaders for pid in lost if (code := worker_items.exit_code(pid))]
-    hint = next((HINTS[signal.Signals(number)] for number in signals if number in HINTS), UNKNOWN)
-    option = next((worker_items.option for worker_items in loaders if worker_items.of(lost)), "--workers")
+    losers = [worker_items for worker_items in _OPEN if lost & worker_items.processes.keys()]
+    phrases = [phrase for worker_items in losers for phrase in worker_items.of(lost)]
+    codes = [
+        worker_items.processes[pid].exitcode for worker_items in losers for pid in lost & worker_items.processes.keys()
+    ]
+    hint = next((HINTS[signal.Signals(-code)] for code in codes if code and -code in HINTS), UNKNOWN)
+    option = next((worker_items.option for worker_items in losers), "--workers")
     raise LostWorkerError(
         f"loader process {', '.join(map(str, sorted(lost)))} died {', '.join(phrases) or 'before its first item'}. "
         + hint.format(option=option)

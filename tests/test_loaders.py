@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing import resource_sharer
 from pathlib import Path
@@ -18,7 +18,8 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from data.pretraining import open_pretraining_data
 from data.segmentation import LabeledPixels
@@ -133,16 +134,27 @@ def test_a_worker_that_leaves_without_a_signal_is_explained():
         list(read_items(Numbers(leave), WorkerItems(2, name), batch_size=None))
 
 
-def test_a_death_while_the_main_process_is_elsewhere_is_explained():
-    message = r"^runs/a: .*died while reading number 2\. .* Then resume\.$"
+def test_a_death_raises_when_a_batch_is_read_and_nowhere_else():
+    """torch's own handler would raise at any line of this process, even in one that explains another death."""
+    worker_items = WorkerItems(1, name)
+    batches = read_items(Numbers(lambda index: time.sleep(60 * index)), worker_items, batch_size=1)
+    next(batches)
+    (child,) = worker_items.processes.values()
+    child.kill()
+    child.join()
+    message = r"^runs/a: .*died while reading number 1\. .* Then resume\.$"
     with pytest.raises(LostWorkerError, match=message), lost_workers_explained("runs/a", "Then resume."):
-        next(batches_until_the_signal())
+        next(batches)
 
 
-def batches_until_the_signal() -> Iterator[None]:
-    for _ in read_items(Numbers(kill_at(2, signal.SIGKILL)), WorkerItems(1, name), batch_size=1):
-        time.sleep(20)
-    yield
+def test_the_handler_of_a_loader_of_the_user_is_taken_away(monkeypatch: pytest.MonkeyPatch):
+    """torch sets it once in a process, and it watches the workers of every loader."""
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    before = signal.getsignal(signal.SIGCHLD)
+    list(DataLoader(Numbers(lambda index: None), num_workers=1))
+    assert signal.getsignal(signal.SIGCHLD) is not before
+    list(read_items(Numbers(lambda index: None), WorkerItems(1, name), batch_size=1))
+    assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
 
 
 def test_of_two_open_loaders_each_names_its_own_item():
@@ -208,7 +220,8 @@ def test_workers_do_not_free_what_their_parent_left(tmp_path: Path):
 
 FAULTY = """
 import time
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 from dino_dense.loaders import WorkerItems, read_items
 
 class Faulty(Dataset):
