@@ -49,6 +49,8 @@ LOSSES: list[dict[str, Any]] = [
         "ibot_visible_weight": 0.5,
     },
     {"optimizer": "sgd"},
+    {"optimizer": "lars"},
+    *({"optimizer": name, "dtype": "fp16"} for name in ("adamw", "sgd", "lars")),
 ]
 
 
@@ -76,7 +78,8 @@ def meta(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def steps(pictures: Path, device: torch.device, **changes: Any) -> Iterator[Callable[[], None]]:
     """The steps of a run, as the trainer makes them between two rows of its log."""
-    config = replace(TINY, out=str(pictures / "run"), dtype="fp32", augment_on="device", batch_size=4, **changes)
+    fixed = {"out": str(pictures / "run"), "dtype": "fp32", "augment_on": "device", "batch_size": 4}
+    config = replace(TINY, **{**fixed, **changes})
     images = open_pretraining_data(pictures)
     plan = pretraining_plan(len(images), config, World())
     stepper = OptimizerStep(
@@ -213,12 +216,23 @@ def test_a_step_of_a_depth_head_never_waits_for_the_device(changes: dict[str, An
 
 
 @pytest.mark.usefixtures("meta")
-@pytest.mark.parametrize("changes", [{}, {"mixup": 0.0, "cutmix": 0.0}, {"clip_grad": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"mixup": 0.0, "cutmix": 0.0},
+        {"clip_grad": 1.0},
+        {"amp": "fp16"},
+        {"optimizer": "sgd"},
+        {"optimizer": "sgd", "amp": "fp16"},
+    ],
+    ids=str,
+)
 def test_a_step_of_fine_tuning_never_waits_for_the_device(tmp_path: Path, changes: dict[str, Any]):
     for folder in ("train/a", "train/b", "val/a", "val/b"):
         write_pictures(tmp_path / folder, 8)
     backbone = load_backbone("random:vit_micro_patch8_32").to(DEVICE)
-    config = FinetuneConfig(data=str(tmp_path), crop=32, batch_size=8, drop_path=0.1, amp="off", workers=0, **changes)
+    config = FinetuneConfig(data=str(tmp_path), crop=32, batch_size=8, drop_path=0.1, workers=0, **changes)
     run = FineTuning(backbone, config, open_labeled(config), Session(tmp_path / "out"))
     batches = run.micro_batches()
     run.optimizer_step([next(batches)])  # constants of the network

@@ -11,6 +11,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from dino_dense.pretrain.options import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Options, Ranges
 from dino_dense.training.lars import Lars
+from dino_dense.training.precision import skip_on_device
 from dino_dense.training.schedules import Schedule, cosine_schedule
 from dino_dense.training.sharding import own_part
 
@@ -141,9 +142,13 @@ def build_optimizer(
     groups = param_groups(module, lr_of)
     if name == "adamw":
         return AdamW(groups, fused=True)
+    optimizer: Optimizer
     if name == "sgd":
-        return SGD(groups, lr=0.0, momentum=SGD_MOMENTUM, foreach=True)
-    return Lars(groups, lr=0.0, momentum=SGD_MOMENTUM)
+        optimizer = SGD(groups, lr=0.0, momentum=SGD_MOMENTUM, foreach=True)
+    else:
+        optimizer = Lars(groups, lr=0.0, momentum=SGD_MOMENTUM)
+    skip_on_device(optimizer)
+    return optimizer
 
 
 def set_schedule(optimizer: Optimizer, lr: float, weight_decay: float) -> None:

@@ -1,10 +1,12 @@
 """Number types by their option names; autocast, loss scaling, and exactness of products."""
 
 import os
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.amp import GradScaler
+from torch.optim import Optimizer
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Option value -> type."""
@@ -53,3 +55,51 @@ def use_deterministic_operations() -> None:
 def grad_scaler(device: torch.device, name: str) -> GradScaler:
     """Loss scaling, enabled for fp16 only: small gradients would underflow in fp16."""
     return GradScaler(device.type, enabled=name == "fp16")
+
+
+def skip_on_device(optimizer: Optimizer) -> None:
+    """Let the device decide whether loss scaling skips a step, as fused AdamW does, so that the host need not wait.
+
+    `GradScaler.step` asks the device whether a gradient is not finite, unless the optimizer takes the answer itself.
+    Here weights and state are copied before the step, and the device puts them back if it is skipped: the same bits as
+    GradScaler's. State that such a step made becomes 0, so the optimizer must begin at 0, as a momentum does, and keep
+    no count of steps on the host. The copies lie beside the gradients, when the activations are gone.
+    """
+    optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]  # GradScaler then sets `found_inf`
+    skip = _Skip()
+    optimizer.register_step_pre_hook(skip.remember)
+    optimizer.register_step_post_hook(skip.put_back)
+
+
+class _Skip:
+    """The two hooks of `skip_on_device`."""
+
+    def __init__(self) -> None:
+        self.overflow: Tensor | None = None
+        """Above 0: a gradient is not finite. None: no loss scaling."""
+        self.before: dict[Tensor, Tensor] = {}
+        """A tensor that the step may change -> its copy."""
+
+    def remember(self, optimizer: Optimizer, *arguments: Any) -> None:
+        self.overflow = getattr(optimizer, "found_inf", None)
+        if self.overflow is None:
+            return
+        if optimizer.grad_scale is not None:  # type: ignore[attr-defined]
+            raise RuntimeError("gradients are still scaled: call GradScaler.unscale_ before GradScaler.step")
+        optimizer.found_inf = None  # type: ignore[attr-defined]  # PyTorch's unfused steps refuse it
+        self.before = {tensor: tensor.clone() for tensor in _changed_by(optimizer)}
+
+    @torch.no_grad()
+    def put_back(self, optimizer: Optimizer, *arguments: Any) -> None:
+        if self.overflow is None:
+            return
+        for tensor in _changed_by(optimizer):
+            tensor.copy_(torch.where(self.overflow > 0, self.before.get(tensor, 0.0), tensor))
+        self.before = {}
+
+
+def _changed_by(optimizer: Optimizer) -> list[Tensor]:
+    """The tensors that the next step changes: weights with a gradient, and their state."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
+    state = [value for weight in weights for value in optimizer.state.get(weight, {}).values() if value is not None]
+    return [*weights, *state]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dino_dense.training.plan import Plan
+from dino_dense.training.precision import skip_on_device
 from dino_dense.training.schedules import half_cosine
 from dino_dense.training.seeds import derive_seed, seeded
 from tasks.finetuning.config import FinetuneConfig
@@ -50,9 +51,13 @@ def parameter_groups(model: Classifier, config: FinetuneConfig) -> list[dict[str
 def build_optimizer(model: Classifier, config: FinetuneConfig, batch: int) -> Optimizer:
     """The optimizer, with the peak learning rate for this batch size."""
     lr = config.lr * (batch / config.lr_scale_batch if config.lr_scale_batch else 1.0)
+    # Loss scaling asks the device in each step whether to skip it, unless the optimizer decides there, as fused AdamW.
+    fused = {"fused": True} if config.amp == "fp16" and config.optimizer == "adamw" else {}
     optimizer: Optimizer = create_optimizer_v2(
-        parameter_groups(model, config), opt=config.optimizer, lr=lr, weight_decay=config.weight_decay
+        parameter_groups(model, config), opt=config.optimizer, lr=lr, weight_decay=config.weight_decay, **fused
     )
+    if config.optimizer == "sgd":
+        skip_on_device(optimizer)
     return optimizer
 
 
