@@ -4,9 +4,9 @@
     python -m benchmarks.ablation --config quickstart --data-root DATA --out OUT [--docs]     # embedded pictures
 
 Each recipe is configs/pretrain/micro8.yaml (or the one named) with one objective more than the one before. It is
-trained for the same steps with each seed, then measured by the suite `ablation`. The table has a row for each recipe: the
-mean over the seeds, and their range. A finished run or suite is not made again, so that the same command goes on after
-an interruption. `--docs` replaces the table in docs/results.md, and its picture of the loss of the class token.
+trained for the same steps with each seed, then measured by the suite `ablation`. The table has a row for each recipe,
+the mean over the seeds and their range. A finished run or suite is not made again: the same command goes on after an
+interruption. `--docs` replaces the table in docs/results.md, and its picture of the loss of the class token.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import pandas as pd
 import yaml
 
 from benchmarks.bench import write_between
-from benchmarks.results import DOCUMENT
+from benchmarks.results import DOCUMENT, ROOT
 from data.files import IMAGE_SUFFIXES, list_files
 from data.sample import sample_data
 from dino_dense.report import PAIRS_FILE
@@ -40,7 +40,6 @@ teacher of the same run is the Gram teacher."""
 GRAM_BEGINS = 2 / 3
 """Share of the steps before the Gram loss (DINOv3, arXiv 2508.10104, begins it at 1 of 1.3 million steps)."""
 DINO_LOSS = "dino_loss"
-ROOT = DOCUMENT.parents[1]
 
 
 @dataclass(frozen=True)

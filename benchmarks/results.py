@@ -71,14 +71,15 @@ def _settings() -> dict[str, str]:
     settings = {}
     for entry in yaml.safe_load(SUITE.read_text()):
         preset = f"--preset {entry['preset']} " if "preset" in entry else ""
-        values = [f"--{name.replace('_', '-')} {_typed(value)}" for name, value in entry["config"].items()]
+        values = [f"--{name.replace('_', '-')} {typed(value)}" for name, value in entry["config"].items()]
         settings[entry.get("label", entry["task"])] = f"`{preset}{' '.join(values)}`"
     return settings
 
 
-def _typed(value: object) -> str:
+def typed(value: object) -> str:
+    """A value of a suite as it is typed on the command line."""
     if isinstance(value, list):
-        return ",".join(map(_typed, value))
+        return ",".join(map(typed, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
