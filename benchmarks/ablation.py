@@ -69,14 +69,14 @@ class Ablation:
         words = ["-m", "dino_dense.pretrain", "--config", str(self.file), *SETTINGS]
         words += ["--objectives", ",".join(RECIPES[recipe]), "--gram-begin", str(round(GRAM_BEGINS * steps))]
         words += ["--data", str(self.data), "--epochs", str(self.epochs), "--seed", str(seed)]
-        _python(*words, "--out", str(self.run(recipe, seed)))
+        run_python(*words, "--out", str(self.run(recipe, seed)))
 
     def settings(self) -> dict[str, Any]:
         return dict(yaml.safe_load(self.file.read_text()))
 
     def measure(self, checkpoint: str, folder: Path) -> pd.DataFrame:
         """The suite's scores of a run folder, or of another checkpoint."""
-        _python(
+        run_python(
             *("-m", "tasks", "--suite", "ablation", "--ckpt", checkpoint),
             *("--data-root", str(self.data_root), "--out", str(folder)),
         )
@@ -89,7 +89,8 @@ class Ablation:
         return scores[~scores["entry"].duplicated()]  # the headline of each
 
 
-def _python(*words: str) -> None:
+def run_python(*words: str) -> None:
+    """Run a Python command; CalledProcessError if it fails."""
     subprocess.run([sys.executable, *words], check=True, cwd=ROOT, env=os.environ)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import bench, crops, dinov2_step, packing, pictures, results, training_step
+from benchmarks import ablation, bench, crops, dinov2_step, packing, pictures, results, sweeps, training_step
 from benchmarks.__main__ import main, names
 from benchmarks.bench import Row
 from data.sample import sample_data
@@ -112,7 +112,7 @@ def test_a_table_of_a_document_is_replaced_between_its_marks(tmp_path: Path):
 
 
 def pairs_file(folder: Path, random_value: float, status: str = "ok") -> Path:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     scores = [("davis16", "davis", "mine", 61.0), ("davis16", "davis", "random", random_value)]
     pd.DataFrame(
         [
@@ -169,3 +169,51 @@ def test_only_objects_are_painted():
     picture = pictures.painted(frame, ids)
     assert np.allclose(picture[ids == 0], 100 / 255)
     assert not np.allclose(picture[0, 1], picture[1, 0])
+
+
+def test_the_ablation_table_has_a_row_for_each_recipe_and_the_range_of_its_seeds():
+    scores = pd.DataFrame(
+        [("DINO", "knn", "top-1", 20.0), ("DINO", "knn", "top-1", 30.0), ("+ iBOT", "knn", "top-1", 40.0)],
+        columns=["recipe", "task", "metric", "value"],
+    )
+    rows = ablation.ablation_table(scores).to_dict("records")
+    assert [row["recipe"] for row in rows] == ["DINO", "+ iBOT"]
+    assert [row["knn top-1"] for row in rows] == ["25.0 (20.0 to 30.0)", "40.0"]
+
+
+def test_an_interrupted_ablation_makes_each_run_and_suite_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The commands themselves go on; the table has every recipe and seed, and the start once."""
+    commands: list[tuple[str, ...]] = []
+
+    def pretend(*words: str) -> None:
+        commands.append(words)
+        if "tasks" in words:
+            pairs_file(Path(words[words.index("--out") + 1]), 20.0)
+
+    monkeypatch.setattr(ablation, "run_python", pretend)
+    write_pictures(tmp_path / "data", 40)
+    plan = ablation.Ablation("micro8", tmp_path / "data", tmp_path, tmp_path / "out", (0, 1), epochs=3)
+    scores = ablation.ablate(plan)
+    counts = scores.groupby("recipe", sort=False)["seed"].nunique().to_dict()
+    assert counts == {"random weights": 1} | dict.fromkeys(ablation.RECIPES, 2)
+    trained = [words for words in commands if "dino_dense.pretrain" in words]
+    assert len({words[words.index("--out") + 1] for words in trained}) == len(trained) == 8
+    assert all(words[words.index("--gram-begin") + 1] == "2" for words in trained), "two thirds of 3 steps"
+
+
+def test_layers_that_two_tasks_rank_alike_correlate():
+    layers = {"knn": [1.0, 2.0, 3.0], "davis": [10.0, 40.0, 41.0], "incontext": [3.0, 2.0, 1.0]}
+    metrics = {"knn": "top-1", "davis": "J&F-Mean", "incontext": "mIoU"}
+    tables = {task: pd.DataFrame({"layer": [0, 1, 2], metrics[task]: values}) for task, values in layers.items()}
+    scores = sweeps.headlines(tables, "layer")
+    assert scores.columns[0] == "knn (CIFAR-10), top-1"
+    alike = sweeps.alike(scores).set_index("task")
+    assert alike.loc["davis", "knn"] == 1.0
+    assert alike.loc["incontext", "knn"] == alike.loc["incontext", "davis"] == -1.0
+    assert np.isnan(alike.loc["davis", "davis"])
+
+
+def test_a_sweep_has_the_settings_of_the_suite(tmp_path: Path):
+    words = sweeps.settings("cluster", tmp_path)
+    assert words[:2] == ["--preset", "neco"]
+    assert {f"--data={tmp_path / 'CamVid'}", "--seeds=0", "--drop-last=false", "--size=224"} <= set(words)
