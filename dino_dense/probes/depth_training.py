@@ -155,7 +155,10 @@ class _Crops(Dataset[tuple[Tensor, Tensor]]):
         self.pairs, self.config, self.seed = pairs, config, seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """(draw, image) -> RGB [3, H, W], uint8 or, once changed, in [0, 1], and meters [H, W]."""
+        """(draw, image) -> RGB [3, H, W], uint8 or, once changed, in [0, 1], and meters [H, W].
+
+        Changed crops are not sent as bytes: the rotation of the published recipe gives values that no byte holds.
+        """
         draw, index = key
         picture, meters = self.pairs[index].read()
         image, depth = V.pil_to_tensor(picture), torch.from_numpy(meters)[None]

@@ -24,7 +24,7 @@ from dino_dense.training.precision import autocast, grad_scaler
 from dino_dense.training.recompute import recompute_blocks
 from dino_dense.training.signals import stop_signals
 from tasks.finetuning import files
-from tasks.finetuning.batches import LabeledBatch, PairedPlan, TrainingImages, training_loader, training_transform
+from tasks.finetuning.batches import LabeledBatch, PairedPlan, TrainingImages, TrainingTransform, training_loader
 from tasks.finetuning.config import FinetuneConfig
 from tasks.finetuning.measure import Predictions, predict
 from tasks.finetuning.network import Classifier, DropPathMasks
@@ -122,8 +122,7 @@ class FineTuning:
 
     def micro_batches(self) -> Iterator[LabeledBatch]:
         backbone, config = self.backbone, self.config
-        transform = training_transform(config, backbone.mean, backbone.std)
-        dataset = TrainingImages(self.images.train, transform, self.session.seed)
+        dataset = TrainingImages(self.images.train, TrainingTransform(config, backbone.mean), self.session.seed)
         pin = backbone.device.type == "cuda"
         return training_loader(dataset, self.plan, self.step, config.workers, pin)
 
@@ -166,7 +165,7 @@ class FineTuning:
         """Add a micro-batch's gradients; returns its mean loss."""
         device = self.backbone.device
         images, targets = self.mix(
-            batch.images.to(device, non_blocking=True),
+            batch.images(self.backbone.mean, self.backbone.std, device),
             batch.labels.to(device, non_blocking=True),
             batch.slots,
             self.step,

@@ -19,6 +19,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from timm.data import create_transform
 from timm.layers.drop import DropPath
 from torch import nn
 
@@ -35,7 +36,7 @@ from dino_dense.training.plan import Position
 from dino_dense.training.seeds import seeded
 from tasks import RunOptions, get, run_one
 from tasks.finetuning import batches
-from tasks.finetuning.batches import PairedPlan, TrainingImages, training_transform
+from tasks.finetuning.batches import PairedPlan, TrainingImages, TrainingTransform, collate
 from tasks.finetuning.config import FinetuneConfig
 from tasks.finetuning.figures import draw_confusion
 from tasks.finetuning.loop import FineTuning
@@ -425,24 +426,57 @@ def test_plan_walks_through_the_images(n: int, batch: int, repeats: int, shares:
 
 def test_repeats_of_an_image_are_cut_apart(pictures: Path):
     paths = sorted((pictures / "train").rglob("*.png"))
-    transform = training_transform(RICH, (0.0,) * 3, (1.0,) * 3)  # type: ignore[arg-type]
+    transform = TrainingTransform(RICH, (0.0, 0.0, 0.0))
     dataset = TrainingImages(LabeledImages(paths, [0] * len(paths), ["a", "b"]), transform, seed=0)
     position = Position(epoch=0, turn=0, image=1, slot=0)
     first, again, later = (dataset[p] for p in (position, position._replace(slot=3), position._replace(turn=1)))
     assert isinstance(first, tuple)
     assert isinstance(again, tuple)
     assert isinstance(later, tuple)
-    assert torch.equal(first[0], again[0])
-    assert not torch.equal(first[0], later[0])
+    assert torch.equal(first[0].pixels, again[0].pixels)
+    assert not torch.equal(first[0].pixels, later[0].pixels)
+
+
+@pytest.mark.parametrize("erasing", [0.0, 0.25, 1.0])
+def test_crops_are_sent_as_bytes_and_become_the_images_of_timms_transforms(erasing: float):
+    """Bit for bit: normalized, then erased by noise, on the device."""
+    config, mean, std = replace(RICH, erasing=erasing, resize=24, crop=24), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    plain = create_transform(
+        24,
+        is_training=True,
+        scale=config.crop_scale,
+        hflip=config.flip,
+        color_jitter=None,
+        auto_augment=config.randaugment,
+        interpolation="bicubic",
+        mean=mean,
+        std=std,
+        re_prob=erasing,
+        re_mode="pixel",
+    )
+    ours = TrainingTransform(config, mean)
+    pictures = [Image.effect_noise((40, 30), 80).convert("RGB") for _ in range(12)]
+
+    def drawn(transform: Callable[[Image.Image], Any]) -> list[Any]:
+        changed = []
+        for seed, picture in enumerate(pictures):
+            with seeded(seed):
+                changed.append(transform(picture))
+        return changed
+
+    batch = collate([(crop, 0, 0) for crop in drawn(ours)])
+    assert batch.pixels.dtype == torch.uint8
+    assert (len(batch.noise) > 0) == (erasing > 0)
+    assert torch.equal(batch.images(mean, std, torch.device("cpu")), torch.stack(drawn(plain)))
 
 
 def test_the_strongest_augmentation_is_no_error():
     """At its full strength, timm asks Pillow for pictures of 0 bits."""
-    transform = training_transform(replace(RICH, randaugment="rand-m10-inc1"), (0.5,) * 3, (1.0,) * 3)  # type: ignore[arg-type]
+    transform = TrainingTransform(replace(RICH, randaugment="rand-m10-inc1"), (0.5, 0.5, 0.5))
     picture = Image.effect_noise((20, 20), 64).convert("RGB")
     for seed in range(150):
         with seeded(seed):
-            assert transform(picture).isfinite().all()
+            assert transform(picture).pixels.shape == (3, RICH.crop, RICH.crop)
 
 
 def test_drop_path_rises_over_the_blocks_and_is_off_outside_training():
