@@ -1,9 +1,13 @@
-"""Attention of packed crops: PyTorch's attention once for each size of crops (`--pack`), against two ways in one call.
+"""Attention of packed crops: PyTorch's attention once for each size (`--pack`), against three ways in one call.
 
-The ways: flex attention with a block mask, compiled, and nested tensors. The work is a stack of ViT-S/16 blocks over
-the tokens of 2 x 224 and 8 x 96 pixels an image, forward and backward; flex attention has no backward on a CPU.
+The ways: flex attention with a block mask, compiled; nested tensors; attention of variable lengths
+(`torch.nn.attention.varlen`). The work is a stack of ViT-S/16 blocks over the tokens of 2 x 224 and 8 x 96 pixels an
+image, forward and backward. Flex attention has no backward on a CPU; attention of variable lengths is for CUDA alone,
+in bf16 or fp16: elsewhere its row says that it was not run.
 """
 
+import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -91,6 +95,29 @@ def by_nesting(sizes: Sequence[torch.Size]) -> Attention:
     return attend
 
 
+def by_varlen(sizes: Sequence[torch.Size]) -> Attention:
+    """PyTorch's attention of variable lengths, by FlashAttention or cuDNN."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    limits = F.pad(lengths_of(sizes).cumsum(0), (1, 0)).to(DEVICE, torch.int32)
+    longest = max(length for _, length in sizes)
+
+    def attend(*qkv: Tensor) -> Tensor:
+        q, k, v = (part[0].transpose(0, 1).contiguous() for part in qkv)  # each [T, heads, c]
+        out = varlen_attn(q, k, v, limits, limits, longest, longest)
+        assert isinstance(out, Tensor)  # without return_aux
+        return out.transpose(0, 1)[None]
+
+    return attend
+
+
+def varlen_lacks() -> str:
+    """What `by_varlen` needs that is not here; empty if nothing."""
+    if not ON_GPU:
+        return "CUDA"
+    return "" if importlib.util.find_spec("torch.nn.attention.varlen") else "PyTorch 2.10"
+
+
 def passing(blocks: nn.Module, tokens: Tensor, mode: TorchFunctionMode, *, backward: bool) -> Pass:
     blocks.zero_grad()
     entered = tokens.clone().requires_grad_(backward)
@@ -119,7 +146,14 @@ def rows(images: int, depth: int, repeats: int = 5) -> list[Row]:
     return [
         compared(f"{both if ON_GPU else forward}, by flex attention", blocks, sizes, by_flex(sizes), repeats, ON_GPU),
         compared(f"{both}, by nested tensors", blocks, sizes, by_nesting(sizes), repeats, True),
+        of_varlen(f"{both}, by attention of variable lengths", blocks, sizes, repeats),
     ]
+
+
+def of_varlen(work: str, blocks: nn.Module, sizes: Sequence[torch.Size], repeats: int) -> Row:
+    if lacks := varlen_lacks():
+        return Row("packing", work, math.nan, math.nan, "s", check=f"not run here: needs {lacks}")
+    return compared(work, blocks, sizes, by_varlen(sizes), repeats, True)
 
 
 def compared(
@@ -142,9 +176,9 @@ def compared(
 
 
 def main() -> list[Row]:
-    both = rows(IMAGES, BLOCKS)
-    publish(both)
-    return both
+    every = rows(IMAGES, BLOCKS)
+    publish(every)
+    return every
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The benchmarks themselves: each can be opened; both loops of the training step agree on a tiny network."""
 
 import importlib
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import ablation, bench, crops, dinov2_step, packing, pictures, results, sweeps, training_step
 from benchmarks.__main__ import main, names
@@ -50,8 +54,19 @@ def test_the_plain_loop_and_the_trainer_take_the_same_steps():
     assert training_step.curves("fp32", dense, 5, dinov2_step.DenseLoop) <= training_step.SAME_LOSS["fp32"]
 
 
-@pytest.mark.parametrize("way", ["by_flex", "by_nesting"])
-def test_both_ways_of_packed_attention_are_that_of_the_trainer(way: str, monkeypatch: pytest.MonkeyPatch):
+def of_each_crop(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, same: Tensor, longest: int, _: int) -> Tensor:
+    """PyTorch's attention of variable lengths, written out for a CPU, which it is not for."""
+    lengths = ends.diff()
+    assert (ends.dtype, longest) == (torch.int32, lengths.max())
+    assert torch.equal(ends, same)
+    parts = zip(*(part.transpose(0, 1).split(lengths.tolist(), dim=1) for part in (query, key, value)), strict=True)
+    return torch.cat([torch.nn.functional.scaled_dot_product_attention(*part) for part in parts], 1).transpose(0, 1)
+
+
+@pytest.mark.parametrize("way", ["by_flex", "by_nesting", "by_varlen"])
+def test_all_ways_of_packed_attention_are_that_of_the_trainer(way: str, monkeypatch: pytest.MonkeyPatch):
+    if way == "by_varlen":
+        monkeypatch.setattr(pytest.importorskip("torch.nn.attention.varlen"), "varlen_attn", of_each_crop)
     compiled = torch.compile
     monkeypatch.setattr(
         torch, "compile", lambda function, **options: compiled(function, **{"backend": "eager", **options})
@@ -60,7 +75,7 @@ def test_both_ways_of_packed_attention_are_that_of_the_trainer(way: str, monkeyp
     sizes = [torch.Size((2, 5)), torch.Size((3, 2))]
     blocks = build_module("vit_tiny_patch16_224").blocks[:1]  # type: ignore[index, union-attr]
     tokens, attention = torch.randn(1, 16, 192), getattr(packing, way)(sizes)
-    backward = way == "by_nesting"
+    backward = way != "by_flex"
     passes = [
         packing.passing(blocks, tokens, mode, backward=backward)
         for mode in (packing.PackedAttention(sizes), packing.Instead(attention))
@@ -69,6 +84,23 @@ def test_both_ways_of_packed_attention_are_that_of_the_trainer(way: str, monkeyp
     assert (passes[1].slope is not None) == backward
     mixed = packing.Instead(torch.nn.functional.scaled_dot_product_attention)
     assert packing.difference(passes[0], packing.passing(blocks, tokens, mixed, backward=backward)) > 1e-3
+
+
+def test_attention_of_variable_lengths_is_called_as_pytorch_asks(monkeypatch: pytest.MonkeyPatch):
+    """Shapes and types alone: no device computes."""
+    pytest.importorskip("torch.nn.attention.varlen")
+    monkeypatch.setattr(packing, "DEVICE", torch.device("cuda"))
+    with FakeTensorMode(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        qkv = [torch.empty(1, 3, 16, 64, dtype=torch.bfloat16, device="cuda") for _ in range(3)]
+        out = packing.by_varlen([torch.Size((2, 5)), torch.Size((3, 2))])(*qkv)
+    assert (out.shape, out.dtype, out.device.type) == (qkv[0].shape, torch.bfloat16, "cuda")
+
+
+def test_a_way_that_the_machine_lacks_is_a_row_without_figures(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(packing, "ON_GPU", False)
+    row = packing.of_varlen("work", torch.nn.Identity(), [torch.Size((2, 5))], 1)
+    assert (row.check, row.met) == ("not run here: needs CUDA", "")
+    assert math.isnan(row.ours)
 
 
 def test_the_crops_benchmark_reads_pictures_as_pretraining_does(tmp_path: Path):
