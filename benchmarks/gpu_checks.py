@@ -6,7 +6,7 @@ import random
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,8 @@ from benchmarks.crops import pictures
 from benchmarks.gpu_machine import Check, Line, Machine, SkippedError, message, verdict
 from benchmarks.scoring import tree
 from benchmarks.training_step import FIRST_STEP, GFLOP_OF_AN_IMAGE, SAME_LOSS, TIMED, curves, make_batch, make_trainer
-from dino_dense import Report, distributed, load_backbone
+from data.sample import sample_data
+from dino_dense import Backbone, Report, distributed, load_backbone
 from dino_dense.neighbors.exact import nearest
 from dino_dense.objects.cuts import tokencut, tokencuts
 from dino_dense.objects.protocol import SegmentProtocol
@@ -32,7 +33,9 @@ from dino_dense.pretrain.config import PretrainConfig
 from dino_dense.pretrain.photometric import draw_photometric
 from dino_dense.pretrain.trainer import Trainer
 from tasks import RunOptions, get, names, run_one
-from tasks.images.features import CLS, extract_pieces
+from tasks.images.decoding import check_decoder
+from tasks.images.features import CLS, Preprocessing, extract_pieces, square_batches
+from tasks.images.options import Decoder
 
 VIT, SMALL = "random:vit_small_patch16_224", "random:vit_micro_patch8_64"
 FORWARD_GFLOP = 9.2  # ViT-S/16 at 224 pixels, an image
@@ -283,6 +286,39 @@ def feature_rate(where: Machine) -> Iterator[Line]:
         )
 
 
+def jpeg_decoding(where: Machine) -> Iterator[Line]:
+    """JPEGs decoded by Pillow in workers, and on the device: images/s to class tokens, pixels, k-NN by both."""
+    try:
+        check_decoder(where.device)
+    except ValueError as error:
+        raise SkippedError(message(error)) from None
+    backbone = load_backbone(where.size(VIT, SMALL)).to(where.device, torch.bfloat16)
+    ways: tuple[Decoder, ...] = ("pillow", "device")
+    with pictures() as (files, kind):
+        files = files[: where.size(100, 4)]
+        work = f"{len(files)} {kind}"
+        sides = where.size((256, 224), (64, 64))
+        many, batch = files * where.size(40, 2), where.size(64, 4)
+        rates = [rate_from_files(backbone, many, Preprocessing(*sides, decode=way), batch) for way in ways]
+        found = " / ".join(f"{rate:.0f}" for rate in rates)
+        yield Line(f"class tokens from {work}, bf16: images/s by Pillow, by the device", found=found)
+        plain, ours = (
+            torch.cat([part.cpu() for part in square_batches(files, squares, where.device, batch_size=64, workers=0)])
+            for squares in (Preprocessing(*sides, decode=way) for way in ways)
+        )
+        apart = (plain.int() - ours.int()).abs()
+        found = f"mean {apart.float().mean():.3f}, largest {apart.max()}"
+        yield Line(f"pixels of {work}, difference of 255", found=found)
+    scores, knn = [], get("knn")
+    config = replace(knn.smoke, data=str(few_images(where.folder / "few"))) if where.is_trial else knn.smoke
+    for way in ways:
+        options = RunOptions(ckpt=SMALL, device=str(where.device), out=str(where.folder / f"knn-{way}"))
+        scores.append(run_one(knn, options, replace(config, decode=way)).scores[0].value)
+    found = " / ".join(f"{score:.2f}" for score in scores)
+    same = abs(scores[0] - scores[1]) <= SAME["fp32"]
+    yield Line("k-NN of the embedded set by Pillow, by the device", f"within {SAME['fp32']:g}", found, verdict(same))
+
+
 def imagenet_neighbors(where: Machine) -> Iterator[Line]:
     """The 20 nearest of 1,281,167 random features (ImageNet's training set) for 50,000 queries."""
     queries, database = where.size((50_000, 1_281_167), (200, 5_000))
@@ -346,6 +382,24 @@ def needs_compiler(where: Machine) -> None:
 def last(text: str) -> str:
     """The last line."""
     return (text.strip().splitlines() or [""])[-1]
+
+
+def rate_from_files(backbone: Backbone, files: Sequence[Path], squares: Preprocessing, batch: int) -> float:
+    """Images/s from files to class tokens, from the second batch on: the first waits for the workers to start."""
+    batches = square_batches(files, squares, backbone.device, batch_size=batch, workers=None)
+    extract_pieces(backbone, next(batches), (CLS,))
+    seconds, counts = timed(lambda: [len(extract_pieces(backbone, part, (CLS,))[CLS]) for part in batches])
+    return float(sum(counts)) / seconds
+
+
+def few_images(folder: Path) -> Path:
+    """Copy four images of two classes of the embedded set, for a trial."""
+    for split in ("train", "val"):
+        for kind in sorted((sample_data().images / split).iterdir())[:2]:
+            (folder / split / kind.name).mkdir(parents=True)
+            for file in sorted(kind.iterdir())[:4]:
+                shutil.copy(file, folder / split / kind.name)
+    return folder
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -454,6 +508,7 @@ CHECKS = {
     "exact": Check(exactness, 2.0),
     "nccl": Check(one_process, 0.7),
     "features": Check(feature_rate, 0.3),
+    "decode": Check(jpeg_decoding, 0.7),
     "neighbors": Check(imagenet_neighbors, 0.3),
     "davis": Check(davis_frames, 1.5),
 }

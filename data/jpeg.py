@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 START_OF_IMAGE, END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"
-_START_OF_SCAN = 0xDA
+_START_OF_SCAN, _ADOBE = 0xDA, 0xEE
 _HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive (table B.1)
 
 
@@ -41,6 +41,15 @@ def is_whole(encoded: bytes) -> bool:
         if marker == _START_OF_SCAN:
             # Most files end with the marker: checking the end first avoids a search through the whole file.
             return encoded.endswith(END_OF_IMAGE) or encoded.find(END_OF_IMAGE, position) != -1
+    return False
+
+
+def is_marked_rgb(encoded: bytes) -> bool:
+    """Whether Adobe's marker says that the channels are not transformed (ITU-T T.872): RGB, or CMYK."""
+    for marker, position in _segments(encoded):
+        segment = encoded[position + 4 : position + 16]  # "Adobe", version, two words of flags, transform
+        if marker == _ADOBE and segment.startswith(b"Adobe"):
+            return len(segment) == 12 and segment[11] == 0
     return False
 
 

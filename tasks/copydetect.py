@@ -26,6 +26,7 @@ from tasks.harness.command import main
 from tasks.harness.session import DataFacts, Session
 from tasks.harness.task import Outcome, Task, file_list_hash
 from tasks.images.attacks import AttackedImages, check_attacks
+from tasks.images.options import Decoder, check_decoding
 from tasks.scores.retrieval import Indices, average_precision, positive_ranks, rankings
 
 if TYPE_CHECKING:
@@ -75,6 +76,9 @@ class CopydetectConfig:
     fast_decode: bool = False
     """Decode large JPEGs at 1/2, 1/4 or 1/8 size if this is enough: faster, but pixels differ slightly from the
     published protocol's. Attacked images are always decoded at full size."""
+    decode: Decoder = "pillow"
+    """device: the backbone's device decodes and resizes JPEGs; pixels, and so numbers, differ slightly from the
+    published protocol's. Attacked images, and files that it cannot decode, are read by Pillow."""
     batch_size: int = runtime(64)
     """Images extracted at once; does not change the result."""
     workers: int | None = runtime(None)
@@ -82,6 +86,7 @@ class CopydetectConfig:
 
     def __post_init__(self) -> None:
         check_attacks(self.attacks)
+        check_decoding(self.decode, self.fast_decode)
         for name in ("image_size", "top", "max_queries"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -235,7 +240,8 @@ def _describe(
     from tasks.images.descriptors import Transformed, describe_all, fit_whitening
     from tasks.images.features import Preprocessing, check_finite, extract_pieces, finite_rows, image_features
 
-    preprocessing = Preprocessing(config.image_size, config.image_size, squash=True, fast_decode=config.fast_decode)
+    side = config.image_size
+    preprocessing = Preprocessing(side, side, squash=True, fast_decode=config.fast_decode, decode=config.decode)
 
     def of_files(paths: Sequence[Path], label: str) -> Tensor:
         pieces = image_features(

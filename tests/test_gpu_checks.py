@@ -99,7 +99,7 @@ def test_a_device_or_a_check_that_is_none_is_refused(capsys: pytest.CaptureFixtu
         gpu.main(["--device", "cpu", "nonsense"])
 
 
-@pytest.mark.parametrize("name", ["waits", "features", "neighbors"])
+@pytest.mark.parametrize("name", ["waits", "features", "decode", "neighbors"])
 def test_a_check_runs_at_a_tiny_size_on_a_cpu(name: str, here: Machine):
     lines = list(CHECKS[name].measure(here))
     assert lines

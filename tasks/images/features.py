@@ -7,7 +7,7 @@ each after the final norm; "mean" is the mean of the last block's patch tokens, 
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,7 +28,8 @@ from dino_dense.loaders import WorkerItems, read_items
 from dino_dense.report import current_commit
 from dino_dense.versions import VERSIONS
 from tasks.harness.session import Session
-from tasks.images.options import ImageFeatureOptions
+from tasks.images.decoding import decoded_squares
+from tasks.images.options import Decoder, ImageFeatureOptions
 
 CLS = "cls1"
 SCALING = times_reciprocal  # of pixels of classification; other tasks divide
@@ -54,6 +55,8 @@ class Preprocessing:
     """Resize both sides to `resize` instead, changing the aspect ratio (Copydays); no crop."""
     fast_decode: bool = False
     """Decode JPEGs at 1/2, 1/4 or 1/8 size if this is no smaller than `resize`."""
+    decode: Decoder = "pillow"
+    """device: decode, resize and crop JPEGs on the backbone's device (`decoding`)."""
 
     def read(self, path: Path) -> Image.Image:
         """The picture as RGB, reduced with `fast_decode`; raises the errors of `read_rgb`."""
@@ -63,16 +66,15 @@ class Preprocessing:
         allowed = [part for part in picture.reductions if min(picture.size) >= part * self.resize]
         return Image.fromarray(picture.decode(max(allowed, default=1)))
 
+    def geometry(self) -> v2.Compose:
+        """PIL image, or uint8 [3, H, W] -> the same of crop x crop pixels."""
+        size = [self.resize, self.resize] if self.squash else self.resize
+        resize = v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+        return v2.Compose([resize] if self.squash else [resize, v2.CenterCrop(self.crop)])
+
     def transform(self) -> v2.Compose:
         """PIL image -> RGB uint8 [3, crop, crop], to be scaled by `SCALING`."""
-        size = [self.resize, self.resize] if self.squash else self.resize
-        return v2.Compose(
-            [
-                v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC),
-                *([] if self.squash else [v2.CenterCrop(self.crop)]),
-                v2.PILToTensor(),
-            ]
-        )
+        return v2.Compose([self.geometry(), v2.PILToTensor()])
 
 
 class _Images(Dataset):
@@ -84,6 +86,25 @@ class _Images(Dataset):
 
     def __getitem__(self, index: int) -> Tensor:
         return self.transform(self.read(self.paths[index]))
+
+
+def square_batches(
+    paths: Sequence[Path], preprocessing: Preprocessing, device: torch.device, *, batch_size: int, workers: int | None
+) -> Iterator[Tensor]:
+    """RGB uint8 [B, 3, crop, crop] of image files, in order: on the CPU, or where they are decoded.
+
+    Raises:
+        DataError: an image cannot be read; the message names it.
+        ValueError: the device has no decoder.
+    """
+    worker_items = WorkerItems(workers, lambda index: str(paths[index]))
+    if preprocessing.decode == "device":
+        yield from decoded_squares(
+            paths, preprocessing.geometry(), preprocessing.transform(), device, worker_items, batch_size
+        )
+        return
+    items = _Images(paths, preprocessing)
+    yield from read_items(items, worker_items, batch_size=batch_size, pin_memory=device.type != "cpu")
 
 
 def extract_pieces(backbone: Backbone, images: Tensor, pieces: Collection[str]) -> Pieces:
@@ -196,7 +217,7 @@ def square_features(
     return image_features(
         backbone,
         paths,
-        Preprocessing(options.resize, options.crop, fast_decode=options.fast_decode),
+        Preprocessing(options.resize, options.crop, fast_decode=options.fast_decode, decode=options.decode),
         session=session,
         pieces=pieces,
         batch_size=batch_size,
@@ -256,10 +277,7 @@ def _extract(
     label: str,
 ) -> Pieces:
     own_paths = distributed.even_share(paths, session.world)
-    worker_items = WorkerItems(workers, lambda index: str(own_paths[index]))
-    loader = read_items(
-        _Images(own_paths, preprocessing), worker_items, batch_size=batch_size, pin_memory=not backbone.on_cpu
-    )
+    loader = square_batches(own_paths, preprocessing, backbone.device, batch_size=batch_size, workers=workers)
     extracted: Pieces = {}
     finite = torch.ones(len(own_paths), dtype=torch.bool, device=backbone.device)
     done = 0
@@ -290,7 +308,8 @@ def _cache_file(backbone: Backbone, paths: Sequence[Path], preprocessing: Prepro
         "pixels": [backbone.mean, backbone.std],
         "dtype": str(backbone.dtype),
         "device": backbone.device.type,
-        "preprocessing": asdict(preprocessing),
+        # Without the default decoder: features of before there was another are kept.
+        "preprocessing": {name: value for name, value in asdict(preprocessing).items() if value != "pillow"},
     }
     digest.update(json.dumps(key, sort_keys=True).encode())
     for path in paths:

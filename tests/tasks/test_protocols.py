@@ -16,7 +16,7 @@ OPEN = {
     # constants that the protocol leaves to whoever measures
     "finetune": {"accumulate", "amp", "eval_every"},
     "linear": {"lrs", "strengths"},
-    "retrieval": {"resize", "crop", "fast_decode"},  # of images by class, which nobody published
+    "retrieval": {"resize", "crop", "fast_decode", "decode"},  # of images by class, which nobody published
 }
 FILES = [(name, preset) for name in tasks.names() for preset in presets.protocol_names(name)]
 
