@@ -191,8 +191,12 @@ def check_samples(task: Task, outcome: Outcome) -> None:
 
 
 @pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Counts the images that are sent to the device as bytes, and those that backbones get as floats."""
+def sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Counter[str]:
+    """Counts the images that are sent to the device as bytes, and those that backbones get as floats.
+
+    Features that another test left in the cache are not taken: then no image would be sent.
+    """
+    monkeypatch.setattr("tasks.images.features.cache_folder", lambda: tmp_path / "cache")
     count: Counter[str] = Counter()
     moved, extract = pixels.moved, Backbone.extract
 
