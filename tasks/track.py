@@ -38,8 +38,9 @@ class TrackConfig(PropagationProtocol):
     COCO; the report says how it was read."""
     points: str | None = selects(None)
     """In place of a mask: points of the first frame in pixels, --points "x,y;x,y", or of another, "x,y@12". Each is
-    followed to all earlier and later frames. Writes NAME_tracks.csv, and an overlay NAME_tracks.mp4. Of the protocol
-    only the short side is used."""
+    followed to all earlier and later frames. "2=x,y@40" corrects the second point on frame 40: each frame goes by the
+    nearest frame with the point. Writes NAME_tracks.csv, and an overlay NAME_tracks.mp4. Of the protocol only the short
+    side is used."""
     direction: Literal["forward", "both"] = selects("forward")
     """forward: masks go to later frames. both: each object in each frame comes from the nearest frame with a mask of
     it, earlier or later (of two equally near, the earlier); the first frame needs no mask. Up to twice as long."""
@@ -137,9 +138,9 @@ def _measure_points(backbone: Backbone, own: OwnClip, config: TrackConfig, sessi
     assert own.points is not None
     points, table = own.points, session.out / f"{own.clip.name}_tracks.csv"
     notes = [
-        f"Tracks of {len(points)} points are in {table}, over the video in {table.with_suffix('.mp4')}. Each goes to "
-        f"the most similar patch of a frame; it is called hidden (a ring) where that patch leads back to farther than "
-        f"{100 * HIDDEN_SHARE:.0f} % of the short side."
+        f"Tracks of {len(set(points[:, 0]))} points are in {table}, over the video in {table.with_suffix('.mp4')}. "
+        f"Each goes to the most similar patch of a frame; it is called hidden (a ring) where that patch leads back to "
+        f"farther than {100 * HIDDEN_SHARE:.0f} % of the short side."
     ]
 
     def write() -> None:

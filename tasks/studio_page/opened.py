@@ -34,8 +34,9 @@ class OpenClip:
     """Masks of the marked frames, by number."""
     masks: Path | None = None
     """Folder of the masks of the last run."""
-    points: list[tuple[int, int, int]] = field(default_factory=list)
-    """(frame, x, y) of the points to track; pixels."""
+    points: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """(point, frame, x, y) of the points to track, in the order of the clicks; pixels. Points are counted from 1, and a
+    point may be on several frames."""
     before: list[tuple[int, dict[int, GivenMasks]]] = field(default_factory=list)
     """Frame on view and `marks` before each of the last changes, the latest last."""
     features: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
@@ -108,23 +109,31 @@ class OpenClip:
         """Frame on view, and the marked frames."""
         marked = ", ".join(str(index) for index in sorted(self.marks)) or "none"
         said = f"Frame {self.index}, the last is {self.length - 1}. Marked frames: {marked}."
-        spotted = ", ".join(str(index) for index in sorted({index for index, *_ in self.points}))
+        spotted = ", ".join(str(index) for index in sorted({index for _, index, *_ in self.points}))
         return f"{said} Frames with points: {spotted}." if spotted else said
 
-    def spot(self, x: int, y: int) -> None:
-        """Put a point to track on the frame on view."""
-        self.points.append((self.index, x, y))
+    def spot(self, x: int, y: int, corrects: int = 0) -> None:
+        """Put a point to track on the frame on view: a new one, or the point numbered `corrects`, which moves there.
+
+        Raises:
+            ValueError: there is no point of this number.
+        """
+        count = max((point for point, *_ in self.points), default=0)
+        if not 0 <= corrects <= count:
+            raise ValueError(f"point {corrects}: expected 0 for a new point, or the number of one, up to {count}")
+        point = corrects or count + 1
+        self.points = [place for place in self.points if place[:2] != (point, self.index)]
+        self.points.append((point, self.index, x, y))
 
     def undo_point(self) -> None:
         """Take the last point away, and view its frame; does nothing if there is none."""
         if self.points:
-            self.go(self.points.pop()[0])
+            self.go(self.points.pop()[1])
 
     def seen_points(self) -> Pixels:
         """The frame on view with its points to track."""
-        here = np.array([point for point in self.points if point[0] == self.index], np.float64).reshape(-1, 3)
-        numbers = [number for number, point in enumerate(self.points) if point[0] == self.index]
-        return points_over(self.frame, here[:, 1:], np.zeros(len(here), bool), numbers)
+        here = np.array([place for place in self.points if place[1] == self.index], np.float64).reshape(-1, 4)
+        return points_over(self.frame, here[:, 2:], np.zeros(len(here), bool), (here[:, 0].astype(int) - 1).tolist())
 
     def close(self) -> None:
         """Stop its run, and remove its files."""

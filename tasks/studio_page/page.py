@@ -40,9 +40,10 @@ a marked frame count. Each object in each frame is carried from the nearest fram
 backward; of two equally near frames, from the earlier. Where two objects meet, the one from the nearer frame is on top.
 
 **Points.** A click puts a point on the frame on view. Each point is followed from its frame to all earlier and later
-frames.
+frames. Points are counted from 1 in the order of their clicks.
 
-**Corrections.** Run, look at a frame, correct its masks there, and run again.
+**Corrections.** Run, look at a frame, correct its masks there, and run again. To correct a point, choose its number and
+click where it is: each frame then goes by the nearest frame on which the point was clicked.
 
 **Labels.** Mark classes in reference images, or choose class masks; the frame on view takes the classes of the most
 similar patches.
@@ -225,6 +226,9 @@ def _points_tab(gr: Any, studio: Studio, top: Top) -> tuple[Any, Any]:
     """
     frame = clickable(gr, "Frame on view: click points", "points-frame")
     with gr.Row():
+        corrects = gr.Number(
+            0, label="Point", info="0: a new one. Its number: correct it here", precision=0, minimum=0, min_width=160
+        )
         undo = gr.Button("Undo", elem_id="undo-point", elem_classes="key-undo", min_width=120)
         clear = gr.Button("Clear all points", min_width=120)
         buttons = run_buttons(gr, "Track", "track")
@@ -235,8 +239,8 @@ def _points_tab(gr: Any, studio: Studio, top: Top) -> tuple[Any, Any]:
     def seen(clip: OpenClip) -> tuple[OpenClip, str, Pixels]:
         return clip, clip.said(), clip.seen_points()
 
-    def clicked(clip: OpenClip | None, event: Any) -> tuple[OpenClip, str, Pixels]:
-        opened(clip).spot(event.index[0], event.index[1])
+    def clicked(clip: OpenClip | None, corrects: int | None, event: Any) -> tuple[OpenClip, str, Pixels]:
+        opened(clip).spot(event.index[0], event.index[1], corrects or 0)
         return seen(opened(clip))
 
     def cleared(clip: OpenClip | None) -> tuple[OpenClip, str, Pixels]:
@@ -244,7 +248,7 @@ def _points_tab(gr: Any, studio: Studio, top: Top) -> tuple[Any, Any]:
         return seen(opened(clip))
 
     outputs = [top.scene, top.said, frame]
-    frame.select(clicked_by(gr, clicked), top.scene, outputs)
+    frame.select(clicked_by(gr, clicked), [top.scene, corrects], outputs)
     clear.click(showing_errors(gr, cleared), top.scene, outputs)
     running(gr, studio.track, top.scene, top.every, buttons, film_and_file(gr, overlay, table), progress)
     return frame, undo

@@ -1,10 +1,11 @@
 """Track points through a user's clip, and write the tracks with an overlay video.
 
 Each point is given on a frame of its own. It goes to the most similar patch of each frame, earlier or later
-(`dino_dense.matching.tracks`). Memory does not grow with the length of the clip: frames are streamed. It grows with the
-number of frames that have points: their features are kept.
+(`dino_dense.matching.tracks`). A point may be given again on other frames, which corrects it: each frame then goes by
+the nearest frame on which the point is given. Memory does not grow with the length of the clip: frames are streamed. It
+grows with the number of frames that have points: their features are kept.
 
-Shapes: P points (x, y) in pixels of the frames, H x W pixels.
+Shapes: P points, given in G >= P places (x, y) in pixels of the frames, H x W pixels.
 """
 
 import math
@@ -47,48 +48,61 @@ class TrackedFrame(NamedTuple):
 
     frame: ClipFrame
     points: Floats
-    """[P, 2]: centers of patches; in its own frame a point as given."""
+    """[P, 2]: centers of patches; where it is given, a point as given."""
     cosine: Floats
-    """[P], with the point's feature in its own frame."""
+    """[P], with the point's feature in the nearest frame where it is given."""
     hidden: Mask
     """[P]"""
 
 
 def read_points(text: str, clip: Clip) -> Floats:
-    """Points [P, 3] (frame, x, y) from a text "x,y;x,y@FRAME": pixels, and a frame's number in the source (default 0).
+    """Places [G, 4] (point, frame, x, y) from a text "x,y;x,y@FRAME;2=x,y@FRAME".
+
+    Pixels, and a frame's number in the source (default 0). A place without "2=" is a new point, counted from 1.
 
     Raises:
         ValueError: the text has no such form, or a number is not finite.
-        DataError: a point lies outside the frame, or there is no such frame.
+        DataError: see `check_points`.
     """
-    points = []
+    places: list[tuple[int, int, float, float]] = []
+    count = 0
     for part in text.split(";"):
-        spot, at, frame = part.partition("@")
+        named, corrects, rest = part.rpartition("=")
+        spot, at, frame = rest.partition("@")
         try:
             x, y = map(float, spot.split(","))
             index = int(frame) if at else 0
+            count += not corrects
+            point = int(named) if corrects else count
         except ValueError:
             raise ValueError(
-                f"points are {text!r}: expected x,y;x,y (two numbers a point; x,y@12 for frame 12), found {part!r}"
+                f"points are {text!r}: expected x,y;x,y (two numbers a point; x,y@12 for frame 12; 2=x,y@12 to correct "
+                f"point 2 there), found {part!r}"
             ) from None
         if not (math.isfinite(x) and math.isfinite(y)):
             raise ValueError(f"points are {text!r}: {part!r} is no place in a picture")
-        points.append((index, x, y))
-    check_points(points, clip)
-    return np.array(points, np.float64)
+        if not 1 <= point <= count:
+            raise ValueError(
+                f"points are {text!r}: {part!r} corrects point {point}, and points 1 to {count} stand before"
+            )
+        places.append((point, index, x, y))
+    check_points(places, clip)
+    return np.array(places, np.float64)
 
 
-def check_points(points: Sequence[tuple[int, float, float]], clip: Clip) -> None:
-    """DataError for a point (frame, x, y) outside the frames of a clip's source."""
+def check_points(places: Sequence[tuple[int, int, float, float]], clip: Clip) -> None:
+    """DataError for a place (point, frame, x, y) outside the frames, or a second place of a point in a frame."""
     height, width = clip.size
     last = len(clip.source.seconds) - 1
-    for frame, x, y in points:
+    for point, frame, x, y in places:
         if not (0 <= x < width and 0 <= y < height):
             raise DataError(
                 f"{clip.path}: point ({x:g}, {y:g}) is outside the frames of {width}x{height} pixels (width x height)."
             )
         if not 0 <= frame <= last:
             raise DataError(f"{clip.path}: a point of frame {frame}; the frames are 0 to {last}.")
+        if sum(other[:2] == (point, frame) for other in places) > 1:
+            raise DataError(f"{clip.path}: point {point} is given twice on frame {frame}. Leave one out.")
 
 
 def carry_points(
@@ -97,7 +111,8 @@ def carry_points(
     """Yield every frame of a clip with the points.
 
     Args:
-        points: [P, 3]: frame (its number in the source), x, y inside it. The frame need not be in the clip's selection.
+        points: [G, 4]: point (1 to P), frame (its number in the source), x, y inside it. The frame need not be in the
+            clip's selection.
         resolution: short side of the network's input, pixels; None: the clip's own.
         batch_size: frames whose features are computed at once; default: 1 on a CPU, 8 on a GPU.
 
@@ -113,9 +128,16 @@ def carry_points(
         for batch in in_batches(frames, lambda frame: frame.rgb.shape, most):
             tracks, alike, hidden = sought.find(read(batch), clip.size)
             for number, (index, frame) in enumerate(zip(islice(indices, len(batch)), batch, strict=True)):
-                given = points[:, 0] == index
-                there = np.where(given[:, None], points[:, 1:], tracks[:, number])
-                yield TrackedFrame(frame, there, alike[number], hidden[:, number] & ~given)
+                nearest = _nearest(points, index)
+                given = points[nearest, 1] == index
+                there = np.where(given[:, None], points[nearest, 2:], tracks[nearest, number])
+                yield TrackedFrame(frame, there, alike[number, nearest], hidden[nearest, number] & ~given)
+
+
+def _nearest(points: Floats, index: int) -> npt.NDArray[np.int64]:
+    """[P]: the place, of each point's, whose frame is the nearest to a frame; of two, the earlier."""
+    order = np.lexsort((points[:, 1], abs(points[:, 1] - index), points[:, 0]))
+    return order[np.unique(points[order, 0], return_index=True)[1]]
 
 
 def _maps(backbone: Backbone, side: int, frames: Sequence[ClipFrame]) -> Tensor:
@@ -127,26 +149,26 @@ def _maps(backbone: Backbone, side: int, frames: Sequence[ClipFrame]) -> Tensor:
 
 
 class _Sought(NamedTuple):
-    """The points, with the features of the frames on which they are given."""
+    """The places, with the features of the frames on which they are given."""
 
     homes: Tensor
     """[K, D, h, w]"""
     queries: Tensor
-    """[P, D]"""
+    """[G, D]"""
     starts: Tensor
-    """[P, 2]: x, y."""
+    """[G, 2]: x, y."""
     at: npt.NDArray[np.int64]
-    """[P]: their number among the homes."""
+    """[G]: their number among the homes."""
 
     @classmethod
     def of(cls, points: Floats, clip: Clip, read: Callable[[Sequence[ClipFrame]], Tensor]) -> "_Sought":
-        given, at = np.unique(points[:, 0].astype(np.int64), return_inverse=True)
+        given, at = np.unique(points[:, 1].astype(np.int64), return_inverse=True)
         homes = torch.cat([read(list(clip.frames(range(index, index + 1)))) for index in given.tolist()])
-        queries = query_features(homes, torch.from_numpy(np.column_stack([at, points[:, [2, 1]]])).float(), clip.size)
-        return cls(homes, queries, torch.from_numpy(points[:, 1:]).float(), at)
+        queries = query_features(homes, torch.from_numpy(np.column_stack([at, points[:, [3, 2]]])).float(), clip.size)
+        return cls(homes, queries, torch.from_numpy(points[:, 2:]).float(), at)
 
     def find(self, maps: Tensor, size: tuple[int, int]) -> tuple[Floats, Floats, Mask]:
-        """Positions [P, T, 2] in features [T, D, h, w] of frames of `size`, cosines [T, P], hidden ones [P, T]."""
+        """Positions [G, T, 2] in features [T, D, h, w] of frames of `size`, cosines [T, G], hidden ones [G, T]."""
         tracks, cosine = track_points(maps, self.queries, size)
         back = tracks.new_empty(tracks.shape[:2])
         for number, home in enumerate(self.homes):

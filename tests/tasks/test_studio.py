@@ -252,12 +252,27 @@ def test_points_of_any_frame_are_followed_to_all_frames(tmp_path: Path, studio: 
     for point, own in ((1, 6), (2, 3)):
         track = rows[rows["point"] == point].reset_index()
         assert all(moving_mask(row.Index, SIZE)[int(row.y), int(row.x)] for row in track.itertuples())
-        assert (track["x"][own], track["y"][own]) == scene.points[point - 1][1:]
+        assert (track["x"][own], track["y"][own]) == scene.points[point - 1][2:]
     assert rows[rows["frame"] == 0]["frame"].size == 3
     assert pd.read_csv(studio.track(scene, 4)[1])["frame"].unique().tolist() == [0, 4], "no point's own frame is used"
     scene.undo_point()
     scene.undo_point()
-    assert (scene.index, [index for index, *_ in scene.points]) == (3, [6])
+    assert (scene.index, [index for _, index, *_ in scene.points]) == (3, [6])
+
+
+def test_a_corrected_point_is_on_both_frames(tmp_path: Path, studio: Studio):
+    scene = studio.open(write_clip(tmp_path / "clip.mp4", size=SIZE))
+    scene.spot(100, 10)
+    scene.go(7)
+    scene.spot(20, 48, corrects=1)
+    scene.spot(21, 48, corrects=1)
+    assert scene.points == [(1, 0, 100, 10), (1, 7, 21, 48)], "a second click on a frame moves the point"
+    rows = pd.read_csv(studio.track(scene)[1]).set_index("frame")
+    assert rows["point"].tolist() == [1] * 8
+    assert rows.loc[[0, 7], ["x", "y"]].values.tolist() == [[100, 10], [21, 48]]
+    for number in (-1, 2):
+        with pytest.raises(ValueError, match=rf"point {number}: expected 0 for a new point, or .* up to 1"):
+            scene.spot(1, 1, corrects=number)
 
 
 def test_a_click_shows_the_match_in_another_image(tmp_path: Path, studio: Studio):

@@ -21,7 +21,7 @@ from tasks import main as run_task
 from tasks.davis import own_clip
 from tasks.track import TRACK, TrackConfig, main
 from tasks.videos.clip_masks import carry_masks, find_masks, write_masks
-from tasks.videos.clip_points import HIDDEN_SHARE, carry_points
+from tasks.videos.clip_points import HIDDEN_SHARE, carry_points, read_points
 from tests.clip_files import facts, moving_disc, moving_mask, turn, write_clip
 from tests.color_backbone import PROTOCOL, ColorReader, color_backbone
 
@@ -297,7 +297,8 @@ def test_points_are_where_the_whole_clip_at_once_has_them(clip_file: Path, batch
     """Frames are streamed; TAP-Vid's functions take all features at once. Points are of three frames, in no order."""
     clip, backbone = open_clip(clip_file), color_backbone()
     points = np.array([[0, 12.0, 24.0], [5, 50.0, 40.0], [2, 3.0, 4.0], [5, 30.0, 24.0]])
-    tracked = list(carry_points(backbone, clip, points, None, batch_size=batch_size))
+    places = np.column_stack([np.arange(1, 5), points])
+    tracked = list(carry_points(backbone, clip, places, None, batch_size=batch_size))
     frames = [torch.from_numpy(frame.rgb.copy()).permute(2, 0, 1).float() / 255 for frame in clip]
     maps = backbone.extract(torch.stack(frames)).patches
     queries = torch.from_numpy(points[:, [0, 2, 1]]).float()
@@ -314,12 +315,38 @@ def test_points_are_where_the_whole_clip_at_once_has_them(clip_file: Path, batch
     assert sum(inside) >= 6
 
 
+def test_each_frame_goes_by_the_nearest_frame_where_a_point_is_given(clip_file: Path):
+    """Of two equally near frames, by the earlier; the other points are as without the correction."""
+    clip, backbone = open_clip(clip_file), color_backbone()
+    first, other, later = [1, 0, 12.0, 24.0], [2, 4, 50.0, 40.0], [1, 6, 50.0, 8.0]
+    corrected = list(carry_points(backbone, clip, np.array([first, other, later]), None))
+    alone, after = (list(carry_points(backbone, clip, np.array([place, other]), None)) for place in (first, later))
+    for index, frame in enumerate(corrected):
+        expected = (alone if index <= 3 else after)[index]
+        np.testing.assert_array_equal(frame.points, expected.points)
+        np.testing.assert_array_equal(frame.hidden, expected.hidden)
+        np.testing.assert_allclose(frame.cosine, expected.cosine, atol=1e-6)
+
+
+def test_a_correction_names_its_point(clip_file: Path):
+    clip = open_clip(clip_file)
+    places = read_points("12,24;3,4@2;1=50,8@6;5,6", clip)
+    assert places.tolist() == [[1, 0, 12, 24], [2, 2, 3, 4], [1, 6, 50, 8], [3, 0, 5, 6]]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--points", "1=64,3"], "'1=64,3' corrects point 1, and points 1 to 0 stand before"),
+        (["--points", "1,2;0=4,3@1"], "corrects point 0, and points 1 to 1 stand before"),
+        (["--points", "1,2;1=4,3"], "point 1 is given twice on frame 0"),
+        (["--points", "1,2;x=4,3"], "found 'x=4,3'"),
         (["--points", "64,3"], r"point \(64, 3\) is outside the frames of 64x48 pixels"),
         (["--points", "3,3;-1,3"], r"point \(-1, 3\) is outside"),
-        (["--points", "a,b"], r"expected x,y;x,y \(two numbers a point; x,y@12 for frame 12\), found 'a,b'"),
+        (
+            ["--points", "a,b"],
+            r"expected x,y;x,y \(two numbers a point; x,y@12 for frame 12; 2=x,y@12 to correct .*\), found 'a,b'",
+        ),
         (["--points", "1,2,3"], "found '1,2,3'"),
         (["--points", "1,2;"], "found ''"),
         (["--points", "nan,2"], "'nan,2' is no place"),
