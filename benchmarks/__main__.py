@@ -17,7 +17,7 @@ from benchmarks.bench import DEVICE_VARIABLE, Row, device, machine, table, write
 
 DOCS = Path(__file__).parents[1] / "docs" / "performance.md"
 SHARED = ("__main__", "bench", "gpu", "gpu_checks", "gpu_machine")
-CPU_ONLY = ("clustering", "crops", "neighbor", "points", "scoring", "shards")
+CPU_ONLY = ("clustering", "crops", "neighbor", "points", "published", "scoring", "shards")
 """Benchmarks of work that the CPU does; only the network beside `points` runs on the device."""
 DOCUMENTS = ("ablation", "calibration", "families", "family_tasks", "pictures", "results", "sweeps")
 """Modules that fill tables of other documents; they claim no speed, and run by their own names."""

@@ -2,6 +2,8 @@
 
 import importlib
 import math
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks import ablation, bench, crops, dinov2_step, packing, pictures, results, sweeps, training_step
+from benchmarks import ablation, bench, crops, dinov2_step, packing, pictures, published, results, sweeps, training_step
 from benchmarks.__main__ import main, names
 from benchmarks.bench import Row
 from data.sample import sample_data
@@ -249,3 +251,72 @@ def test_a_sweep_has_the_settings_of_the_suite(tmp_path: Path):
     words = sweeps.settings("cluster", tmp_path)
     assert words[:2] == ["--preset", "neco"]
     assert {f"--data={tmp_path / 'CamVid'}", "--seeds=0", "--drop-last=false", "--size=224"} <= set(words)
+
+
+KNN = """
+def knn_classifier(train, train_labels, test, test_labels, k, T, num_classes):
+    nearest = train_labels[(test @ train.T).topk(k).indices]
+    votes = ((test @ train.T).topk(k).values / T).exp()
+    ranked = test.new_zeros(len(test), num_classes).scatter_add_(1, nearest, votes).argsort(1, True)
+    hits = ranked[:, :5] == test_labels[:, None]
+    return {first} * hits[:, 0].double().mean().item(), 100 * hits.any(1).double().mean().item()
+"""
+"""A stand-in for eval_knn.py of DINO."""
+
+
+@pytest.fixture
+def clones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for stand-ins of published repositories; the modules imported from it are forgotten afterward."""
+    monkeypatch.setenv(published.VARIABLE, str(tmp_path))
+    monkeypatch.setattr(published, "TRAIN", 2000)
+    monkeypatch.setattr(published, "TEST", 200)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def test_without_the_published_code_nothing_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.delenv(published.VARIABLE, raising=False)
+    assert published.main() == []
+    said = capsys.readouterr().err
+    for repository in published.REPOSITORIES:
+        assert f"no rows of {repository}: {published.VARIABLE} names no folder of clones" in said
+
+
+def test_a_repository_that_is_not_there_is_named(clones: Path):
+    for name in published.REPOSITORIES[:-1]:
+        (clones / name).mkdir()
+    (missing,) = published.lacking().items()
+    assert missing[0] == published.REPOSITORIES[-1]
+    assert f"{published.VARIABLE} is {clones}, which has no folder {missing[0]}" in missing[1]
+
+
+@pytest.mark.parametrize("first", [100, 99])
+def test_the_published_results_are_compared_before_the_time(first: int, clones: Path):
+    (clones / "dino").mkdir()
+    (clones / "dino" / "eval_knn.py").write_text(KNN.replace("{first}", str(first)))
+    if first == 100:
+        row = published.nearest_classes()
+        assert row.agrees
+        assert "CPU seconds" in row.note
+        assert "dino (no commit)" in row.note
+    else:
+        with pytest.raises(AssertionError, match=r"k-NN votes.*the published result and ours differ by"):
+            published.nearest_classes()
+
+
+def test_a_missing_object_is_a_difference_of_scores():
+    scores = {"J of dog_1": 0.5, "F of dog_1": 0.6}
+    assert published.difference_of(scores, scores) == 0
+    with pytest.raises(AssertionError, match="differ by nan"):
+        published.require(published.difference_of(scores, {"J of dog_1": 0.5}), 1.0, "J&F")
+
+
+def test_the_disk_has_the_pixels_within_the_radius():
+    assert published.disk(1.0).tolist() == [[0, 1, 0], [1, 1, 1], [0, 1, 0]]
+    assert published.disk(2).sum() == 13
+    assert published.disk(2).dtype == np.uint8

@@ -3,6 +3,7 @@
 Shapes: an image has h x w patches, N = h*w, in rows; features are [C, h, w], masks bool [h, w].
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,9 @@ SMALLEST_GRAPH = 3  # patches; fewer have no third eigenvalue
 
 
 LANCZOS_FROM = 512  # patches; below, the reference's own dense call is fast, and breaks ties as the reference does
+
+
+COSINE_BLOCKS = 8  # rows of blocks of the cosines on a CPU; more save little, and their products are less efficient
 
 
 LARGEST_RESIDUAL = 1e-9  # of an eigenvector of length 1
@@ -70,9 +74,21 @@ class SecondEigenpair(NamedTuple):
 
 def patch_graph(features: Tensor, tau: float, eps: float) -> Graph:
     """The graph with edges between patches whose features [C, h, w] have a cosine above tau."""
-    unit = F.normalize(features.flatten(1).T.float(), dim=1)
-    products = unit @ unit.T
+    products = _cosines(F.normalize(features.flatten(1).T.float(), dim=1))
     return Graph(torch.gt(products, tau, out=products), eps)
+
+
+def _cosines(unit: Tensor) -> Tensor:
+    """unit @ unit.T of [N, C]. On a CPU, blocks below the diagonal are copied from above it: half the work."""
+    if unit.device.type != "cpu" or len(unit) < LANCZOS_FROM:
+        return unit @ unit.T
+    products = unit.new_empty(len(unit), len(unit))
+    side = math.ceil(len(unit) / COSINE_BLOCKS)
+    for first in range(0, len(unit), side):
+        rows = slice(first, first + side)
+        torch.mm(unit[rows], unit[first:].T, out=products[rows, first:])
+        products[first + side :, rows] = products[rows, first + side :].T
+    return products
 
 
 def second_eigenvector(graph: Graph, start: Floats | None = None) -> SecondEigenpair:
@@ -244,8 +260,10 @@ def _cuts(
 
 def _has_sides(graph: Graph) -> bool:
     """Whether there is a unique second eigenvector to cut by."""
-    adjacency = graph.adjacency
-    return len(adjacency) >= SMALLEST_GRAPH and bool(adjacency.min() != adjacency.max())
+    if len(graph.adjacency) < SMALLEST_GRAPH:
+        return False
+    lowest, highest = graph.adjacency.aminmax()
+    return bool(lowest != highest)
 
 
 def _segment(graph: Graph, pair: SecondEigenpair | None, size: tuple[int, int], *, corners: bool) -> Segment:

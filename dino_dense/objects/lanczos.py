@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 BLOCK = 2  # vectors of a block: they share a pass over the graph, and separate two equal eigenvalues
-PIECES = 4  # integer vectors that a vector is split into
 LARGEST_BASIS = 256  # vectors; a graph that needs more is nearly disconnected
 SETTLED = 1e-6  # residual of a pair needed for its eigenvalue only, which has the error residual^2 / next gap
 SMALLEST = 2.0**-500  # smaller values count as 0, so that no unit underflows
+PIECES = 4  # integer vectors that a vector is split into, in float32
 WHOLE_FLOAT32 = 24  # bits: whole numbers up to 2^24, and their sums, are exact in float32
+BYTES, BYTES_BITS = 7, 54  # the same in int8: signed digits to the base 256 of integers up to 2^54
+HALVES = sum(128 << 8 * digit for digit in range(BYTES))  # half the base in each digit
 
 
 class Eigenpairs(NamedTuple):
@@ -51,6 +53,8 @@ def leading_pairs(
         None if a graph needs a basis larger than LARGEST_BASIS.
     """
     root = degree.sqrt()[:, None]  # [n, 1, N]
+    if adjacency.device.type == "cpu" and fast_integers():
+        adjacency = adjacency.to(torch.int8)
 
     def apply(rows: Tensor) -> Tensor:
         scaled = rows / root
@@ -87,20 +91,35 @@ def full_float32() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def exact_product(rows: Tensor, adjacency: Tensor) -> Tensor:
-    """rows @ adjacency with float64 accuracy at half the memory, independent of the order of summation.
+def fast_integers() -> bool:
+    """Whether this CPU has instructions for products of 8-bit integers (VNNI), and PyTorch uses them."""
+    supported = getattr(torch.cpu, "_is_vnni_supported", None)  # no public name, as `_int_mm`
+    return supported is not None and hasattr(torch, "_int_mm") and bool(supported())
 
-    float32 adds integers exactly while the sum is below 2^24. So each row is split into PIECES rows of integers of few
-    bits (each times a power of two), which are multiplied together and then recombined. The omitted remainder is below
-    2^-(PIECES * bits) of the row's largest value.
+
+def exact_product(rows: Tensor, adjacency: Tensor) -> Tensor:
+    """rows @ adjacency with float64 accuracy at less memory, independent of the order of summation.
+
+    Each row is split into rows of small integers, each times a power of two. Sums of their products with zeros and ones
+    are exact, and are then recombined. The omitted remainder is below 2^-52 of the row's largest value.
 
     Args:
         rows: [n, b, N], float64.
-        adjacency: [n, N, N], float32 zeros and ones.
+        adjacency: [n, N, N], zeros and ones, symmetric; float32, or int8 on a CPU (a quarter of the memory to read).
     """
-    bits = WHOLE_FLOAT32 - math.ceil(math.log2(rows.shape[2]))
+    return _in_bytes(rows, adjacency) if adjacency.dtype == torch.int8 else _in_floats(rows, adjacency)
+
+
+def _unit(rows: Tensor, bits: int) -> Tensor:
+    """[n, b, 1]: a power of two for each row, at least 2^-bits of its largest value."""
     largest = rows.abs().amax(2, keepdim=True).clamp(min=SMALLEST)
-    unit = torch.exp2(largest.log2().ceil() - bits)  # [n, b, 1]
+    return torch.exp2(largest.log2().ceil() - bits)
+
+
+def _in_floats(rows: Tensor, adjacency: Tensor) -> Tensor:
+    """`exact_product` in float32, which adds integers exactly while the sum is below 2^24."""
+    bits = WHOLE_FLOAT32 - math.ceil(math.log2(rows.shape[2]))
+    unit = _unit(rows, bits)
     pieces, units, rest = [], [], rows
     for _ in range(PIECES):
         piece = (rest / unit).round()
@@ -112,6 +131,21 @@ def exact_product(rows: Tensor, adjacency: Tensor) -> Tensor:
         products = torch.cat(pieces, dim=1).float() @ adjacency  # [n, PIECES * b, N]
     parts = zip(products.double().chunk(PIECES, dim=1), units, strict=True)
     return torch.stack([product * unit for product, unit in parts]).sum(0)
+
+
+def _in_bytes(rows: Tensor, adjacency: Tensor) -> Tensor:
+    """`exact_product` in int8, with sums in int32: the digits, from -128 to 127, of integers are the bytes.
+
+    An integer plus 128 in each digit is not negative, so its bytes are the digits plus 128. The exclusive or with 128
+    makes each byte the digit as a signed byte.
+    """
+    unit = _unit(rows, BYTES_BITS)
+    whole = (rows / unit).round().long()
+    digits = ((whole + HALVES) ^ HALVES).view(torch.int8).unflatten(2, (-1, 8))[..., :BYTES]  # lowest first
+    digits = digits.permute(0, 3, 1, 2).flatten(1, 2).contiguous()  # [n, BYTES * b, N]
+    sums = torch.stack([torch._int_mm(*graph) for graph in zip(digits, adjacency, strict=True)])
+    base = 256.0 ** torch.arange(BYTES, dtype=torch.float64)
+    return (sums.double().unflatten(1, (BYTES, -1)) * base[:, None, None]).sum(1) * unit
 
 
 def _first_block(root: Tensor, start: Tensor | None) -> Tensor:

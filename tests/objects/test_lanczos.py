@@ -8,9 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dino_dense.objects.lanczos import exact_product, leading_pairs
+from dino_dense.objects import lanczos
+from dino_dense.objects.lanczos import exact_product, fast_integers, leading_pairs
 
 EPS = 1e-5
+TYPES = [torch.float32, *([torch.int8] if fast_integers() else [])]
+"""Of the adjacency, that this CPU multiplies."""
 
 
 def graph(nodes: int, seed: int, groups: int = 4, noise: float = 1.0) -> torch.Tensor:
@@ -68,13 +71,35 @@ def test_many_graphs_at_once_are_each_alone_and_a_start_changes_only_the_time():
             assert float(overlap) == pytest.approx(1, abs=1e-12)
 
 
+@pytest.mark.parametrize("dtype", TYPES)
 @settings(deadline=None, max_examples=30)
 @given(st.integers(2, 300), st.integers(0, 1000), st.integers(-200, 200))
-def test_products_in_float32_pieces_are_those_of_float64(nodes: int, seed: int, power: int):
+def test_products_in_pieces_are_those_of_float64(dtype: torch.dtype, nodes: int, seed: int, power: int):
     adjacency, generator = graph(nodes, seed), torch.Generator().manual_seed(seed)
     rows = torch.randn(3, nodes, generator=generator, dtype=torch.float64)
     rows = rows * torch.tensor([1.0, 2.0**power, 0.0], dtype=torch.float64)[:, None]
-    found = exact_product(rows[None], adjacency[None])[0]
+    found = exact_product(rows[None], adjacency[None].to(dtype))[0]
     expected = np.array([[math.fsum(row[column > 0]) for column in adjacency.numpy()] for row in rows.numpy()])
     largest = rows.abs().amax(1, keepdim=True).numpy()
     assert (np.abs(found.numpy() - expected) <= 1e-12 * nodes * largest).all()
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_products_of_the_largest_pieces_are_exact(dtype: torch.dtype):
+    """Rows of powers of two, and of the numbers just below, of both signs: digits at the ends of their range."""
+    ends = torch.tensor([1.0, -1.0, 2 - 2.0**-52, -2 + 2.0**-52, 0.5, -(2.0**-40)], dtype=torch.float64)
+    rows = ends[:, None].expand(-1, 64).clone()
+    found = exact_product(rows[None], torch.ones(1, 64, 64, dtype=dtype))[0]
+    assert torch.equal(found, 64 * rows)
+
+
+def test_a_cpu_with_and_without_integer_instructions_finds_the_same(monkeypatch: pytest.MonkeyPatch):
+    adjacency = graph(200, 0)[None]
+    pairs = []
+    for fast in (False, fast_integers()):
+        monkeypatch.setattr(lanczos, "fast_integers", lambda fast=fast: fast)
+        pairs.append(leading_pairs(adjacency, degrees(adjacency), EPS, tolerance=1e-10))
+    assert pairs[0] is not None
+    assert pairs[1] is not None
+    torch.testing.assert_close(pairs[0].values, pairs[1].values, rtol=0, atol=1e-13)
+    torch.testing.assert_close(pairs[0].vectors[:, 0], pairs[1].vectors[:, 0], rtol=0, atol=1e-9)

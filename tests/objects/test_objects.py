@@ -97,6 +97,26 @@ def test_large_graphs_have_the_same_eigenvector(monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("side", [23, 27])
+def test_edges_are_the_cosines_above_tau_in_both_directions(side: int):
+    generator = torch.Generator().manual_seed(side)
+    features = torch.randn(16, side, side, generator=generator)
+    assert side**2 > cuts.LANCZOS_FROM
+    unit = torch.nn.functional.normalize(features.flatten(1).double(), dim=0)
+    cosines = unit.T @ unit
+    for picture in (features, features.mT):  # of two orders in memory
+        adjacency = patch_graph(picture, 0.2, 1e-5).adjacency
+        expected = cosines if picture is features else cosines[order := by_columns(side)][:, order]
+        clear = (expected - 0.2).abs() > 1e-6
+        assert torch.equal(adjacency[clear], (expected > 0.2).float()[clear])
+        assert torch.equal(adjacency, adjacency.T)
+
+
+def by_columns(side: int) -> torch.Tensor:
+    """Numbers of the patches of a square, column by column."""
+    return torch.arange(side**2).reshape(side, side).T.flatten()
+
+
 def images_of_objects(count: int, side: int) -> torch.Tensor:
     """Noisy features [B, 16, h, w] of a square of its own size on a ground."""
     generator = torch.Generator().manual_seed(0)
