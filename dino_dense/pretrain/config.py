@@ -120,7 +120,7 @@ class PretrainConfig(
         """The larger global crops that an objective's frozen network sees; None without such an objective."""
         if "gram" not in self.objectives or self.gram_crop_size is None:
             return None
-        return LargerCrops(self.gram_crop_size, self.gram_photometric, self.gram_begin)
+        return LargerCrops(self.gram_crop_size, self.gram_photometric, self.gram_begin, self.gram_shrink)
 
     @property
     def unused(self) -> frozenset[str]:

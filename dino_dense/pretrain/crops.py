@@ -108,6 +108,8 @@ class LargerCrops(NamedTuple):
     """Whether they have the photometric changes of the global crops; blur in proportion to the size."""
     begin: int
     """Optimizer steps before which they are not cut."""
+    shrinks: bool = False
+    """Whether the global crops are made from them, rather than cut from the picture; not with `photometric`."""
 
 
 class ViewSpec(NamedTuple):
@@ -158,8 +160,9 @@ class MultiCrop:
     ) -> None:
         """Write each view's pixels uint8 [S, S, 3] (RGB): decoded, cropped, resized, flipped.
 
-        Photometric changes are applied unless `augment_on` is "device". Each size is cut from the picture itself, so
-        the crops of `into` are the same with and without larger crops, up to the size of decoding.
+        Photometric changes are applied unless `augment_on` is "device". Unless larger crops shrink to the global ones,
+        each size is cut from the picture itself, so the crops of `into` are the same with and without larger crops, up
+        to the size of decoding.
 
         Args:
             picture: not decoded yet.
@@ -174,6 +177,7 @@ class MultiCrop:
             assert self.larger is not None
             both = [self.larger_view(view) for view in views[:2]]
             jobs += zip(both, larger, [self.applies_photometric and self.larger.photometric] * 2, strict=True)
+            jobs = jobs[2:] if self.larger.shrinks else jobs
         boxes, sizes = [view.box for view, _, _ in jobs], [len(target) for _, target, _ in jobs]
         reduction = allowed_reduction(picture.reductions, boxes, sizes)
         pixels = picture.decode(reduction)
@@ -188,6 +192,15 @@ class MultiCrop:
                 cv2.flip(resize(pixels, box, crop), 1, dst=target)
             else:
                 resize(pixels, box, target)
+        if len(larger) and self.larger and self.larger.shrinks:
+            for view, source, target in zip(views, larger, into, strict=False):
+                self._shrink(view, source, target)
+
+    def _shrink(self, view: View, larger: Pixels, into: Pixels) -> None:
+        """Make a global crop from the larger crop of its view, which is flipped already."""
+        resize(larger, CropBox(0, 0, *larger.shape[:2]), into)
+        if self.applies_photometric:
+            np.copyto(into, apply_photometric(into, view.photometric))
 
     def larger_view(self, view: View) -> View:
         """The view at the size of `LargerCrops`: its blur has the same radius as a share of the crop."""

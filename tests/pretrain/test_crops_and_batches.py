@@ -168,6 +168,30 @@ def test_larger_crops_are_the_same_boxes_with_more_detail(augment_on: str, photo
         assert np.abs(down - small).mean() < np.abs(up - large).mean() / 2
 
 
+@pytest.mark.parametrize("augment_on", ["loader", "device"])
+def test_larger_crops_can_be_shrunk_to_the_global_crops(augment_on: str, photo: Pixels):
+    """dinov3's order: cut and flip at the larger size, shrink, change."""
+    config, picture = replace(TINY, augment_on=augment_on, flip_prob=1.0, global_crop_size=96), DecodedPicture(photo)
+    runs = []
+    for shrinks in (False, True):
+        crop = MultiCrop(config, LargerCrops(192, photometric=False, begin=0, shrinks=shrinks))
+        views = crop.draw(picture.size, 4)
+        into = [np.zeros((kind.size, kind.size, 3), np.uint8) for kind in crop.kinds]
+        larger = [np.zeros((192, 192, 3), np.uint8) for _ in range(2)]
+        crop.render(picture, views, into, larger)
+        runs.append([*larger, *into])
+    cut, shrunk = runs
+    for number in (0, 1):
+        assert np.array_equal(cut[number], shrunk[number])
+        small = resize(shrunk[number], CropBox(0, 0, 192, 192), np.zeros((96, 96, 3), np.uint8))
+        changed = apply_photometric(small, views[number].photometric) if augment_on == "loader" else small
+        assert np.array_equal(shrunk[2 + number], changed)
+        assert not np.array_equal(shrunk[2 + number], cut[2 + number])
+        assert np.abs(shrunk[2 + number].astype(int) - cut[2 + number]).mean() < 4
+    assert all(np.array_equal(a, b) for a, b in zip(cut[4:], shrunk[4:], strict=True)), "local crops are as ever"
+    assert len(cut) > 4
+
+
 def test_larger_crops_have_the_photometric_changes_where_asked(photo: Pixels):
     """In the loader, and on the device by parameters whose blur grows with the crop."""
     picture, twice = DecodedPicture(photo), LargerCrops(64, photometric=True, begin=0)

@@ -116,6 +116,11 @@ def test_two_processes_give_the_curve_of_one(pictures: Path, tmp_path: Path, tra
             "smaller than global_crop_size 224: set --gram-crop-size 448",
         ),
         ({"gram_photometric": True}, "gram_photometric is on, but gram_crop_size is not set"),
+        ({"gram_shrink": True}, "gram_shrink is on, but gram_crop_size is not set"),
+        (
+            {"gram_shrink": True, "gram_crop_size": 448, "gram_photometric": True},
+            "gram_shrink is on, but gram_photometric is on: .* Set --gram-crop-size without --gram-photometric",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other(changes: dict, message: str):

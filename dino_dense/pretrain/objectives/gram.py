@@ -78,6 +78,9 @@ class GramOptions(Options):
     gram_photometric: bool = False
     """With gram_crop_size: the Gram teacher's crops get the photometric changes of the global crops, with blur in
     proportion to the size. (dinov3, vit7b16_gram_anchor: gram_teacher_no_distortions)"""
+    gram_shrink: bool = False
+    """With gram_crop_size: the global crops are made from the Gram teacher's, by a second resizing before photometric
+    changes, which makes them softer than crops cut from the picture. (dinov3, data/augmentations.py: always)"""
 
     RANGES: ClassVar[Ranges] = {
         **dict.fromkeys(("gram_weight", "gram_begin", "gram_refreshes"), NOT_NEGATIVE),
@@ -97,6 +100,12 @@ class GramOptions(Options):
                 "gram_photometric is on, but gram_crop_size is not set: the Gram teacher sees the global crops with "
                 "their changes already. Set --gram-crop-size, or leave it out"
             )
+        if self.gram_shrink and (self.gram_crop_size is None or self.gram_photometric):
+            without = "gram_crop_size is not set" if self.gram_crop_size is None else "gram_photometric is on"
+            raise ValueError(
+                f"gram_shrink is on, but {without}: it makes the global crops from larger ones without photometric "
+                "changes. Set --gram-crop-size without --gram-photometric, or leave it out"
+            )
 
 
 class Gram(Objective):
@@ -104,8 +113,13 @@ class Gram(Objective):
 
     The Gram teacher sees the same crops, resized where its patch size is another. With `gram_crop_size` it sees their
     boxes at a higher resolution, and its patch tokens are resized to the student's grid before they are normalized
-    (dinov3, train/ssl_meta_arch.py). There the student's crops are made from the larger crops; here both are cut from
-    the picture.
+    (dinov3, train/ssl_meta_arch.py).
+
+    dinov3 (data/augmentations.py, lines 68 to 113 and 174 to 200) cuts one crop at the larger size and shrinks it for
+    the student: so does `gram_shrink`. Without it both are cut from the picture, and the student's crops are as before
+    the loss begins: sharper, by 1.0 of 255 in the mean for 512 to 256 pixels on ImageNet. Where its Gram teacher sees
+    photometric changes (in no published config), it makes them at the larger size, blur included, and shrinks after
+    them; `gram_photometric` makes them at each size, so its blur is stronger, by the ratio of the sizes.
     """
 
     Options: ClassVar[type | None] = GramOptions
