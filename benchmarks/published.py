@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -295,7 +295,7 @@ def loss() -> Row:
 # --- TokenCut (TokenCut/object_discovery.py) ----------------------------------------------------------------
 
 
-def cuts() -> list[Row]:
+def cuts() -> Iterator[Row]:
     code = published("TokenCut", "object_discovery")
     random_keys = [each.cpu() for each in keys(16, IMAGES)]
     smooth = [smooth_features(random_keys[0].shape, seed).cpu() for seed in range(IMAGES)]
@@ -305,14 +305,12 @@ def cuts() -> list[Row]:
         tokens = F.pad(features.flatten(1).T, (0, 0, 1, 0))[None]  # with the unused class token
         return code.ncut(tokens, features.shape[1:], (16, 16), (3, HEIGHT, WIDTH), TAU, EPS)[2] > 0
 
-    rows = []
     for kind, images in kinds.items():
         work = f"cut of {IMAGES} images, {images[0][0].numel():,} patches, {kind}"
         pixels = sum(np.count_nonzero(theirs(each) != tokencut(each, TAU, EPS).mask) for each in images)
         check = f"masks {require(pixels, 0, work)} patches"
         calls = _each(theirs, images), _each(lambda each: tokencut(each, TAU, EPS), images)
-        rows.append(row(work, "TokenCut", calls, check, target=TOKENCUT_TARGET))
-    return rows
+        yield row(work, "TokenCut", calls, check, target=TOKENCUT_TARGET)
 
 
 def _each(call: Callable[[Tensor], Any], items: Sequence[Tensor]) -> Callable[[], Any]:
@@ -354,18 +352,18 @@ def ours(davis: Path, masks: Path, workers: int) -> Values:
     }
 
 
-def scores(repositories: Sequence[str]) -> list[Row]:
+def scores(repositories: Sequence[str]) -> Iterator[Row]:
+    if not repositories:
+        return
     disk_note = give_disk()
     root, year = tree()
     with tempfile.TemporaryDirectory() as name:
         make_predictions(root, year, Path(name) / "predicted")
         frames = write_id_tree(root, year, Path(name) / "predicted", Path(name))
         files = Path(name) / "tree", Path(name) / "masks"
-        return [
-            scorer_row(repository, files, workers, frames, disk_note)
-            for repository in repositories
-            for workers in (1, 2)
-        ]
+        for repository in repositories:
+            for workers in (2, 1):
+                yield scorer_row(repository, files, workers, frames, disk_note)
 
 
 def scorer_row(repository: str, files: tuple[Path, Path], workers: int, frames: int, note: str) -> Row:
@@ -376,7 +374,7 @@ def scorer_row(repository: str, files: tuple[Path, Path], workers: int, frames: 
     expected, found = theirs(), ours(*files, workers)
     check = f"J and F of {len(expected) // 2} objects {require(difference_of(expected, found), SAME_SCORES, work)}"
     target = SCORING_TARGET if is_official and workers == 2 else None
-    return row(work, repository, (theirs, lambda: ours(*files, workers)), check, note=note, target=target)
+    return row(work, repository, (theirs, lambda: ours(*files, workers)), check, note=note, target=target, repeats=2)
 
 
 def difference_of(one: Values, other: Values) -> float:
@@ -385,20 +383,26 @@ def difference_of(one: Values, other: Values) -> float:
     return float(difference.max(skipna=False))
 
 
+def measured(absent: Collection[str]) -> Iterator[Row]:
+    """The rows of the repositories that are there, the longest last."""
+    scorers = [name for name in ("davis2017-evaluation", "vos-benchmark") if name not in absent]
+    yield from scores(scorers)
+    if "TokenCut" not in absent:
+        yield from cuts()
+    if "dino" not in absent:
+        yield from (nearest_classes(), loss())
+        for patch_size, repeats in ((16, 5), (8, 2)):
+            yield propagation(patch_size, repeats)
+
+
 def main() -> list[Row]:
     absent = lacking()
     for repository, reason in absent.items():
         print(f"published: no rows of {repository}: {reason}", file=sys.stderr)
     rows = []
-    if "dino" not in absent:
-        rows += [propagation(16, 5), propagation(8, 2), nearest_classes(), loss()]
-    if "TokenCut" not in absent:
-        rows += cuts()
-    scorers = [name for name in ("davis2017-evaluation", "vos-benchmark") if name not in absent]
-    if scorers:
-        rows += scores(scorers)
-    if rows:
-        publish(rows)
+    for each in measured(absent):
+        publish([each])  # at once: a later row may take minutes
+        rows.append(each)
     return rows
 
 
