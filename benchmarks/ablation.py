@@ -5,8 +5,9 @@
 
 Each recipe is configs/pretrain/micro8.yaml (or the one named) with one objective more than the one before. It is
 trained for the same steps with each seed, then measured by the suite `ablation`. The table has a row for each recipe,
-the mean over the seeds and their range. A finished run or suite is not made again: the same command goes on after an
-interruption. `--docs` replaces the table in docs/results.md, and its picture of the loss of the class token.
+the mean over the seeds and their range; a second table has the J&F of each sequence. A finished run or suite is not
+made again: the same command goes on after an interruption. `--docs` replaces the tables in docs/results.md, and the
+picture of the loss of the class token.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from benchmarks.results import DOCUMENT, ROOT
 from data.files import IMAGE_SUFFIXES, list_files
 from data.sample import sample_data
 from dino_dense.report import PAIRS_FILE
+from tasks.harness.runner import SAMPLES_FILE
 
 RECIPES: Mapping[str, Sequence[str]] = {
     "DINO": ("dino",),
@@ -40,6 +42,8 @@ teacher of the same run is the Gram teacher."""
 GRAM_BEGINS = 2 / 3
 """Share of the steps before the Gram loss (DINOv3, arXiv 2508.10104, begins it at 1 of 1.3 million steps)."""
 DINO_LOSS = "dino_loss"
+DAVIS = "davis16-unseen"
+"""Label of the suite's entry."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,19 @@ def ablation_table(scores: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def sequence_table(plan: Ablation) -> pd.DataFrame:
+    """A row for each recipe, a column for each sequence: the mean J&F over the seeds, and their range."""
+    runs = [("random weights", "random", 0)]
+    runs += [(recipe, plan.run(recipe, seed).name, seed) for recipe in RECIPES for seed in plan.seeds]
+    frames = []
+    for recipe, folder, seed in runs:
+        (file,) = (plan.out / "suites" / folder).glob(f"*/{DAVIS}-*/{SAMPLES_FILE}")
+        frames.append(pd.read_csv(file).assign(recipe=recipe, seed=seed))
+    samples = pd.concat(frames)
+    scores = samples.assign(task=samples["cluster"], metric="J&F-Mean", value=samples["J&F-Mean"])
+    return ablation_table(scores)
+
+
 def _cell(values: pd.Series) -> str:
     spread = f" ({values.min():.1f} to {values.max():.1f})" if len(values) > 1 else ""
     return f"{values.mean():.1f}{spread}"
@@ -159,11 +176,16 @@ def main() -> None:
     words = parser.parse_args()
     data = (words.data or sample_data().images / "train").absolute()
     plan = Ablation(words.config, data, words.data_root.absolute(), words.out.absolute(), words.seeds, words.epochs)
-    text = ablation_table(ablate(plan)).to_markdown(index=False)
     name = f"ablation-{plan.config}"
+    texts = {
+        name: ablation_table(ablate(plan)).to_markdown(index=False),
+        f"{name}-sequences": sequence_table(plan).to_markdown(index=False),
+    }
     draw_losses(plan, (DOCUMENT.parent if words.docs else plan.out) / f"{name}.png")
-    if words.docs:
-        write_between(DOCUMENT, name, text)
+    for mark, text in texts.items():
+        print(f"{text}\n")
+        if words.docs:
+            write_between(DOCUMENT, mark, text)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """The table of docs/results.md, from batches of the suite `results`: `python -m benchmarks.results OUT ... [--docs]`.
 
 Each folder is the `--out` of `python -m tasks --suite results` with another `--seed`. With several, a value is the mean
-over the seeds, and its range follows. With `--docs`, the table in docs/results.md is replaced.
+over the seeds, and its range follows. With `--docs`, the table in docs/results.md is replaced, and the headlines in the
+README.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,9 +17,10 @@ from dino_dense.report import PAIRS_FILE
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "results.md"
+README = ROOT / "README.md"
 SUITE = ROOT / "configs" / "suites" / "results.yaml"
 SHOWN = {"inside": 2, "depth": 2, "tokens": 4, "saliency": 2}
-"""Task -> metrics shown, the first of its list; other tasks show their headline."""
+"""`results_table`'s in docs/results.md."""
 
 
 def read(folders: Sequence[Path]) -> pd.DataFrame:
@@ -38,10 +40,15 @@ def read(folders: Sequence[Path]) -> pd.DataFrame:
     return frame
 
 
-def results_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row for each metric, a column for each checkpoint: the value and its standard error, or the mean over seeds."""
+def results_table(frame: pd.DataFrame, shown_metrics: Mapping[str, int] = SHOWN) -> pd.DataFrame:
+    """A row for each metric, a column for each checkpoint: the value and its standard error, or the mean over seeds.
+
+    Args:
+        frame: of `read`.
+        shown_metrics: task -> metrics shown, the first of its list; other tasks show their headline.
+    """
     place = frame.groupby(["seed", "entry", "checkpoint"], sort=False).cumcount()
-    shown = frame[place < frame["task"].map(SHOWN).fillna(1)]
+    shown = frame[place < frame["task"].map(shown_metrics).fillna(1)]
     texts = [
         (*key, _cell(group["value"], group["stderr"]))
         for key, group in shown.groupby(["entry", "task", "metric", "checkpoint"], sort=False)
@@ -89,10 +96,13 @@ def main(words: Sequence[str]) -> int:
     if not folders:
         print(f"usage: {__doc__}", file=sys.stderr)
         return 2
-    text = results_table(read(folders)).to_markdown(index=False)
+    frame = read(folders)
+    text = results_table(frame).to_markdown(index=False)
     print(text)
     if "--docs" in words:
         write_between(DOCUMENT, "results", text)
+        headlines = results_table(frame, {}).drop(columns="settings")
+        write_between(README, "results", headlines.to_markdown(index=False))
     return 0
 
 
