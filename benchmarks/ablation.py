@@ -73,7 +73,7 @@ class Ablation:
         words = ["-m", "dino_dense.pretrain", "--config", str(self.file), *SETTINGS]
         words += ["--objectives", ",".join(RECIPES[recipe]), "--gram-begin", str(round(GRAM_BEGINS * steps))]
         words += ["--data", str(self.data), "--epochs", str(self.epochs), "--seed", str(seed)]
-        run_python(*words, "--out", str(self.run(recipe, seed)))
+        run_python(*words, "--resume", "auto", "--out", str(self.run(recipe, seed)))
 
     def settings(self) -> dict[str, Any]:
         return dict(yaml.safe_load(self.file.read_text()))

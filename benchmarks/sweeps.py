@@ -24,9 +24,9 @@ from benchmarks.results import DOCUMENT, ROOT, SUITE, typed
 from dino_dense.report import SWEEP_FILE
 from tasks import get
 
-LAYERS = ("knn", "davis", "inside", "saliency", "incontext", "cluster", "segprobe", "correspondence", "tracking")
-"""Tasks measured at each layer. `cluster` has one seed here."""
-SIZED = ("davis", "incontext", "cluster", "segprobe")
+LAYERS = ("knn", "davis", "inside", "saliency", "incontext", "cluster", "correspondence", "tracking")
+"""Tasks measured at each layer, which train nothing. `cluster` has one seed here."""
+SIZED = ("davis", "incontext", "cluster")
 """Tasks on patch tokens of real pictures that are measured at each size."""
 SIZES = (112, 168, 224, 336)
 """Sides of the network's input, pixels: multiples of 14, and of 8 and 16 but for some."""
