@@ -118,33 +118,34 @@ class DINOLoss(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor, epoch: int) -> LossOutput:
         """The loss of raw scores, student [V*B, K] and teacher [T*B, K], view-major; computed in float32.
 
-        With s = student / temperature, the cross-entropy of a pair is
-        -Σ q log softmax(s) = logsumexp(s) - <q, s>, as Σ q = 1. The sum over a student view's teacher views needs only
-        one logsumexp and one inner product with the summed targets, instead of a [B, K] product for each pair.
+        The cross-entropy of a pair is -Σ q log softmax(student / temperature). A student view meets the sum of its
+        teacher views' targets, instead of a [B, K] product for each pair. One view at a time: the scores of one often
+        fit in a CPU's cache.
         """
         T, V = self.n_teacher_views, self.n_views
         with torch.autocast(student.device.type, enabled=False):
-            s = student.float().unflatten(0, (V, -1)) / self.student_temp  # [V, B, K]
-            raw = teacher.detach().float().unflatten(0, (T, -1))  # [T, B, K]
-            log_q = self.log_targets(raw.flatten(0, 1), epoch).unflatten(0, (T, -1))
-            q = log_q.exp()
+            raw = teacher.detach().float()
+            q, log_q = (part.unflatten(0, (T, -1)) for part in self.teacher_targets(raw, epoch))  # [T, B, K]
             q_all = q.sum(dim=0)  # [B, K], the targets of a local view
-            # A global view is not compared with itself: its own target is excluded.
-            inner = ((q_all - q) * s[:T]).sum() + (q_all * s[T:]).sum()
-            lse = torch.logsumexp(s, dim=-1)  # [V, B]
-            pairs = T * V - T
-            total = (T - 1) * lse[:T].sum() + T * lse[T:].sum() - inner
-            loss = total / (pairs * lse.shape[1])
+            total = student.new_zeros((), dtype=torch.float32)
+            for view, scores in enumerate(student.float().chunk(V)):
+                # A global view is not compared with itself: its own target is excluded.
+                targets = q_all - q[view] if view < T else q_all
+                total = total - (targets * torch.log_softmax(scores / self.student_temp, dim=-1)).sum()
+            loss = total / ((T * V - T) * q.shape[1])
             entropy = -(q * log_q).sum(dim=-1).mean()
-        return LossOutput(loss, entropy, loss.detach() - entropy, raw.flatten(0, 1).mean(dim=0, keepdim=True))
+        return LossOutput(loss, entropy, loss.detach() - entropy, raw.mean(dim=0, keepdim=True))
 
     @torch.no_grad()
-    def log_targets(self, teacher: Tensor, epoch: int) -> Tensor:
-        """The teacher's raw scores [T*B, K] of all images of the micro-batch -> log of the targets."""
+    def teacher_targets(self, teacher: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """The teacher's raw scores [T*B, K] of all images of the micro-batch -> the targets, and their logarithms."""
         temperature = self.teacher_temp(epoch)
         if self.targets == "sinkhorn":
-            return sinkhorn(teacher, temperature).clamp_min(SMALLEST).log()
-        return torch.log_softmax((teacher - self.center) / temperature, dim=-1)
+            targets = sinkhorn(teacher, temperature).clamp_min(SMALLEST)
+            return targets, targets.log()
+        scores = (teacher - self.center) / temperature
+        # Not exp(log_softmax): on a CPU it is slow for the many values that are nearly 0.
+        return torch.softmax(scores, dim=-1), torch.log_softmax(scores, dim=-1)
 
     @torch.no_grad()
     def update_center(self, teacher_mean: Tensor) -> None:

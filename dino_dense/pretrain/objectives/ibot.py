@@ -70,8 +70,7 @@ def patch_loss(student: Tensor, targets: Tensor, weights: Tensor, n_crops: int, 
         n_crops: crops of the micro-batch.
         student_temp: the student's temperature.
     """
-    scores = student.float() / student_temp
-    each = torch.logsumexp(scores, dim=-1) - (targets * scores).sum(dim=-1)
+    each = -(targets * torch.log_softmax(student.float() / student_temp, dim=-1)).sum(dim=-1)
     return (each * weights).sum() / n_crops
 
 
