@@ -103,8 +103,9 @@ def main() -> None:
             by_size[task] = sweep(task, [*options, sizes], out / f"{task}-sizes")
     layers, sized = headlines(by_layer, "layer"), headlines(by_size, "size")
     texts = {
-        name: table.round(1).to_markdown(index=index)
-        for name, table, index in (("layers", layers, True), ("alike", alike(layers), False), ("sizes", sized, True))
+        "layers": layers.round(1).to_markdown(),
+        "alike": alike(layers).astype(object).fillna("").to_markdown(index=False),
+        "sizes": sized.round(1).to_markdown(),
     }
     draw(layers, (DOCUMENT.parent if words.docs else out) / "layers.png")
     for name, text in texts.items():
