@@ -22,8 +22,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from benchmarks.bench import write_between
-from benchmarks.results import DOCUMENT, ROOT
+from benchmarks.bench import show_tables
+from benchmarks.results import DOCUMENT, ROOT, cell
 from data.files import IMAGE_SUFFIXES, list_files
 from data.sample import sample_data
 from dino_dense.report import PAIRS_FILE
@@ -117,7 +117,7 @@ def ablate(plan: Ablation) -> pd.DataFrame:
 def ablation_table(scores: pd.DataFrame) -> pd.DataFrame:
     """A row for each recipe, a column for each task: the mean over the seeds, and their range."""
     texts = [
-        (recipe, f"{task} {metric}", _cell(group["value"]))
+        (recipe, f"{task} {metric}", cell(group["value"]))
         for (recipe, task, metric), group in scores.groupby(["recipe", "task", "metric"], sort=False)
     ]
     table = pd.DataFrame(texts, columns=["recipe", "score", "text"])
@@ -140,11 +140,6 @@ def sequence_table(plan: Ablation) -> pd.DataFrame:
     samples = pd.concat(frames)
     scores = samples.assign(task=samples["cluster"], metric="J&F-Mean", value=samples["J&F-Mean"])
     return ablation_table(scores)
-
-
-def _cell(values: pd.Series) -> str:
-    spread = f" ({values.min():.1f} to {values.max():.1f})" if len(values) > 1 else ""
-    return f"{values.mean():.1f}{spread}"
 
 
 def draw_losses(plan: Ablation, picture: Path) -> None:
@@ -182,10 +177,7 @@ def main() -> None:
         f"{name}-sequences": sequence_table(plan).to_markdown(index=False),
     }
     draw_losses(plan, (DOCUMENT.parent if words.docs else plan.out) / f"{name}.png")
-    for mark, text in texts.items():
-        print(f"{text}\n")
-        if words.docs:
-            write_between(DOCUMENT, mark, text)
+    show_tables(texts, DOCUMENT if words.docs else None)
 
 
 if __name__ == "__main__":

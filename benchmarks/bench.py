@@ -13,7 +13,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -206,6 +206,14 @@ def _commit() -> str:
 
 def _rounded(record: dict[str, Any]) -> dict[str, Any]:
     return {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in record.items()}
+
+
+def show_tables(tables: Mapping[str, str], document: Path | None) -> None:
+    """Print tables by their names; with a document, write each between its marks too (`write_between`)."""
+    for name, text in tables.items():
+        print(f"{name}\n{text}\n")
+        if document:
+            write_between(document, name, text)
 
 
 def write_between(document: Path, name: str, text: str) -> None:

@@ -50,7 +50,7 @@ def results_table(frame: pd.DataFrame, shown_metrics: Mapping[str, int] = SHOWN)
     place = frame.groupby(["seed", "entry", "checkpoint"], sort=False).cumcount()
     shown = frame[place < frame["task"].map(shown_metrics).fillna(1)]
     texts = [
-        (*key, _cell(group["value"], group["stderr"]))
+        (*key, cell(group["value"], group["stderr"]))
         for key, group in shown.groupby(["entry", "task", "metric", "checkpoint"], sort=False)
     ]
     cells = pd.DataFrame(texts, columns=["entry", "task", "metric", "checkpoint", "text"])
@@ -63,12 +63,12 @@ def results_table(frame: pd.DataFrame, shown_metrics: Mapping[str, int] = SHOWN)
     return table.drop(columns="entry").rename_axis(columns=None)
 
 
-def _cell(values: pd.Series, errors: pd.Series) -> str:
-    """The value of one seed with its standard error; the mean and the range of several."""
+def cell(values: pd.Series, errors: pd.Series | None = None) -> str:
+    """The value of one seed, with its standard error if given; the mean and the range of several."""
     digits = 1 if values.abs().max() >= 10 else 2
     mean = f"{values.mean():.{digits}f}"
     if len(values) == 1:
-        return mean if errors.isna().all() else f"{mean} ± {errors.iloc[0]:.{digits}f}"
+        return mean if errors is None or errors.isna().all() else f"{mean} ± {errors.iloc[0]:.{digits}f}"
     low, high = f"{values.min():.{digits}f}", f"{values.max():.{digits}f}"
     return mean if low == high else f"{mean} ({low} to {high})"
 

@@ -19,7 +19,7 @@ import pandas as pd
 import yaml
 from matplotlib import pyplot
 
-from benchmarks.bench import write_between
+from benchmarks.bench import show_tables
 from benchmarks.results import DOCUMENT, ROOT, SUITE, typed
 from dino_dense.report import SWEEP_FILE
 from tasks import get
@@ -108,10 +108,7 @@ def main() -> None:
         "sizes": sized.round(1).to_markdown(),
     }
     draw(layers, (DOCUMENT.parent if words.docs else out) / "layers.png")
-    for name, text in texts.items():
-        print(f"{name}\n{text}\n")
-        if words.docs:
-            write_between(DOCUMENT, name, text)
+    show_tables(texts, DOCUMENT if words.docs else None)
 
 
 if __name__ == "__main__":
